@@ -1,0 +1,8 @@
+"""What all trainings share."""
+
+default_scope = "mmdet3d"
+custom_imports = dict(imports=["pipeline.data.dataset", "pipeline.data.transforms", "pipeline.models", "pipeline.distill"], allow_failed_imports=False)
+log_level = "INFO"
+load_from = None
+resume = False
+env_cfg = dict(cudnn_benchmark=True, mp_cfg=dict(mp_start_method="forkserver"), dist_cfg=dict(backend="nccl"))

@@ -1,0 +1,252 @@
+"""Transforms from index entries to packed model inputs.
+
+Each declares ``moves_pixels``: cached expert targets stay valid only where no pixel moves.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmdet3d.registry import TRANSFORMS
+from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.structures import InstanceData
+
+from pipeline.data.geometry import lidar2img
+from pipeline.errors import FD3DError
+
+Item = dict[str, Any]
+
+
+@TRANSFORMS.register_module()
+class LoadMultiViewImages(BaseTransform):
+    """Decode the six images of every frame of the queue.
+
+    Sets ``img`` (V, H, W, 3) uint8 of the original size, ``lidar2img`` (V, 4, 4) and ``scale``; resizing is left to
+    :class:`PackFrames`, so that colour augmentation sees the original pixels.
+
+    Args:
+        scale: by which images will be resized.
+        to_rgb: turn the decoder's BGR to RGB.
+    """
+
+    moves_pixels = False
+
+    def __init__(self, scale: float = 1.0, to_rgb: bool = False) -> None:
+        if not 0 < scale <= 1:
+            raise FD3DError(f"image.scale is {scale}; it must be in (0, 1]")
+        self.scale, self.to_rgb = scale, to_rgb
+
+    def transform(self, results: Item) -> Item:
+        """Raises FD3DError naming an image that is missing, truncated or of another size than the tables say."""
+        for entry in results["frames"]:
+            frame = entry["frame"]
+            images = [
+                self._decode(Path(results["root"]) / path, size)
+                for path, size in zip(frame.image_paths, frame.image_sizes, strict=True)
+            ]
+            if len({image.shape for image in images}) > 1:
+                raise FD3DError(f"the images of frame {frame.token} differ in size; six equal cameras are needed")
+            entry["img"], entry["scale"] = np.stack(images), self.scale
+            entry["lidar2img"] = lidar2img(frame.intrinsics, frame.lidar2cam, self.scale)
+        return results
+
+    def _decode(self, path: Path, size: np.ndarray) -> np.ndarray:
+        try:
+            content = np.fromfile(path, np.uint8)
+        except OSError as error:
+            raise FD3DError(f"image {path} cannot be read: {error.strerror}; is the data root complete?") from error
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+        if image is None:
+            raise FD3DError(f"image {path} is truncated or no image; copy it again")
+        if image.shape[:2] != tuple(size):
+            raise FD3DError(f"image {path} has size {image.shape[:2]}, the tables say {tuple(int(n) for n in size)}")
+        return image[..., ::-1] if self.to_rgb else image
+
+
+@TRANSFORMS.register_module()
+class PhotometricDistortion(BaseTransform):
+    """Random brightness, contrast and saturation, the same for all images of an item.
+
+    The cheap part of SSD's photometric distortion (Liu et al., 2016), in one linear map per image.
+
+    Args:
+        brightness: largest shift on the 0..255 scale.
+        contrast, saturation: factors are drawn from 1 - x .. 1 + x.
+    """
+
+    moves_pixels = False
+
+    def __init__(self, brightness: float = 32.0, contrast: float = 0.4, saturation: float = 0.4) -> None:
+        self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
+
+    def transform(self, results: Item) -> Item:
+        """Acts on ``img``, in place of the decoded pixels."""
+        contrast = 1 + np.random.uniform(-self.contrast, self.contrast)
+        saturation = 1 + np.random.uniform(-self.saturation, self.saturation)
+        shift = np.random.uniform(-self.brightness, self.brightness)
+        # towards the mean of the three channels, then scaled: one 3x3 matrix and an offset
+        grey = np.full((3, 3), 1 / 3)
+        matrix = contrast * (saturation * np.eye(3) + (1 - saturation) * grey)
+        affine = np.concatenate([matrix, np.full((3, 1), shift)], 1)
+        for entry in results["frames"]:
+            stacked = entry["img"].reshape(-1, *entry["img"].shape[2:])
+            entry["img"] = cv2.transform(stacked, affine).reshape(entry["img"].shape)
+        return results
+
+
+# slots of the camera order that change sides in a mirror
+_MIRRORED_SLOTS = (0, 2, 1, 3, 5, 4)
+
+
+@TRANSFORMS.register_module()
+class WorldFlip(BaseTransform):
+    """Mirror the world left to right: pixels, projections, boxes and ego motion; for experts only.
+
+    The LiDAR frame's x axis points right, so a mirrored world has x negated.
+
+    Args:
+        prob: chance that an item is mirrored.
+    """
+
+    moves_pixels = True
+
+    def __init__(self, prob: float = 0.5) -> None:
+        self.prob = prob
+
+    def transform(self, results: Item) -> Item:
+        """Acts on ``img``, ``lidar2img``, ``can_bus`` of all frames and marks the item for :class:`LoadBoxes`."""
+        if np.random.random() >= self.prob:
+            return results
+        results["mirrored"] = True
+        world = np.diag([-1.0, 1.0, 1.0, 1.0])
+        for entry in results["frames"]:
+            width = entry["img"].shape[2] * entry["scale"]
+            # pixel column u becomes width - u (columns are measured from the image's left edge)
+            pixels = np.eye(4)
+            pixels[0, 0], pixels[0, 2] = -1.0, width
+            slots = list(_MIRRORED_SLOTS)
+            entry["img"] = np.ascontiguousarray(entry["img"][slots, :, ::-1])
+            entry["lidar2img"] = (pixels @ entry["lidar2img"] @ world)[slots]
+            entry["can_bus"] = _mirrored_motion(entry["can_bus"])
+        return results
+
+
+def _mirrored_motion(can_bus: np.ndarray) -> np.ndarray:
+    """Mirror the global frame in y: position delta, heading, yaw rate, lateral velocity and acceleration."""
+    out = can_bus.copy()
+    out[[1, 8, 14]] *= -1  # y of position, acceleration, velocity
+    out[[10, 12]] *= -1  # roll and yaw rate
+    out[-2] = (2 * np.pi - out[-2]) % (2 * np.pi)
+    out[-1] *= -1
+    return out
+
+
+@TRANSFORMS.register_module()
+class LoadBoxes(BaseTransform):
+    """True boxes of the last frame, those with enough points and inside the BEV range.
+
+    Args:
+        pc_range: (x0, y0, z0, x1, y1, z1) metres; centres outside in x or y are left out.
+        min_points: LiDAR plus radar points that a box needs (nuScenes counts only such boxes).
+    """
+
+    moves_pixels = False
+
+    def __init__(self, pc_range: list[float], min_points: int = 1) -> None:
+        self.pc_range, self.min_points = pc_range, min_points
+
+    def transform(self, results: Item) -> Item:
+        """Sets ``boxes`` (n, 9) float32 with velocities 0 where unknown, and ``labels`` (n,)."""
+        frame = results["frames"][-1]["frame"]
+        boxes = frame.boxes.copy()
+        low, high = np.array(self.pc_range[:2]), np.array(self.pc_range[3:5])
+        keep = (frame.num_lidar_pts + frame.num_radar_pts >= self.min_points) & (
+            (boxes[:, :2] >= low) & (boxes[:, :2] <= high)
+        ).all(1)
+        boxes = np.nan_to_num(boxes[keep])
+        if results.get("mirrored"):
+            boxes[:, [0, 7]] *= -1
+            boxes[:, 6] = np.pi - boxes[:, 6]
+        results["boxes"], results["labels"] = boxes, frame.labels[keep]
+        return results
+
+
+@TRANSFORMS.register_module()
+class LoadExpertTargets(BaseTransform):
+    """The expert's cached targets of the last frame.
+
+    Args:
+        store: path of a finished store; opened in the process that reads, at the first read.
+    """
+
+    moves_pixels = False
+
+    def __init__(self, store: str) -> None:
+        from store_schema import StoreReader
+
+        self.reader = StoreReader(store)
+
+    def transform(self, results: Item) -> Item:
+        """Sets ``expert``, the reader's arrays by name."""
+        results["expert"] = self.reader.read(results["token"])
+        return results
+
+
+@TRANSFORMS.register_module()
+class PackFrames(BaseTransform):
+    """Resize and stack the queue's images and gather metainfo.
+
+    Gives ``inputs.img`` (Q, V, 3, H, W), uint8 or float32 where resized, and a Det3DDataSample with ``token``,
+    ``frames`` (per frame: token, scene_token, timestamp, lidar2img, img_hw, can_bus, has_history) and, where loaded,
+    ``gt_instances_3d`` and ``expert``.
+    """
+
+    moves_pixels = False
+
+    def transform(self, results: Item) -> Item:
+        """Pack."""
+        images, metas = [], []
+        for entry in results["frames"]:
+            img, frame = entry["img"], entry["frame"]
+            if entry["scale"] != 1:
+                size = tuple(round(n * entry["scale"]) for n in (img.shape[2], img.shape[1]))
+                img = np.stack([cv2.resize(i.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) for i in img])
+            images.append(torch.from_numpy(np.ascontiguousarray(img.transpose(0, 3, 1, 2))))
+            metas.append(
+                {
+                    "token": frame.token,
+                    "scene_token": frame.scene_token,
+                    "timestamp": frame.timestamp,
+                    "lidar2img": entry["lidar2img"].astype(np.float32),
+                    "img_hw": img.shape[1:3],
+                    "can_bus": entry["can_bus"].astype(np.float32),
+                    "has_history": entry["has_history"],
+                }
+            )
+        sample = Det3DDataSample(metainfo={"token": results["token"], "frames": metas})
+        if "boxes" in results:
+            boxes = LiDARInstance3DBoxes(torch.from_numpy(results["boxes"]), box_dim=9, origin=(0.5, 0.5, 0.5))
+            sample.gt_instances_3d = InstanceData(bboxes_3d=boxes, labels_3d=torch.from_numpy(results["labels"]))
+        if "expert" in results:
+            sample.set_metainfo({"expert": results["expert"]})
+        return {"inputs": {"img": torch.stack(images)}, "data_samples": sample}
+
+
+def refuse_pixel_moving(steps: list[dict]) -> None:
+    """Check that cached targets are read only by pipelines that leave every pixel in place.
+
+    Raises:
+        FD3DError: a transform moves pixels, or does not say whether it does.
+    """
+    if not any(step["type"] == "LoadExpertTargets" for step in steps):
+        return
+    for step in steps:
+        kind = TRANSFORMS.get(step["type"])
+        if getattr(kind, "moves_pixels", True):
+            raise FD3DError(
+                f"{step['type']} moves pixels (or does not declare moves_pixels = False), so cached expert targets would "
+                "be wrong; take it out of the apprentice's augmentations"
+            )

@@ -1,0 +1,58 @@
+"""Size and difficulty of the embedded world."""
+
+import re
+from dataclasses import dataclass
+
+from pipeline.errors import FD3DError
+
+ANNOTATION_RANGE = 55.0  # metres from the ego car; agents beyond have no box
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """Everything that decides the bytes of a generated data set."""
+
+    seed: int = 0
+    """Each scene draws from (seed, scene number), so scenes do not depend on how many there are."""
+    train_scenes: int = 200
+    """Scenes of the split ``world_train``."""
+    val_scenes: int = 24
+    """Scenes of the split ``world_val``; none is in the other split."""
+    frames_per_scene: int = 10
+    """Key frames of a scene, at 2 Hz."""
+    height: int = 160
+    """Rows of an image."""
+    width: int = 288
+    """Columns of an image; focal lengths follow it."""
+    density: float = 1.0
+    """Scales the number of agents; 1 gives about 32 boxes within 40 m of the ego car, 28 of them with LiDAR points."""
+    clutter: float = 1.0
+    """Scales the number of houses, trees and poles that occlude agents."""
+    photometric: float = 1.0
+    """Strength of the variation of light, tint and texture between scenes."""
+    lidar_range: float = 42.0
+    """Boxes farther from the ego car than this have no LiDAR points, metres."""
+    min_pixels: int = 4
+    """Image pixels, over all cameras, that a box must show to count as seen."""
+    version: str = "v1.0-world"
+    """Name of the folder with the tables, ``v1.0-`` and letters, digits, ``_`` or ``-``."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise FD3DError(f"world.seed is {self.seed}; it must not be negative")
+        for name in ("train_scenes", "val_scenes", "frames_per_scene", "min_pixels"):
+            if getattr(self, name) < 1:
+                raise FD3DError(f"world.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.train_scenes > 6000 or self.val_scenes > 2000:
+            raise FD3DError("world.train_scenes is at most 6000 and world.val_scenes at most 2000")
+        if self.frames_per_scene > 120:
+            raise FD3DError(f"world.frames_per_scene is {self.frames_per_scene}; use 120 at most")
+        if self.height < 32 or self.width < 32 or self.height % 2 or self.width % 2:
+            raise FD3DError(f"world image size is {self.height}x{self.width}; use even sizes of at least 32")
+        for name in ("density", "clutter", "photometric"):
+            if not getattr(self, name) >= 0:
+                raise FD3DError(f"world.{name} is {getattr(self, name)}; it must not be negative")
+        if not 0 < self.lidar_range <= ANNOTATION_RANGE:
+            raise FD3DError(f"world.lidar_range is {self.lidar_range}; it must be in 0..{ANNOTATION_RANGE} m")
+        if not re.fullmatch(r"v1\.0-[\w-]+", self.version):
+            raise FD3DError(f"world.version is '{self.version}'; it must be a name such as v1.0-world")

@@ -1,0 +1,71 @@
+"""FD3D's losses as pure functions on tensors."""
+
+import torch
+from torch import Tensor
+
+
+def query_trust(scores: Tensor, threshold: float, power: float = 1.0) -> Tensor:
+    """How far queries can be trusted: zero below ``threshold``, else the score to ``power``.
+
+    The expert is imperfect and its score is the only sign of it at hand; power 0 trusts all kept queries alike.
+
+    Args:
+        scores: (..., K) best class score in 0..1.
+    """
+    return torch.where(scores >= threshold, scores.clamp(min=1e-6) ** power, torch.zeros_like(scores))
+
+
+def masked_generation_loss(generated: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Squared error inside the weighted area, per cell and channel.
+
+    ``sum(w * (G - T)^2) / (C * sum(w))``: Masked Generative Distillation's error (Yang et al., ECCV 2022) counted only
+    in instance areas as FD3D does, normalised by their weighted size so that large objects and many objects do not
+    raise it.
+
+    Args:
+        generated: (..., C, H, W).
+        target: (..., C, H, W).
+        weight: (..., H, W), zero outside the areas. All zero gives 0 with a gradient path.
+    """
+    channels = generated.shape[-3]
+    # where, not a product: cells that are not stored may hold anything, even NaN
+    inside = (weight > 0).unsqueeze(-3)
+    error = torch.where(inside, generated - target, torch.zeros((), device=target.device, dtype=generated.dtype)) ** 2
+    return (error * weight.unsqueeze(-3)).sum() / (channels * weight.sum()).clamp(min=1e-6)
+
+
+def block_mask(area: Tensor, ratio: float, block: int, generator: torch.Generator | None = None) -> Tensor:
+    """Random blocks hidden inside an area: 0 where hidden, 1 elsewhere.
+
+    Args:
+        area: bool (..., H, W).
+        ratio: share of blocks hidden.
+        block: side of a block, cells.
+
+    Returns:
+        float32 (..., H, W).
+    """
+    height, width = area.shape[-2:]
+    coarse = (*area.shape[:-2], -(-height // block), -(-width // block))
+    hidden = torch.rand(coarse, generator=generator, device=area.device) < ratio
+    hidden = hidden.repeat_interleave(block, -2).repeat_interleave(block, -1)[..., :height, :width]
+    return 1.0 - (hidden & area).float()
+
+
+def fine_grained_loss(sampled_s: Tensor, sampled_t: Tensor, trust: Tensor) -> Tensor:
+    """Error between what queries read on the apprentice's and on the expert's map, in units of the latter's scale.
+
+    Per layer ``sum_k trust_k * mean_c (S - T)^2 / (sum_k trust_k * var_T)`` with ``var_T`` the trust-weighted variance
+    of T around its mean query; then the mean over layers. Free of the scale of the value projection, so that one
+    weight serves all layers and detectors.
+
+    Args:
+        sampled_s, sampled_t: (L, B, K, C).
+        trust: (B, K).
+    """
+    weight = trust[None, :, :, None]
+    total = weight.sum((1, 2), keepdim=True).clamp(min=1e-6)
+    mean = (sampled_t * weight).sum((1, 2), keepdim=True) / total
+    variance = ((sampled_t - mean) ** 2 * weight).sum((1, 2)) / total[:, 0, 0]
+    error = ((sampled_s - sampled_t) ** 2 * weight).sum((1, 2)) / total[:, 0, 0]
+    return (error.mean(-1) / variance.mean(-1).clamp(min=1e-6)).mean()

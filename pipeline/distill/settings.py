@@ -1,0 +1,70 @@
+"""What a user can set about distillation."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from pipeline.errors import FD3DError
+from pipeline.focal import FocalRule
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """FD3D's losses: weights, masks and how far queries are trusted."""
+
+    w_pv: float = 1.0
+    """Weight of perspective-view masked generation, summed over levels."""
+    w_bev: float = 1.0
+    """Weight of BEV masked generation."""
+    w_fine: float = 1.0
+    """Weight of fine-grained distillation."""
+    mask_ratio: float = 0.5
+    """Share of blocks hidden inside the areas before generation."""
+    block: int = 2
+    """Side of a hidden block, cells."""
+    trust_threshold: float = 0.1
+    """Queries with a lower score have no say."""
+    trust_power: float = 1.0
+    """Say of a query is its score to this power."""
+    levels: tuple[int, ...] | None = None
+    """Pyramid levels distilled; all by default."""
+    layers: tuple[int, ...] | None = None
+    """Decoder layers of the fine-grained loss; all by default."""
+    rule: FocalRule = field(default_factory=FocalRule)
+    """Areas; as tight as the store's or tighter."""
+
+    def __post_init__(self) -> None:
+        for name in ("w_pv", "w_bev", "w_fine", "trust_power"):
+            if getattr(self, name) < 0:
+                raise FD3DError(f"distill.{name} is {getattr(self, name)}; it must not be negative")
+        for name in ("mask_ratio", "trust_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise FD3DError(f"distill.{name} is {getattr(self, name)}; it must be in 0..1")
+        if self.block < 1:
+            raise FD3DError(f"distill.block is {self.block}; it must be at least 1")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "DistillSettings":
+        """From plain values, ``rule`` a mapping.
+
+        Raises:
+            FD3DError: an unknown name, or a value out of range.
+        """
+        return from_mapping(cls, values, "distill", {"rule": lambda v: from_mapping(FocalRule, v, "distill.rule")})
+
+
+def from_mapping(kind: type, values: dict[str, Any], where: str, convert: dict[str, Any] | None = None) -> Any:
+    """A settings dataclass from plain values; unknown names are refused.
+
+    Raises:
+        FD3DError: naming the unknown setting and those that exist.
+    """
+    known = {f.name for f in fields(kind)}
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        raise FD3DError(f"{where}.{unknown[0]} is no setting; there are {', '.join(sorted(known))}")
+    convert = convert or {}
+    ready = {k: convert[k](v) if k in convert else (tuple(v) if isinstance(v, list) else v) for k, v in values.items()}
+    try:
+        return kind(**ready)
+    except TypeError as error:
+        raise FD3DError(f"{where} cannot be read: {error}") from error

@@ -1,0 +1,148 @@
+"""From cached frames to dense, standardised targets on the training device."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.focal import FocalRule, bev_footprints, project_boxes, pv_rectangles_to_cells, trust_map
+from store_schema import StoreSchema
+
+from .losses import query_trust
+
+CachedFrame = Mapping[str, np.ndarray]
+
+
+@dataclass
+class ChannelScale:
+    """Mean and standard deviation per channel, (C,)."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def from_manifest(cls, statistics: Mapping[str, Sequence[float]], device: torch.device) -> "ChannelScale":
+        """From a manifest's ``statistics`` entry."""
+        return cls(*(torch.tensor(statistics[key], dtype=torch.float32, device=device) for key in ("mean", "std")))
+
+    def standardise(self, feature: Tensor) -> Tensor:
+        """feature (..., C, H, W)."""
+        return (feature - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def restore(self, feature: Tensor) -> Tensor:
+        """Inverse of :meth:`standardise`."""
+        return feature * self.std[:, None, None] + self.mean[:, None, None]
+
+
+@dataclass
+class ExpertTargets:
+    """What the three losses of a batch read.
+
+    Attributes:
+        bev: (B, C, H, W) standardised; cells that are not stored are 0.
+        bev_raw: (B, C, H, W) in the expert's own scale, 0 where not stored.
+        bev_trust: (B, H, W) trust inside footprints of stored cells, 0 elsewhere.
+        pv: per level (B, V, C, Hl, Wl) standardised.
+        pv_trust: per level (B, V, Hl, Wl).
+        trust: (B, K) of the queries.
+        sampling: (B, L, K, M, P, 2); attention: (B, L, K, M, P).
+    """
+
+    bev: Tensor
+    bev_raw: Tensor
+    bev_trust: Tensor
+    pv: list[Tensor]
+    pv_trust: list[Tensor]
+    trust: Tensor
+    sampling: Tensor
+    attention: Tensor
+
+
+def scatter_cells(values: np.ndarray, index: np.ndarray, cells: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Stored cells (k, C) at flat numbers (k,) to dense (cells, C) float32 and the mask of stored cells (cells,)."""
+    where = torch.from_numpy(index.astype(np.int64)).to(device)
+    dense = torch.zeros(cells, values.shape[-1], device=device)
+    dense[where] = torch.from_numpy(values).to(device).float()
+    stored = torch.zeros(cells, dtype=torch.bool, device=device)
+    stored[where] = True
+    return dense, stored
+
+
+def _dense_bev(frame: CachedFrame, schema: StoreSchema, device: torch.device) -> tuple[Tensor, Tensor]:
+    """BEV (C, H, W) and stored mask (H, W)."""
+    height, width, channels = schema.bev
+    if schema.layout == "dense":
+        dense = torch.from_numpy(frame["bev/dense"]).to(device).float()
+        return dense.permute(2, 0, 1), torch.ones(height, width, dtype=torch.bool, device=device)
+    dense, stored = scatter_cells(frame["bev/values"], frame["bev/index"], height * width, device)
+    return dense.T.reshape(channels, height, width), stored.view(height, width)
+
+
+def _dense_pv(frame: CachedFrame, schema: StoreSchema, level: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """PV level (V, C, Hl, Wl) and stored mask (V, Hl, Wl)."""
+    rows, cols, channels, _ = schema.pv[level]
+    views = len(schema.cameras)
+    if schema.layout == "dense":
+        dense = torch.from_numpy(frame[f"pv/{level}/dense"]).to(device).float()
+        return dense.permute(0, 3, 1, 2), torch.ones(views, rows, cols, dtype=torch.bool, device=device)
+    dense, stored = scatter_cells(frame[f"pv/{level}/values"], frame[f"pv/{level}/index"], views * rows * cols, device)
+    return dense.view(views, rows, cols, channels).permute(0, 3, 1, 2), stored.view(views, rows, cols)
+
+
+def make_targets(
+    frames: Sequence[CachedFrame],
+    metas: Sequence[Mapping[str, Any]],
+    schema: StoreSchema,
+    manifest: Mapping[str, Any],
+    rule: FocalRule,
+    trust_threshold: float,
+    trust_power: float,
+    levels: Sequence[int],
+    device: torch.device,
+) -> ExpertTargets:
+    """Targets of a batch.
+
+    Areas follow ``rule``, which is as tight as the store's or tighter, intersected with what is stored.
+
+    Args:
+        frames: per sample what the store's reader gives.
+        metas: per sample the metainfo of the apprentice's current frame: lidar2img to its unpadded image, pad_hw.
+    """
+    bev_scale = ChannelScale.from_manifest(manifest["statistics"]["bev"], device)
+    pv_scales = [ChannelScale.from_manifest(entry, device) for entry in manifest["statistics"]["pv"]]
+    pc_range = manifest["coordinates"]["pc_range"]
+    kept = rule.num_queries
+    raw, bev_trust, pv, pv_trust, trusts = [], [], [[] for _ in levels], [[] for _ in levels], []
+    for frame, meta in zip(frames, metas, strict=True):
+        boxes = torch.from_numpy(frame["query/boxes"][:kept]).to(device)
+        score = torch.from_numpy(frame["query/score"][:kept]).to(device)
+        trust = query_trust(score, max(trust_threshold, rule.min_score), trust_power)
+        dense, stored = _dense_bev(frame, schema, device)
+        footprints = bev_footprints(boxes, pc_range, schema.bev[:2], rule.bev_margin)
+        raw.append(dense)
+        bev_trust.append(trust_map(footprints, trust) * stored)
+        lidar2img = torch.as_tensor(meta["lidar2img"], device=device)
+        rectangles, valid = project_boxes(boxes, lidar2img, meta["pad_hw"])
+        for slot, level in enumerate(levels):
+            rows, cols, _, _ = schema.pv[level]
+            feature, seen = _dense_pv(frame, schema, level, device)
+            cells = pv_rectangles_to_cells(rectangles, valid, (rows, cols), meta["pad_hw"][0] / rows, rule.pv_margin)
+            pv[slot].append(pv_scales[level].standardise(feature))
+            pv_trust[slot].append(trust_map(cells, trust) * seen)
+        trusts.append(trust)
+    bev_raw = torch.stack(raw)
+    sampling = torch.stack([torch.from_numpy(f["query/sampling"][:, :kept]) for f in frames]).to(device)
+    attention = torch.stack([torch.from_numpy(f["query/attention"][:, :kept]) for f in frames]).to(device).float()
+    return ExpertTargets(
+        bev=bev_scale.standardise(bev_raw),
+        bev_raw=bev_raw,
+        bev_trust=torch.stack(bev_trust),
+        pv=[torch.stack(level) for level in pv],
+        pv_trust=[torch.stack(level) for level in pv_trust],
+        trust=torch.stack(trusts),
+        sampling=sampling,
+        attention=attention,
+    )

@@ -1,0 +1,292 @@
+"""Stage 1: run the expert once over every frame and write what distillation reads into the store."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from torch import Tensor
+from tqdm import tqdm
+
+from pipeline.data import CAMERAS
+from pipeline.data.index import FrameIndex
+from pipeline.errors import FD3DError
+from pipeline.expert import ExpertFrame, TappedExpert, TapPaths
+from pipeline.focal import (
+    FocalRule,
+    bev_footprints,
+    project_boxes,
+    pv_rectangles_to_cells,
+    sampling_neighbours,
+)
+from pipeline.models.build import file_sha256, load_config
+from pipeline.prediction import frame_batches, load_detector
+from pipeline.training import FrameSource
+from store_schema import StoreSchema, StoreWriter
+
+
+@dataclass(frozen=True)
+class DumpSettings:
+    """How the store is written; which areas are stored is the focal rule's."""
+
+    rule: FocalRule
+    """Queries kept and areas stored around them."""
+    layout: str = "focal"
+    """``focal`` stores only the areas, ``dense`` the whole maps."""
+    frames_per_shard: int = 40
+    """Rows of one shard; a shard holds whole scenes, so this is at least the longest scene."""
+    bev_capacity: float = 1.0
+    """Largest share of BEV cells that a frame may store; bounds the padded length, costs no space."""
+    pv_capacity: float = 1.0
+    """The same for the cells of each pyramid level over all cameras."""
+    autocast: str | None = None
+    """``bf16`` or ``fp16`` on a GPU."""
+    taps: TapPaths = field(default_factory=TapPaths)
+    """Where the expert is tapped."""
+    seed: int = 0
+    """Seed of random weights when no checkpoint is given."""
+
+    def __post_init__(self) -> None:
+        if self.layout not in ("focal", "dense"):
+            raise FD3DError(f"dump.layout is '{self.layout}'; use focal or dense")
+        for name in ("bev_capacity", "pv_capacity"):
+            if not 0 < getattr(self, name) <= 1:
+                raise FD3DError(f"dump.{name} is {getattr(self, name)}; it is a share in (0, 1]")
+
+
+class RunningMoments:
+    """Mean and standard deviation per channel over all values seen, in float64."""
+
+    def __init__(self, channels: int) -> None:
+        self.count, self.sum, self.square = 0, np.zeros(channels), np.zeros(channels)
+
+    def add(self, values: np.ndarray) -> None:
+        """values: (n, C)."""
+        wide = values.astype(np.float64)
+        self.count += len(wide)
+        self.sum += wide.sum(0)
+        self.square += (wide**2).sum(0)
+
+    def result(self) -> dict[str, list[float]]:
+        """``mean`` and ``std``, each C values; std is at least 1e-6."""
+        count = max(self.count, 1)
+        mean = self.sum / count
+        std = np.sqrt(np.maximum(self.square / count - mean**2, 1e-12))
+        return {"mean": mean.tolist(), "std": std.tolist()}
+
+
+def focal_cells(
+    frame: ExpertFrame, rule: FocalRule, pc_range: Sequence[float], lidar2img: Tensor, image_hw: tuple[int, int]
+) -> tuple[Tensor, list[Tensor]]:
+    """Cells to store: BEV (H, W), and per pyramid level (V, Hl, Wl); boolean.
+
+    Areas of the kept queries with their margins, and in BEV every cell that sampling at the queries' positions reads.
+
+    Args:
+        lidar2img: (V, 4, 4) to pixels of the expert's unpadded image.
+        image_hw: rows and columns of the *padded* image, which the pyramid divides.
+    """
+    trusted = frame.score >= rule.min_score
+    boxes, size = frame.boxes[trusted], frame.bev.shape[-2:]
+    bev = bev_footprints(boxes, pc_range, size, rule.bev_margin).any(0) | sampling_neighbours(frame.sampling, size)
+    rectangles, valid = project_boxes(boxes, lidar2img, image_hw)
+    levels = []
+    for level in frame.pv:
+        stride = image_hw[0] / level.shape[-2]
+        cells = pv_rectangles_to_cells(rectangles, valid, level.shape[-2:], stride, rule.pv_margin)
+        levels.append(cells.any(0))
+    return bev, levels
+
+
+def _packed(feature: Tensor, mask: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Channel-last values (k, C) float16 and flat cell numbers (k,) of the True cells; feature (..., C, H, W)."""
+    last = feature.movedim(-3, -1)
+    index = mask.flatten().nonzero()[:, 0]
+    values = last.reshape(-1, last.shape[-1])[index]
+    return values.half().cpu().numpy(), index.cpu().numpy()
+
+
+def store_row(frame: ExpertFrame, cells: tuple[Tensor, list[Tensor]], layout: str) -> dict[str, np.ndarray]:
+    """One frame as the store's writer takes it."""
+    row: dict[str, np.ndarray] = {
+        "query/boxes": frame.boxes.cpu().numpy(),
+        "query/score": frame.score.cpu().numpy(),
+        "query/label": frame.label.cpu().numpy(),
+        "query/reference": frame.reference.cpu().numpy(),
+        "query/features": frame.features.half().cpu().numpy(),
+        "query/sampling": frame.sampling.cpu().numpy(),
+        "query/attention": frame.attention.half().cpu().numpy(),
+    }
+    if layout == "dense":
+        row["bev/dense"] = frame.bev.movedim(0, -1).half().cpu().numpy()
+        row |= {f"pv/{i}/dense": f.movedim(1, -1).half().cpu().numpy() for i, f in enumerate(frame.pv)}
+        return row
+    bev, levels = cells
+    row["bev/values"], row["bev/index"] = _packed(frame.bev, bev)
+    for i, (feature, mask) in enumerate(zip(frame.pv, levels, strict=True)):
+        row[f"pv/{i}/values"], row[f"pv/{i}/index"] = _packed(feature, mask)
+    return row
+
+
+def make_manifest(
+    cfg: Config, config: Path, checkpoint: Path | None, index: FrameIndex, source: FrameSource, settings: DumpSettings
+) -> dict[str, Any]:
+    """What made this store; any difference here is another store."""
+    processor = cfg.model.data_preprocessor
+    return {
+        "expert": {
+            "config": config.name,
+            "config_sha256": hash_config(cfg),
+            "checkpoint_sha256": file_sha256(checkpoint) if checkpoint else None,
+            "weights": "checkpoint" if checkpoint else f"random, seed {settings.seed}",
+            "autocast": settings.autocast,
+            "taps": asdict(settings.taps),
+        },
+        "data": {"index_sha256": index.sha256, "split": source.split},
+        "image": {
+            "scale": cfg.image.scale,
+            "channels": "RGB" if cfg.image.to_rgb else "BGR",
+            "mean": list(processor.mean),
+            "std": list(processor.std),
+            "pad_divisor": processor.pad_divisor,
+        },
+        "history": "streamed through each scene in time order, reset at its first frame",
+        "coordinates": {
+            "boxes": "LiDAR frame, x y z of the centre of gravity, dx dy dz, yaw, vx vy; metres, radians, metres/second",
+            "bev": "row = y, column = x, cell centres",
+            "pv": "flat cell = (camera * rows + row) * columns + column",
+            "pc_range": list(cfg.pc_range),
+        },
+        "focal": settings.rule.to_dict(),
+        "libraries": {name: version(name) for name in ("torch", "mmcv", "mmdet", "mmdet3d", "zarr", "numcodecs", "numpy")}
+        | {"python": platform.python_version()},
+    }
+
+
+def hash_config(cfg: Config) -> str:
+    """SHA-256 of what decides the expert's outputs: model, images, ranges."""
+    import hashlib
+    import json
+
+    relevant = {name: cfg[name] for name in ("model", "image", "pc_range")}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _schema(frame: ExpertFrame, settings: DumpSettings, image_hw: tuple[int, int]) -> StoreSchema:
+    """The store's shape, from the expert's first frame."""
+    _, height, width = frame.bev.shape
+    levels = [
+        (f.shape[2], f.shape[3], f.shape[1], round(image_hw[0] / f.shape[2])) for f in frame.pv
+    ]
+    layers, queries, heads, points = frame.sampling.shape[:4]
+    return StoreSchema(
+        bev=(height, width, frame.bev.shape[0]),
+        pv=levels,
+        cameras=CAMERAS,
+        queries=queries,
+        layers=layers,
+        heads=heads,
+        points=points,
+        query_channels=frame.features.shape[-1],
+        layout=settings.layout,
+        bev_kmax=max(1, round(settings.bev_capacity * height * width)),
+        pv_kmax=[max(1, round(settings.pv_capacity * len(CAMERAS) * h * w)) for h, w, _, _ in levels],
+    )
+
+
+def _check_finite(frame: ExpertFrame, token: str) -> None:
+    arrays = {"bev": frame.bev, "boxes": frame.boxes, "query features": frame.features}
+    arrays |= {f"pv level {i}": level for i, level in enumerate(frame.pv)}
+    for name, tensor in arrays.items():
+        if not torch.isfinite(tensor).all():
+            raise FD3DError(f"the expert's {name} of frame {token} is not finite; check the checkpoint and this frame's images")
+
+
+def dump(
+    config: Path,
+    checkpoint: Path | None,
+    source: FrameSource,
+    out: Path,
+    settings: DumpSettings,
+    workers: int = 1,
+    scenes: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Write the store; a killed dump goes on with the shards that are missing.
+
+    Args:
+        checkpoint: None runs random weights, which the manifest says.
+        scenes: names to restrict the dump to.
+
+    Returns:
+        frames, mean share of cells stored per array.
+
+    Raises:
+        FD3DError: bad input, or features that are not finite (with the frame's token).
+        StoreError: the store was made by another expert, config or index, is being written, or the disk is full.
+    """
+    cfg = load_config(config)
+    index = FrameIndex.load(source.index, source.root)
+    rows_of = scene_rows(index, source.split, scenes)
+    expert = TappedExpert(
+        load_detector(cfg, checkpoint, settings.seed),
+        (cfg.model.pts_bbox_head.bev_h, cfg.model.pts_bbox_head.bev_w),
+        settings.rule.num_queries,
+        settings.taps,
+        settings.autocast,
+    )
+    position = {row: i for i, row in enumerate(index.select(source.split))}
+    first_row = next(iter(rows_of.values()))[0]
+    first, samples = expert.run(next(frame_batches(cfg, source, [position[first_row]], 0)))
+    schema = _schema(first[0], settings, samples[0].frames[-1]["pad_hw"])
+    tokens = {name: [index[row].token for row in rows] for name, rows in rows_of.items()}
+    manifest = make_manifest(cfg, config, checkpoint, index, source, settings)
+    moments_bev = RunningMoments(schema.bev[2])
+    moments_pv = [RunningMoments(level[2]) for level in schema.pv]
+    with StoreWriter(out, schema, manifest, tokens, settings.frames_per_shard) as writer:
+        weight, bias = expert.value_projections()
+        writer.write_constants({"decoder/value_proj_weight": weight.numpy(), "decoder/value_proj_bias": bias.numpy()})
+        pending = writer.pending()
+        todo = [row for shard in pending for name in writer.shard_scenes(shard) for row in rows_of[name]]
+        batches = frame_batches(cfg, source, [position[row] for row in todo], workers)
+        bar = tqdm(total=sum(map(len, rows_of.values())), initial=sum(map(len, rows_of.values())) - len(todo), unit="frame", disable=None)
+        for shard in pending:
+            frames: dict[str, dict[str, np.ndarray]] = {}
+            for _ in (row for name in writer.shard_scenes(shard) for row in rows_of[name]):
+                (frame,), (sample,) = expert.run(next(batches))
+                _check_finite(frame, sample.token)
+                meta = sample.frames[-1]
+                lidar2img = torch.as_tensor(meta["lidar2img"], dtype=torch.float32, device=expert.device)
+                cells = focal_cells(frame, settings.rule, cfg.pc_range, lidar2img, meta["pad_hw"])
+                frames[sample.token] = store_row(frame, cells, settings.layout)
+                bar.update()
+            writer.write_shard(shard, frames)
+        bar.close()
+        # Statistics come from what was stored, so that a resumed dump has the same.
+        for row in writer.rows():
+            moments_bev.add(row["bev"])
+            for moment, values in zip(moments_pv, row["pv"], strict=True):
+                moment.add(values)
+        writer.finalise({"bev": moments_bev.result(), "pv": [m.result() for m in moments_pv]})
+    return {"frames": sum(map(len, rows_of.values()))}
+
+
+def scene_rows(index: FrameIndex, split: str, scenes: Sequence[str] | None) -> dict[str, list[int]]:
+    """Index rows by scene name, in time order.
+
+    Raises:
+        FD3DError: a scene is not in the split.
+    """
+    chosen = set(index.select(split))
+    available = {name: [r for r in rows if r in chosen] for name, rows in index.scenes.items()}
+    available = {name: rows for name, rows in available.items() if rows}
+    if scenes is None:
+        return available
+    unknown = [name for name in scenes if name not in available]
+    if unknown:
+        raise FD3DError(f"scene {unknown[0]} is not in split {split}; it has {', '.join(sorted(available)[:5])}, ...")
+    return {name: available[name] for name in scenes}

@@ -1,0 +1,5 @@
+"""The one exception that the command line turns into a one-line message."""
+
+
+class FD3DError(ValueError):
+    """Bad input: the message names the thing that is wrong and how to mend it."""

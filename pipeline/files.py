@@ -1,0 +1,30 @@
+"""Writing files so that a reader never sees half of one."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import FD3DError
+
+
+def write_atomically(path: Path, write: Callable[[Any], object], binary: bool = False) -> None:
+    """Call ``write(file)`` on a temporary file beside ``path`` and rename it into place.
+
+    Raises:
+        FD3DError: the disk is full or the folder cannot be written; what stood at ``path`` stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb" if binary else "w", newline=None if binary else "") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise FD3DError(f"{path} cannot be written: {error.strerror or error}; free some space and run again") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)

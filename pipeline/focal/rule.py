@@ -1,0 +1,44 @@
+"""Which queries count and how far around their boxes."""
+
+from dataclasses import asdict, dataclass
+
+from pipeline.errors import FD3DError
+
+
+@dataclass(frozen=True)
+class FocalRule:
+    """How query predictions become areas. Stage 1 stores by one rule, stage 2 may use a tighter one."""
+
+    num_queries: int = 60
+    """Best queries kept per frame."""
+    min_score: float = 0.05
+    """Queries below this score of their best class span no area."""
+    bev_margin: float = 1.0
+    """Added on every side of a box's footprint, metres."""
+    pv_margin: float = 0.15
+    """Added on every side of a projected box, as a share of its width and height."""
+
+    def __post_init__(self) -> None:
+        if self.num_queries < 1:
+            raise FD3DError(f"focal.num_queries is {self.num_queries}; it must be at least 1")
+        if not 0 <= self.min_score < 1:
+            raise FD3DError(f"focal.min_score is {self.min_score}; it is a score in [0, 1)")
+        for name in ("bev_margin", "pv_margin"):
+            if getattr(self, name) < 0:
+                raise FD3DError(f"focal.{name} is {getattr(self, name)}; it must not be negative")
+
+    def to_dict(self) -> dict[str, float | int]:
+        """Plain values for a manifest."""
+        return asdict(self)
+
+    def check_covers(self, wanted: "FocalRule") -> None:
+        """Refuse a rule that needs cells which a store made by this one lacks.
+
+        Raises:
+            FD3DError: naming the setting, its value and what the store covers.
+        """
+        for name, larger in (("num_queries", True), ("min_score", False), ("bev_margin", True), ("pv_margin", True)):
+            have, want = getattr(self, name), getattr(wanted, name)
+            if (want > have) if larger else (want < have):
+                limit = "at most" if larger else "at least"
+                raise FD3DError(f"distill.rule.{name} is {want}, but the store covers {limit} {have}; tighten it or dump again")

@@ -1,0 +1,311 @@
+"""BEVFormer's encoder (Li et al., 2022): temporal self-attention and spatial cross-attention over a BEV grid."""
+
+from dataclasses import dataclass
+
+import torch
+from mmcv.cnn.bricks.transformer import FFN
+from torch import Tensor, nn
+
+from ..attention import DeformableSampler, init_projections, init_ring_offsets
+
+
+@dataclass
+class CameraHits:
+    """Which BEV cells each camera sees and where; made once per frame and shared by all encoder layers.
+
+    Attributes:
+        index: (B*V, T) int64 cells seen, padded to the longest list T.
+        valid: (B*V, T) False on padding.
+        points: (B*V, T, D, 2) x and y of the pillar's D heights in 0..1 of the padded image.
+        count: (B, N, 1) number of cameras that see a cell, at least 1.
+    """
+
+    index: Tensor
+    valid: Tensor
+    points: Tensor
+    count: Tensor
+
+
+def grid_points(height: int, width: int, device: torch.device) -> Tensor:
+    """Centres of the BEV cells, (H*W, 2) x and y in 0..1, row-major."""
+    ys = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
+    xs = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
+    y, x = torch.meshgrid(ys, xs, indexing="ij")
+    return torch.stack([x, y], -1).flatten(0, 1)
+
+
+def project_pillars(
+    points: Tensor, heights: Tensor, pc_range: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Project every cell's pillar of 3D points into every camera.
+
+    Args:
+        points: (N, 2) cell centres in 0..1.
+        heights: (D,) heights in 0..1 of pc_range.
+        pc_range: (6,) metres.
+        lidar2img: (B, V, 4, 4) to pixels of the unpadded image.
+        image_hw: rows and columns of the *padded* image; both normalise the result (as official checkpoints expect).
+
+    Returns:
+        uv (B, V, N, D, 2) in 0..1 and the mask of points strictly inside an image and in front of it (B, V, N, D).
+    """
+    eps = 1e-5
+    num, depth = len(points), len(heights)
+    unit = torch.cat(
+        [points[:, None].expand(num, depth, 2), heights[None, :, None].expand(num, depth, 1)], -1
+    )
+    metres = unit * (pc_range[3:] - pc_range[:3]) + pc_range[:3]
+    homogeneous = torch.cat([metres, torch.ones_like(metres[..., :1])], -1)
+    cam = torch.einsum("bvij,ndj->bvndi", lidar2img, homogeneous)
+    z = cam[..., 2]
+    uv = cam[..., :2] / z.clamp(min=eps)[..., None] / cam.new_tensor([image_hw[1], image_hw[0]])
+    mask = (z > eps) & (uv > 0).all(-1) & (uv < 1).all(-1)
+    return torch.nan_to_num(uv), mask
+
+
+def camera_hits(uv: Tensor, mask: Tensor) -> CameraHits:
+    """Compact the cells seen per camera, each sample of the batch by its own mask.
+
+    Args:
+        uv: (B, V, N, D, 2).
+        mask: (B, V, N, D).
+    """
+    seen = mask.any(-1).flatten(0, 1)  # (B*V, N)
+    count = mask.any(-1).sum(1).clamp(min=1)[..., None]
+    # The one host sync of the encoder: the length of the longest list.
+    longest = max(int(seen.sum(-1).max()), 1)
+    # A stable sort of "not seen" lists the seen cells first, in cell order.
+    index = (~seen).to(torch.uint8).argsort(dim=-1, stable=True)[:, :longest]
+    valid = seen.gather(1, index)
+    points = uv.flatten(0, 1).gather(1, index[..., None, None].expand(-1, -1, *uv.shape[3:]))
+    return CameraHits(index, valid, points, count)
+
+
+class TemporalSelfAttention(nn.Module):
+    """Deformable attention of the BEV queries to the aligned history and to themselves.
+
+    Args:
+        embed_dims: C.
+        num_heads: M.
+        num_points: P per head and per map.
+        dropout: on the output.
+    """
+
+    num_maps = 2  # history and current
+
+    def __init__(self, embed_dims: int = 256, num_heads: int = 8, num_points: int = 4, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.num_heads, self.num_points = num_heads, num_points
+        samples = self.num_maps * num_heads * num_points
+        self.sampling_offsets = nn.Linear(embed_dims * self.num_maps, samples * 2)
+        self.attention_weights = nn.Linear(embed_dims * self.num_maps, samples)
+        self.value_proj = nn.Linear(embed_dims, embed_dims)
+        self.output_proj = nn.Linear(embed_dims, embed_dims)
+        self.dropout = nn.Dropout(dropout)
+        self.sampler = DeformableSampler()
+
+    def init_weights(self) -> None:
+        """Ring offsets, uniform attention."""
+        init_ring_offsets(self.sampling_offsets, self.num_heads, self.num_maps, self.num_points)
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        init_projections(self.value_proj, self.output_proj)
+
+    def forward(self, query: Tensor, query_pos: Tensor, maps: Tensor, references: Tensor, shapes: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            query: (B, N, C).
+            query_pos: (B, N, C).
+            maps: (B, 2, N, C) history and current.
+            references: (B, 2, N, 2) in 0..1, where to look in each map.
+            shapes: (1, 2) rows and columns of the BEV grid.
+        """
+        batch, num, _ = query.shape
+        heads, points = self.num_heads, self.num_points
+        joined = torch.cat([maps[:, 0], query + query_pos], -1)
+        offsets = self.sampling_offsets(joined).view(batch, num, heads, self.num_maps, 1, points, 2)
+        weights = self.attention_weights(joined).view(batch, num, heads, self.num_maps, 1, points).softmax(-1)
+        offsets = offsets.permute(0, 3, 1, 2, 4, 5, 6).flatten(0, 1) / shapes.flip(-1)[:, None]
+        weights = weights.permute(0, 3, 1, 2, 4, 5).flatten(0, 1)
+        locations = references.flatten(0, 1)[:, :, None, None, None] + offsets
+        value = self.value_proj(maps.flatten(0, 1)).unflatten(-1, (heads, -1))
+        sampled = self.sampler(value, shapes, locations, weights).unflatten(0, (batch, self.num_maps)).mean(1)
+        return query + self.dropout(self.output_proj(sampled))
+
+
+class MSDeformableAttention3D(nn.Module):
+    """Deformable attention into one camera's feature pyramid around the projected pillar points.
+
+    Args:
+        embed_dims: C.
+        num_heads: M.
+        num_levels: pyramid levels.
+        num_points: P per head and level, a multiple of the pillar heights D; the height is the fastest index.
+    """
+
+    def __init__(self, embed_dims: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 8) -> None:
+        super().__init__()
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        samples = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(embed_dims, samples * 2)
+        self.attention_weights = nn.Linear(embed_dims, samples)
+        self.value_proj = nn.Linear(embed_dims, embed_dims)
+        self.sampler = DeformableSampler()
+
+    def init_weights(self) -> None:
+        """Ring offsets, uniform attention."""
+        init_ring_offsets(self.sampling_offsets, self.num_heads, self.num_levels, self.num_points)
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        init_projections(self.value_proj)
+
+    def forward(self, query: Tensor, value: Tensor, points: Tensor, shapes: Tensor) -> Tensor:
+        """query (B, T, C), value (B, sum H*W, C), points (B, T, D, 2) in 0..1, shapes (levels, 2) -> (B, T, C)."""
+        batch, num, _ = query.shape
+        heads, levels, samples, depth = self.num_heads, self.num_levels, self.num_points, points.shape[2]
+        offsets = self.sampling_offsets(query).view(batch, num, heads, levels, samples // depth, depth, 2)
+        weights = self.attention_weights(query).view(batch, num, heads, levels * samples).softmax(-1)
+        locations = points[:, :, None, None, None] + offsets / shapes.flip(-1)[:, None, None]
+        value = self.value_proj(value).unflatten(-1, (heads, -1))
+        return self.sampler(
+            value, shapes, locations.flatten(4, 5), weights.view(batch, num, heads, levels, samples)
+        )
+
+
+class SpatialCrossAttention(nn.Module):
+    """Each BEV query gathers from the cameras that see its pillar; the mean over those cameras is its update."""
+
+    def __init__(
+        self, embed_dims: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 8, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.deformable_attention = MSDeformableAttention3D(embed_dims, num_heads, num_levels, num_points)
+        self.output_proj = nn.Linear(embed_dims, embed_dims)
+        self.dropout = nn.Dropout(dropout)
+
+    def init_weights(self) -> None:
+        """Xavier output projection."""
+        init_projections(self.output_proj)
+
+    def forward(self, query: Tensor, value: Tensor, hits: CameraHits, shapes: Tensor) -> Tensor:
+        """query (B, N, C), value (B*V, sum H*W, C) -> (B, N, C)."""
+        batch, num, dims = query.shape
+        views = len(value) // batch
+        index = hits.index[..., None].expand(-1, -1, dims)
+        gathered = query.repeat_interleave(views, 0).gather(1, index)
+        attended = self.deformable_attention(gathered, value, hits.points, shapes)
+        attended = attended.masked_fill(~hits.valid[..., None], 0.0)
+        cells = index.unflatten(0, (batch, views)).flatten(1, 2)
+        slots = attended.new_zeros(batch, num, dims).scatter_add(1, cells, attended.unflatten(0, (batch, views)).flatten(1, 2))
+        return query + self.dropout(self.output_proj(slots / hits.count))
+
+
+class BEVFormerLayer(nn.Module):
+    """Temporal self-attention, spatial cross-attention, feed-forward; each followed by LayerNorm."""
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        num_levels: int,
+        num_points: int,
+        feedforward_channels: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.attentions = nn.ModuleList(
+            [
+                TemporalSelfAttention(embed_dims, num_heads, dropout=dropout),
+                SpatialCrossAttention(embed_dims, num_heads, num_levels, num_points, dropout),
+            ]
+        )
+        self.ffns = nn.ModuleList([FFN(embed_dims, feedforward_channels, ffn_drop=dropout)])
+        self.norms = nn.ModuleList([nn.LayerNorm(embed_dims) for _ in range(3)])
+
+
+class BEVFormerEncoder(nn.Module):
+    """From camera features to a BEV map.
+
+    Args:
+        num_layers: encoder layers.
+        pc_range: (x0, y0, z0, x1, y1, z1) metres.
+        num_points_in_pillar: D heights, equally spaced over the z range; ``pillar_heights`` (metres) overrides them.
+        shift_current: shift the current frame's reference points by the ego motion too. The FD3D release and BEVFormer
+            before July 2023 did, by aliasing; needed for checkpoints that come from them.
+    """
+
+    def __init__(
+        self,
+        pc_range: list[float],
+        num_layers: int = 6,
+        embed_dims: int = 256,
+        num_heads: int = 8,
+        num_levels: int = 4,
+        num_points: int = 8,
+        num_points_in_pillar: int = 4,
+        pillar_heights: list[float] | None = None,
+        feedforward_channels: int = 512,
+        dropout: float = 0.1,
+        shift_current: bool = False,
+    ) -> None:
+        super().__init__()
+        self.shift_current = shift_current
+        self.layers = nn.ModuleList(
+            BEVFormerLayer(embed_dims, num_heads, num_levels, num_points, feedforward_channels, dropout)
+            for _ in range(num_layers)
+        )
+        self.register_buffer("pc_range", torch.tensor(pc_range), persistent=False)
+        low, high = pc_range[2], pc_range[5]
+        if pillar_heights is not None:
+            heights = (torch.tensor(pillar_heights) - low) / (high - low)
+        else:
+            heights = torch.linspace(0.5, high - low - 0.5, num_points_in_pillar) / (high - low)
+        self.register_buffer("heights", heights, persistent=False)
+
+    def forward(
+        self,
+        bev_query: Tensor,
+        bev_pos: Tensor,
+        value: Tensor,
+        shapes: Tensor,
+        bev_hw: tuple[int, int],
+        lidar2img: Tensor,
+        image_hw: tuple[int, int],
+        history: Tensor | None,
+        has_history: Tensor,
+        shift: Tensor,
+    ) -> Tensor:
+        """Encode.
+
+        Args:
+            bev_query: (B, N, C).
+            bev_pos: (B, N, C); enters temporal self-attention only.
+            value: (B*V, sum H*W, C) camera features with camera and level embeddings.
+            shapes: (levels, 2).
+            lidar2img: (B, V, 4, 4).
+            image_hw: of the padded image.
+            history: (B, N, C) rotated to the current heading, or None.
+            has_history: (B,) bool; samples without attend to their own query twice.
+            shift: (B, 2) x and y of the ego motion as a fraction of the BEV extent.
+
+        Returns:
+            (B, N, C).
+        """
+        points = grid_points(*bev_hw, bev_query.device)
+        bev_shapes = shapes.new_tensor([bev_hw])
+        hits = camera_hits(*project_pillars(points, self.heights, self.pc_range, lidar2img, image_hw))
+        moved = points + (shift * has_history[:, None])[:, None]
+        current = moved if self.shift_current else points.expand_as(moved)
+        references = torch.stack([moved, current], 1)
+        # With history the "current" map stays the encoder's input in every layer, without it both maps are the query.
+        maps = None if history is None else torch.stack([history, bev_query], 1)
+        gate = has_history[:, None, None, None]
+        query = bev_query
+        for layer in self.layers:
+            own = torch.stack([query, query], 1)
+            seen = own if maps is None else torch.where(gate, maps, own)
+            query = layer.norms[0](layer.attentions[0](query, bev_pos, seen, references, bev_shapes))
+            query = layer.norms[1](layer.attentions[1](query, value, hits, shapes))
+            query = layer.norms[2](layer.ffns[0](query))
+        return query

@@ -1,0 +1,281 @@
+"""Training of experts and apprentices with mmengine's Runner: schedule, guards, curves and the final checkpoint."""
+
+import csv
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.dist import get_world_size, is_main_process
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+from tqdm import tqdm
+
+from pipeline.data.transforms import refuse_pixel_moving
+from pipeline.errors import FD3DError
+from pipeline.files import write_atomically
+
+# What mmengine's own checkpoints hold besides tensors: without these a resume fails under torch >= 2.6.
+torch.serialization.add_safe_globals(
+    [
+        HistoryBuffer,
+        np.core.multiarray._reconstruct,
+        np.core.multiarray.scalar,
+        np.ndarray,
+        np.dtype,
+        *{type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u4", "u8", "?")},
+    ]
+)
+
+
+@dataclass(frozen=True)
+class FrameSource:
+    """Where training frames come from."""
+
+    index: Path
+    """The frame index (``fd3d index``)."""
+    root: Path
+    """Root of the nuScenes-format data set that the index describes."""
+    split: str
+    """Devkit split, or one of the data set's ``splits.json``."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How one training runs; what it trains stands in its config."""
+
+    seed: int = 0
+    """Seeds weights, shuffling and augmentation."""
+    max_iters: int | None = None
+    """Overrides the config's schedule."""
+    workers: int = 1
+    """Processes that decode images."""
+    threads: int = 1
+    """Torch threads of each process; two that spin on busy cores are far slower than one."""
+    amp: bool = False
+    """Mixed precision; needs a GPU."""
+    checkpoint_every: int = 500
+    """Iterations between checkpoints that a killed training resumes from."""
+
+
+class LossCurve(Hook):
+    """Write every logged loss term to a CSV file, one row per ``interval`` iterations, and survive a resume.
+
+    Args:
+        path: of the CSV.
+        interval: iterations averaged into one row.
+    """
+
+    priority = "LOW"
+
+    def __init__(self, path: Path, interval: int) -> None:
+        self.path, self.interval = path, interval
+        self.rows: list[dict[str, float]] = []
+        self.sums: dict[str, float] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Keep the rows of the part that is already trained."""
+        if self.path.exists() and runner.iter > 0:
+            with open(self.path, newline="") as file:
+                rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+            self.rows = [row for row in rows if row["step"] <= runner.iter]
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Accumulate, and write at the interval."""
+        for name, value in (outputs or {}).items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        step = runner.iter + 1
+        if step % self.interval or not is_main_process():
+            return
+        self.rows.append({"step": step} | {k: round(v / self.interval, 5) for k, v in self.sums.items()})
+        self.sums = {}
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+
+        def write(file: Any) -> None:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+        write_atomically(self.path, write)
+
+
+class Progress(Hook):
+    """A progress bar, quiet when not on a terminal (then the logger's lines tell)."""
+
+    priority = "LOWEST"
+
+    def before_train(self, runner: Runner) -> None:
+        """Open the bar where a resumed run continues."""
+        self.bar = tqdm(total=runner.max_iters, initial=runner.iter, unit="step", disable=None)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """One step further."""
+        self.bar.update()
+
+    def after_train(self, runner: Runner) -> None:
+        """Close the bar."""
+        self.bar.close()
+
+
+class NaNGuard(Hook):
+    """Stop at the first loss that is not finite and name the frames; runs before any checkpoint is written."""
+
+    priority = "VERY_HIGH"
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Check the step's losses."""
+        bad = [name for name, value in (outputs or {}).items() if not np.isfinite(float(value))]
+        if bad:
+            tokens = ", ".join(sample.token for sample in data_batch["data_samples"])
+            raise FD3DError(
+                f"{', '.join(bad)} is not finite at step {runner.iter + 1}, frames {tokens}; look at these frames, or "
+                f"lower the learning rate; the last checkpoint in {runner.work_dir} is from before"
+            )
+
+
+for hook in (LossCurve, Progress, NaNGuard):
+    HOOKS.register_module(module=hook)
+
+
+def frame_pipeline(cfg: Config, train: bool, store: Path | None = None) -> list[dict]:
+    """The transforms of a detector config: decode, augment, and with a store read the expert's targets.
+
+    Raises:
+        FD3DError: an augmentation moves pixels although cached targets are read.
+    """
+    augment = cfg.get("augment", {}) if train else {}
+    steps: list[dict] = [dict(type="LoadMultiViewImages", scale=cfg.image.scale, to_rgb=cfg.image.to_rgb)]
+    if augment.get("photometric"):
+        steps.append(dict(type="PhotometricDistortion"))
+    if augment.get("world_flip"):
+        steps.append(dict(type="WorldFlip", prob=augment.world_flip))
+    if train:
+        steps.append(dict(type="LoadBoxes", pc_range=list(cfg.pc_range)))
+    if store is not None:
+        steps.append(dict(type="LoadExpertTargets", store=str(store)))
+    steps.append(dict(type="PackFrames"))
+    refuse_pixel_moving(steps)
+    return steps
+
+
+def frame_dataset(cfg: Config, source: FrameSource, train: bool, store: Path | None = None) -> dict:
+    """mmengine dataset config."""
+    return dict(
+        type="FrameDataset",
+        index=str(source.index),
+        root=str(source.root),
+        split=source.split,
+        queue_length=cfg.queue_length if train else 1,
+        pipeline=frame_pipeline(cfg, train, store),
+        test_mode=not train,
+    )
+
+
+def _schedulers(policy: str, lr: float, max_iters: int, warmup: int) -> list[dict]:
+    if policy == "onecycle":
+        rise = min(warmup / max_iters, 0.9)
+        return [dict(type="OneCycleLR", eta_max=lr, total_steps=max_iters, pct_start=rise, by_epoch=False)]
+    return [
+        dict(type="LinearLR", start_factor=1 / 3, by_epoch=False, begin=0, end=warmup),
+        dict(type="CosineAnnealingLR", eta_min_ratio=1e-3, by_epoch=False, begin=warmup, end=max_iters),
+    ]
+
+
+def train(
+    cfg: Config,
+    model: dict | ConfigDict,
+    source: FrameSource,
+    out: Path,
+    settings: RunSettings,
+    store: Path | None = None,
+    export: Callable[[nn.Module], dict[str, torch.Tensor]] = lambda model: model.state_dict(),
+) -> dict[str, float]:
+    """Train ``model`` on the frames of ``source``; a killed training goes on from its last checkpoint.
+
+    Args:
+        cfg: detector config: image, queue_length, pc_range, optim_wrapper, schedule, augment.
+        model: what to build, usually ``cfg.model`` or a distiller around it.
+        out: checkpoint of the finished detector; ``losses.csv`` and mmengine's work files go beside it.
+        store: the expert's targets, when the model needs them.
+        export: the state dict to save from the trained model.
+
+    Returns:
+        seconds of training (resumed parts added up are not known: this process's), steps and the last losses.
+
+    Raises:
+        FD3DError: contradictory settings, or a loss that is not finite.
+    """
+    if settings.amp and not torch.cuda.is_available():
+        raise FD3DError("amp is set but there is no GPU; leave it off on a CPU")
+    torch.set_num_threads(settings.threads)
+    work_dir = out.parent
+    work_dir.mkdir(parents=True, exist_ok=True)
+    schedule = cfg.schedule
+    max_iters = settings.max_iters or schedule.max_iters
+    warmup = min(schedule.warmup_iters, max_iters // 2)
+    optim = cfg.optim_wrapper.to_dict() if isinstance(cfg.optim_wrapper, ConfigDict) else dict(cfg.optim_wrapper)
+    if settings.amp:
+        optim["type"] = "AmpOptimWrapper"
+    log_every = max(1, min(50, max_iters // 20))
+    loader = dict(
+        batch_size=schedule.batch_size,
+        num_workers=settings.workers,
+        persistent_workers=settings.workers > 0,
+        sampler=dict(type="InfiniteSampler", shuffle=True, seed=settings.seed),
+        collate_fn=dict(type="pseudo_collate"),
+        dataset=frame_dataset(cfg, source, True, store),
+        drop_last=True,
+    )
+    if settings.workers:
+        # Zarr's event loop thread does not survive a fork.
+        loader |= dict(multiprocessing_context="forkserver", prefetch_factor=4)
+    runner = Runner(
+        model=model,
+        work_dir=str(work_dir),
+        train_dataloader=loader,
+        optim_wrapper=optim,
+        param_scheduler=_schedulers(schedule.policy, optim["optimizer"]["lr"], max_iters, warmup),
+        train_cfg=dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=max_iters + 1),
+        default_hooks=dict(
+            logger=dict(type="LoggerHook", interval=log_every, log_metric_by_epoch=False),
+            checkpoint=dict(
+                type="CheckpointHook", by_epoch=False, interval=settings.checkpoint_every, max_keep_ckpts=1, save_last=False
+            ),
+        ),
+        custom_hooks=[
+            dict(type="NaNGuard"),
+            dict(type="LossCurve", path=work_dir / "losses.csv", interval=log_every),
+            dict(type="Progress"),
+        ],
+        log_processor=dict(by_epoch=False),
+        launcher="pytorch" if "LOCAL_RANK" in __import__("os").environ else "none",
+        randomness=dict(seed=settings.seed),
+        default_scope="mmdet3d",
+        env_cfg=cfg.env_cfg,
+        log_level="WARNING" if not logging.getLogger().isEnabledFor(logging.INFO) else "INFO",
+        resume=(work_dir / "last_checkpoint").exists(),
+    )
+    started = time.perf_counter()
+    trained = runner.train()
+    seconds = time.perf_counter() - started
+    trained = trained.module if hasattr(trained, "module") else trained
+    if is_main_process():
+        state = {name: tensor.detach().cpu() for name, tensor in export(trained).items()}
+        write_atomically(out, lambda file: torch.save({"state_dict": state}, file), binary=True)
+        for leftover in work_dir.glob("iter_*.pth"):
+            leftover.unlink()
+        (work_dir / "last_checkpoint").unlink(missing_ok=True)
+    return {"seconds": round(seconds, 1), "steps": max_iters, "world_size": get_world_size()}
+
+
+def count_parameters(modules: Sequence[nn.Module]) -> int:
+    """Number of values in all parameters."""
+    return sum(p.numel() for module in modules for p in module.parameters())

@@ -1,0 +1,11 @@
+"""The contract between the pipeline's stages: a Zarr v3 store of expert targets that any Zarr tool opens.
+
+Needs numpy, zarr and numcodecs only.
+"""
+
+from .errors import StoreError
+from .reader import StoreReader, describe
+from .schema import SCHEMA_VERSION, ArraySpec, StoreSchema
+from .writer import StoreWriter
+
+__all__ = ["SCHEMA_VERSION", "ArraySpec", "StoreError", "StoreReader", "StoreSchema", "StoreWriter", "describe"]

@@ -1,0 +1,65 @@
+"""What made a store, and how two makings are compared."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from .errors import StoreError
+
+MANIFEST = "manifest.json"
+# facts about the run that do not change what is stored
+_INCIDENTAL = ("libraries", "shards", "statistics", "coverage", "files")
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces, equal for equal values."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def fingerprint(manifest: dict[str, Any]) -> str:
+    """SHA-256 over everything in a manifest that decides the store's contents."""
+    kept = {key: value for key, value in manifest.items() if key not in _INCIDENTAL}
+    return hashlib.sha256(canonical(kept).encode()).hexdigest()
+
+
+def differing(a: Any, b: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """First field in which two manifests differ, with both values."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted(a.keys() | b.keys()):
+            if not path and key in _INCIDENTAL:
+                continue
+            found = differing(a.get(key), b.get(key), f"{path}.{key}" if path else key)
+            if found:
+                return found
+        return None
+    return None if a == b else (path, a, b)
+
+
+def refuse_difference(have: dict[str, Any], want: dict[str, Any], where: Path, fix: str) -> None:
+    """Compare two manifests.
+
+    Raises:
+        StoreError: naming the first field that differs and both values.
+    """
+    found = differing(json.loads(canonical(have)), json.loads(canonical(want)))
+    if found:
+        field, old, new = found
+        raise StoreError(f"{where} was made with {field} = {_short(old)}, now it is {_short(new)}; {fix}")
+
+
+def _short(value: Any) -> str:
+    text = canonical(value)
+    return text if len(text) <= 90 else f"{text[:87]}..."
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of the store.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); run 'fd3d dump' again") from error
