@@ -17,6 +17,4 @@ model = dict(
     ),
 )
 
-schedule = dict(max_iters=2500, warmup_iters=250)
-# Cached expert targets do not follow the pixels, so nothing here may move them.
-augment = dict(photometric=True, world_flip=0.0)
+schedule = dict(max_iters=1600, warmup_iters=160)
