@@ -1,5 +1,7 @@
 """Stage 1: run the expert once over every frame and write what distillation reads into the store."""
 
+import hashlib
+import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -133,6 +135,12 @@ def store_row(frame: ExpertFrame, cells: tuple[Tensor, list[Tensor]], layout: st
     return row
 
 
+def _stored_values(row: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """Values (n, C) that a row holds of ``bev`` or of a pyramid level, in either layout."""
+    values = row[f"{name}/values"] if f"{name}/values" in row else row[f"{name}/dense"]
+    return values.reshape(-1, values.shape[-1])
+
+
 def make_manifest(
     cfg: Config, config: Path, checkpoint: Path | None, index: FrameIndex, source: FrameSource, settings: DumpSettings
 ) -> dict[str, Any]:
@@ -170,9 +178,6 @@ def make_manifest(
 
 def hash_config(cfg: Config) -> str:
     """SHA-256 of what decides the expert's outputs: model, images, ranges."""
-    import hashlib
-    import json
-
     relevant = {name: cfg[name] for name in ("model", "image", "pc_range")}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -223,7 +228,7 @@ def dump(
         scenes: names to restrict the dump to.
 
     Returns:
-        frames, mean share of cells stored per array.
+        number of frames.
 
     Raises:
         FD3DError: bad input, or features that are not finite (with the frame's token).
@@ -268,9 +273,9 @@ def dump(
         bar.close()
         # Statistics come from what was stored, so that a resumed dump has the same.
         for row in writer.rows():
-            moments_bev.add(row["bev"])
-            for moment, values in zip(moments_pv, row["pv"], strict=True):
-                moment.add(values)
+            moments_bev.add(_stored_values(row, "bev"))
+            for i, moment in enumerate(moments_pv):
+                moment.add(_stored_values(row, f"pv/{i}"))
         writer.finalise({"bev": moments_bev.result(), "pv": [m.result() for m in moments_pv]})
     return {"frames": sum(map(len, rows_of.values()))}
 

@@ -2,8 +2,9 @@
 
 import csv
 import logging
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,10 @@ class RunSettings:
     """Iterations between checkpoints that a killed training resumes from."""
 
 
+def _number(value: Any) -> float:
+    return float(value.detach() if isinstance(value, torch.Tensor) else value)
+
+
 class LossCurve(Hook):
     """Write every logged loss term to a CSV file, one row per ``interval`` iterations, and survive a resume.
 
@@ -91,7 +96,7 @@ class LossCurve(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Accumulate, and write at the interval."""
         for name, value in (outputs or {}).items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.sums[name] = self.sums.get(name, 0.0) + _number(value)
         step = runner.iter + 1
         if step % self.interval or not is_main_process():
             return
@@ -132,7 +137,7 @@ class NaNGuard(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Check the step's losses."""
-        bad = [name for name, value in (outputs or {}).items() if not np.isfinite(float(value))]
+        bad = [name for name, value in (outputs or {}).items() if not np.isfinite(_number(value))]
         if bad:
             tokens = ", ".join(sample.token for sample in data_batch["data_samples"])
             raise FD3DError(
@@ -208,7 +213,7 @@ def train(
         export: the state dict to save from the trained model.
 
     Returns:
-        seconds of training (resumed parts added up are not known: this process's), steps and the last losses.
+        seconds of training in this process, steps, processes.
 
     Raises:
         FD3DError: contradictory settings, or a loss that is not finite.
@@ -256,7 +261,7 @@ def train(
             dict(type="Progress"),
         ],
         log_processor=dict(by_epoch=False),
-        launcher="pytorch" if "LOCAL_RANK" in __import__("os").environ else "none",
+        launcher="pytorch" if "LOCAL_RANK" in os.environ else "none",
         randomness=dict(seed=settings.seed),
         default_scope="mmdet3d",
         env_cfg=cfg.env_cfg,
@@ -274,8 +279,3 @@ def train(
             leftover.unlink()
         (work_dir / "last_checkpoint").unlink(missing_ok=True)
     return {"seconds": round(seconds, 1), "steps": max_iters, "world_size": get_world_size()}
-
-
-def count_parameters(modules: Sequence[nn.Module]) -> int:
-    """Number of values in all parameters."""
-    return sum(p.numel() for module in modules for p in module.parameters())

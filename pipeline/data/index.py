@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import warnings
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,7 +109,7 @@ class FrameIndex:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
-        except (ValueError, OSError, EOFError) as error:
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise FD3DError(f"index {path} is damaged ({error}); make it again with 'fd3d index'") from error
         if int(arrays.get("format", -1)) != FORMAT:
             raise FD3DError(f"index {path} has format {arrays.get('format')}, this program reads {FORMAT}; make it again")

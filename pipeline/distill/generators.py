@@ -39,12 +39,12 @@ class RestoreBEV(nn.Module):
                 nn.ReLU(inplace=True),
             ]
             ratio /= 2
-        self.double = nn.Sequential(*stages)
+        self.upsample = nn.Sequential(*stages)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, bev: Tensor) -> Tensor:
         """(B, C, h, w) to (B, C, H, W)."""
-        out = self.double(bev)
+        out = self.upsample(bev)
         if out.shape[-2:] != self.target:
             out = nn.functional.interpolate(out, self.target, mode="bilinear", align_corners=False)
         return self.conv(out)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from torch import nn
 
@@ -31,7 +32,12 @@ def build_detector(cfg: Config) -> nn.Module:
     """Build ``cfg.model`` with freshly initialised weights."""
     init_default_scope("mmdet3d")
     model = MODELS.build(cfg.model)
+    # mmengine logs a line for every parameter that it initialises
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel("WARNING")
     model.init_weights()
+    logger.setLevel(level)
     return model
 
 

@@ -1,0 +1,170 @@
+import json
+import math
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmdet3d.registry import DATASETS
+
+from pipeline.errors import FD3DError
+from pipeline.models.bevformer.encoder import camera_hits
+from pipeline.models.bevformer.transformer import rotate_bev
+from pipeline.models.build import build_detector, load_checkpoint, load_config, read_state_dict
+from pipeline.prediction import collate
+from pipeline.training import frame_dataset
+
+
+def fill(model: torch.nn.Module, stem_gain: float) -> None:
+    """Weights that depend on each entry's key and shape only, as the parity data's models had."""
+    state = model.state_dict()
+    for key, old in state.items():
+        leaf, shape = key.rsplit(".", 1)[-1], tuple(old.shape)
+        if not old.is_floating_point() or leaf == "code_weights":
+            continue
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode())))
+        if leaf == "running_mean":
+            value = noise * 0.1
+        elif leaf == "running_var":
+            value = 1 + 0.1 * noise.abs()
+        elif len(shape) <= 1:
+            value = 1 + 0.1 * noise if leaf == "weight" else noise * 0.02
+        elif key.endswith(("_embeds", "embed.weight", "embedding.weight")):
+            value = noise
+        else:
+            gain = stem_gain if key.endswith("img_backbone.conv1.weight") else 1.0
+            value = noise * (gain / math.sqrt(math.prod(shape[1:])))
+            if re.search(r"reg_branches\.\d+\.4\.weight$", key):
+                value[[0, 1, 4]] *= 0.01
+        state[key] = value.to(old.dtype)
+    model.load_state_dict(state)
+
+
+def parity_image(frame: int, norm: dict) -> torch.Tensor:
+    rng = np.random.RandomState(frame)
+    low, high = rng.randint(0, 192, (6, 3, 16, 26)), rng.randint(0, 64, (6, 3, 256, 416))
+    pixels = (low.repeat(16, 2).repeat(16, 3) + high).astype(np.uint8)
+    mean, std = (np.array(norm[k]).reshape(1, 3, 1, 1) for k in ("mean", "std"))
+    image = ((pixels - mean) / std).astype(np.float32)
+    image[:, :, 234:] = 0
+    return torch.from_numpy(image)[None]
+
+
+def test_public_tiny_gives_the_official_outputs(parity_root: Path, project: Path):
+    keys = json.loads((parity_root / "bevformer_tiny.keys.json").read_text())
+    want = np.load(parity_root / "bevformer_tiny.eval.npz")
+    model = build_detector(load_config(project / "configs" / "bevformer" / "tiny.py"))
+    assert {k: list(v.shape) for k, v in model.state_dict().items()} == {k: shape for k, shape, _ in keys["keys"]}
+    fill(model, keys["stem_gain"])
+    model.eval()
+    history = None
+    with torch.no_grad():
+        for step in (1, 2):
+            frame = {
+                "lidar2img": want["lidar2img"].reshape(-1, 4, 4)[:6],
+                "can_bus": want[f"f{step}_can_bus_used"].reshape(18),
+                "pad_hw": (256, 416),
+            }
+            features = model.extract_feat(parity_image(step, keys["config"]["img_norm_cfg"]))
+            history = model.encode(features, [frame], history, torch.tensor([history is not None]))
+            out = model.pts_bbox_head(history)
+            np.testing.assert_allclose(out.logits.numpy(), want[f"f{step}_all_cls_scores"], atol=2e-4)
+            np.testing.assert_allclose(out.code.numpy(), want[f"f{step}_all_bbox_preds"], atol=2e-4)
+    every = int(want["bev_cell_stride"])
+    np.testing.assert_allclose(history[0, ::every].numpy(), want["f2_bev_embed_slice"].reshape(-1, 256), atol=1e-4)
+
+
+def test_rotation_is_torchvisions(parity_root: Path):
+    cases = json.loads((parity_root / "rotate_cases.json").read_text())
+    arrays = np.load(parity_root / "rotate_cases.npz")
+    listed = cases["cases"] if isinstance(cases, dict) else cases
+    for number, case in enumerate(listed):
+        height, width = case["H"], case["W"]
+        index = torch.arange(1, height * width + 1, dtype=torch.float32).view(1, 1, height, width)
+        center = tuple(case["center"]) if case.get("center") else None
+        turned = rotate_bev(index, torch.tensor([case["angle"]]), center)[0, 0].numpy()
+        assert (turned == arrays[f"case{number:02d}_source_index"]).mean() > 0.999
+
+
+@pytest.fixture(scope="module")
+def items(source, expert_config):
+    data = DATASETS.build(frame_dataset(load_config(expert_config), source, train=True))
+    return [data[1], data[5]]
+
+
+@pytest.fixture(scope="module")
+def expert(expert_config):
+    torch.manual_seed(0)
+    return build_detector(load_config(expert_config)).eval()
+
+
+def test_a_batch_gives_what_its_samples_give_alone(items, expert):
+    def encode(chosen):
+        batch = expert.data_preprocessor(collate(chosen))
+        with torch.no_grad():
+            bev = expert.encode_queue(batch["inputs"]["img"], batch["data_samples"])
+            return bev, expert.pts_bbox_head(bev).logits
+
+    # one sample of the batch has no history and sees other cells
+    items[0]["data_samples"].frames[-1]["has_history"] = False
+    together = encode(items)
+    alone = [encode([item]) for item in items]
+    for i in range(2):
+        torch.testing.assert_close(together[0][i], alone[i][0][0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(together[1][:, i], alone[i][1][:, 0], atol=1e-3, rtol=1e-3)
+
+
+def test_camera_hits_differ_by_sample():
+    mask = torch.zeros(2, 1, 5, 1, dtype=torch.bool)
+    mask[0, 0, [1, 3]] = True
+    mask[1, 0, 4] = True
+    hits = camera_hits(torch.zeros(2, 1, 5, 1, 2), mask)
+    assert hits.index[0].tolist() == [1, 3] and hits.valid[1].tolist() == [True, False] and hits.index[1, 0] == 4
+
+
+def test_losses_reach_every_part_that_trains(items, expert):
+    expert.train()
+    losses = expert.loss(**expert.data_preprocessor(collate(items)))
+    assert {"loss_cls", "loss_bbox", "d0.loss_cls", "loss_heatmap", "loss_dense_bbox"} <= losses.keys()
+    sum(losses.values()).backward()
+    without = {n for n, p in expert.named_parameters() if p.requires_grad and p.grad is None}
+    assert not without
+    expert.zero_grad()
+    expert.eval()
+
+
+def test_streaming_needs_scene_order(items, expert):
+    batch = expert.data_preprocessor(collate([items[1]]))
+    batch["data_samples"][0].frames[-1]["has_history"] = True
+    expert._stream = {}
+    with pytest.raises(FD3DError, match="previous frame first"):
+        expert.predict(**batch)
+
+
+def test_foreign_checkpoints_are_refused_without_running_anything(expert, tmp_path):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"state_dict": Evil()}))
+    torch.save({"state_dict": Evil()}, tmp_path / "evil_zip.pth")
+    (tmp_path / "short.pth").write_bytes(b"PK\x03\x04")
+    for name in ("evil.pth", "evil_zip.pth", "short.pth"):
+        with pytest.raises(FD3DError, match="not a plain PyTorch checkpoint"):
+            read_state_dict(tmp_path / name)
+    assert not (tmp_path / "executed").exists()
+    state = expert.state_dict()
+    state.pop("img_backbone.conv1.weight")
+    state["stranger"] = torch.zeros(1)
+    torch.save(state, tmp_path / "partial.pth")
+    with pytest.raises(FD3DError, match=r"1 missing \(img_backbone.conv1.weight\); 1 unexpected \(stranger\)"):
+        load_checkpoint(expert, tmp_path / "partial.pth")
+
+
+@pytest.mark.parametrize("name", ["world/expert", "world/apprentice", "bevformer/base", "bevformer/tiny"])
+def test_shipped_configs_build(project, name):
+    assert build_detector(load_config(project / "configs" / f"{name}.py")).pts_bbox_head.bev_h > 0

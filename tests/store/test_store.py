@@ -1,0 +1,215 @@
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from store_schema import StoreError, StoreReader, StoreSchema, StoreWriter
+
+SCHEMA = StoreSchema(
+    bev=(4, 5, 3),
+    pv=[(2, 3, 3, 8)],
+    cameras=("A", "B"),
+    queries=2,
+    layers=1,
+    heads=1,
+    points=2,
+    query_channels=3,
+    bev_kmax=10,
+    pv_kmax=[12],
+)
+SCENES = {"s1": ["a" * 32, "b" * 32], "s2": ["c" * 32], "s3": ["d" * 32, "e" * 32]}
+STATISTICS = {"bev": {"mean": [0.0] * 3, "std": [1.0] * 3}, "pv": [{"mean": [0.0] * 3, "std": [1.0] * 3}]}
+CONSTANTS = {"decoder/value_proj_weight": np.ones((1, 3, 3), np.float32), "decoder/value_proj_bias": np.zeros((1, 3), np.float32)}
+
+
+def make_frame(token: str, bev_cells: int = 4, pv_cells: int = 3) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(int(hashlib.md5(token.encode()).hexdigest()[:8], 16))
+    return {
+        "bev/values": rng.normal(size=(bev_cells, 3)).astype(np.float16),
+        "bev/index": np.sort(rng.choice(20, bev_cells, replace=False)),
+        "pv/0/values": rng.normal(size=(pv_cells, 3)).astype(np.float16),
+        "pv/0/index": np.sort(rng.choice(12, pv_cells, replace=False)),
+        "query/boxes": rng.normal(size=(2, 9)).astype(np.float32),
+        "query/score": rng.random(2).astype(np.float32),
+        "query/label": rng.integers(0, 10, 2),
+        "query/reference": rng.random((2, 3)).astype(np.float32),
+        "query/features": rng.normal(size=(2, 3)).astype(np.float16),
+        "query/sampling": rng.random((1, 2, 1, 2, 2)).astype(np.float32),
+        "query/attention": rng.random((1, 2, 1, 2)).astype(np.float16),
+    }
+
+
+def writer(path: Path, expert: str = "x") -> StoreWriter:
+    return StoreWriter(path, SCHEMA, {"expert": {"checkpoint_sha256": expert}, "focal": {}}, SCENES, 3)
+
+
+def write(path: Path, expert: str = "x", pause: float = 0.0) -> None:
+    with writer(path, expert) as store:
+        store.write_constants(CONSTANTS)
+        for shard in store.pending():
+            time.sleep(pause)
+            store.write_shard(shard, {t: make_frame(t) for name in store.shard_scenes(shard) for t in SCENES[name]})
+        store.finalise(STATISTICS)
+
+
+def digest(path: Path) -> dict[str, str]:
+    files = [f for f in path.rglob("*") if f.is_file() and f.name != ".lock"]
+    return {str(f.relative_to(path)): hashlib.md5(f.read_bytes()).hexdigest() for f in files}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    write(tmp_path / "store")
+    return tmp_path / "store"
+
+
+def test_frames_come_back_as_they_were_given(store):
+    reader = StoreReader(store)
+    assert reader.tokens == [t for tokens in SCENES.values() for t in tokens]
+    for token in reader.tokens:
+        back, want = reader.read(token), make_frame(token)
+        assert back.keys() == want.keys()
+        for name, array in want.items():
+            tolerance = 2e-5 if name == "query/sampling" else 0
+            np.testing.assert_allclose(back[name].astype(np.float64), array.astype(np.float64), atol=tolerance, err_msg=name)
+    np.testing.assert_array_equal(reader.constants["decoder/value_proj_weight"], CONSTANTS["decoder/value_proj_weight"])
+
+
+@pytest.mark.parametrize(("bev", "pv"), [(0, 0), (10, 12), (1, 12)])  # empty, full, mixed
+def test_any_number_of_cells_up_to_the_capacity(tmp_path, bev, pv):
+    tokens = [t for tokens in SCENES.values() for t in tokens]
+    with writer(tmp_path / "s") as store:
+        store.write_constants(CONSTANTS)
+        for shard in store.pending():
+            store.write_shard(shard, {t: make_frame(t, bev, pv) for n in store.shard_scenes(shard) for t in SCENES[n]})
+        store.finalise(STATISTICS)
+    back = StoreReader(tmp_path / "s").read(tokens[0])
+    assert len(back["bev/index"]) == bev and len(back["pv/0/values"]) == pv
+
+
+def broken(name: str, change) -> dict[str, np.ndarray]:
+    frame = make_frame("a" * 32)
+    if change is None:
+        frame.pop(name)
+    else:
+        frame[name] = change(frame[name]) if name in frame else change(None)
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("query/boxes", None, "lacks query/boxes"),
+        ("extra", lambda _: np.zeros(1), "has unknown extra"),
+        ("query/boxes", lambda a: a[:1], r"query/boxes has shape \(1, 9\), expected \(2, 9\)"),
+        ("bev/values", lambda a: a[:2], r"expected \(k, 3\) and \(k,\)"),
+        ("bev/values", lambda a: a * np.float16("nan"), "NaN or infinite"),
+        ("query/features", lambda a: np.full_like(a, 1e6, dtype=np.float32), "beyond float16"),
+        ("bev/index", lambda a: a[::-1].copy(), "must rise strictly"),
+        ("bev/index", lambda a: np.array([0, 1, 2, 99]), r"within 0\.\.19"),
+        ("query/score", lambda a: a.astype(np.int64), "expected floating point"),
+    ],
+)
+def test_frames_that_do_not_fit_are_refused_by_name(tmp_path, name, change, message):
+    with writer(tmp_path / "s") as store, pytest.raises(StoreError, match=message) as caught:
+        frames = {t: make_frame(t) for n in store.shard_scenes(0) for t in SCENES[n]}
+        store.write_shard(0, frames | {"a" * 32: broken(name, change)})
+    assert "\n" not in str(caught.value) and "a" * 32 in str(caught.value)
+
+
+def test_too_many_cells_name_the_capacity(tmp_path):
+    with writer(tmp_path / "s") as store, pytest.raises(StoreError, match="has 11 cells, more than the capacity 10"):
+        store.write_shard(0, {t: make_frame(t, bev_cells=11) for n in store.shard_scenes(0) for t in SCENES[n]})
+
+
+def test_another_expert_is_refused_with_both_values(store):
+    with pytest.raises(StoreError, match='expert.checkpoint_sha256 = "x", now it is "y"'), writer(store, "y"):
+        pass
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    with writer(tmp_path / "s"), pytest.raises(StoreError, match="being written by another process"), writer(tmp_path / "s"):
+        pass
+
+
+def test_an_unfinished_or_missing_store_is_not_read(tmp_path):
+    with pytest.raises(StoreError, match="it is not there"):
+        StoreReader(tmp_path / "none")
+    with writer(tmp_path / "s") as store:
+        store.write_constants(CONSTANTS)
+        store.write_shard(0, {t: make_frame(t) for n in store.shard_scenes(0) for t in SCENES[n]})
+        with pytest.raises(StoreError, match="1 of 2 shards"):
+            store.finalise(STATISTICS)
+    with pytest.raises(StoreError, match=r"not finished \(1 shards written\)"):
+        StoreReader(tmp_path / "s")
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path):
+    (tmp_path / "letters.txt").write_text("mine")
+    with pytest.raises(StoreError, match="not empty and no store"), writer(tmp_path):
+        pass
+    assert (tmp_path / "letters.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["bev/values", "bev/index", "query/boxes", "query/sampling"])
+def test_a_flipped_bit_is_found_by_a_read(store, name):
+    shard = next(f for f in (store / name).rglob("*") if f.is_file() and f.name != "zarr.json")
+    content = bytearray(shard.read_bytes())
+    content[2] ^= 4
+    shard.write_bytes(content)
+    with pytest.raises(StoreError, match="is damaged"):
+        for token in StoreReader(store).tokens:
+            StoreReader(store).read(token)
+
+
+def test_unknown_token_and_schema_version_are_named(store):
+    with pytest.raises(StoreError, match="has no frame zz"):
+        StoreReader(store).read("zz")
+    text = (store / "manifest.json").read_text().replace('"schema_version": 1', '"schema_version": 9')
+    (store / "manifest.json").write_text(text)
+    with pytest.raises(StoreError, match="schema version 9, this program reads 1"):
+        StoreReader(store)
+
+
+def test_killed_writers_resume_to_the_same_bytes(store, tmp_path):
+    path = tmp_path / "killed"
+    code = f"import sys; sys.path[:0] = {sys.path!r}; from pathlib import Path; import importlib.util as u\n"
+    code += f"s = u.spec_from_file_location('t', {__file__!r}); m = u.module_from_spec(s); s.loader.exec_module(m)\n"
+    code += f"m.write(Path({str(path)!r}), pause=0.15)"
+    for delay in (0.9, 1.1, 1.3):
+        process = subprocess.Popen([sys.executable, "-c", code])
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    write(path)
+    assert digest(path) == digest(store)
+
+
+def test_xarray_opens_it_with_names_and_decoded_positions(store):
+    xarray = pytest.importorskip("xarray")
+    group = xarray.open_zarr(store, group="query", consolidated=False)
+    assert group["boxes"].dims == ("frame", "query", "box")
+    want = make_frame("a" * 32)["query/sampling"]
+    np.testing.assert_allclose(group["sampling"][0].to_numpy(), want, atol=2e-5)
+
+
+def test_readers_work_in_spawned_processes(store):
+    import multiprocessing
+
+    reader = StoreReader(store)
+    reader.read("a" * 32)  # opened here; the child opens its own
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        back = pool.apply(reader.read, ("c" * 32,))
+    np.testing.assert_array_equal(back["query/boxes"], make_frame("c" * 32)["query/boxes"])
+
+
+def test_import_needs_neither_torch_nor_mmcv():
+    code = "import sys, store_schema; print([m for m in ('torch', 'mmcv', 'mmdet3d', 'nuscenes') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
