@@ -146,7 +146,19 @@ class NaNGuard(Hook):
             )
 
 
-for hook in (LossCurve, Progress, NaNGuard):
+class PlainCheckpoint(Hook):
+    """Keep functions out of checkpoints, so that a resume can load them with ``weights_only``.
+
+    mmengine's one-cycle scheduler puts its annealing function into its state; on loading it keeps its own.
+    """
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Drop callables from the schedulers' states."""
+        states = checkpoint.get("param_schedulers", [])
+        checkpoint["param_schedulers"] = [{k: v for k, v in state.items() if not callable(v)} for state in states]
+
+
+for hook in (LossCurve, Progress, NaNGuard, PlainCheckpoint):
     HOOKS.register_module(module=hook)
 
 
@@ -258,6 +270,7 @@ def train(
         custom_hooks=[
             dict(type="NaNGuard"),
             dict(type="LossCurve", path=work_dir / "losses.csv", interval=log_every),
+            dict(type="PlainCheckpoint"),
             dict(type="Progress"),
         ],
         log_processor=dict(by_epoch=False),

@@ -166,7 +166,8 @@ class StoreSchema:
             elif spec.kind == "plain" and array.shape != spec.shape:
                 raise StoreError(f"frame {token}: {path} has shape {array.shape}, expected {spec.shape}")
             if array.dtype.kind == "f":
-                stored = array.astype(np.float16) if spec.dtype == "float16" else array
+                with np.errstate(over="ignore"):
+                    stored = array.astype(np.float16) if spec.dtype == "float16" else array
                 if not np.isfinite(stored).all():
                     what = "NaN or infinite values" if not np.isfinite(array).all() else "values beyond float16's 65504"
                     raise StoreError(f"frame {token}: {path} holds {what}; nothing of its shard was written")

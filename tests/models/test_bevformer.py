@@ -83,8 +83,8 @@ def test_rotation_is_torchvisions(parity_root: Path):
     for number, case in enumerate(listed):
         height, width = case["H"], case["W"]
         index = torch.arange(1, height * width + 1, dtype=torch.float32).view(1, 1, height, width)
-        center = tuple(case["center"]) if case.get("center") else None
-        turned = rotate_bev(index, torch.tensor([case["angle"]]), center)[0, 0].numpy()
+        center = tuple(case["center_xy"]) if case["center_xy"] else None
+        turned = rotate_bev(index, torch.tensor([float(case["angle_deg"])]), center)[0, 0].numpy()
         assert (turned == arrays[f"case{number:02d}_source_index"]).mean() > 0.999
 
 
