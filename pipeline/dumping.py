@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pipeline.data import CAMERAS
 from pipeline.data.index import FrameIndex
 from pipeline.errors import FD3DError
-from pipeline.expert import ExpertFrame, TappedExpert, TapPaths
+from pipeline.expert import ExpertFrame, TapPaths, TappedExpert
 from pipeline.focal import (
     FocalRule,
     bev_footprints,
@@ -171,7 +171,9 @@ def make_manifest(
             "pc_range": list(cfg.pc_range),
         },
         "focal": settings.rule.to_dict(),
-        "libraries": {name: version(name) for name in ("torch", "mmcv", "mmdet", "mmdet3d", "zarr", "numcodecs", "numpy")}
+        "libraries": {
+            name: version(name) for name in ("torch", "mmcv", "mmdet", "mmdet3d", "zarr", "numcodecs", "numpy")
+        }
         | {"python": platform.python_version()},
     }
 
@@ -185,9 +187,7 @@ def hash_config(cfg: Config) -> str:
 def _schema(frame: ExpertFrame, settings: DumpSettings, image_hw: tuple[int, int]) -> StoreSchema:
     """The store's shape, from the expert's first frame."""
     _, height, width = frame.bev.shape
-    levels = [
-        (f.shape[2], f.shape[3], f.shape[1], round(image_hw[0] / f.shape[2])) for f in frame.pv
-    ]
+    levels = [(f.shape[2], f.shape[3], f.shape[1], round(image_hw[0] / f.shape[2])) for f in frame.pv]
     layers, queries, heads, points = frame.sampling.shape[:4]
     return StoreSchema(
         bev=(height, width, frame.bev.shape[0]),
@@ -209,7 +209,9 @@ def _check_finite(frame: ExpertFrame, token: str) -> None:
     arrays |= {f"pv level {i}": level for i, level in enumerate(frame.pv)}
     for name, tensor in arrays.items():
         if not torch.isfinite(tensor).all():
-            raise FD3DError(f"the expert's {name} of frame {token} is not finite; check the checkpoint and this frame's images")
+            raise FD3DError(
+                f"the expert's {name} of frame {token} is not finite; check the checkpoint and this frame's images"
+            )
 
 
 def dump(
@@ -258,7 +260,12 @@ def dump(
         pending = writer.pending()
         todo = [row for shard in pending for name in writer.shard_scenes(shard) for row in rows_of[name]]
         batches = frame_batches(cfg, source, [position[row] for row in todo], workers)
-        bar = tqdm(total=sum(map(len, rows_of.values())), initial=sum(map(len, rows_of.values())) - len(todo), unit="frame", disable=None)
+        bar = tqdm(
+            total=sum(map(len, rows_of.values())),
+            initial=sum(map(len, rows_of.values())) - len(todo),
+            unit="frame",
+            disable=None,
+        )
         for shard in pending:
             frames: dict[str, dict[str, np.ndarray]] = {}
             for _ in (row for name in writer.shard_scenes(shard) for row in rows_of[name]):

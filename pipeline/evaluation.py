@@ -39,9 +39,13 @@ def evaluate(submission: Path, root: Path, version: str, split: str, work_dir: P
     given = set(json.loads(submission.read_text())["results"])
     if wanted - given or given - wanted:
         odd = sorted(wanted ^ given)[0]
-        raise FD3DError(f"{submission} has {len(given & wanted)} of the {len(wanted)} samples of {split} and {len(given - wanted)} others, first {odd}")
+        raise FD3DError(
+            f"{submission} has {len(given & wanted)} of the {len(wanted)} samples of {split} and {len(given - wanted)} others, first {odd}"
+        )
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        evaluation = DetectionEval(nusc, config_factory("detection_cvpr_2019"), str(submission), split, str(work_dir), verbose=False)
+        evaluation = DetectionEval(
+            nusc, config_factory("detection_cvpr_2019"), str(submission), split, str(work_dir), verbose=False
+        )
         metrics, curves = evaluation.evaluate()
     found = metrics.serialize()
     _write_curves(curves, work_dir / "pr.csv")
@@ -50,7 +54,9 @@ def evaluate(submission: Path, root: Path, version: str, split: str, work_dir: P
         "mAP": round(100 * found["mean_ap"], 2),
         **{name: round(found["tp_errors"][key], 4) for key, name in ERRORS.items()},
         "AP": {name: round(100 * ap, 2) for name, ap in found["mean_dist_aps"].items()},
-        "errors": {name: {key: round(v, 4) for key, v in e.items() if v == v} for name, e in found["label_tp_errors"].items()},
+        "errors": {
+            name: {key: round(v, 4) for key, v in e.items() if v == v} for name, e in found["label_tp_errors"].items()
+        },
     }
 
 
@@ -60,6 +66,8 @@ def _write_curves(curves: DetectionMetricDataList, path: Path, distance: float =
         writer.writerow(["class", "recall", "precision"])
         for (name, threshold), data in sorted(curves.md.items()):
             if threshold == distance:
-                writer.writerows((name, round(r, 3), round(p, 4)) for r, p in zip(data.recall[::5], data.precision[::5], strict=True))
+                writer.writerows(
+                    (name, round(r, 3), round(p, 4)) for r, p in zip(data.recall[::5], data.precision[::5], strict=True)
+                )
 
     write_atomically(path, write)

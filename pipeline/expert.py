@@ -106,7 +106,9 @@ class TappedExpert:
         def keep_sampling(layer: int) -> Any:
             return lambda module, args: seen["sampler"].__setitem__(layer, args[2:4])
 
-        hooks = [self._module(getattr(self.paths, name)).register_forward_hook(keep(name)) for name in ("pv", "bev", "head")]
+        hooks = [
+            self._module(getattr(self.paths, name)).register_forward_hook(keep(name)) for name in ("pv", "bev", "head")
+        ]
         for i in range(self.layers):
             sampler = self._module(self.paths.sampler.replace("*", str(i)))
             hooks.append(sampler.register_forward_pre_hook(keep_sampling(i)))

@@ -49,7 +49,9 @@ def draw_camera(image: np.ndarray, boxes: Boxes, projection: np.ndarray, color: 
             cv2.line(image, ends[0], ends[1], color, thickness, cv2.LINE_AA)
 
 
-def camera_sheet(root: Path, frame: Frame, layers: Sequence[tuple[Boxes, tuple[int, int, int]]], width: int = 480) -> np.ndarray:
+def camera_sheet(
+    root: Path, frame: Frame, layers: Sequence[tuple[Boxes, tuple[int, int, int]]], width: int = 480
+) -> np.ndarray:
     """The six images (RGB, two rows of three) with layers of boxes in the LiDAR frame, each in a colour.
 
     Raises:
@@ -65,14 +67,19 @@ def camera_sheet(root: Path, frame: Frame, layers: Sequence[tuple[Boxes, tuple[i
         for boxes, color in layers:
             draw_camera(image, boxes, projections[slot], color)
         height = round(image.shape[0] * width / image.shape[1])
-        tile = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if image.shape[1] > width else cv2.INTER_CUBIC)
+        tile = cv2.resize(
+            image, (width, height), interpolation=cv2.INTER_AREA if image.shape[1] > width else cv2.INTER_CUBIC
+        )
         cv2.putText(tile, CAMERAS[slot], (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
         tiles.append(tile)
     return np.vstack([np.hstack(tiles[:3]), np.hstack(tiles[3:])])
 
 
 def bev_figure(
-    layers: Mapping[str, tuple[Boxes, str]], extent: float, energy: np.ndarray | None = None, focal: np.ndarray | None = None
+    layers: Mapping[str, tuple[Boxes, str]],
+    extent: float,
+    energy: np.ndarray | None = None,
+    focal: np.ndarray | None = None,
 ) -> Figure:
     """Bird's-eye view in the LiDAR frame: x to the right, y forward, metres.
 

@@ -25,6 +25,8 @@ def write_atomically(path: Path, write: Callable[[Any], object], binary: bool = 
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        raise FD3DError(f"{path} cannot be written: {error.strerror or error}; free some space and run again") from error
+        raise FD3DError(
+            f"{path} cannot be written: {error.strerror or error}; free some space and run again"
+        ) from error
     finally:
         Path(temporary).unlink(missing_ok=True)

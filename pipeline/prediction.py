@@ -34,7 +34,9 @@ def load_detector(cfg: Config, checkpoint: Path | None, seed: int = 0) -> nn.Mod
     return model.to(best_device())
 
 
-def frame_batches(cfg: Config, source: FrameSource, rows: Sequence[int] | None, workers: int) -> Iterator[dict[str, Any]]:
+def frame_batches(
+    cfg: Config, source: FrameSource, rows: Sequence[int] | None, workers: int
+) -> Iterator[dict[str, Any]]:
     """Collated batches of one frame each, decoded ahead by ``workers`` processes.
 
     Args:

@@ -52,9 +52,14 @@ def markdown(summary: dict[str, dict[str, Any]]) -> str:
     """The summary as a table."""
     names = [*_SHOWN, "car_AOE", "training_seconds"]
     lines = ["| model | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    lines += [f"| {role} | " + " | ".join(str(values[name]) for name in names) + " |" for role, values in summary.items()]
+    lines += [
+        f"| {role} | " + " | ".join(str(values[name]) for name in names) + " |" for role, values in summary.items()
+    ]
     expert, plain, fd3d = (summary[role]["NDS"] for role in ROLES)
-    lines += ["", f"FD3D adds {fd3d - plain:+.2f} NDS to the plain apprentice; the expert is {expert - plain:+.2f} above it."]
+    lines += [
+        "",
+        f"FD3D adds {fd3d - plain:+.2f} NDS to the plain apprentice; the expert is {expert - plain:+.2f} above it.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -76,7 +81,9 @@ def loss_figure(curves: dict[str, Path]) -> Figure:
 def pr_figure(curves: dict[str, Path]) -> Figure:
     """Precision over recall at 2 m, one panel per class."""
     figure = Figure(figsize=(12, 5), layout="constrained")
-    panels = {name: figure.add_subplot(2, 5, i + 1, title=name, xlim=(0, 1), ylim=(0, 1)) for i, name in enumerate(CLASSES)}
+    panels = {
+        name: figure.add_subplot(2, 5, i + 1, title=name, xlim=(0, 1), ylim=(0, 1)) for i, name in enumerate(CLASSES)
+    }
     for role, path in curves.items():
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file))
@@ -114,9 +121,13 @@ def build_report(
         frame = ix[row]
         layers = {"annotated": np.nan_to_num(frame.boxes[frame.num_lidar_pts > 0])}
         layers |= {role: submitted_boxes(submissions[role][frame.token], frame) for role in ROLES}
-        sheet = camera_sheet(root, frame, [(boxes, _RGB[name]) for name, boxes in layers.items() if name in ("annotated", "fd3d")])
+        sheet = camera_sheet(
+            root, frame, [(boxes, _RGB[name]) for name, boxes in layers.items() if name in ("annotated", "fd3d")]
+        )
         bev = bev_figure({name: (boxes, _COLORS[name]) for name, boxes in layers.items()}, extent)
-        pictures.append((f"{frame.scene_name}, frame {frame.order}", data_uri(jpeg(sheet), "jpeg"), data_uri(to_png(bev), "png")))
+        pictures.append(
+            (f"{frame.scene_name}, frame {frame.order}", data_uri(jpeg(sheet), "jpeg"), data_uri(to_png(bev), "png"))
+        )
     stored_token = reader.tokens[len(reader.tokens) // 2]
     stored = reader.read(stored_token)
     energy = stored_energy(stored, reader.schema.bev[:2])
@@ -124,7 +135,14 @@ def build_report(
     focal = bev_figure({"expert": (kept, "tomato")}, extent, energy, np.isfinite(energy))
     losses = loss_figure({role: runs / "apprentice" / role / "losses.csv" for role in ("plain", "fd3d")})
     curves = pr_figure({role: runs / "evaluate" / role / "pr.csv" for role in ROLES})
-    page = _page(table, pictures, data_uri(to_png(losses), "png"), data_uri(to_png(curves), "png"), data_uri(to_png(focal), "png"), stored_token)
+    page = _page(
+        table,
+        pictures,
+        data_uri(to_png(losses), "png"),
+        data_uri(to_png(curves), "png"),
+        data_uri(to_png(focal), "png"),
+        stored_token,
+    )
     out.mkdir(parents=True, exist_ok=True)
     (out / "index.html").write_text(page)
     (out / "summary.md").write_text(table)
@@ -136,7 +154,8 @@ def _page(table: str, pictures: list[tuple[str, str, str]], losses: str, curves:
     rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|") and "---" not in line]
     cells = "".join("<tr>" + "".join(f"<td>{html.escape(c.strip())}</td>" for c in row) + "</tr>" for row in rows)
     shots = "".join(
-        f'<h3>{html.escape(title)}</h3><img src="{cams}" alt="cameras"><img src="{bev}" alt="bird\'s-eye view">' for title, cams, bev in pictures
+        f'<h3>{html.escape(title)}</h3><img src="{cams}" alt="cameras"><img src="{bev}" alt="bird\'s-eye view">'
+        for title, cams, bev in pictures
     )
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>FD3D report</title>
 <style>body{{font-family:sans-serif;margin:2rem;max-width:1500px}}td{{padding:.2rem .8rem;border-bottom:1px solid #ccc}}img{{max-width:100%}}</style>

@@ -14,7 +14,6 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook
-from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
@@ -27,7 +26,6 @@ from pipeline.files import write_atomically
 # What mmengine's own checkpoints hold besides tensors: without these a resume fails under torch >= 2.6.
 torch.serialization.add_safe_globals(
     [
-        HistoryBuffer,
         np.core.multiarray._reconstruct,
         np.core.multiarray.scalar,
         np.ndarray,
@@ -149,11 +147,13 @@ class NaNGuard(Hook):
 class PlainCheckpoint(Hook):
     """Keep functions out of checkpoints, so that a resume can load them with ``weights_only``.
 
-    mmengine's one-cycle scheduler puts its annealing function into its state; on loading it keeps its own.
+    mmengine's one-cycle scheduler puts its annealing function into its state (on loading it keeps its own), and its log
+    history the functions that smooth it (curves are :class:`LossCurve`'s).
     """
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Drop callables from the schedulers' states."""
+        """Drop callables from the schedulers' states, and the log history."""
+        checkpoint["message_hub"]["log_scalars"] = {}
         states = checkpoint.get("param_schedulers", [])
         checkpoint["param_schedulers"] = [{k: v for k, v in state.items() if not callable(v)} for state in states]
 
@@ -264,7 +264,11 @@ def train(
         default_hooks=dict(
             logger=dict(type="LoggerHook", interval=log_every, log_metric_by_epoch=False),
             checkpoint=dict(
-                type="CheckpointHook", by_epoch=False, interval=settings.checkpoint_every, max_keep_ckpts=1, save_last=False
+                type="CheckpointHook",
+                by_epoch=False,
+                interval=settings.checkpoint_every,
+                max_keep_ckpts=1,
+                save_last=False,
             ),
         ),
         custom_hooks=[

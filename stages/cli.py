@@ -23,7 +23,10 @@ from stages.world import world  # noqa: E402
 from store_schema import StoreError  # noqa: E402
 
 app = typer.Typer(
-    name="fd3d", help="FD3D, the Focal Distiller, as an offline two-stage pipeline.", no_args_is_help=True, pretty_exceptions_enable=False
+    name="fd3d",
+    help="FD3D, the Focal Distiller, as an offline two-stage pipeline.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
 for command in (world, index, expert, dump, train, evaluate, report, inspect):
     app.command(help=command.__doc__)(command)

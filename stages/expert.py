@@ -30,6 +30,8 @@ def expert(
         facts = {"checkpoint": section["checkpoint"], "seconds": 0.0}
     else:
         settings = run_settings(section.get("train", {}))
-        facts = train(cfg, cfg.model, frame_source(params, "train"), out / "expert.pth", settings) | {"seed": settings.seed}
+        facts = train(cfg, cfg.model, frame_source(params, "train"), out / "expert.pth", settings) | {
+            "seed": settings.seed
+        }
     write_atomically(out / "train.json", lambda file: json.dump(facts, file, indent=1))
     print(f"{out / 'expert.pth'}: {facts}")

@@ -15,4 +15,6 @@ def index(
     from pipeline.data.index import build_index
 
     made = build_index(root, version, out)
-    print(f"{out}: {len(made)} frames in {len(made.scenes)} scenes, splits {', '.join(made.splits)}, sha256 {made.sha256[:12]}")
+    print(
+        f"{out}: {len(made)} frames in {len(made.scenes)} scenes, splits {', '.join(made.splits)}, sha256 {made.sha256[:12]}"
+    )

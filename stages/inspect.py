@@ -13,7 +13,9 @@ def inspect(
     token: Annotated[str | None, typer.Option(help="Frame to draw; the first by default.")] = None,
     index: Annotated[Path | None, typer.Option(help="Frame index, needed to draw.")] = None,
     root: Annotated[Path | None, typer.Option(help="Data root, needed to draw.")] = None,
-    out: Annotated[Path | None, typer.Option(help="PNG of a frame: cameras with the expert's boxes, BEV energy, focal cells.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="PNG of a frame: cameras with the expert's boxes, BEV energy, focal cells.")
+    ] = None,
     min_score: Annotated[float, typer.Option(help="Draw queries from this score on.")] = 0.3,
 ) -> None:
     """Print arrays, bytes, manifest and coverage of a store; with --out draw a frame."""
@@ -23,7 +25,9 @@ def inspect(
     rows = describe(store)
     print(f"{'array':30} {'shape':34} {'dtype':8} {'on disk':>10} {'raw':>12}")
     for row in rows:
-        print(f"{row['array']:30} {str(row['shape']):34} {row['dtype']:8} {row['bytes'] / 1e6:8.2f}MB {row['raw_bytes'] / 1e6:10.2f}MB")
+        print(
+            f"{row['array']:30} {str(row['shape']):34} {row['dtype']:8} {row['bytes'] / 1e6:8.2f}MB {row['raw_bytes'] / 1e6:10.2f}MB"
+        )
     total = sum(row["bytes"] for row in rows)
     print(f"\n{len(reader.tokens)} frames, {total / 1e6:.1f} MB, {total / 1e6 / len(reader.tokens):.3f} MB per frame")
     for name, share in reader.manifest["coverage"].items():

@@ -30,7 +30,9 @@ def run_settings(values: dict[str, Any]) -> Any:
 
 def train(
     method: Annotated[str, typer.Option(help="plain, or fd3d to add the distillation losses.")] = "fd3d",
-    out: Annotated[Path | None, typer.Option(help="Folder for apprentice.pth; runs/apprentice/METHOD by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for apprentice.pth; runs/apprentice/METHOD by default.")
+    ] = None,
     store: Annotated[Path, typer.Option(help="The expert's cached targets.")] = Path("runs/store"),
     seed: Annotated[int | None, typer.Option(help="Overrides apprentice.train.seed.")] = None,
     params: Annotated[Path, typer.Option(help="Reads 'data', 'apprentice' and 'distill'.")] = Path("params.yaml"),

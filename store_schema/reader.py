@@ -30,7 +30,9 @@ class StoreReader:
             raise StoreError(f"store {self.path} cannot be read: {state}; run 'fd3d dump'")
         self.manifest = read_json(self.path / MANIFEST)
         if self.manifest.get("schema_version") != SCHEMA_VERSION:
-            raise StoreError(f"store {self.path} has schema version {self.manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}; dump it again")
+            raise StoreError(
+                f"store {self.path} has schema version {self.manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}; dump it again"
+            )
         self.schema = StoreSchema.from_dict(self.manifest["schema"])
         self._group: zarr.Group | None = None
 
@@ -71,7 +73,9 @@ class StoreReader:
             StoreError: the store has no such frame.
         """
         if token not in self._rows:
-            raise StoreError(f"store {self.path} has no frame {token} ({len(self._rows)} others); dump the split that holds it")
+            raise StoreError(
+                f"store {self.path} has no frame {token} ({len(self._rows)} others); dump the split that holds it"
+            )
         return self._rows[token]
 
     def read(self, token: str) -> dict[str, np.ndarray]:
@@ -85,7 +89,9 @@ class StoreReader:
             return read_row(self.group, self.schema, row)
         except (ValueError, OSError, KeyError, RuntimeError) as error:
             shard = row // self.manifest["frames_per_shard"]
-            raise StoreError(f"frame {token} of {self.path} (shard {shard}) is damaged: {error}; delete .done/shard-{shard:05d}.json and dump again") from error
+            raise StoreError(
+                f"frame {token} of {self.path} (shard {shard}) is damaged: {error}; delete .done/shard-{shard:05d}.json and dump again"
+            ) from error
 
     @cached_property
     def constants(self) -> dict[str, np.ndarray]:
@@ -103,7 +109,11 @@ def read_row(group: zarr.Group, schema: StoreSchema, row: int) -> dict[str, np.n
     """One row's arrays as :meth:`StoreReader.read` gives them."""
     out: dict[str, np.ndarray] = {}
     specs = schema.arrays()
-    counts = {path.removesuffix("/count"): int(np.asarray(_array(group, path)[row])) for path, spec in specs.items() if spec.kind == "count"}
+    counts = {
+        path.removesuffix("/count"): int(np.asarray(_array(group, path)[row]))
+        for path, spec in specs.items()
+        if spec.kind == "count"
+    }
     for path, spec in specs.items():
         if spec.kind == "count":
             continue

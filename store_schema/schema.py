@@ -67,12 +67,16 @@ class StoreSchema:
         if self.layout not in ("focal", "dense"):
             raise StoreError(f"schema.layout is '{self.layout}'; use focal or dense")
         if len(self.pv) != len(self.pv_kmax):
-            raise StoreError(f"schema.pv has {len(self.pv)} levels but schema.pv_kmax {len(self.pv_kmax)}; give one capacity per level")
+            raise StoreError(
+                f"schema.pv has {len(self.pv)} levels but schema.pv_kmax {len(self.pv_kmax)}; give one capacity per level"
+            )
         for name in ("queries", "layers", "heads", "points", "query_channels", "bev_kmax"):
             if getattr(self, name) < 1:
                 raise StoreError(f"schema.{name} is {getattr(self, name)}; it must be at least 1")
         if self.bev_kmax > self.bev[0] * self.bev[1]:
-            raise StoreError(f"schema.bev_kmax is {self.bev_kmax}, more than the grid's {self.bev[0] * self.bev[1]} cells")
+            raise StoreError(
+                f"schema.bev_kmax is {self.bev_kmax}, more than the grid's {self.bev[0] * self.bev[1]} cells"
+            )
         for i, (kmax, cells) in enumerate(zip(self.pv_kmax, self.pv_cells, strict=True)):
             if not 1 <= kmax <= cells:
                 raise StoreError(f"schema.pv_kmax[{i}] is {kmax}; it must be in 1..{cells}")
@@ -100,20 +104,70 @@ class StoreSchema:
         """Per-frame arrays by path."""
         k, layers, heads, points = self.queries, self.layers, self.heads, self.points
         specs = [
-            ArraySpec("query/boxes", (k, 9), ("query", "box"), "float32", (k, 9), units="m, rad, m/s", about="x y z dx dy dz yaw vx vy, LiDAR frame, z of the centre"),
+            ArraySpec(
+                "query/boxes",
+                (k, 9),
+                ("query", "box"),
+                "float32",
+                (k, 9),
+                units="m, rad, m/s",
+                about="x y z dx dy dz yaw vx vy, LiDAR frame, z of the centre",
+            ),
             ArraySpec("query/score", (k,), ("query",), "float32", (k,), about="best class score"),
             ArraySpec("query/label", (k,), ("query",), "uint8", (k,), about="class number"),
-            ArraySpec("query/reference", (k, 3), ("query", "xyz"), "float32", (k, 3), about="reference point entering the last layer, 0..1 of pc_range"),
-            ArraySpec("query/features", (k, self.query_channels), ("query", "channel"), "float16", (k, self.query_channels), about="query state of the last layer"),
-            ArraySpec("query/sampling", (layers, k, heads, points, 2), ("layer", "query", "head", "point", "xy"), "uint16", (layers, k, heads, points, 2), about="sampling locations, 0..1 of the BEV extent", attributes=sampling_attributes()),
-            ArraySpec("query/attention", (layers, k, heads, points), ("layer", "query", "head", "point"), "float16", (layers, k, heads, points), about="attention weights"),
+            ArraySpec(
+                "query/reference",
+                (k, 3),
+                ("query", "xyz"),
+                "float32",
+                (k, 3),
+                about="reference point entering the last layer, 0..1 of pc_range",
+            ),
+            ArraySpec(
+                "query/features",
+                (k, self.query_channels),
+                ("query", "channel"),
+                "float16",
+                (k, self.query_channels),
+                about="query state of the last layer",
+            ),
+            ArraySpec(
+                "query/sampling",
+                (layers, k, heads, points, 2),
+                ("layer", "query", "head", "point", "xy"),
+                "uint16",
+                (layers, k, heads, points, 2),
+                about="sampling locations, 0..1 of the BEV extent",
+                attributes=sampling_attributes(),
+            ),
+            ArraySpec(
+                "query/attention",
+                (layers, k, heads, points),
+                ("layer", "query", "head", "point"),
+                "float16",
+                (layers, k, heads, points),
+                about="attention weights",
+            ),
         ]
         height, width, channels = self.bev
         if self.layout == "dense":
-            specs.append(ArraySpec("bev/dense", (height, width, channels), ("y", "x", "channel"), "float16", (height, width, channels)))
+            specs.append(
+                ArraySpec(
+                    "bev/dense", (height, width, channels), ("y", "x", "channel"), "float16", (height, width, channels)
+                )
+            )
             for i, (rows, cols, depth, stride) in enumerate(self.pv):
                 shape = (len(self.cameras), rows, cols, depth)
-                specs.append(ArraySpec(f"pv/{i}/dense", shape, ("camera", "row", "col", f"channel_{i}"), "float16", shape, attributes={"stride": stride}))
+                specs.append(
+                    ArraySpec(
+                        f"pv/{i}/dense",
+                        shape,
+                        ("camera", "row", "col", f"channel_{i}"),
+                        "float16",
+                        shape,
+                        attributes={"stride": stride},
+                    )
+                )
         else:
             specs += self._focal("bev", self.bev_kmax, channels, height * width, "row * columns + column", "")
             for i, (rows, cols, depth, stride) in enumerate(self.pv):
@@ -128,9 +182,36 @@ class StoreSchema:
         attributes = {"cells": cells} | ({"stride": int(stride)} if stride else {})
         chunk = min(CHUNK_CELLS, kmax)
         return [
-            ArraySpec(f"{name}/values", (kmax, channels), (dim, f"{name.replace('/', '_')}_channel"), "float16", (chunk, channels), "values", about="expert features of the stored cells", attributes=attributes),
-            ArraySpec(f"{name}/index", (kmax,), (dim,), small, (kmax,), "index", about=f"flat cell number: {formula}", attributes=attributes),
-            ArraySpec(f"{name}/count", (), (), "int32", (), "count", about="stored cells; the rest of a row is padding", attributes=attributes),
+            ArraySpec(
+                f"{name}/values",
+                (kmax, channels),
+                (dim, f"{name.replace('/', '_')}_channel"),
+                "float16",
+                (chunk, channels),
+                "values",
+                about="expert features of the stored cells",
+                attributes=attributes,
+            ),
+            ArraySpec(
+                f"{name}/index",
+                (kmax,),
+                (dim,),
+                small,
+                (kmax,),
+                "index",
+                about=f"flat cell number: {formula}",
+                attributes=attributes,
+            ),
+            ArraySpec(
+                f"{name}/count",
+                (),
+                (),
+                "int32",
+                (),
+                "count",
+                about="stored cells; the rest of a row is padding",
+                attributes=attributes,
+            ),
         ]
 
     def constants(self) -> dict[str, ArraySpec]:
@@ -139,8 +220,17 @@ class StoreSchema:
         return {
             spec.path: spec
             for spec in (
-                ArraySpec("decoder/value_proj_weight", (self.layers, depth, depth), ("layer", "out", "in"), "float32", (self.layers, depth, depth), about="value projection that a layer's queries read BEV features through"),
-                ArraySpec("decoder/value_proj_bias", (self.layers, depth), ("layer", "out"), "float32", (self.layers, depth)),
+                ArraySpec(
+                    "decoder/value_proj_weight",
+                    (self.layers, depth, depth),
+                    ("layer", "out", "in"),
+                    "float32",
+                    (self.layers, depth, depth),
+                    about="value projection that a layer's queries read BEV features through",
+                ),
+                ArraySpec(
+                    "decoder/value_proj_bias", (self.layers, depth), ("layer", "out"), "float32", (self.layers, depth)
+                ),
             )
         }
 
@@ -157,7 +247,9 @@ class StoreSchema:
         keys = self.frame_keys()
         for problem, names in (("lacks", keys - frame.keys()), ("has unknown", frame.keys() - keys)):
             if names:
-                raise StoreError(f"frame {token} {problem} {', '.join(sorted(names))}; the schema wants {', '.join(sorted(keys))}")
+                raise StoreError(
+                    f"frame {token} {problem} {', '.join(sorted(names))}; the schema wants {', '.join(sorted(keys))}"
+                )
         specs = self.arrays()
         for path, array in frame.items():
             spec = specs[path]
@@ -178,11 +270,20 @@ class StoreSchema:
     def _check_focal(token: str, path: str, values: np.ndarray, index: np.ndarray, spec: ArraySpec) -> None:
         kmax, channels = spec.shape
         if values.ndim != 2 or values.shape[1] != channels or index.shape != values.shape[:1]:
-            raise StoreError(f"frame {token}: {path} has shape {values.shape} for {index.shape} cell numbers, expected (k, {channels}) and (k,)")
+            raise StoreError(
+                f"frame {token}: {path} has shape {values.shape} for {index.shape} cell numbers, expected (k, {channels}) and (k,)"
+            )
         if len(values) > kmax:
-            raise StoreError(f"frame {token}: {path} has {len(values)} cells, more than the capacity {kmax}; raise dump's capacity or lower the focal margins")
+            raise StoreError(
+                f"frame {token}: {path} has {len(values)} cells, more than the capacity {kmax}; raise dump's capacity or lower the focal margins"
+            )
         cells = spec.attributes["cells"]
-        if len(index) and (index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= cells or (np.diff(index.astype(np.int64)) <= 0).any()):
+        if len(index) and (
+            index.dtype.kind not in "iu"
+            or index.min() < 0
+            or index.max() >= cells
+            or (np.diff(index.astype(np.int64)) <= 0).any()
+        ):
             raise StoreError(f"frame {token}: the cell numbers of {path} must rise strictly within 0..{cells - 1}")
 
 

@@ -73,7 +73,9 @@ class StoreWriter:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            raise StoreError(f"store {self.path} is being written by another process; wait for it or stop it") from error
+            raise StoreError(
+                f"store {self.path} is being written by another process; wait for it or stop it"
+            ) from error
         try:
             self._open()
         except BaseException:
@@ -81,7 +83,9 @@ class StoreWriter:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._lock is not None:
             self._lock.close()
 
@@ -89,7 +93,9 @@ class StoreWriter:
         recipe = self.path / "recipe.json"
         if recipe.exists():
             refuse_difference(read_json(recipe), self.manifest, self.path, "delete the store or choose another folder")
-        elif any(entry.name not in (DONE, ".lock") for entry in self.path.iterdir() if not entry.name.startswith(".recipe")):
+        elif any(
+            entry.name not in (DONE, ".lock") for entry in self.path.iterdir() if not entry.name.startswith(".recipe")
+        ):
             raise StoreError(f"{self.path} is not empty and no store; choose another folder")
         else:
             _replace(recipe, json.dumps(self.manifest, sort_keys=True))
@@ -102,7 +108,11 @@ class StoreWriter:
     def _create_arrays(self) -> None:
         """Metadata of every array; done-marked, because a kill may leave some of them out."""
         with _disk_errors(self.path):
-            group = zarr.create_group(self.path, zarr_format=3, overwrite=False) if not (self.path / "zarr.json").exists() else zarr.open_group(self.path)
+            group = (
+                zarr.create_group(self.path, zarr_format=3, overwrite=False)
+                if not (self.path / "zarr.json").exists()
+                else zarr.open_group(self.path)
+            )
             for spec in self.schema.arrays().values():
                 zarr.create_array(**self._array_arguments(group, spec))
             tokens = np.zeros((self.rows_total, 32), np.uint8)
@@ -110,7 +120,13 @@ class StoreWriter:
                 for i, token in enumerate(self.scenes[name]):
                     tokens[start + i] = np.frombuffer(token.encode("ascii").ljust(32)[:32], np.uint8)
             frame = zarr.create_array(
-                group.store_path / "frame" / "token", shape=tokens.shape, chunks=tokens.shape, dtype="uint8", dimension_names=("frame", "character"), overwrite=True, attributes={"about": "ASCII sample token of each row, zero for padding rows"}
+                group.store_path / "frame" / "token",
+                shape=tokens.shape,
+                chunks=tokens.shape,
+                dtype="uint8",
+                dimension_names=("frame", "character"),
+                overwrite=True,
+                attributes={"about": "ASCII sample token of each row, zero for padding rows"},
             )
             frame[:] = tokens
             _replace(self.path / DONE / "arrays", self.fingerprint)
@@ -119,7 +135,11 @@ class StoreWriter:
         # features do not compress (mantissas are noise), small query arrays and cell numbers do
         inner: list[Any] = [BytesCodec()]
         if spec.kind in ("index", "count") or spec.path.startswith("query/"):
-            inner.append(ZstdCodec(level=3) if spec.kind != "index" else BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=np.dtype(spec.dtype).itemsize))
+            inner.append(
+                ZstdCodec(level=3)
+                if spec.kind != "index"
+                else BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=np.dtype(spec.dtype).itemsize)
+            )
         inner.append(Crc32cCodec())
         if spec.kind == "count":
             chunk: tuple[int, ...] = (self.frames_per_shard,)
@@ -128,7 +148,9 @@ class StoreWriter:
             chunk = (1, *spec.chunk)
             rounded = [-(-n // c) * c for n, c in zip(spec.shape, spec.chunk, strict=True)]
             shard = (self.frames_per_shard, *rounded)
-        attributes = {key: value for key, value in (("units", spec.units), ("about", spec.about)) if value} | spec.attributes
+        attributes = {
+            key: value for key, value in (("units", spec.units), ("about", spec.about)) if value
+        } | spec.attributes
         return dict(
             store=group.store_path / spec.path,
             shape=(self.rows_total, *spec.shape),
@@ -175,7 +197,9 @@ class StoreWriter:
         marker = read_json(self._marker(shard))
         if marker["fingerprint"] != self.fingerprint:
             return False
-        sizes = {name: (self.path / name).stat().st_size if (self.path / name).exists() else -1 for name in marker["files"]}
+        sizes = {
+            name: (self.path / name).stat().st_size if (self.path / name).exists() else -1 for name in marker["files"]
+        }
         return all(sizes[name] == entry["bytes"] for name, entry in marker["files"].items())
 
     def write_constants(self, constants: Mapping[str, np.ndarray]) -> None:
@@ -191,7 +215,13 @@ class StoreWriter:
                 raise StoreError(f"constant {path} is {have}, expected shape {spec.shape}")
             with _disk_errors(self.path):
                 array = zarr.create_array(
-                    group.store_path / path, shape=spec.shape, chunks=spec.shape, dtype=spec.dtype, dimension_names=spec.dims, overwrite=True, attributes={"about": spec.about}
+                    group.store_path / path,
+                    shape=spec.shape,
+                    chunks=spec.shape,
+                    dtype=spec.dtype,
+                    dimension_names=spec.dims,
+                    overwrite=True,
+                    attributes={"about": spec.about},
                 )
                 array[:] = constants[path]
 
@@ -207,7 +237,9 @@ class StoreWriter:
         tokens = [token for name in self.plan[shard] for token in self.scenes[name]]
         if set(frames) != set(tokens):
             odd = sorted(set(frames) ^ set(tokens))[0]
-            raise StoreError(f"shard {shard} holds {len(tokens)} frames, {len(frames)} were given; the first that differs is {odd}")
+            raise StoreError(
+                f"shard {shard} holds {len(tokens)} frames, {len(frames)} were given; the first that differs is {odd}"
+            )
         for token in tokens:
             self.schema.check_frame(token, dict(frames[token]))
         self._marker(shard).unlink(missing_ok=True)
@@ -223,7 +255,10 @@ class StoreWriter:
                 chunk_file = self.path / path / "/".join(["c", str(shard), *["0"] * len(spec.shape)])
                 if chunk_file.exists():  # an all-empty shard has no file
                     written.append(chunk_file)
-            files = {str(file.relative_to(self.path)): {"bytes": file.stat().st_size, "crc32c": _sync_and_sum(file)} for file in written}
+            files = {
+                str(file.relative_to(self.path)): {"bytes": file.stat().st_size, "crc32c": _sync_and_sum(file)}
+                for file in written
+            }
             for folder in {file.parent for file in written}:
                 _sync_folder(folder)
             _replace(self._marker(shard), json.dumps({"fingerprint": self.fingerprint, "files": files}, sort_keys=True))
@@ -260,18 +295,24 @@ class StoreWriter:
         """
         missing = self.pending()
         if missing:
-            raise StoreError(f"{len(missing)} of {len(self.plan)} shards of {self.path} are not written; run the dump again")
+            raise StoreError(
+                f"{len(missing)} of {len(self.plan)} shards of {self.path} are not written; run the dump again"
+            )
         shards = {}
         for shard in range(len(self.plan)):
             files = read_json(self._marker(shard))["files"]
             for name, entry in files.items():
                 if _crc32c(self.path / name) != entry["crc32c"]:
                     self._marker(shard).unlink()
-                    raise StoreError(f"{self.path / name} does not have the checksum it was written with; run the dump again, it redoes this shard")
+                    raise StoreError(
+                        f"{self.path / name} does not have the checksum it was written with; run the dump again, it redoes this shard"
+                    )
             shards[f"{shard:05d}"] = files
         for stray in [*self.path.rglob("*.partial"), *self.path.rglob(".tmp*")]:
             stray.unlink()
-        cells = {"bev": self.schema.bev[0] * self.schema.bev[1]} | {f"pv/{i}": n for i, n in enumerate(self.schema.pv_cells)}
+        cells = {"bev": self.schema.bev[0] * self.schema.bev[1]} | {
+            f"pv/{i}": n for i, n in enumerate(self.schema.pv_cells)
+        }
         coverage = {}
         if self.schema.layout == "focal":
             group = zarr.open_group(self.path, mode="r")
@@ -296,7 +337,9 @@ def plan_shards(scenes: Mapping[str, Sequence[str]], frames_per_shard: int) -> l
     room = 0
     for name, tokens in scenes.items():
         if len(tokens) > frames_per_shard:
-            raise StoreError(f"scene {name} has {len(tokens)} frames, a shard {frames_per_shard}; raise frames_per_shard to at least that")
+            raise StoreError(
+                f"scene {name} has {len(tokens)} frames, a shard {frames_per_shard}; raise frames_per_shard to at least that"
+            )
         if len(tokens) > room:
             plan.append([])
             room = frames_per_shard
@@ -314,10 +357,20 @@ class _disk_errors:  # noqa: N801 - reads as a statement
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError) and error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+            errno.EROFS,
+            errno.EACCES,
+        ):
             free = shutil.disk_usage(self.path).free / 1e6
-            raise StoreError(f"store {self.path} cannot be written: {error.strerror} ({free:.0f} MB free); what is done stays, make room and run the dump again") from error
+            raise StoreError(
+                f"store {self.path} cannot be written: {error.strerror} ({free:.0f} MB free); what is done stays, make room and run the dump again"
+            ) from error
 
 
 def _crc32c(path: Path) -> str:

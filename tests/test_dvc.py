@@ -40,7 +40,9 @@ def _outputs(pipeline: dict) -> list[str]:
             for entry in body.get(kind, ()):
                 path = entry if isinstance(entry, str) else next(iter(entry))
                 for key in roles.get(name, ("",)):
-                    files.append(path.replace("${key}", key).replace("${item}", key).replace("${data.index}", "runs/index.npz"))
+                    files.append(
+                        path.replace("${key}", key).replace("${item}", key).replace("${data.index}", "runs/index.npz")
+                    )
     return files
 
 

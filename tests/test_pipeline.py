@@ -44,9 +44,19 @@ def live(source, expert_config, expert_checkpoint):
 def distiller(project: Path, store: Path, **settings):
     cfg = load_config(project / APPRENTICE)
     torch.manual_seed(0)
-    return MODELS.build(
-        dict(type="FocalDistiller", student=cfg.model, store=str(store), settings=settings, bev_size=(25, 25), bev_channels=64, pv_channels=64)
+    model = MODELS.build(
+        dict(
+            type="FocalDistiller",
+            student=cfg.model,
+            store=str(store),
+            settings=settings,
+            bev_size=(25, 25),
+            bev_channels=64,
+            pv_channels=64,
+        )
     )
+    model.init_weights()
+    return model
 
 
 def test_stored_features_equal_a_direct_forward_pass(store, live):
@@ -112,7 +122,14 @@ def test_sampling_positions_keep_their_precision():
 
 def test_dump_refuses_another_rule_and_names_it(source, store, expert_config, expert_checkpoint):
     with pytest.raises(StoreError, match="focal.bev_margin = 1.0, now it is 2.0"):
-        dump(expert_config, expert_checkpoint, source, store, DumpSettings(FocalRule(bev_margin=2.0), frames_per_shard=3), 0)
+        dump(
+            expert_config,
+            expert_checkpoint,
+            source,
+            store,
+            DumpSettings(FocalRule(bev_margin=2.0), frames_per_shard=3),
+            0,
+        )
 
 
 def test_features_that_are_not_finite_stop_the_dump_with_the_token(source, expert_config, expert_checkpoint, tmp_path):
@@ -120,7 +137,14 @@ def test_features_that_are_not_finite_stop_the_dump_with_the_token(source, exper
     state["img_neck.fpn_convs.0.conv.bias"][0] = float("nan")
     torch.save(state, tmp_path / "nan.pth")
     with pytest.raises(FD3DError, match=r"of frame [0-9a-f]{32} is not finite"):
-        dump(expert_config, tmp_path / "nan.pth", source, tmp_path / "s", DumpSettings(FocalRule(), frames_per_shard=3), 0)
+        dump(
+            expert_config,
+            tmp_path / "nan.pth",
+            source,
+            tmp_path / "s",
+            DumpSettings(FocalRule(), frames_per_shard=3),
+            0,
+        )
 
 
 def test_settings_that_the_store_does_not_cover_are_refused(project, store):
@@ -203,7 +227,9 @@ def test_a_killed_training_resumes(workspace):
     (workspace / "params.yaml").write_text(yaml.safe_dump(params))
     command = [sys.executable, "-m", "stages.cli", "train", "--method", "plain", "--out", "run"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    process = subprocess.Popen(command, cwd=workspace, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=workspace, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     for _ in range(600):
         time.sleep(0.1)
         if (workspace / "run" / "last_checkpoint").exists():
@@ -231,7 +257,9 @@ def test_killed_dumps_resume_to_the_same_store(source, store, expert_config, exp
     quickest = time.perf_counter() - started
     rng = np.random.default_rng(0)
     for delay in quickest * rng.uniform(0.6, 1.05, 5):
-        process = subprocess.Popen(command, cwd=workspace, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=workspace, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         time.sleep(delay)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -263,5 +291,7 @@ def test_excerpt_frames_project_and_load(excerpt_root, tmp_path):
 
     build_index(excerpt_root, "v1.0-mini", tmp_path / "index.npz")
     cfg = load_config(Path(__file__).resolve().parent.parent / "configs/bevformer/base.py")
-    data = DATASETS.build(frame_dataset(cfg, FrameSource(tmp_path / "index.npz", excerpt_root, "mini_val"), train=False))
+    data = DATASETS.build(
+        frame_dataset(cfg, FrameSource(tmp_path / "index.npz", excerpt_root, "mini_val"), train=False)
+    )
     assert len(data) == 4 and data[0]["inputs"]["img"].shape == (1, 6, 3, 900, 1600)

@@ -1,7 +1,10 @@
 """What all trainings share."""
 
 default_scope = "mmdet3d"
-custom_imports = dict(imports=["pipeline.data.dataset", "pipeline.data.transforms", "pipeline.models", "pipeline.distill"], allow_failed_imports=False)
+custom_imports = dict(
+    imports=["pipeline.data.dataset", "pipeline.data.transforms", "pipeline.models", "pipeline.distill"],
+    allow_failed_imports=False,
+)
 log_level = "INFO"
 load_from = None
 resume = False

@@ -19,7 +19,5 @@ model = dict(
         style="pytorch",
     ),
     img_neck=dict(in_channels=[2048], num_outs=1),
-    pts_bbox_head=dict(
-        bev_h=50, bev_w=50, transformer=dict(encoder=dict(num_layers=3, num_levels=1))
-    ),
+    pts_bbox_head=dict(bev_h=50, bev_w=50, transformer=dict(encoder=dict(num_layers=3, num_levels=1))),
 )

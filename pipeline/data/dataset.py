@@ -67,7 +67,11 @@ class FrameDataset(Dataset):
             repeated = previous is not None and previous.token == frame.token
             before = None if repeated else previous
             frames.append(
-                {"frame": frame, "can_bus": can_bus_delta(frame.can_bus, before and before.can_bus), "has_history": before is not None}
+                {
+                    "frame": frame,
+                    "can_bus": can_bus_delta(frame.can_bus, before and before.can_bus),
+                    "has_history": before is not None,
+                }
             )
             previous = frame
         return {"token": queue[-1].token, "root": self.root, "frames": frames}

@@ -112,10 +112,14 @@ class FrameIndex:
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise FD3DError(f"index {path} is damaged ({error}); make it again with 'fd3d index'") from error
         if int(arrays.get("format", -1)) != FORMAT:
-            raise FD3DError(f"index {path} has format {arrays.get('format')}, this program reads {FORMAT}; make it again")
+            raise FD3DError(
+                f"index {path} has format {arrays.get('format')}, this program reads {FORMAT}; make it again"
+            )
         index = cls(arrays, hashlib.sha256(content).hexdigest())
         if root is not None and not (Path(root) / index.version).is_dir():
-            raise FD3DError(f"{root} has no folder {index.version}, which index {path} was made from; check the data root")
+            raise FD3DError(
+                f"{root} has no folder {index.version}, which index {path} was made from; check the data root"
+            )
         return index
 
     @property
@@ -337,7 +341,8 @@ class _CanBus:
         """Say once how many scenes had no messages."""
         if self.derived:
             warnings.warn(
-                f"{len(self.derived)} scenes have no CAN bus poses; their ego motion is derived from ego poses", stacklevel=3
+                f"{len(self.derived)} scenes have no CAN bus poses; their ego motion is derived from ego poses",
+                stacklevel=3,
             )
 
     def _measured(self, scene: dict, timestamp: int) -> np.ndarray | None:

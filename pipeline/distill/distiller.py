@@ -89,7 +89,10 @@ class FocalDistiller(BaseModel):
         check_store_covers(self.manifest, self.settings.rule)
         self.levels = tuple(range(len(self.schema.pv))) if self.settings.levels is None else self.settings.levels
         self.layers = tuple(range(self.schema.layers)) if self.settings.layers is None else self.settings.layers
-        for name, chosen, count in (("levels", self.levels, len(self.schema.pv)), ("layers", self.layers, self.schema.layers)):
+        for name, chosen, count in (
+            ("levels", self.levels, len(self.schema.pv)),
+            ("layers", self.layers, self.schema.layers),
+        ):
             if not chosen or min(chosen) < 0 or max(chosen) >= count:
                 raise FD3DError(f"distill.{name} is {list(chosen)}, but the store has {name} 0..{count - 1}")
         height, width, channels = self.schema.bev
@@ -141,7 +144,9 @@ class FocalDistiller(BaseModel):
             student, target, trust = pv[level], targets.pv[slot], targets.pv_trust[slot]
             if student.shape[-2:] != target.shape[-2:]:
                 have, want = tuple(student.shape[-2:]), tuple(target.shape[-2:])
-                raise FD3DError(f"pyramid level {level} of the student is {have}, of the expert {want}; choose image sizes and strides that agree")
+                raise FD3DError(
+                    f"pyramid level {level} of the student is {have}, of the expert {want}; choose image sizes and strides that agree"
+                )
             hidden = block_mask(trust.flatten(0, 1) > 0, s.mask_ratio, s.block)
             generated = self.pv_generators[slot](student * hidden[:, None])
             loss_pv = loss_pv + masked_generation_loss(generated, target.flatten(0, 1), trust.flatten(0, 1))
@@ -152,7 +157,9 @@ class FocalDistiller(BaseModel):
         scale = ChannelScale.from_manifest(self.manifest["statistics"]["bev"], bev.device)
         layers = list(self.layers)
         locations, attention = targets.sampling[:, layers], targets.attention[:, layers]
-        read_s = sample_values(scale.restore(generated.float()), self.value_weight, self.value_bias, locations, attention)
+        read_s = sample_values(
+            scale.restore(generated.float()), self.value_weight, self.value_bias, locations, attention
+        )
         with torch.no_grad():
             read_t = sample_values(targets.bev_raw, self.value_weight, self.value_bias, locations, attention)
         loss_fine = fine_grained_loss(read_s, read_t, targets.trust)

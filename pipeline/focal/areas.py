@@ -65,7 +65,9 @@ def project_boxes(boxes: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]) -
     a, b = cam[..., edges[:, 0], :], cam[..., edges[:, 1], :]
     crosses = (a[..., 2] < _NEAR) != (b[..., 2] < _NEAR)
     gap = b[..., 2] - a[..., 2]
-    share = torch.where(crosses, (_NEAR - a[..., 2]) / torch.where(crosses, gap, torch.ones_like(gap)), torch.zeros_like(gap))
+    share = torch.where(
+        crosses, (_NEAR - a[..., 2]) / torch.where(crosses, gap, torch.ones_like(gap)), torch.zeros_like(gap)
+    )
     cut = a + share[..., None] * (b - a)
     points = torch.cat([cam, cut], -2)
     usable = torch.cat([cam[..., 2] >= _NEAR, crosses], -1)

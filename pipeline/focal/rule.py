@@ -41,4 +41,6 @@ class FocalRule:
             have, want = getattr(self, name), getattr(wanted, name)
             if (want > have) if larger else (want < have):
                 limit = "at most" if larger else "at least"
-                raise FD3DError(f"distill.rule.{name} is {want}, but the store covers {limit} {have}; tighten it or dump again")
+                raise FD3DError(
+                    f"distill.rule.{name} is {want}, but the store covers {limit} {have}; tighten it or dump again"
+                )

@@ -53,7 +53,9 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0][:120]
-        raise FD3DError(f"checkpoint {path} is not a plain PyTorch checkpoint ({reason}); save a state dict of tensors") from error
+        raise FD3DError(
+            f"checkpoint {path} is not a plain PyTorch checkpoint ({reason}); save a state dict of tensors"
+        ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise FD3DError(f"checkpoint {path} holds no state dict; expected tensors by name, bare or under 'state_dict'")

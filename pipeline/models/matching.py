@@ -9,7 +9,9 @@ from torch import Tensor
 from .boxes import encode_boxes
 
 
-def matching_cost(logits: Tensor, code: Tensor, gt_code: Tensor, gt_labels: Tensor, weights: tuple[float, float]) -> Tensor:
+def matching_cost(
+    logits: Tensor, code: Tensor, gt_code: Tensor, gt_labels: Tensor, weights: tuple[float, float]
+) -> Tensor:
     """Cost of assigning each prediction to each true box: focal classification cost plus L1 over the code.
 
     Velocity is left out of the L1 term (DETR3D and BEVFormer match on the first eight code values).
@@ -100,7 +102,9 @@ class SetLoss(torch.nn.Module):
             num_pos = reduce_mean(pred_code.new_tensor([float(len(pred_code))])).clamp(min=1).item()
             weight = code_weights.expand_as(pred_code) * torch.isfinite(gt_code).all(-1, keepdim=True)
             prefix = "" if layer == num_layers - 1 else f"d{layer}."
-            losses[prefix + "loss_cls"] = self.loss_cls(logits[layer].flatten(0, 1), labels.flatten(), avg_factor=num_pos)
+            losses[prefix + "loss_cls"] = self.loss_cls(
+                logits[layer].flatten(0, 1), labels.flatten(), avg_factor=num_pos
+            )
             losses[prefix + "loss_bbox"] = self.loss_bbox(
                 pred_code, torch.nan_to_num(gt_code), weight, avg_factor=num_pos
             )

@@ -75,7 +75,10 @@ def test_sampling_equals_deformable_attention():
     for i in range(layers):
         value = torch.nn.functional.linear(bev.flatten(2).transpose(1, 2), weight[i], bias[i])
         want = multi_scale_deformable_attn_pytorch(
-            value.unflatten(-1, (heads, -1)), torch.tensor([[h, w]]), locations[:, i, :, :, None], attention[:, i, :, :, None]
+            value.unflatten(-1, (heads, -1)),
+            torch.tensor([[h, w]]),
+            locations[:, i, :, :, None],
+            attention[:, i, :, :, None],
         )
         torch.testing.assert_close(read[i], want, atol=1e-5, rtol=1e-5)
 

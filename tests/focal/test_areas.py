@@ -70,7 +70,10 @@ def test_rectangle_holds_every_visible_point_of_the_box(y, yaw):
     torch.manual_seed(0)
     local = (torch.rand(4000, 3) - 0.5) * what[0, 3:6]
     c, s = math.cos(yaw), math.sin(yaw)
-    points = torch.stack([c * local[:, 0] - s * local[:, 1], s * local[:, 0] + c * local[:, 1], local[:, 2]], -1) + what[0, :3]
+    points = (
+        torch.stack([c * local[:, 0] - s * local[:, 1], s * local[:, 0] + c * local[:, 1], local[:, 2]], -1)
+        + what[0, :3]
+    )
     cam = torch.cat([points, torch.ones(4000, 1)], -1) @ camera()[0].T
     uv = cam[:, :2] / cam[:, 2:3]
     seen = (cam[:, 2] > 0.11) & (uv > 0).all(-1) & (uv < 20).all(-1)

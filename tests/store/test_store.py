@@ -25,7 +25,10 @@ SCHEMA = StoreSchema(
 )
 SCENES = {"s1": ["a" * 32, "b" * 32], "s2": ["c" * 32], "s3": ["d" * 32, "e" * 32]}
 STATISTICS = {"bev": {"mean": [0.0] * 3, "std": [1.0] * 3}, "pv": [{"mean": [0.0] * 3, "std": [1.0] * 3}]}
-CONSTANTS = {"decoder/value_proj_weight": np.ones((1, 3, 3), np.float32), "decoder/value_proj_bias": np.zeros((1, 3), np.float32)}
+CONSTANTS = {
+    "decoder/value_proj_weight": np.ones((1, 3, 3), np.float32),
+    "decoder/value_proj_bias": np.zeros((1, 3), np.float32),
+}
 
 
 def make_frame(token: str, bev_cells: int = 4, pv_cells: int = 3) -> dict[str, np.ndarray]:
@@ -77,7 +80,9 @@ def test_frames_come_back_as_they_were_given(store):
         assert back.keys() == want.keys()
         for name, array in want.items():
             tolerance = 2e-5 if name == "query/sampling" else 0
-            np.testing.assert_allclose(back[name].astype(np.float64), array.astype(np.float64), atol=tolerance, err_msg=name)
+            np.testing.assert_allclose(
+                back[name].astype(np.float64), array.astype(np.float64), atol=tolerance, err_msg=name
+            )
     np.testing.assert_array_equal(reader.constants["decoder/value_proj_weight"], CONSTANTS["decoder/value_proj_weight"])
 
 
@@ -134,7 +139,11 @@ def test_another_expert_is_refused_with_both_values(store):
 
 
 def test_a_second_writer_is_refused(tmp_path):
-    with writer(tmp_path / "s"), pytest.raises(StoreError, match="being written by another process"), writer(tmp_path / "s"):
+    with (
+        writer(tmp_path / "s"),
+        pytest.raises(StoreError, match="being written by another process"),
+        writer(tmp_path / "s"),
+    ):
         pass
 
 

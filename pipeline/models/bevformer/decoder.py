@@ -50,7 +50,11 @@ class DecoderLayer(nn.Module):
         self.attentions = nn.ModuleList(
             [
                 MultiheadAttention(
-                    embed_dims, num_heads, attn_drop=dropout, dropout_layer={"type": "Dropout", "drop_prob": dropout}, batch_first=True
+                    embed_dims,
+                    num_heads,
+                    attn_drop=dropout,
+                    dropout_layer={"type": "Dropout", "drop_prob": dropout},
+                    batch_first=True,
                 ),
                 BEVDeformableAttention(embed_dims, num_heads, num_points, dropout),
             ]

@@ -83,9 +83,13 @@ class BEVFormer(Base3DDetector):
             self.train(training)
         return self._step(self.extract_feat(img[:, -1]), samples, queue - 1, history)
 
-    def _step(self, features: list[Tensor], samples: list[Det3DDataSample], step: int, history: Tensor | None) -> Tensor:
+    def _step(
+        self, features: list[Tensor], samples: list[Det3DDataSample], step: int, history: Tensor | None
+    ) -> Tensor:
         frames = [sample.frames[step] for sample in samples]
-        flags = torch.tensor([bool(f["has_history"]) and history is not None for f in frames], device=features[0].device)
+        flags = torch.tensor(
+            [bool(f["has_history"]) and history is not None for f in frames], device=features[0].device
+        )
         return self.encode(features, frames, history, flags)
 
     def loss(self, inputs: dict[str, Tensor], data_samples: list[Det3DDataSample], **kwargs: Any) -> dict[str, Tensor]:

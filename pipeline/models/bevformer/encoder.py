@@ -51,9 +51,7 @@ def project_pillars(
     """
     eps = 1e-5
     num, depth = len(points), len(heights)
-    unit = torch.cat(
-        [points[:, None].expand(num, depth, 2), heights[None, :, None].expand(num, depth, 1)], -1
-    )
+    unit = torch.cat([points[:, None].expand(num, depth, 2), heights[None, :, None].expand(num, depth, 1)], -1)
     metres = unit * (pc_range[3:] - pc_range[:3]) + pc_range[:3]
     homogeneous = torch.cat([metres, torch.ones_like(metres[..., :1])], -1)
     cam = torch.einsum("bvij,ndj->bvndi", lidar2img, homogeneous)
@@ -168,9 +166,7 @@ class MSDeformableAttention3D(nn.Module):
         weights = self.attention_weights(query).view(batch, num, heads, levels * samples).softmax(-1)
         locations = points[:, :, None, None, None] + offsets / shapes.flip(-1)[:, None, None]
         value = self.value_proj(value).unflatten(-1, (heads, -1))
-        return self.sampler(
-            value, shapes, locations.flatten(4, 5), weights.view(batch, num, heads, levels, samples)
-        )
+        return self.sampler(value, shapes, locations.flatten(4, 5), weights.view(batch, num, heads, levels, samples))
 
 
 class SpatialCrossAttention(nn.Module):
@@ -197,7 +193,9 @@ class SpatialCrossAttention(nn.Module):
         attended = self.deformable_attention(gathered, value, hits.points, shapes)
         attended = attended.masked_fill(~hits.valid[..., None], 0.0)
         cells = index.unflatten(0, (batch, views)).flatten(1, 2)
-        slots = attended.new_zeros(batch, num, dims).scatter_add(1, cells, attended.unflatten(0, (batch, views)).flatten(1, 2))
+        slots = attended.new_zeros(batch, num, dims).scatter_add(
+            1, cells, attended.unflatten(0, (batch, views)).flatten(1, 2)
+        )
         return query + self.dropout(self.output_proj(slots / hits.count))
 
 

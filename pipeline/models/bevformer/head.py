@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from mmdet3d.registry import MODELS
 from mmdet.models.layers import LearnedPositionalEncoding
+from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule, bias_init_with_prob
 from torch import Tensor, nn
 

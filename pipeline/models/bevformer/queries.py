@@ -53,7 +53,12 @@ class HeatmapQueries(nn.Module):
         box_weight: float = 0.25,
     ) -> None:
         super().__init__()
-        self.num_query, self.num_classes, self.min_sigma, self.box_weight = num_query, num_classes, min_sigma, box_weight
+        self.num_query, self.num_classes, self.min_sigma, self.box_weight = (
+            num_query,
+            num_classes,
+            min_sigma,
+            box_weight,
+        )
         self.stem = nn.Sequential(nn.Conv2d(embed_dims, embed_dims, 3, padding=1), nn.ReLU())
         self.heatmap = nn.Conv2d(embed_dims, num_classes, 1)
         self.box = nn.Conv2d(embed_dims, 10, 1)

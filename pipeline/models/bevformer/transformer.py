@@ -9,7 +9,9 @@ from .decoder import DetectionDecoder
 from .encoder import BEVFormerEncoder
 
 
-def rotate_bev(bev: Tensor, degrees: Tensor, center: tuple[float, float] | None = None, mode: str = "nearest") -> Tensor:
+def rotate_bev(
+    bev: Tensor, degrees: Tensor, center: tuple[float, float] | None = None, mode: str = "nearest"
+) -> Tensor:
     """Rotate BEV maps counter-clockwise about a point, filling with zeros.
 
     The semantics of torchvision's tensor ``rotate`` (sampling grid of cell centres, nearest neighbour), batched.
@@ -34,7 +36,9 @@ def rotate_bev(bev: Tensor, degrees: Tensor, center: tuple[float, float] | None 
     y, x = torch.meshgrid(ys, xs, indexing="ij")
     base = torch.stack([x, y, torch.ones_like(x)], -1).view(1, -1, 3)
     grid = base.expand(len(bev), -1, -1).bmm(theta).view(-1, height, width, 2)
-    return nn.functional.grid_sample(bev.float(), grid, mode=mode, padding_mode="zeros", align_corners=False).to(bev.dtype)
+    return nn.functional.grid_sample(bev.float(), grid, mode=mode, padding_mode="zeros", align_corners=False).to(
+        bev.dtype
+    )
 
 
 def ego_shift(can_bus: Tensor, pc_range: Tensor) -> Tensor:
