@@ -94,13 +94,13 @@ def focal_cells(
         image_hw: rows and columns of the *padded* image, which the pyramid divides.
     """
     trusted = frame.score >= rule.min_score
-    boxes, size = frame.boxes[trusted], frame.bev.shape[-2:]
+    boxes, size = frame.boxes[trusted], (frame.bev.shape[-2], frame.bev.shape[-1])
     bev = bev_footprints(boxes, pc_range, size, rule.bev_margin).any(0) | sampling_neighbours(frame.sampling, size)
     rectangles, valid = project_boxes(boxes, lidar2img, image_hw)
     levels = []
     for level in frame.pv:
         stride = image_hw[0] / level.shape[-2]
-        cells = pv_rectangles_to_cells(rectangles, valid, level.shape[-2:], stride, rule.pv_margin)
+        cells = pv_rectangles_to_cells(rectangles, valid, (level.shape[-2], level.shape[-1]), stride, rule.pv_margin)
         levels.append(cells.any(0))
     return bev, levels
 

@@ -26,8 +26,8 @@ from pipeline.files import write_atomically
 # What mmengine's own checkpoints hold besides tensors: without these a resume fails under torch >= 2.6.
 torch.serialization.add_safe_globals(
     [
-        np.core.multiarray._reconstruct,
-        np.core.multiarray.scalar,
+        np.core.multiarray._reconstruct,  # type: ignore[attr-defined]
+        np.core.multiarray.scalar,  # type: ignore[attr-defined]
         np.ndarray,
         np.dtype,
         *{type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u4", "u8", "?")},
@@ -214,7 +214,7 @@ def train(
     settings: RunSettings,
     store: Path | None = None,
     export: Callable[[nn.Module], dict[str, torch.Tensor]] = lambda model: model.state_dict(),
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Train ``model`` on the frames of ``source``; a killed training goes on from its last checkpoint.
 
     Args:

@@ -69,7 +69,7 @@ class FrameDataset(Dataset):
             frames.append(
                 {
                     "frame": frame,
-                    "can_bus": can_bus_delta(frame.can_bus, before and before.can_bus),
+                    "can_bus": can_bus_delta(frame.can_bus, None if before is None else before.can_bus),
                     "has_history": before is not None,
                 }
             )

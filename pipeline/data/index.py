@@ -138,7 +138,8 @@ class FrameIndex:
             value = a[name][row]
             values[name] = value.item() if value.ndim == 0 else value
         values["image_paths"] = tuple(str(p) for p in values["image_paths"])
-        return Frame(**values, **{name: a[name][start:stop] for name in _PER_BOX})
+        values |= {name: a[name][start:stop] for name in _PER_BOX}
+        return Frame(**values)
 
     def __iter__(self) -> Iterator[Frame]:
         return (self[row] for row in range(len(self)))

@@ -96,13 +96,13 @@ class FocalDistiller(BaseModel):
             if not chosen or min(chosen) < 0 or max(chosen) >= count:
                 raise FD3DError(f"distill.{name} is {list(chosen)}, but the store has {name} 0..{count - 1}")
         height, width, channels = self.schema.bev
-        self.bev_size = tuple(bev_size)
+        self.bev_size = (bev_size[0], bev_size[1])
         self.restore = RestoreBEV(bev_channels, self.bev_size, (height, width))
         self.bev_generator = FeatureGenerator(bev_channels, channels)
         self.pv_generators = nn.ModuleList(FeatureGenerator(pv_channels, self.schema.pv[i][2]) for i in self.levels)
-        chosen = list(self.layers)
+        kept_layers = list(self.layers)
         for name in ("weight", "bias"):
-            constant = torch.from_numpy(reader.constants[f"decoder/value_proj_{name}"][chosen])
+            constant = torch.from_numpy(reader.constants[f"decoder/value_proj_{name}"][kept_layers])
             self.register_buffer(f"value_{name}", constant, persistent=False)
         self.taps = Taps(self.student, taps or {"pv": "img_neck", "bev": "pts_bbox_head.transformer.encoder"})
 

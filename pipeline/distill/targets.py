@@ -115,7 +115,11 @@ def make_targets(
     pv_scales = [ChannelScale.from_manifest(entry, device) for entry in manifest["statistics"]["pv"]]
     pc_range = manifest["coordinates"]["pc_range"]
     kept = rule.num_queries
-    raw, bev_trust, pv, pv_trust, trusts = [], [], [[] for _ in levels], [[] for _ in levels], []
+    raw: list[Tensor] = []
+    bev_trust: list[Tensor] = []
+    trusts: list[Tensor] = []
+    pv: list[list[Tensor]] = [[] for _ in levels]
+    pv_trust: list[list[Tensor]] = [[] for _ in levels]
     for frame, meta in zip(frames, metas, strict=True):
         boxes = torch.from_numpy(frame["query/boxes"][:kept]).to(device)
         score = torch.from_numpy(frame["query/score"][:kept]).to(device)

@@ -18,7 +18,7 @@ def _noise(x: float, y: float, seed: int) -> float:
     """Repeatable value noise in -1..1 of an integer lattice point."""
     n = np.int64(math.floor(x)) * 374761393 + np.int64(math.floor(y)) * 668265263 + seed * 69069
     n = (n ^ (n >> 13)) * 1274126177
-    return ((n ^ (n >> 16)) & 0xFFFF) / 32767.5 - 1.0
+    return float(((n ^ (n >> 16)) & 0xFFFF) / 32767.5 - 1.0)
 
 
 @njit(cache=True)

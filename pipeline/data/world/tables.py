@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,5 @@ def write_tables(root: Path, config: WorldConfig, scenes: dict[str, list[dict[st
     splits = {split: [part["scene"][0]["name"] for part in parts] for split, parts in scenes.items()}
     write_atomically(folder / "splits.json", lambda file: json.dump(splits, file, indent=1))
     for table in sorted(tables, key=lambda name: name == "scene"):
-        rows = tables[table]
-        write_atomically(folder / f"{table}.json", lambda file, rows=rows: json.dump(rows, file))
+        write_atomically(folder / f"{table}.json", partial(json.dump, tables[table]))
     return {table: len(rows) for table, rows in tables.items()}

@@ -202,6 +202,10 @@ class SpatialCrossAttention(nn.Module):
 class BEVFormerLayer(nn.Module):
     """Temporal self-attention, spatial cross-attention, feed-forward; each followed by LayerNorm."""
 
+    attentions: nn.ModuleList
+    norms: nn.ModuleList
+    ffns: nn.ModuleList
+
     def __init__(
         self,
         embed_dims: int,
@@ -232,6 +236,9 @@ class BEVFormerEncoder(nn.Module):
         shift_current: shift the current frame's reference points by the ego motion too. The FD3D release and BEVFormer
             before July 2023 did, by aliasing; needed for checkpoints that come from them.
     """
+
+    pc_range: Tensor
+    heights: Tensor
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from mmdet.models.losses import GaussianFocalLoss
+from mmengine.model import bias_init_with_prob
 from torch import Tensor, nn
 
 from ..boxes import encode_boxes, to_metres, to_unit
@@ -42,6 +43,8 @@ class HeatmapQueries(nn.Module):
         box_weight: of the L1 loss of the dense boxes at true centres.
     """
 
+    pc_range: Tensor
+
     def __init__(
         self,
         num_query: int,
@@ -70,9 +73,10 @@ class HeatmapQueries(nn.Module):
 
     def init_weights(self) -> None:
         """Heatmap bias of a one-in-a-hundred prior."""
-        nn.init.constant_(self.heatmap.bias, -4.595)
+        for layer, start in ((self.heatmap, bias_init_with_prob(0.01)), (self.box, 0.0)):
+            assert layer.bias is not None
+            nn.init.constant_(layer.bias, start)
         nn.init.normal_(self.box.weight, std=0.001)
-        nn.init.zeros_(self.box.bias)
 
     def forward(self, bev: Tensor, bev_hw: tuple[int, int]) -> Proposals:
         """bev (B, H*W, C)."""
