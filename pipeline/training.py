@@ -281,7 +281,7 @@ def train(
         launcher="pytorch" if "LOCAL_RANK" in os.environ else "none",
         randomness=dict(seed=settings.seed),
         default_scope="mmdet3d",
-        env_cfg=cfg.env_cfg,
+        env_cfg=dict(cfg.env_cfg, dist_cfg=dict(backend="nccl" if torch.cuda.is_available() else "gloo")),
         log_level="WARNING" if not logging.getLogger().isEnabledFor(logging.INFO) else "INFO",
         resume=(work_dir / "last_checkpoint").exists(),
     )

@@ -8,4 +8,4 @@ custom_imports = dict(
 log_level = "INFO"
 load_from = None
 resume = False
-env_cfg = dict(cudnn_benchmark=True, mp_cfg=dict(mp_start_method="forkserver"), dist_cfg=dict(backend="nccl"))
+env_cfg = dict(cudnn_benchmark=True, mp_cfg=dict(mp_start_method="forkserver"))

@@ -165,6 +165,8 @@ def test_foreign_checkpoints_are_refused_without_running_anything(expert, tmp_pa
         load_checkpoint(expert, tmp_path / "partial.pth")
 
 
-@pytest.mark.parametrize("name", ["world/expert", "world/apprentice", "bevformer/base", "bevformer/tiny", "bevformer/small_fd3d"])
+@pytest.mark.parametrize(
+    "name", ["world/expert", "world/apprentice", "bevformer/base", "bevformer/tiny", "bevformer/small_fd3d"]
+)
 def test_shipped_configs_build(project, name):
     assert build_detector(load_config(project / "configs" / f"{name}.py")).pts_bbox_head.bev_h > 0
