@@ -248,8 +248,8 @@ def dump(
     )
     position = {row: i for i, row in enumerate(index.select(source.split))}
     first_row = next(iter(rows_of.values()))[0]
-    first, samples = expert.run(next(frame_batches(cfg, source, [position[first_row]], 0)))
-    schema = _schema(first[0], settings, samples[0].frames[-1]["pad_hw"])
+    (first,), (first_sample,) = expert.run(next(frame_batches(cfg, source, [position[first_row]], 0)))
+    schema = _schema(first, settings, first_sample.frames[-1]["pad_hw"])
     tokens = {name: [index[row].token for row in rows] for name, rows in rows_of.items()}
     manifest = make_manifest(cfg, config, checkpoint, index, source, settings)
     moments_bev = RunningMoments(schema.bev[2])
@@ -269,7 +269,11 @@ def dump(
         for shard in pending:
             frames: dict[str, dict[str, np.ndarray]] = {}
             for _ in (row for name in writer.shard_scenes(shard) for row in rows_of[name]):
-                (frame,), (sample,) = expert.run(next(batches))
+                batch = next(batches)
+                if batch["data_samples"][0].token == first_sample.token:
+                    frame, sample = first, first_sample  # already run, and nothing since
+                else:
+                    (frame,), (sample,) = expert.run(batch)
                 _check_finite(frame, sample.token)
                 meta = sample.frames[-1]
                 lidar2img = torch.as_tensor(meta["lidar2img"], dtype=torch.float32, device=expert.device)
