@@ -1,11 +1,13 @@
 """Training of experts and apprentices with mmengine's Runner: schedule, guards, curves and the final checkpoint."""
 
 import csv
+import hashlib
+import json
 import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from tqdm import tqdm
 from pipeline.data.transforms import refuse_pixel_moving
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
+from pipeline.models.build import file_sha256
+from store_schema.manifest import MANIFEST
 
 # What mmengine's own checkpoints hold besides tensors: without these a resume fails under torch >= 2.6.
 torch.serialization.add_safe_globals(
@@ -206,6 +210,21 @@ def _schedulers(policy: str, lr: float, max_iters: int, warmup: int) -> list[dic
     ]
 
 
+def _recipe_hash(
+    cfg: Config, model: dict | ConfigDict, source: FrameSource, settings: RunSettings, store: Path | None
+) -> str:
+    """SHA-256 over what decides a training's result: a checkpoint of another recipe is not resumed."""
+    recipe = {
+        "config": cfg.to_dict(),
+        "model": dict(model),
+        "split": source.split,
+        "index": file_sha256(source.index),
+        "store": file_sha256(store / MANIFEST) if store else None,
+        "settings": {k: v for k, v in asdict(settings).items() if k in ("seed", "max_iters", "amp")},
+    }
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def train(
     cfg: Config,
     model: dict | ConfigDict,
@@ -217,6 +236,8 @@ def train(
 ) -> dict[str, Any]:
     """Train ``model`` on the frames of ``source``; a killed training goes on from its last checkpoint.
 
+    A checkpoint that other settings, frames or targets left behind is not resumed but replaced.
+
     Args:
         cfg: detector config: image, queue_length, pc_range, optim_wrapper, schedule, augment.
         model: what to build, usually ``cfg.model`` or a distiller around it.
@@ -225,18 +246,20 @@ def train(
         export: the state dict to save from the trained model.
 
     Returns:
-        seconds of training in this process, steps, processes.
+        seed, seconds of training in this process, steps, processes; the checkpoint has them under ``training``.
 
     Raises:
         FD3DError: contradictory settings, or a loss that is not finite.
     """
     if settings.amp and not torch.cuda.is_available():
         raise FD3DError("amp is set but there is no GPU; leave it off on a CPU")
+    schedule = cfg.schedule
+    max_iters = settings.max_iters or schedule.max_iters
+    if max_iters < 4:
+        raise FD3DError(f"max_iters is {max_iters}; a schedule with warm-up and decay needs at least 4")
     torch.set_num_threads(settings.threads)
     work_dir = out.parent
     work_dir.mkdir(parents=True, exist_ok=True)
-    schedule = cfg.schedule
-    max_iters = settings.max_iters or schedule.max_iters
     warmup = min(schedule.warmup_iters, max_iters // 2)
     optim = cfg.optim_wrapper.to_dict() if isinstance(cfg.optim_wrapper, ConfigDict) else dict(cfg.optim_wrapper)
     if settings.amp:
@@ -254,6 +277,8 @@ def train(
     if settings.workers:
         # Zarr's event loop thread does not survive a fork.
         loader |= dict(multiprocessing_context="forkserver", prefetch_factor=4)
+    recipe, recipe_file = _recipe_hash(cfg, model, source, settings, store), work_dir / "recipe.sha256"
+    resume = recipe_file.exists() and recipe_file.read_text() == recipe
     runner = Runner(
         model=model,
         work_dir=str(work_dir),
@@ -283,16 +308,27 @@ def train(
         default_scope="mmdet3d",
         env_cfg=dict(cfg.env_cfg, dist_cfg=dict(backend="nccl" if torch.cuda.is_available() else "gloo")),
         log_level="WARNING" if not logging.getLogger().isEnabledFor(logging.INFO) else "INFO",
-        resume=(work_dir / "last_checkpoint").exists(),
+        resume=resume and (work_dir / "last_checkpoint").exists(),
     )
+    # Every process has read the recipe by now: a runner is not built before all have met.
+    if is_main_process() and not resume:
+        (work_dir / "last_checkpoint").unlink(missing_ok=True)
+        write_atomically(recipe_file, lambda file: file.write(recipe))
     started = time.perf_counter()
     trained = runner.train()
     seconds = time.perf_counter() - started
     trained = trained.module if hasattr(trained, "module") else trained
+    facts = {
+        "seed": settings.seed,
+        "seconds": round(seconds, 1),
+        "steps": max_iters,
+        "world_size": get_world_size(),
+    }
     if is_main_process():
         state = {name: tensor.detach().cpu() for name, tensor in export(trained).items()}
-        write_atomically(out, lambda file: torch.save({"state_dict": state}, file), binary=True)
+        write_atomically(out, lambda file: torch.save({"state_dict": state, "training": facts}, file), binary=True)
         for leftover in work_dir.glob("iter_*.pth"):
             leftover.unlink()
         (work_dir / "last_checkpoint").unlink(missing_ok=True)
-    return {"seconds": round(seconds, 1), "steps": max_iters, "world_size": get_world_size()}
+        recipe_file.unlink(missing_ok=True)
+    return facts

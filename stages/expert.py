@@ -18,7 +18,7 @@ def expert(
 ) -> None:
     """Check and take the expert's checkpoint; without one train the expert."""
     from pipeline.files import write_atomically
-    from pipeline.models.build import build_detector, load_checkpoint, load_config
+    from pipeline.models.build import build_detector, load_checkpoint, load_config, read_checkpoint
     from pipeline.training import train
 
     section = read_params(params, "expert")
@@ -27,11 +27,9 @@ def expert(
         load_checkpoint(build_detector(cfg), section["checkpoint"])
         out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(section["checkpoint"], out / "expert.pth")
-        facts = {"checkpoint": section["checkpoint"], "seconds": 0.0}
+        facts = read_checkpoint(section["checkpoint"])[1] | {"checkpoint": section["checkpoint"]}
     else:
         settings = run_settings(section.get("train", {}))
-        facts = train(cfg, cfg.model, frame_source(params, "train"), out / "expert.pth", settings) | {
-            "seed": settings.seed
-        }
+        facts = train(cfg, cfg.model, frame_source(params, "train"), out / "expert.pth", settings)
     write_atomically(out / "train.json", lambda file: json.dump(facts, file, indent=1))
     print(f"{out / 'expert.pth'}: {facts}")

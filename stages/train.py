@@ -66,6 +66,6 @@ def train(
             pv_channels=cfg.model.img_neck.out_channels,
         )
         facts = run_training(cfg, model, source, target, settings, store, lambda trained: trained.student_state_dict())
-    facts |= {"method": method, "seed": settings.seed}
+    facts["method"] = method
     write_atomically(out / "train.json", lambda file: json.dump(facts, file, indent=1))
     print(f"{target}: {facts}")

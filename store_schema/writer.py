@@ -101,6 +101,9 @@ class StoreWriter:
             _replace(recipe, json.dumps(self.manifest, sort_keys=True))
         if not (self.path / "zarr.json").exists() or not self._created():
             self._create_arrays()
+        if self.pending():
+            # while shards are redone nothing of this store is to be read
+            (self.path / MANIFEST).unlink(missing_ok=True)
 
     def _created(self) -> bool:
         return (self.path / DONE / "arrays").exists()
@@ -203,11 +206,14 @@ class StoreWriter:
         return all(sizes[name] == entry["bytes"] for name, entry in marker["files"].items())
 
     def write_constants(self, constants: Mapping[str, np.ndarray]) -> None:
-        """Arrays without a frame dimension; the same on every resume.
+        """Arrays without a frame dimension; a resume finds them written and leaves them.
 
         Raises:
             StoreError: a name or shape does not fit.
         """
+        marker = self.path / DONE / "constants"
+        if marker.exists():
+            return
         group = zarr.open_group(self.path)
         for path, spec in self.schema.constants().items():
             if path not in constants or constants[path].shape != spec.shape:
@@ -224,6 +230,7 @@ class StoreWriter:
                     attributes={"about": spec.about},
                 )
                 array[:] = constants[path]
+        _replace(marker, self.fingerprint)
 
     def write_shard(self, shard: int, frames: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         """Write all frames of a shard.

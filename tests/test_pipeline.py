@@ -221,26 +221,36 @@ def test_a_loss_that_is_not_finite_stops_training_with_the_frames(workspace, sto
     assert not (workspace / "run" / "apprentice.pth").exists()
 
 
-def test_a_killed_training_resumes(workspace):
+def set_training(workspace: Path, **values: object) -> None:
     params = yaml.safe_load((workspace / "params.yaml").read_text())
-    params["apprentice"]["train"] |= {"max_iters": 500, "checkpoint_every": 2}
+    params["apprentice"]["train"] |= values
     (workspace / "params.yaml").write_text(yaml.safe_dump(params))
-    command = [sys.executable, "-m", "stages.cli", "train", "--method", "plain", "--out", "run"]
+
+
+def test_a_killed_training_resumes_unless_its_settings_changed(workspace):
+    set_training(workspace, max_iters=24, checkpoint_every=2)
+    args = ["train", "--method", "plain", "--out", "run"]
+    kill_at(workspace, args, workspace / "run" / "last_checkpoint")
+    done = fd3d(*args, cwd=workspace)
+    assert "Advance dataloader" in done.stdout  # mmengine's word for a resume
+    assert (workspace / "run" / "apprentice.pth").exists()
+    kill_at(workspace, args, workspace / "run" / "last_checkpoint")
+    set_training(workspace, max_iters=4)
+    done = fd3d(*args, cwd=workspace)
+    assert "Advance dataloader" not in done.stdout
+
+
+def kill_at(workspace: Path, args: list[str], file: Path) -> None:
+    """Run a command and kill it as soon as it has written ``file``."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    process = subprocess.Popen(
-        command, cwd=workspace, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    for _ in range(600):
-        time.sleep(0.1)
-        if (workspace / "run" / "last_checkpoint").exists():
+    process = subprocess.Popen([sys.executable, "-m", "stages.cli", *args], cwd=workspace, env=environment)
+    for _ in range(1200):
+        if file.exists() or process.poll() is not None:
             break
+        time.sleep(0.05)
+    assert process.poll() is None, "it ended before it could be killed"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    reached = int(Path((workspace / "run" / "last_checkpoint").read_text()).stem.removeprefix("iter_"))
-    params["apprentice"]["train"]["max_iters"] = reached + 2
-    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
-    done = fd3d("train", "--method", "plain", "--out", "run", cwd=workspace)
-    assert (workspace / "run" / "apprentice.pth").exists(), done.stderr
 
 
 def test_killed_dumps_resume_to_the_same_store(source, store, expert_config, expert_checkpoint, workspace):

@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmdet3d.registry import MODELS
@@ -41,8 +42,10 @@ def build_detector(cfg: Config) -> nn.Module:
     return model
 
 
-def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict of a checkpoint: bare, or under ``state_dict``. Nothing in the file is executed.
+def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """A checkpoint's state dict (bare, or under ``state_dict``) and how it was trained (``training``, else empty).
+
+    Nothing in the file is executed.
 
     Raises:
         FD3DError: the file is missing, truncated, or holds more than tensors and plain values.
@@ -59,7 +62,8 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise FD3DError(f"checkpoint {path} holds no state dict; expected tensors by name, bare or under 'state_dict'")
-    return state
+    training = content.get("training")
+    return state, training if isinstance(training, dict) else {}
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> None:
@@ -68,7 +72,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     Raises:
         FD3DError: listing missing, unexpected and mismatched keys.
     """
-    state, own = read_state_dict(path), model.state_dict()
+    (state, _), own = read_checkpoint(path), model.state_dict()
     missing = [k for k in own if k not in state]
     unexpected = [k for k in state if k not in own]
     mismatched = [

@@ -12,7 +12,7 @@ from mmdet3d.registry import DATASETS
 from pipeline.errors import FD3DError
 from pipeline.models.bevformer.encoder import camera_hits
 from pipeline.models.bevformer.transformer import rotate_bev
-from pipeline.models.build import build_detector, load_checkpoint, load_config, read_state_dict
+from pipeline.models.build import build_detector, load_checkpoint, load_config, read_checkpoint
 from pipeline.prediction import collate
 from pipeline.training import frame_dataset
 
@@ -155,7 +155,7 @@ def test_foreign_checkpoints_are_refused_without_running_anything(expert, tmp_pa
     (tmp_path / "short.pth").write_bytes(b"PK\x03\x04")
     for name in ("evil.pth", "evil_zip.pth", "short.pth"):
         with pytest.raises(FD3DError, match="not a plain PyTorch checkpoint"):
-            read_state_dict(tmp_path / name)
+            read_checkpoint(tmp_path / name)
     assert not (tmp_path / "executed").exists()
     state = expert.state_dict()
     state.pop("img_backbone.conv1.weight")
