@@ -25,7 +25,8 @@ from pipeline.data.transforms import refuse_pixel_moving
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 from pipeline.models.build import file_sha256
-from store_schema.manifest import MANIFEST
+from store_schema import StoreReader
+from store_schema.manifest import fingerprint
 
 # What mmengine's own checkpoints hold besides tensors: without these a resume fails under torch >= 2.6.
 torch.serialization.add_safe_globals(
@@ -219,7 +220,7 @@ def _recipe_hash(
         "model": dict(model),
         "split": source.split,
         "index": file_sha256(source.index),
-        "store": file_sha256(store / MANIFEST) if store else None,
+        "store": fingerprint(StoreReader(store).manifest) if store else None,
         "settings": {k: v for k, v in asdict(settings).items() if k in ("seed", "max_iters", "amp")},
     }
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()

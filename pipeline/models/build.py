@@ -24,14 +24,16 @@ def load_config(path: str | Path) -> Config:
     if not Path(path).is_file():
         raise FD3DError(f"config {path} does not exist; see configs/ for those that ship")
     try:
-        return Config.fromfile(path)
+        cfg = Config.fromfile(path)
     except Exception as error:  # a config is code: whatever it raises is the reader's to see, in one line
         raise FD3DError(f"config {path} cannot be read: {type(error).__name__}: {error}") from error
+    # data sets, transforms and models are looked up in mmdet3d's registries
+    init_default_scope("mmdet3d")
+    return cfg
 
 
 def build_detector(cfg: Config) -> nn.Module:
     """Build ``cfg.model`` with freshly initialised weights."""
-    init_default_scope("mmdet3d")
     model = MODELS.build(cfg.model)
     # mmengine logs a line for every parameter that it initialises
     logger = MMLogger.get_current_instance()

@@ -1,7 +1,4 @@
 import json
-import math
-import re
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,65 +12,6 @@ from pipeline.models.bevformer.transformer import rotate_bev
 from pipeline.models.build import build_detector, load_checkpoint, load_config, read_checkpoint
 from pipeline.prediction import collate
 from pipeline.training import frame_dataset
-
-
-def fill(model: torch.nn.Module, stem_gain: float) -> None:
-    """Weights that depend on each entry's key and shape only, as the parity data's models had."""
-    state = model.state_dict()
-    for key, old in state.items():
-        leaf, shape = key.rsplit(".", 1)[-1], tuple(old.shape)
-        if not old.is_floating_point() or leaf == "code_weights":
-            continue
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode())))
-        if leaf == "running_mean":
-            value = noise * 0.1
-        elif leaf == "running_var":
-            value = 1 + 0.1 * noise.abs()
-        elif len(shape) <= 1:
-            value = 1 + 0.1 * noise if leaf == "weight" else noise * 0.02
-        elif key.endswith(("_embeds", "embed.weight", "embedding.weight")):
-            value = noise
-        else:
-            gain = stem_gain if key.endswith("img_backbone.conv1.weight") else 1.0
-            value = noise * (gain / math.sqrt(math.prod(shape[1:])))
-            if re.search(r"reg_branches\.\d+\.4\.weight$", key):
-                value[[0, 1, 4]] *= 0.01
-        state[key] = value.to(old.dtype)
-    model.load_state_dict(state)
-
-
-def parity_image(frame: int, norm: dict) -> torch.Tensor:
-    rng = np.random.RandomState(frame)
-    low, high = rng.randint(0, 192, (6, 3, 16, 26)), rng.randint(0, 64, (6, 3, 256, 416))
-    pixels = (low.repeat(16, 2).repeat(16, 3) + high).astype(np.uint8)
-    mean, std = (np.array(norm[k]).reshape(1, 3, 1, 1) for k in ("mean", "std"))
-    image = ((pixels - mean) / std).astype(np.float32)
-    image[:, :, 234:] = 0
-    return torch.from_numpy(image)[None]
-
-
-def test_public_tiny_gives_the_official_outputs(parity_root: Path, project: Path):
-    keys = json.loads((parity_root / "bevformer_tiny.keys.json").read_text())
-    want = np.load(parity_root / "bevformer_tiny.eval.npz")
-    model = build_detector(load_config(project / "configs" / "bevformer" / "tiny.py"))
-    assert {k: list(v.shape) for k, v in model.state_dict().items()} == {k: shape for k, shape, _ in keys["keys"]}
-    fill(model, keys["stem_gain"])
-    model.eval()
-    history = None
-    with torch.no_grad():
-        for step in (1, 2):
-            frame = {
-                "lidar2img": want["lidar2img"].reshape(-1, 4, 4)[:6],
-                "can_bus": want[f"f{step}_can_bus_used"].reshape(18),
-                "pad_hw": (256, 416),
-            }
-            features = model.extract_feat(parity_image(step, keys["config"]["img_norm_cfg"]))
-            history = model.encode(features, [frame], history, torch.tensor([history is not None]))
-            out = model.pts_bbox_head(history)
-            np.testing.assert_allclose(out.logits.numpy(), want[f"f{step}_all_cls_scores"], atol=2e-4)
-            np.testing.assert_allclose(out.code.numpy(), want[f"f{step}_all_bbox_preds"], atol=2e-4)
-    every = int(want["bev_cell_stride"])
-    np.testing.assert_allclose(history[0, ::every].numpy(), want["f2_bev_embed_slice"].reshape(-1, 256), atol=1e-4)
 
 
 def test_rotation_is_torchvisions(parity_root: Path):
@@ -165,8 +103,6 @@ def test_foreign_checkpoints_are_refused_without_running_anything(expert, tmp_pa
         load_checkpoint(expert, tmp_path / "partial.pth")
 
 
-@pytest.mark.parametrize(
-    "name", ["world/expert", "world/apprentice", "bevformer/base", "bevformer/tiny", "bevformer/small_fd3d"]
-)
+@pytest.mark.parametrize("name", ["world/expert", "world/apprentice", "bevformer/base_r101", "detr3d/r50"])
 def test_shipped_configs_build(project, name):
-    assert build_detector(load_config(project / "configs" / f"{name}.py")).pts_bbox_head.bev_h > 0
+    assert build_detector(load_config(project / "configs" / f"{name}.py")).pts_bbox_head.max_num > 0

@@ -3,71 +3,32 @@
 from typing import Any
 
 import torch
-from mmdet3d.models.detectors import Base3DDetector
 from mmdet3d.registry import MODELS
-from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
-from mmengine.structures import InstanceData
+from mmdet3d.structures import Det3DDataSample
 from torch import Tensor
 
 from pipeline.errors import FD3DError
 
-from ..grid_mask import GridMask
-
-Frames = list[dict[str, Any]]
-
-
-def gt_tensors(samples: list[Det3DDataSample], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
-    """Per frame true boxes (n, 9) with centres of gravity, LiDAR frame, and labels (n,)."""
-    boxes, labels = [], []
-    for sample in samples:
-        gt = sample.gt_instances_3d
-        tensor = gt.bboxes_3d.tensor.to(device)
-        boxes.append(torch.cat([gt.bboxes_3d.gravity_center.to(device), tensor[:, 3:]], -1))
-        labels.append(gt.labels_3d.to(device))
-    return boxes, labels
+from ..detector import Frames, MultiCameraDetector, gt_tensors, stack_meta
 
 
 @MODELS.register_module()
-class BEVFormer(Base3DDetector):
+class BEVFormer(MultiCameraDetector):
     """Multi-camera temporal 3D detector (Li et al., ECCV 2022).
 
     In training a queue of frames is encoded, the history without gradients. In prediction frames must come in the
     order of their scene: the BEV map of a scene's last frame is kept and aligned to the next.
-
-    Args:
-        img_backbone, img_neck, pts_bbox_head: mmdet/mmdet3d configs.
-        grid_mask: probability of GridMask in training.
     """
 
-    def __init__(
-        self,
-        img_backbone: dict,
-        img_neck: dict,
-        pts_bbox_head: dict,
-        data_preprocessor: dict | None = None,
-        grid_mask: float = 0.0,
-        init_cfg: dict | None = None,
-    ) -> None:
-        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        self.img_backbone = MODELS.build(img_backbone)
-        self.img_neck = MODELS.build(img_neck)
-        self.pts_bbox_head = MODELS.build(pts_bbox_head)
-        self.grid_mask = GridMask(grid_mask)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._stream: dict[str, Tensor] = {}
-
-    def extract_feat(self, img: Tensor) -> list[Tensor]:
-        """img (B, V, 3, H, W) to pyramid levels (B, V, C, Hl, Wl)."""
-        flat = self.grid_mask(img.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
-        levels = self.img_neck(self.img_backbone(flat))
-        return [level.unflatten(0, img.shape[:2]) for level in levels]
 
     def encode(self, features: list[Tensor], frames: Frames, history: Tensor | None, has_history: Tensor) -> Tensor:
         """BEV map (B, H*W, C) of one time step; ``frames`` holds that step's metainfo per sample."""
         device = features[0].device
-        lidar2img = torch.stack([torch.as_tensor(f["lidar2img"]) for f in frames]).to(device, torch.float32)
-        can_bus = torch.stack([torch.as_tensor(f["can_bus"]) for f in frames]).to(device, torch.float32)
-        image_hw = frames[0]["pad_hw"]
-        return self.pts_bbox_head.encode(features, lidar2img, image_hw, can_bus, history, has_history)
+        lidar2img, can_bus = (stack_meta(frames, name, device) for name in ("lidar2img", "can_bus"))
+        return self.pts_bbox_head.encode(features, lidar2img, frames[0]["pad_hw"], can_bus, history, has_history)
 
     def encode_queue(self, img: Tensor, samples: list[Det3DDataSample]) -> Tensor:
         """Encode img (B, Q, V, 3, H, W) frame by frame; gradients flow through the last frame only."""
@@ -121,13 +82,7 @@ class BEVFormer(Base3DDetector):
         self, inputs: dict[str, Tensor], data_samples: list[Det3DDataSample], **kwargs: Any
     ) -> list[Det3DDataSample]:
         """Boxes of each frame as ``pred_instances_3d`` (bboxes_3d, scores_3d, labels_3d)."""
-        bev = self.stream(inputs["img"], data_samples)
-        for sample, (boxes, scores, labels, _) in zip(
-            data_samples, self.pts_bbox_head.decode(self.pts_bbox_head(bev)), strict=True
-        ):
-            instances = LiDARInstance3DBoxes(boxes, box_dim=9, origin=(0.5, 0.5, 0.5))
-            sample.pred_instances_3d = InstanceData(bboxes_3d=instances, scores_3d=scores, labels_3d=labels)
-        return data_samples
+        return self.with_instances(data_samples, self.pts_bbox_head(self.stream(inputs["img"], data_samples)))
 
     def _forward(self, inputs: dict[str, Tensor], data_samples: list[Det3DDataSample], **kwargs: Any) -> Tensor:
         return self.pts_bbox_head(self.encode_queue(inputs["img"], data_samples)).code

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .decoder import DetectionDecoder
+from ..decoder import DetectionDecoder
+from .decoder import BEVDeformableAttention
 from .encoder import BEVFormerEncoder
 
 
@@ -62,7 +63,7 @@ class PerceptionTransformer(nn.Module):
 
     Args:
         encoder: settings of :class:`BEVFormerEncoder`.
-        decoder: settings of :class:`DetectionDecoder`.
+        decoder: settings of :class:`~pipeline.models.decoder.DetectionDecoder`, and ``num_points`` per head.
         learned_references: predict initial reference points from learned query embeddings.
         rotate_center: (x, y) cells; None is the middle. Public BEVFormer always uses (100, 100).
         rotate_mode: ``nearest`` or ``bilinear``.
@@ -83,7 +84,13 @@ class PerceptionTransformer(nn.Module):
         super().__init__()
         self.rotate_center, self.rotate_mode = rotate_center, rotate_mode
         self.encoder = BEVFormerEncoder(embed_dims=embed_dims, **encoder)
-        self.decoder = DetectionDecoder(embed_dims=embed_dims, **decoder)
+        points = decoder.get("num_points", 4)
+        settings = {name: value for name, value in decoder.items() if name != "num_points"}
+
+        def cross_attention(dims: int, heads: int, dropout: float) -> nn.Module:
+            return BEVDeformableAttention(dims, heads, points, dropout)
+
+        self.decoder = DetectionDecoder(cross_attention, embed_dims=embed_dims, **settings)
         self.level_embeds = nn.Parameter(torch.empty(self.max_levels, embed_dims))
         self.cams_embeds = nn.Parameter(torch.empty(num_cams, embed_dims))
         if learned_references:

@@ -6,7 +6,7 @@ image = dict(scale=0.5, to_rgb=False)
 
 model = dict(
     data_preprocessor=dict(pad_divisor=16),
-    img_backbone=dict(out_indices=(0, 1, 2, 3)),
+    img_backbone=dict(out_indices=(0, 1, 2, 3), frozen_stages=0),
     img_neck=dict(in_channels=[256, 512, 1024, 2048]),
     pts_bbox_head=dict(
         bev_h=100,

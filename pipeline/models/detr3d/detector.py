@@ -1,0 +1,36 @@
+"""The DETR3D detector as an mmdet3d model."""
+
+from typing import Any
+
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample
+from torch import Tensor
+
+from ..detector import MultiCameraDetector, gt_tensors, stack_meta
+from ..query_head import HeadOutput
+
+
+@MODELS.register_module()
+class DETR3D(MultiCameraDetector):
+    """Multi-camera single-frame 3D detector (Wang et al., CoRL 2021); of a queue of frames it sees the last."""
+
+    def detect(self, img: Tensor, samples: list[Det3DDataSample]) -> HeadOutput:
+        """img (B, Q, V, 3, H, W)."""
+        frames = [sample.frames[-1] for sample in samples]
+        return self.pts_bbox_head(
+            self.extract_feat(img[:, -1]), stack_meta(frames, "lidar2img", img.device), frames[0]["pad_hw"]
+        )
+
+    def loss(self, inputs: dict[str, Tensor], data_samples: list[Det3DDataSample], **kwargs: Any) -> dict[str, Tensor]:
+        """Detection losses of a batch; inputs.img (B, Q, V, 3, H, W)."""
+        out = self.detect(inputs["img"], data_samples)
+        return self.pts_bbox_head.output_loss(out, *gt_tensors(data_samples, inputs["img"].device))
+
+    def predict(
+        self, inputs: dict[str, Tensor], data_samples: list[Det3DDataSample], **kwargs: Any
+    ) -> list[Det3DDataSample]:
+        """Boxes of each frame as ``pred_instances_3d`` (bboxes_3d, scores_3d, labels_3d)."""
+        return self.with_instances(data_samples, self.detect(inputs["img"], data_samples))
+
+    def _forward(self, inputs: dict[str, Tensor], data_samples: list[Det3DDataSample], **kwargs: Any) -> Tensor:
+        return self.detect(inputs["img"], data_samples).code
