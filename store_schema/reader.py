@@ -121,7 +121,8 @@ def read_row(group: zarr.Group, schema: StoreSchema, row: int) -> dict[str, np.n
             out[path] = np.asarray(_array(group, path)[row, : counts[path.rsplit("/", 1)[0]]])
         else:
             out[path] = np.asarray(_array(group, path)[row])
-    out["query/sampling"] = unpack_sampling(out["query/sampling"])
+    if "query/sampling" in out:
+        out["query/sampling"] = unpack_sampling(out["query/sampling"])
     return out
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from .errors import StoreError
 
 SCHEMA_VERSION = 1
+READINGS = ("bev", "cameras", "none")
 CHUNK_CELLS = 1024
 # Sampling locations are 16-bit fixed point over this range of the BEV extent: finer than float16 near 1, and positions
 # farther out read nothing but zeros anyway. The attributes follow the CF conventions, so xarray decodes them.
@@ -40,28 +41,30 @@ class ArraySpec:
 class StoreSchema:
     """Sizes of a store, from which all arrays follow."""
 
-    bev: tuple[int, int, int]
-    """Rows, columns and channels of the expert's BEV map."""
+    bev: tuple[int, int, int] | None
+    """Rows, columns and channels of the expert's BEV map; None for an expert without one."""
     pv: list[tuple[int, int, int, int]]
-    """Rows, columns, channels and stride (pixels of the expert's padded image) of each pyramid level."""
+    """Rows, columns, channels and stride (pixels of the expert's padded image) of each pyramid level; may be empty."""
     cameras: tuple[str, ...]
     """Camera names in the order of flat PV cell numbers."""
     queries: int
     """K kept per frame."""
-    layers: int
-    """Decoder layers."""
-    heads: int
-    """Attention heads."""
-    points: int
-    """Sampled points per head."""
-    query_channels: int
-    """Channels of a query state."""
     bev_kmax: int
-    """Most BEV cells that a frame can store."""
+    """Most BEV cells that a frame can store; 0 without a BEV map."""
     pv_kmax: list[int]
     """The same for each level, over all cameras."""
     layout: str = "focal"
     """``focal`` (cells in areas) or ``dense`` (whole maps)."""
+    reading: str = "bev"
+    """What queries read: ``bev`` (positions on the BEV map), ``cameras`` (projected points) or ``none`` (not known)."""
+    layers: int = 0
+    """Decoder layers whose reading is stored."""
+    heads: int = 0
+    """Attention heads, for ``bev``."""
+    points: int = 0
+    """Sampled points per head, for ``bev``."""
+    query_channels: int = 0
+    """Channels of a query state, and of what queries read from cameras; 0 where states are not known."""
 
     def __post_init__(self) -> None:
         if self.layout not in ("focal", "dense"):
@@ -70,16 +73,24 @@ class StoreSchema:
             raise StoreError(
                 f"schema.pv has {len(self.pv)} levels but schema.pv_kmax {len(self.pv_kmax)}; give one capacity per level"
             )
-        for name in ("queries", "layers", "heads", "points", "query_channels", "bev_kmax"):
+        if self.reading not in READINGS:
+            raise StoreError(f"schema.reading is '{self.reading}'; use {', '.join(READINGS)}")
+        if self.reading == "bev" and self.bev is None:
+            raise StoreError("schema.reading is 'bev' but schema.bev is None; queries need a map to read")
+        needed = {"bev": ("layers", "heads", "points", "query_channels"), "cameras": ("layers", "query_channels")}
+        for name in ("queries", *needed.get(self.reading, ()), *(("bev_kmax",) if self.bev else ())):
             if getattr(self, name) < 1:
                 raise StoreError(f"schema.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.bev_kmax > self.bev[0] * self.bev[1]:
-            raise StoreError(
-                f"schema.bev_kmax is {self.bev_kmax}, more than the grid's {self.bev[0] * self.bev[1]} cells"
-            )
+        if self.bev_kmax > self.bev_cells:
+            raise StoreError(f"schema.bev_kmax is {self.bev_kmax}, more than the grid's {self.bev_cells} cells")
         for i, (kmax, cells) in enumerate(zip(self.pv_kmax, self.pv_cells, strict=True)):
             if not 1 <= kmax <= cells:
                 raise StoreError(f"schema.pv_kmax[{i}] is {kmax}; it must be in 1..{cells}")
+
+    @property
+    def bev_cells(self) -> int:
+        """Cells of the BEV map, 0 without one."""
+        return self.bev[0] * self.bev[1] if self.bev else 0
 
     @property
     def pv_cells(self) -> list[int]:
@@ -90,7 +101,8 @@ class StoreSchema:
     def from_dict(cls, values: dict[str, Any]) -> "StoreSchema":
         """From a manifest's entry."""
         try:
-            known = dict(values, bev=tuple(values["bev"]), cameras=tuple(values["cameras"]))
+            bev = tuple(values["bev"]) if values["bev"] else None
+            known = dict(values, bev=bev, cameras=tuple(values["cameras"]))
             return cls(**dict(known, pv=[tuple(level) for level in values["pv"]]))
         except (TypeError, KeyError) as error:
             raise StoreError(f"the manifest's schema does not fit this version: {error}") from error
@@ -98,11 +110,12 @@ class StoreSchema:
     def to_dict(self) -> dict[str, Any]:
         """For a manifest."""
         plain = asdict(self)
-        return plain | {"bev": list(self.bev), "pv": [list(level) for level in self.pv], "cameras": list(self.cameras)}
+        bev = list(self.bev) if self.bev else None
+        return plain | {"bev": bev, "pv": [list(level) for level in self.pv], "cameras": list(self.cameras)}
 
     def arrays(self) -> dict[str, ArraySpec]:
         """Per-frame arrays by path."""
-        k, layers, heads, points = self.queries, self.layers, self.heads, self.points
+        k = self.queries
         specs = [
             ArraySpec(
                 "query/boxes",
@@ -115,6 +128,41 @@ class StoreSchema:
             ),
             ArraySpec("query/score", (k,), ("query",), "float32", (k,), about="best class score"),
             ArraySpec("query/label", (k,), ("query",), "uint8", (k,), about="class number"),
+        ]
+        specs += self._states() + self._reading()
+        if self.bev:
+            height, width, channels = self.bev
+            if self.layout == "dense":
+                specs.append(
+                    ArraySpec("bev/dense", self.bev, ("y", "x", "channel"), "float16", self.bev, about="expert BEV map")
+                )
+            else:
+                specs += self._focal("bev", self.bev_kmax, channels, height * width, "row * columns + column", "")
+        for i, (rows, cols, depth, stride) in enumerate(self.pv):
+            if self.layout == "dense":
+                shape = (len(self.cameras), rows, cols, depth)
+                specs.append(
+                    ArraySpec(
+                        f"pv/{i}/dense",
+                        shape,
+                        ("camera", "row", "col", f"channel_{i}"),
+                        "float16",
+                        shape,
+                        about="expert pyramid level",
+                        attributes={"stride": stride},
+                    )
+                )
+            else:
+                about = f"(camera * {rows} + row) * {cols} + column"
+                specs += self._focal(f"pv/{i}", self.pv_kmax[i], depth, self.pv_cells[i], about, str(stride))
+        return {spec.path: spec for spec in specs}
+
+    def _states(self) -> list[ArraySpec]:
+        """Query states and references, where the expert has them."""
+        if not self.query_channels:
+            return []
+        k, channels = self.queries, self.query_channels
+        return [
             ArraySpec(
                 "query/reference",
                 (k, 3),
@@ -125,55 +173,67 @@ class StoreSchema:
             ),
             ArraySpec(
                 "query/features",
-                (k, self.query_channels),
+                (k, channels),
                 ("query", "channel"),
                 "float16",
-                (k, self.query_channels),
+                (k, channels),
                 about="query state of the last layer",
             ),
-            ArraySpec(
-                "query/sampling",
-                (layers, k, heads, points, 2),
-                ("layer", "query", "head", "point", "xy"),
-                "uint16",
-                (layers, k, heads, points, 2),
-                about="sampling locations, 0..1 of the BEV extent",
-                attributes=sampling_attributes(),
-            ),
-            ArraySpec(
-                "query/attention",
-                (layers, k, heads, points),
-                ("layer", "query", "head", "point"),
-                "float16",
-                (layers, k, heads, points),
-                about="attention weights",
-            ),
         ]
-        height, width, channels = self.bev
-        if self.layout == "dense":
-            specs.append(
+
+    def _reading(self) -> list[ArraySpec]:
+        """What the queries of every decoder layer read."""
+        k, layers, heads, points = self.queries, self.layers, self.heads, self.points
+        if self.reading == "bev":
+            return [
                 ArraySpec(
-                    "bev/dense", (height, width, channels), ("y", "x", "channel"), "float16", (height, width, channels)
-                )
-            )
-            for i, (rows, cols, depth, stride) in enumerate(self.pv):
-                shape = (len(self.cameras), rows, cols, depth)
-                specs.append(
-                    ArraySpec(
-                        f"pv/{i}/dense",
-                        shape,
-                        ("camera", "row", "col", f"channel_{i}"),
-                        "float16",
-                        shape,
-                        attributes={"stride": stride},
-                    )
-                )
-        else:
-            specs += self._focal("bev", self.bev_kmax, channels, height * width, "row * columns + column", "")
-            for i, (rows, cols, depth, stride) in enumerate(self.pv):
-                about = f"(camera * {rows} + row) * {cols} + column"
-                specs += self._focal(f"pv/{i}", self.pv_kmax[i], depth, self.pv_cells[i], about, str(stride))
-        return {spec.path: spec for spec in specs}
+                    "query/sampling",
+                    (layers, k, heads, points, 2),
+                    ("layer", "query", "head", "point", "xy"),
+                    "uint16",
+                    (layers, k, heads, points, 2),
+                    about="sampling locations, 0..1 of the BEV extent",
+                    attributes=sampling_attributes(),
+                ),
+                ArraySpec(
+                    "query/attention",
+                    (layers, k, heads, points),
+                    ("layer", "query", "head", "point"),
+                    "float16",
+                    (layers, k, heads, points),
+                    about="attention weights",
+                ),
+            ]
+        if self.reading == "cameras":
+            shape = (layers, k, len(self.cameras), len(self.pv))
+            return [
+                ArraySpec(
+                    "query/points",
+                    (layers, k, 3),
+                    ("layer", "query", "xyz"),
+                    "float32",
+                    (layers, k, 3),
+                    units="m",
+                    about="points that are projected into the cameras, LiDAR frame",
+                ),
+                ArraySpec(
+                    "query/camera_weights",
+                    shape,
+                    ("layer", "query", "camera", "level"),
+                    "float16",
+                    shape,
+                    about="weight of each camera and level, 0 where the point is not visible",
+                ),
+                ArraySpec(
+                    "query/sampled",
+                    (layers, k, self.query_channels),
+                    ("layer", "query", "channel"),
+                    "float16",
+                    (layers, k, self.query_channels),
+                    about="weighted sum of the pyramid samples",
+                ),
+            ]
+        return []
 
     @staticmethod
     def _focal(name: str, kmax: int, channels: int, cells: int, formula: str, stride: str) -> list[ArraySpec]:
@@ -216,6 +276,8 @@ class StoreSchema:
 
     def constants(self) -> dict[str, ArraySpec]:
         """Arrays without a frame dimension by path."""
+        if self.reading != "bev" or self.bev is None:
+            return {}
         depth = self.bev[2]
         return {
             spec.path: spec

@@ -317,9 +317,8 @@ class StoreWriter:
             shards[f"{shard:05d}"] = files
         for stray in [*self.path.rglob("*.partial"), *self.path.rglob(".tmp*")]:
             stray.unlink()
-        cells = {"bev": self.schema.bev[0] * self.schema.bev[1]} | {
-            f"pv/{i}": n for i, n in enumerate(self.schema.pv_cells)
-        }
+        cells = {"bev": self.schema.bev_cells} if self.schema.bev else {}
+        cells |= {f"pv/{i}": n for i, n in enumerate(self.schema.pv_cells)}
         coverage = {}
         if self.schema.layout == "focal":
             group = zarr.open_group(self.path, mode="r")

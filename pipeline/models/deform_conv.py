@@ -4,7 +4,12 @@ import torch
 from mmcv.ops import ModulatedDeformConv2dPack
 from mmcv.ops.modulated_deform_conv import modulated_deform_conv2d
 from mmengine.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
+
+from .attention import bilinear_corners, weighted_rows
+
+# Output cells that are gathered at a time, so that their columns stay in a core's cache.
+_BLOCK = 512
 
 
 @MODELS.register_module()
@@ -12,17 +17,23 @@ class DeformConv2d(ModulatedDeformConv2dPack):
     """mmcv's DCNv2 layer, same parameters.
 
     mmcv's CPU operator reads its input as if it were contiguous whatever its memory format, so a channels_last input
-    gives silently wrong numbers; here the layout is put right first.
+    gives silently wrong numbers; here the layout is put right first. It is also slow: in inference on a CPU the layer
+    gathers whole channel vectors instead.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, C, H, W), any memory format."""
         first, second, mask = self.conv_offset(x).chunk(3, dim=1)
-        offset, mask = torch.cat((first, second), dim=1).contiguous(), mask.sigmoid().contiguous()
+        offset, mask = torch.cat((first, second), dim=1), mask.sigmoid()
+        trains = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        if not x.is_cuda and not trains and self.groups == self.deform_groups == 1:
+            return deform_conv_by_rows(
+                x, offset, mask, self.weight, self.bias, self.stride, self.padding, self.dilation
+            )
         return modulated_deform_conv2d(
             x.contiguous(),
-            offset,
-            mask,
+            offset.contiguous(),
+            mask.contiguous(),
             self.weight,
             self.bias,
             self.stride,
@@ -31,3 +42,51 @@ class DeformConv2d(ModulatedDeformConv2dPack):
             self.groups,
             self.deform_groups,
         )
+
+
+def deform_conv_by_rows(
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """DCNv2 with one group: every tap is a weighted sum of channel vectors, then one matrix product.
+
+    Args:
+        x: (N, C, H, W) float32, best channels_last.
+        offset: (N, 2 * taps, Ho, Wo), y before x for each tap, cells.
+        mask: (N, taps, Ho, Wo).
+        weight: (D, C, kh, kw).
+        bias: (D,).
+
+    Returns:
+        (N, D, Ho, Wo) in channels_last.
+    """
+    batch, channels, height, width = x.shape
+    kernel_h, kernel_w = weight.shape[2:]
+    taps, out_h, out_w = kernel_h * kernel_w, *offset.shape[2:]
+    # regular positions of the taps, (Ho, Wo, taps)
+    row = torch.arange(out_h, device=x.device) * stride[0] - padding[0]
+    col = torch.arange(out_w, device=x.device) * stride[1] - padding[1]
+    tap_y = (torch.arange(kernel_h, device=x.device) * dilation[0]).repeat_interleave(kernel_w)
+    tap_x = (torch.arange(kernel_w, device=x.device) * dilation[1]).repeat(kernel_h)
+    base_y = (row[:, None, None] + tap_y).expand(out_h, out_w, taps).reshape(-1, taps)
+    base_x = (col[None, :, None] + tap_x).expand(out_h, out_w, taps).reshape(-1, taps)
+    matrix = weight.permute(2, 3, 1, 0).reshape(taps * channels, -1)
+    out = x.new_empty(batch, out_h * out_w, matrix.shape[1])
+    for n in range(batch):
+        table = x[n].permute(1, 2, 0).reshape(height * width, channels)
+        moved = offset[n].flatten(1).T.view(-1, taps, 2)
+        cells, shares = bilinear_corners(base_x + moved[..., 1], base_y + moved[..., 0], width, height)
+        shares = shares.mul_(mask[n].flatten(1).T[..., None])
+        for first in range(0, out_h * out_w, _BLOCK):
+            chosen = slice(first, first + _BLOCK)
+            columns = weighted_rows(table, cells[chosen].view(-1, 4), shares[chosen].view(-1, 4))
+            torch.mm(columns.view(-1, taps * channels), matrix, out=out[n, chosen])
+    if bias is not None:
+        out += bias
+    return out.view(batch, out_h, out_w, -1).permute(0, 3, 1, 2)

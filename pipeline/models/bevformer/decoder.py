@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ..attention import DeformableSampler, init_projections, init_ring_offsets
+from ..attention import DeformableSampler, Shapes, init_projections, init_ring_offsets, per_cell
 
 
 class BEVDeformableAttention(nn.Module):
@@ -25,13 +25,13 @@ class BEVDeformableAttention(nn.Module):
         nn.init.zeros_(self.attention_weights.bias)
         init_projections(self.value_proj, self.output_proj)
 
-    def forward(self, query: Tensor, query_pos: Tensor, references: Tensor, bev: Tensor, shapes: Tensor) -> Tensor:
-        """query, query_pos (B, N, C); references (B, N, 3) in 0..1; bev (B, H*W, C); shapes (1, 2) -> (B, N, C)."""
+    def forward(self, query: Tensor, query_pos: Tensor, references: Tensor, bev: Tensor, shapes: Shapes) -> Tensor:
+        """query, query_pos (B, N, C); references (B, N, 3) in 0..1; bev (B, H*W, C), shapes of its one level -> (B, N, C)."""
         batch, num, _ = query.shape
         heads, points = self.num_heads, self.num_points
         posed = query + query_pos
         offsets = self.sampling_offsets(posed).view(batch, num, heads, 1, points, 2)
         weights = self.attention_weights(posed).view(batch, num, heads, 1, points).softmax(-1)
-        locations = references[:, :, None, None, None, :2] + offsets / shapes.flip(-1)[:, None]
+        locations = references[:, :, None, None, None, :2] + offsets / per_cell(shapes, bev.device)
         value = self.value_proj(bev).unflatten(-1, (heads, -1))
         return query + self.dropout(self.output_proj(self.sampler(value, shapes, locations, weights)))

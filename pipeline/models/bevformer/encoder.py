@@ -6,7 +6,7 @@ import torch
 from mmcv.cnn.bricks.transformer import FFN
 from torch import Tensor, nn
 
-from ..attention import DeformableSampler, init_projections, init_ring_offsets
+from ..attention import DeformableSampler, Shapes, init_projections, init_ring_offsets, per_cell
 
 
 @dataclass
@@ -18,12 +18,14 @@ class CameraHits:
         valid: (B*V, T) False on padding.
         points: (B*V, T, D, 2) x and y of the pillar's D heights in 0..1 of the padded image.
         count: (B, N, 1) number of cameras that see a cell, at least 1.
+        lengths: B*V numbers of cells seen.
     """
 
     index: Tensor
     valid: Tensor
     points: Tensor
     count: Tensor
+    lengths: list[int]
 
 
 def grid_points(height: int, width: int, device: torch.device) -> Tensor:
@@ -70,13 +72,14 @@ def camera_hits(uv: Tensor, mask: Tensor) -> CameraHits:
     """
     seen = mask.any(-1).flatten(0, 1)  # (B*V, N)
     count = mask.any(-1).sum(1).clamp(min=1)[..., None]
-    # The one host sync of the encoder: the length of the longest list.
-    longest = max(int(seen.sum(-1).max()), 1)
+    # The one host sync of the encoder: the lengths of the lists.
+    lengths = seen.sum(-1).tolist()
+    longest = max(*lengths, 1)
     # A stable sort of "not seen" lists the seen cells first, in cell order.
     index = (~seen).to(torch.uint8).argsort(dim=-1, stable=True)[:, :longest]
     valid = seen.gather(1, index)
     points = uv.flatten(0, 1).gather(1, index[..., None, None].expand(-1, -1, *uv.shape[3:]))
-    return CameraHits(index, valid, points, count)
+    return CameraHits(index, valid, points, count, lengths)
 
 
 class TemporalSelfAttention(nn.Module):
@@ -109,7 +112,7 @@ class TemporalSelfAttention(nn.Module):
         nn.init.zeros_(self.attention_weights.bias)
         init_projections(self.value_proj, self.output_proj)
 
-    def forward(self, query: Tensor, query_pos: Tensor, maps: Tensor, references: Tensor, shapes: Tensor) -> Tensor:
+    def forward(self, query: Tensor, query_pos: Tensor, maps: Tensor, references: Tensor, shapes: Shapes) -> Tensor:
         """Attend.
 
         Args:
@@ -117,14 +120,14 @@ class TemporalSelfAttention(nn.Module):
             query_pos: (B, N, C).
             maps: (B, 2, N, C) history and current.
             references: (B, 2, N, 2) in 0..1, where to look in each map.
-            shapes: (1, 2) rows and columns of the BEV grid.
+            shapes: of the BEV grid, one level.
         """
         batch, num, _ = query.shape
         heads, points = self.num_heads, self.num_points
         joined = torch.cat([maps[:, 0], query + query_pos], -1)
         offsets = self.sampling_offsets(joined).view(batch, num, heads, self.num_maps, 1, points, 2)
         weights = self.attention_weights(joined).view(batch, num, heads, self.num_maps, 1, points).softmax(-1)
-        offsets = offsets.permute(0, 3, 1, 2, 4, 5, 6).flatten(0, 1) / shapes.flip(-1)[:, None]
+        offsets = offsets.permute(0, 3, 1, 2, 4, 5, 6).flatten(0, 1) / per_cell(shapes, query.device)
         weights = weights.permute(0, 3, 1, 2, 4, 5).flatten(0, 1)
         locations = references.flatten(0, 1)[:, :, None, None, None] + offsets
         value = self.value_proj(maps.flatten(0, 1)).unflatten(-1, (heads, -1))
@@ -158,15 +161,18 @@ class MSDeformableAttention3D(nn.Module):
         nn.init.zeros_(self.attention_weights.bias)
         init_projections(self.value_proj)
 
-    def forward(self, query: Tensor, value: Tensor, points: Tensor, shapes: Tensor) -> Tensor:
-        """query (B, T, C), value (B, sum H*W, C), points (B, T, D, 2) in 0..1, shapes (levels, 2) -> (B, T, C)."""
+    def forward(
+        self, query: Tensor, value: Tensor, points: Tensor, shapes: Shapes, lengths: list[int] | None = None
+    ) -> Tensor:
+        """query (B, T, C), value (B, sum H*W, C), points (B, T, D, 2) in 0..1 -> (B, T, C); lengths as the sampler's."""
         batch, num, _ = query.shape
         heads, levels, samples, depth = self.num_heads, self.num_levels, self.num_points, points.shape[2]
         offsets = self.sampling_offsets(query).view(batch, num, heads, levels, samples // depth, depth, 2)
         weights = self.attention_weights(query).view(batch, num, heads, levels * samples).softmax(-1)
-        locations = points[:, :, None, None, None] + offsets / shapes.flip(-1)[:, None, None]
+        locations = points[:, :, None, None, None] + offsets / per_cell(shapes, query.device)[:, None]
         value = self.value_proj(value).unflatten(-1, (heads, -1))
-        return self.sampler(value, shapes, locations.flatten(4, 5), weights.view(batch, num, heads, levels, samples))
+        weights = weights.view(batch, num, heads, levels, samples)
+        return self.sampler(value, shapes, locations.flatten(4, 5), weights, lengths)
 
 
 class SpatialCrossAttention(nn.Module):
@@ -184,18 +190,17 @@ class SpatialCrossAttention(nn.Module):
         """Xavier output projection."""
         init_projections(self.output_proj)
 
-    def forward(self, query: Tensor, value: Tensor, hits: CameraHits, shapes: Tensor) -> Tensor:
+    def forward(self, query: Tensor, value: Tensor, hits: CameraHits, shapes: Shapes) -> Tensor:
         """query (B, N, C), value (B*V, sum H*W, C) -> (B, N, C)."""
         batch, num, dims = query.shape
         views = len(value) // batch
-        index = hits.index[..., None].expand(-1, -1, dims)
-        gathered = query.repeat_interleave(views, 0).gather(1, index)
-        attended = self.deformable_attention(gathered, value, hits.points, shapes)
-        attended = attended.masked_fill(~hits.valid[..., None], 0.0)
-        cells = index.unflatten(0, (batch, views)).flatten(1, 2)
-        slots = attended.new_zeros(batch, num, dims).scatter_add(
-            1, cells, attended.unflatten(0, (batch, views)).flatten(1, 2)
-        )
+        # numbers of the cells in the batch's concatenated maps
+        sample = torch.arange(batch * views, device=query.device) // views
+        cells = (hits.index + (sample * num)[:, None]).flatten()
+        gathered = query.flatten(0, 1)[cells].unflatten(0, hits.index.shape)
+        attended = self.deformable_attention(gathered, value, hits.points, shapes, hits.lengths)
+        attended = attended.masked_fill(~hits.valid[..., None], 0.0).flatten(0, 1)
+        slots = attended.new_zeros(batch * num, dims).index_add(0, cells, attended).view(batch, num, dims)
         return query + self.dropout(self.output_proj(slots / hits.count))
 
 
@@ -273,7 +278,7 @@ class BEVFormerEncoder(nn.Module):
         bev_query: Tensor,
         bev_pos: Tensor,
         value: Tensor,
-        shapes: Tensor,
+        shapes: Shapes,
         bev_hw: tuple[int, int],
         lidar2img: Tensor,
         image_hw: tuple[int, int],
@@ -287,7 +292,7 @@ class BEVFormerEncoder(nn.Module):
             bev_query: (B, N, C).
             bev_pos: (B, N, C); enters temporal self-attention only.
             value: (B*V, sum H*W, C) camera features with camera and level embeddings.
-            shapes: (levels, 2).
+            shapes: of the pyramid's levels.
             lidar2img: (B, V, 4, 4).
             image_hw: of the padded image.
             history: (B, N, C) rotated to the current heading, or None.
@@ -298,7 +303,7 @@ class BEVFormerEncoder(nn.Module):
             (B, N, C).
         """
         points = grid_points(*bev_hw, bev_query.device)
-        bev_shapes = shapes.new_tensor([bev_hw])
+        bev_shapes = [bev_hw]
         hits = camera_hits(*project_pillars(points, self.heights, self.pc_range, lidar2img, image_hw))
         moved = points + (shift * has_history[:, None])[:, None]
         current = moved if self.shift_current else points.expand_as(moved)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from mmdet.models.layers import LearnedPositionalEncoding
 from mmdet3d.registry import MODELS
 from torch import Tensor, nn
@@ -108,7 +107,7 @@ class BEVFormerHead(QueryHead):
             pos, content = self.query_embedding.weight.chunk(2, -1)
             query_pos, query = (t.expand(len(bev), -1, -1) for t in (pos, content))
             references = self.transformer.reference_points(query_pos).float().sigmoid()
-        context = (bev, torch.tensor([self.bev_hw], device=bev.device))
+        context = (bev, [self.bev_hw])
         states, code, entered = self.transformer.decoder(query, query_pos, references, self.reg_branches, context)
         return BEVHeadOutput(self.classify(states), self.in_metres(code), states, entered, proposals)
 

@@ -12,6 +12,7 @@ from mmengine.model import bias_init_with_prob
 from torch import Tensor, nn
 
 from ..boxes import encode_boxes, to_metres, to_unit
+from ..heatmap import splat_peaks, top_peaks
 from .encoder import grid_points
 
 
@@ -91,10 +92,7 @@ class HeatmapQueries(nn.Module):
         centre = to_metres(unit, self.pc_range)
         code = torch.cat([centre[..., :2], raw[..., 2:4], centre[..., 2:], raw[..., 5:]], -1)
 
-        scores = logits.detach().sigmoid()
-        peak = scores == nn.functional.max_pool2d(scores, 3, stride=1, padding=1)
-        top = (scores * peak).flatten(1).topk(self.num_query, -1).indices
-        cell, label = top % (height * width), torch.div(top, height * width, rounding_mode="floor")
+        cell, label = top_peaks(logits, self.num_query)
         references = unit.detach().gather(1, cell[..., None].expand(-1, -1, 3)).clamp(1e-3, 1 - 1e-3)
         at_peak = bev.gather(1, cell[..., None].expand(-1, -1, bev.shape[-1]))
         query = self.content(at_peak) + self.class_embedding(label)
@@ -115,12 +113,7 @@ class HeatmapQueries(nn.Module):
             sigma = (boxes[:, 3:5].mean(-1) / cell_size / 6).clamp(min=self.min_sigma)
             col = xy[:, 0].round().long().clamp(0, width - 1)
             row = xy[:, 1].round().long().clamp(0, height - 1)
-            rows = torch.arange(height, device=boxes.device)[:, None]
-            cols = torch.arange(width, device=boxes.device)[None]
-            distance = (rows[None] - row[:, None, None]) ** 2 + (cols[None] - col[:, None, None]) ** 2
-            blob = (-distance / (2 * sigma[:, None, None] ** 2)).exp()
-            index = labels[:, None, None].expand_as(blob)
-            target[b].scatter_reduce_(0, index, blob, "amax")
+            splat_peaks(target[b], labels, row, col, sigma)
             error = (proposals.code[b, row * width + col] - torch.nan_to_num(encode_boxes(boxes))).abs()
             terms.append((error * code_weights).sum())
             num += len(boxes)

@@ -147,7 +147,7 @@ class PerceptionTransformer(nn.Module):
             f.flatten(3).transpose(2, 3) + self.cams_embeds[:, None].to(f.dtype) + self.level_embeds[i].to(f.dtype)
             for i, f in enumerate(features)
         ]
-        shapes = torch.tensor([f.shape[-2:] for f in features], device=query.device)
+        shapes = [(f.shape[-2], f.shape[-1]) for f in features]
         return self.encoder(
             query,
             bev_pos.expand(batch, -1, -1),

@@ -6,7 +6,7 @@ import torch
 from mmdet.models.layers.transformer import inverse_sigmoid
 from torch import Tensor, nn
 
-from ..attention import DeformableSampler, init_projections
+from ..attention import DeformableSampler, Shapes, init_projections
 from ..boxes import to_metres
 
 
@@ -16,21 +16,21 @@ class CameraPyramid:
 
     Attributes:
         tokens: (B*V, sum H*W, C) pyramid levels concatenated.
-        shapes: (levels, 2) rows and columns.
+        shapes: rows and columns of each level.
         lidar2img: (B, V, 4, 4) to pixels of the unpadded image.
         image_hw: rows and columns of the *padded* image, which normalise projections.
     """
 
     tokens: Tensor
-    shapes: Tensor
+    shapes: Shapes
     lidar2img: Tensor
     image_hw: tuple[int, int]
 
     @classmethod
     def from_levels(cls, levels: list[Tensor], lidar2img: Tensor, image_hw: tuple[int, int]) -> "CameraPyramid":
         """Levels (B, V, C, Hl, Wl)."""
-        tokens = torch.cat([level.flatten(0, 1).flatten(2) for level in levels], -1).transpose(1, 2)
-        shapes = torch.tensor([level.shape[-2:] for level in levels], device=tokens.device)
+        tokens = torch.cat([level.flatten(0, 1).flatten(2).transpose(1, 2) for level in levels], 1)
+        shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
         return cls(tokens, shapes, lidar2img, image_hw)
 
 

@@ -1,0 +1,153 @@
+"""Object queries proposed by heatmaps over the camera images (CenterNet, Zhou et al., 2019; 2D proposals that become 3D
+references as in Far3D, Jiang et al., 2024).
+
+As for BEVFormer's heatmap queries: a few minutes of training are too short for learned queries to spread over the scene.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from mmdet.models.losses import GaussianFocalLoss
+from mmengine.model import bias_init_with_prob
+from torch import Tensor, nn
+
+from ..boxes import to_unit
+from ..heatmap import splat_peaks, top_peaks
+
+
+@dataclass
+class ImageProposals:
+    """Queries from the cameras' heatmaps.
+
+    Attributes:
+        query, query_pos: (B, N, C).
+        references: (B, N, 3) in 0..1 of pc_range, detached.
+        heatmap: (B, V, classes, H, W) logits.
+        geometry: (B, V, H, W, 6): offset of the centre from its cell (x, y, cells), log depth, log sizes.
+        lidar2img: (B, V, 4, 4); stride: (2,) pixels of a cell in x and y.
+    """
+
+    query: Tensor
+    query_pos: Tensor
+    references: Tensor
+    heatmap: Tensor
+    geometry: Tensor
+    lidar2img: Tensor
+    stride: Tensor
+
+
+class ImageHeatmapQueries(nn.Module):
+    """Top peaks of class heatmaps over all cameras as queries; predicted depth lifts them to 3D references.
+
+    Args:
+        num_query: N peaks kept over all cameras and classes.
+        min_sigma: smallest standard deviation of a target peak, cells.
+        heatmap_weight: of the Gaussian focal loss (CornerNet).
+        geometry_weight: of the L1 loss of offset, log depth and log sizes at true centres.
+        start_depth: metres, what an untrained head predicts.
+    """
+
+    pc_range: Tensor
+
+    def __init__(
+        self,
+        num_query: int,
+        pc_range: list[float],
+        embed_dims: int = 256,
+        num_classes: int = 10,
+        min_sigma: float = 0.6,
+        heatmap_weight: float = 1.0,
+        geometry_weight: float = 0.5,
+        start_depth: float = 15.0,
+    ) -> None:
+        super().__init__()
+        self.num_query, self.min_sigma = num_query, min_sigma
+        self.geometry_weight, self.start_depth = geometry_weight, start_depth
+        self.stem = nn.Sequential(nn.Conv2d(embed_dims, embed_dims, 3, padding=1), nn.ReLU())
+        self.heatmap = nn.Conv2d(embed_dims, num_classes, 1)
+        self.geometry = nn.Conv2d(embed_dims, 6, 1)
+        self.content = nn.Linear(embed_dims, embed_dims)
+        self.class_embedding = nn.Embedding(num_classes, embed_dims)
+        self.position = nn.Sequential(nn.Linear(3, embed_dims), nn.ReLU(), nn.Linear(embed_dims, embed_dims))
+        self.loss_heatmap = GaussianFocalLoss(loss_weight=heatmap_weight)
+        self.register_buffer("pc_range", torch.tensor(pc_range), persistent=False)
+
+    def init_weights(self) -> None:
+        """Heatmap bias of a one-in-a-hundred prior, depth of ``start_depth``."""
+        assert self.heatmap.bias is not None and self.geometry.bias is not None
+        nn.init.constant_(self.heatmap.bias, bias_init_with_prob(0.01))
+        nn.init.normal_(self.geometry.weight, std=0.001)
+        with torch.no_grad():
+            self.geometry.bias.zero_()
+            self.geometry.bias[2] = torch.tensor(self.start_depth).log()
+
+    def forward(self, level: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]) -> ImageProposals:
+        """level (B, V, C, H, W), the finest of the pyramid; lidar2img (B, V, 4, 4); image_hw of the padded image."""
+        batch, views, dims, height, width = level.shape
+        feature = self.stem(level.flatten(0, 1))
+        logits = self.heatmap(feature).float().unflatten(0, (batch, views))
+        geometry = self.geometry(feature).float().permute(0, 2, 3, 1).unflatten(0, (batch, views))
+        # cameras side by side as rows of one tall map per class; peaks are found within each camera
+        cell, label = top_peaks(logits.flatten(0, 1), min(self.num_query, height * width))
+        score = logits.flatten(0, 1).flatten(1).detach().gather(1, label * height * width + cell)
+        view = torch.arange(views, device=cell.device).view(1, views, 1).expand(batch, views, cell.shape[1]).flatten(1)
+        best = score.view(batch, -1).topk(self.num_query, -1).indices
+        cell, label = (t.view(batch, -1).gather(1, best) for t in (cell, label))
+        view = view.gather(1, best)
+        token = view * height * width + cell  # (B, N)
+
+        def pick(tokens: Tensor) -> Tensor:  # (B, V*H*W, D) -> (B, N, D)
+            return tokens.gather(1, token[..., None].expand(-1, -1, tokens.shape[-1]))
+
+        stride = level.new_tensor([image_hw[1] / width, image_hw[0] / height])
+        found = pick(geometry.detach().flatten(1, 3))
+        cells = torch.stack([cell % width, torch.div(cell, width, rounding_mode="floor")], -1)
+        pixels = (cells + 0.5 + found[..., :2]) * stride
+        matrices = lidar2img.gather(1, view[..., None, None].expand(-1, -1, 4, 4))
+        centre = unproject(pixels, found[..., 2].clamp(-1.0, 5.0).exp(), matrices)
+        references = to_unit(centre, self.pc_range).clamp(1e-3, 1 - 1e-3)
+        query = self.content(pick(level.flatten(3).transpose(2, 3).flatten(1, 2))) + self.class_embedding(label)
+        return ImageProposals(
+            query, self.position(references * 2 - 1), references, logits, geometry, lidar2img, stride
+        )
+
+    def loss(self, proposals: ImageProposals, gt_boxes: list[Tensor], gt_labels: list[Tensor]) -> dict[str, Tensor]:
+        """Heatmap and centre geometry losses; boxes (n, 9) per frame."""
+        views, _, height, width = proposals.heatmap.shape[1:]
+        target = torch.zeros_like(proposals.heatmap)
+        limit = proposals.stride.new_tensor([width, height])
+        terms, num = [], 0
+        for b, (boxes, labels) in enumerate(zip(gt_boxes, gt_labels, strict=True)):
+            points = torch.cat([boxes[:, :3], torch.ones_like(boxes[:, :1])], -1)
+            for v in range(views):
+                cam = points @ proposals.lidar2img[b, v].T
+                depth = cam[:, 2]
+                uv = cam[:, :2] / depth.clamp(min=1e-3)[:, None] / proposals.stride
+                seen = (depth > 0.5) & (uv > 0).all(-1) & (uv < limit).all(-1)
+                if not seen.any():
+                    continue
+                uv, near, sizes = uv[seen], depth[seen], boxes[seen, 3:6]
+                cell = uv.floor().long()
+                col, row = cell.unbind(-1)
+                # about a sixth of the object's projected width
+                focal = proposals.lidar2img[b, v, 0, :3].norm() / proposals.stride[0]
+                sigma = (sizes[:, :2].mean(-1) * focal / near / 6).clamp(min=self.min_sigma)
+                splat_peaks(target[b, v], labels[seen], row, col, sigma)
+                wanted = torch.cat([uv - cell - 0.5, near.log()[:, None], sizes.log()], -1)
+                terms.append((proposals.geometry[b, v, row, col] - wanted).abs().sum())
+                num += len(near)
+        loss_heatmap = self.loss_heatmap(
+            proposals.heatmap.sigmoid().clamp(1e-4, 1 - 1e-4), target, avg_factor=max(num, 1)
+        )
+        loss_geometry = torch.stack(terms).sum() / num if terms else proposals.geometry.sum() * 0
+        return {"loss_heatmap": loss_heatmap, "loss_geometry": self.geometry_weight * loss_geometry}
+
+
+def unproject(pixels: Tensor, depth: Tensor, lidar2img: Tensor) -> Tensor:
+    """Pixels (..., 2) at depths (...) metres along the optical axis to points (..., 3) in the LiDAR frame.
+
+    Args:
+        lidar2img: (..., 4, 4), as that of the pixels' image.
+    """
+    seen = torch.cat([pixels * depth[..., None], depth[..., None]], -1) - lidar2img[..., :3, 3]
+    return torch.linalg.solve(lidar2img[..., :3, :3], seen[..., None])[..., 0]
