@@ -1,0 +1,366 @@
+"""Parameters and multiply-adds of a detector by part, from shapes alone.
+
+The model runs on torch's meta device, where tensors have shapes and no data, and forward hooks count. Only the projection
+of the BEV pillars into the cameras is computed: it decides how many queries spatial cross-attention gets.
+
+Two conventions come from one count. The *paper's* is mmcv's ``get_model_complexity_info`` run on the official code, which
+reproduces the GFLOPS column of FD3D (Zeng et al., 2023): multiply-accumulates of convolutions and linear layers, bias of
+convolutions, 2 per element of a norm, 1 per element of ReLU and pooling. It leaves out whatever is no such module
+(``LEFT_OUT``). The *full* count adds these. Softmax, sigmoid and additions of tensors are in neither.
+"""
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample
+from mmengine.config import Config
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pipeline.data.geometry import invert, lidar2img, transform
+from pipeline.data.index import FrameIndex
+from pipeline.data.world.rig import LIDAR_POSITION, LIDAR_ROTATION, rig
+from pipeline.errors import FD3DError
+from pipeline.models.attention import DeformableSampler
+from pipeline.models.bevformer import encoder
+from pipeline.models.deform_conv import DeformConv2d
+from pipeline.models.detector import MultiCameraDetector
+
+# GFLOPS as published in FD3D's table of nuScenes results.
+PUBLISHED = {
+    "bevformer/base_r101": 1845.36,
+    "bevformer/tiny": 381.95,
+    "bevformer/base": 1323.41,
+    "bevformer/small": 416.46,
+    "detr3d/r101": 1016.83,
+    "detr3d/r50": 876.94,
+}
+
+# Part: prefixes of its modules' paths; the first part that fits takes a module.
+PARTS: dict[str, tuple[str, ...]] = {
+    "backbone": ("img_backbone.",),
+    "neck": ("img_neck.",),
+    "encoder": ("pts_bbox_head.transformer.encoder.",),
+    "decoder": ("pts_bbox_head.transformer.decoder.",),
+    "branches": ("pts_bbox_head.cls_branches.", "pts_bbox_head.reg_branches."),
+    "other": ("",),
+}
+
+# Kinds of operation that the paper's column leaves out.
+LEFT_OUT = ("deformable convolution", "attention", "sampling")
+# The official heads run every regression branch twice per layer, to refine the references and for the output. Ours keeps
+# the first result, so the second run is in the paper's convention only.
+REPEATED = "repeated regression branches"
+
+Counts = Counter[str]
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """Calibrated cameras.
+
+    Attributes:
+        source: where the calibration comes from, in words.
+        image_hw: rows and columns of the original images.
+        intrinsics: (V, 3, 3) pixels of the original images.
+        lidar2cam: (V, 4, 4).
+    """
+
+    source: str
+    image_hw: tuple[int, int]
+    intrinsics: np.ndarray
+    lidar2cam: np.ndarray
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What one sample costs: all cameras, first frame of a scene.
+
+    Attributes:
+        image_hw: rows and columns that the backbone sees, padding included.
+        query_rows: length of the longest list of BEV cells that a camera sees, to which the lists of all cameras are
+            padded; None without a BEV encoder.
+        parameters: by part.
+        macs: multiply-adds by part and kind of operation.
+    """
+
+    image_hw: tuple[int, int]
+    query_rows: int | None
+    parameters: dict[str, int]
+    macs: dict[str, Counts]
+
+    def kind(self, name: str) -> int:
+        """Multiply-adds of one kind in all parts."""
+        return sum(counts[name] for counts in self.macs.values())
+
+    def paper(self, part: str | None = None) -> int:
+        """Multiply-adds in the paper's convention, of a part or of all."""
+        return self._total(part, LEFT_OUT)
+
+    def full(self, part: str | None = None) -> int:
+        """Multiply-adds with everything, of a part or of all."""
+        return self._total(part, (REPEATED,))
+
+    def _total(self, part: str | None, without: Sequence[str]) -> int:
+        chosen = self.macs.values() if part is None else [self.macs[part]]
+        return sum(n for counts in chosen for kind, n in counts.items() if kind not in without)
+
+
+def rig_cameras(height: int = 900, width: int = 1600) -> Cameras:
+    """The embedded world's rig, mounted as on the nuScenes car, with images of a size."""
+    lidar = transform(list(LIDAR_POSITION), list(LIDAR_ROTATION.elements))
+    cameras, lidar2cam = rig(height, width), []
+    for camera in cameras:
+        mount = np.eye(4)
+        mount[:3, :3], mount[:3, 3] = camera.rotation, camera.position
+        lidar2cam.append(invert(mount) @ lidar)
+    intrinsics = np.stack([camera.intrinsic for camera in cameras])
+    return Cameras(
+        "the nuScenes-like rig of pipeline/data/world/rig.py", (height, width), intrinsics, np.stack(lidar2cam)
+    )
+
+
+def frame_cameras(index: str | Path, token: str | None = None) -> Cameras:
+    """The cameras of a frame of an index, by default of its first.
+
+    Raises:
+        FD3DError: the index cannot be read, or has no such frame.
+    """
+    frames = FrameIndex.load(index)
+    frame = frames[0 if token is None else frames.row(token)]
+    height, width = (int(n) for n in frame.image_sizes[0])
+    return Cameras(f"frame {frame.token} of {index}", (height, width), frame.intrinsics, frame.lidar2cam)
+
+
+def count(cfg: Config, cameras: Cameras) -> Complexity:
+    """Count a detector config's parameters and multiply-adds for one sample.
+
+    Args:
+        cameras: their images are resized by ``image.scale`` and padded as the config's preprocessor does.
+
+    Raises:
+        FD3DError: the config is no detector of this project, or holds a layer without a counting rule.
+    """
+    kind = cfg.get("model", {}).get("type")
+    registered = MODELS.get(kind) if kind else None
+    if not (isinstance(registered, type) and issubclass(registered, MultiCameraDetector)):
+        raise FD3DError(f"model type {kind!r} is not a detector; give a config whose model is BEVFormer or DETR3D")
+    model = MODELS.build(cfg.model).eval()
+    transformer = model.pts_bbox_head.transformer
+    # buffers that the projection needs; the model's own lose their data below
+    volume = (transformer.encoder.heights, transformer.encoder.pc_range) if hasattr(transformer, "encoder") else None
+    model.to("meta")
+
+    size = [round(n * cfg.image.scale) for n in cameras.image_hw]
+    projection = lidar2img(cameras.intrinsics, cameras.lidar2cam, cfg.image.scale).astype(np.float32)
+    frame = {"lidar2img": projection, "can_bus": np.zeros(18), "has_history": False, "scene_token": "", "token": ""}
+    batch = model.data_preprocessor(
+        {
+            "inputs": {"img": torch.empty(1, 1, len(projection), 3, *size, device="meta")},
+            "data_samples": [Det3DDataSample(metainfo={"frames": [frame]})],
+        }
+    )
+    image_hw = batch["data_samples"][0].frames[0]["pad_hw"]
+
+    hits, longest = None, None
+    if volume is not None:
+        rows, columns = model.pts_bbox_head.bev_hw
+        points = encoder.grid_points(rows, columns, torch.device("cpu"))
+        found = encoder.camera_hits(
+            *encoder.project_pillars(points, *volume, torch.from_numpy(projection)[None], image_hw)
+        )
+        longest = found.index.shape[1]
+        hits = replace(found, **{k: v.to("meta") for k, v in vars(found).items() if isinstance(v, Tensor)})
+    with torch.no_grad(), stand_ins(hits), counting(model) as macs:
+        model(**batch, mode="tensor")
+
+    parameters = Counter(dict.fromkeys(PARTS, 0))
+    for path, parameter in model.named_parameters():
+        parameters[_part(path)] += parameter.numel()
+    return Complexity(image_hw, longest, dict(parameters), macs)
+
+
+def _part(path: str) -> str:
+    return next(part for part, prefixes in PARTS.items() if path.startswith(prefixes))
+
+
+@contextmanager
+def stand_ins(hits: encoder.CameraHits | None = None) -> Iterator[None]:
+    """Let a model run on the meta device.
+
+    Inside, deformable samplers and deformable convolutions (other than their offset layers) only give the shape of their
+    results, and BEVFormer's encoder takes ``hits`` for what its cameras see.
+    """
+
+    def sample(self: nn.Module, value: Tensor, shapes: Any, locations: Tensor, weights: Tensor, *more: Any) -> Tensor:
+        return value.new_empty(*locations.shape[:2], value.shape[2] * value.shape[3])
+
+    def deform(self: Any, x: Tensor) -> Tensor:
+        return x.new_empty(len(x), self.weight.shape[0], *self.conv_offset(x).shape[-2:])
+
+    def seen(*args: Any, **kwargs: Any) -> encoder.CameraHits | None:
+        return hits
+
+    places: list[tuple[Any, str, Any]] = [
+        (DeformableSampler, "forward", sample),
+        (DeformConv2d, "forward", deform),
+        (encoder, "camera_hits", seen),
+    ]
+    originals = [getattr(owner, name) for owner, name, _ in places]
+    try:
+        for owner, name, stand_in in places:
+            setattr(owner, name, stand_in)
+        yield
+    finally:
+        for (owner, name, _), original in zip(places, originals, strict=True):
+            setattr(owner, name, original)
+
+
+@contextmanager
+def counting(model: nn.Module) -> Iterator[dict[str, Counts]]:
+    """Count what ``model`` runs inside, multiply-adds by part and kind.
+
+    Raises:
+        FD3DError: a layer with parameters has no rule, so the count would be too small.
+    """
+    macs: dict[str, Counts] = {part: Counter() for part in PARTS}
+
+    def hook(path: str, rule: Callable[..., dict[str, int]]) -> Callable[..., None]:
+        def add(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            inputs = inspect.signature(module.forward).bind(*args, **kwargs).args
+            counts = rule(module, inputs, output)
+            macs[_part(path)].update(counts)
+            if ".reg_branches." in path:
+                macs[_part(path)][REPEATED] += sum(counts.values())
+
+        return add
+
+    handles = []
+    try:
+        for path, module in model.named_modules():
+            rule = next((rule for types, rule in _RULES if isinstance(module, types)), None)
+            if rule is not None:
+                handles.append(module.register_forward_hook(hook(path, rule), with_kwargs=True))
+            elif next(module.parameters(), None) is not None and not [*module.children()]:
+                raise FD3DError(
+                    f"{path} is a {type(module).__name__}, which no counting rule covers; add one to _RULES"
+                )
+        yield macs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# Rules: (module, inputs, output) to multiply-adds by kind.
+
+
+def _conv(conv: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> dict[str, int]:
+    return {"convolution": _products(conv, output)}
+
+
+def _products(conv: Any, output: Tensor) -> int:
+    """Every output position (N, C, H, W) takes a product with each weight; a bias adds 1 per element."""
+    bias = 0 if conv.bias is None else output.numel()
+    return output.numel() // output.shape[1] * conv.weight.numel() + bias
+
+
+# A bilinear sample takes 4 multiply-adds, and 1 to weigh it.
+_PER_SAMPLE = 5
+
+
+def _deform_conv(conv: DeformConv2d, inputs: tuple[Tensor], output: Tensor) -> dict[str, int]:
+    taps = inputs[0].shape[1] * conv.weight.shape[2] * conv.weight.shape[3]
+    sampled = output.numel() // output.shape[1] * taps
+    return {"deformable convolution": _products(conv, output), "sampling": _PER_SAMPLE * sampled}
+
+
+def _sampler(sampler: DeformableSampler, inputs: tuple[Any, ...], output: Tensor) -> dict[str, int]:
+    value, _, _, weights, *_ = inputs
+    return {"sampling": _PER_SAMPLE * weights.numel() * value.shape[-1]}
+
+
+def _attention(attention: nn.MultiheadAttention, inputs: tuple[Tensor, ...], output: Any) -> dict[str, int]:
+    query, key, value = inputs[:3]
+    keys = key.shape[1 if attention.batch_first else 0]
+    projections = (2 * query.numel() + key.numel() + value.numel()) * attention.embed_dim
+    return {"attention": projections + 2 * query.numel() * keys}
+
+
+def _linear(linear: nn.Linear, inputs: tuple[Tensor], output: Tensor) -> dict[str, int]:
+    return {"linear": inputs[0].numel() * linear.out_features}
+
+
+def _norm(norm: nn.Module, inputs: tuple[Tensor], output: Tensor) -> dict[str, int]:
+    return {"norm": 2 * output.numel()}
+
+
+def _relu(relu: nn.Module, inputs: tuple[Tensor], output: Tensor) -> dict[str, int]:
+    return {"activation": output.numel()}
+
+
+def _pool(pool: nn.Module, inputs: tuple[Tensor], output: Tensor) -> dict[str, int]:
+    return {"pooling": inputs[0].numel()}
+
+
+def _free(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> dict[str, int]:
+    return {}
+
+
+# The first rule that fits counts a module.
+_RULES: list[tuple[type | tuple[type, ...], Callable[..., dict[str, int]]]] = [
+    (DeformConv2d, _deform_conv),
+    (DeformableSampler, _sampler),
+    (nn.MultiheadAttention, _attention),
+    (nn.Conv2d, _conv),
+    (nn.Linear, _linear),
+    ((nn.LayerNorm, _BatchNorm), _norm),
+    (nn.ReLU, _relu),
+    (nn.MaxPool2d, _pool),
+    (nn.Embedding, _free),
+]
+
+
+def markdown(found: dict[str, Complexity]) -> str:
+    """Two tables of models by config path: totals beside the published figures, and the parts.
+
+    Multiply-adds are in 1e9 and parameters in 1e6.
+    """
+    head = ["config", "image", "query rows", "published", "paper's convention", "difference, %", "full count"]
+    totals = [[*head, *(f"of it {kind}" for kind in LEFT_OUT), "parameters"]]
+    parts = [["config", "", *PARTS, "all"]]
+    for name, one in found.items():
+        published = PUBLISHED.get("/".join(Path(name).with_suffix("").parts[-2:]))
+        paper, full, parameters = one.paper(), one.full(), sum(one.parameters.values())
+        totals.append(
+            [
+                name,
+                f"{one.image_hw[0]}x{one.image_hw[1]}",
+                "-" if one.query_rows is None else str(one.query_rows),
+                "-" if published is None else f"{published:.2f}",
+                f"{paper / 1e9:.2f}",
+                "-" if published is None else f"{100 * (paper / 1e9 / published - 1):+.3f}",
+                *(f"{n / 1e9:.2f}" for n in (full, *map(one.kind, LEFT_OUT))),
+                f"{parameters / 1e6:.2f}",
+            ]
+        )
+        for title, unit, values, total in (
+            ("paper's convention", 1e9, map(one.paper, PARTS), paper),
+            ("full count", 1e9, map(one.full, PARTS), full),
+            ("parameters", 1e6, map(one.parameters.__getitem__, PARTS), parameters),
+        ):
+            parts.append([name, title, *(f"{n / unit:.3f}" for n in (*values, total))])
+    return f"{_table(totals)}\n\n{_table(parts)}"
+
+
+def _table(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (n + 2) for n in widths) + "|", *lines[1:]])

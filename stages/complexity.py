@@ -1,0 +1,32 @@
+"""``complexity``: what detectors cost, in the convention of the paper's GFLOPS column and in full."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import FD3DError
+
+
+def complexity(
+    configs: Annotated[list[Path], typer.Argument(help="Detector configs.")],
+    height: Annotated[int | None, typer.Option(min=1, help="Rows of the original images; 900 by default.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Columns of the original images; 1600 by default.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Frame index to take cameras from, instead of the rig.")] = None,
+    token: Annotated[str | None, typer.Option(help="Frame of the index; the first by default.")] = None,
+) -> None:
+    """Print parameters and multiply-adds by part, for one sample of six cameras and no history."""
+    from pipeline.complexity import count, frame_cameras, markdown, rig_cameras
+    from pipeline.models.build import load_config
+
+    if token is not None and index is None:
+        raise FD3DError("--token names a frame of an index; give --index too")
+    if index is not None and (height is not None or width is not None):
+        raise FD3DError("--index brings its images' size; leave out --height and --width")
+    cameras = rig_cameras(height or 900, width or 1600) if index is None else frame_cameras(index, token)
+    found = {str(config): count(load_config(config), cameras) for config in configs}
+    print(
+        f"Multiply-adds in 1e9, parameters in 1e6; one sample of {len(cameras.intrinsics)} cameras of "
+        f"{cameras.image_hw[0]}x{cameras.image_hw[1]}, first frame; cameras of {cameras.source}.\n"
+    )
+    print(markdown(found))
