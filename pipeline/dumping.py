@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pipeline.data import CAMERAS
 from pipeline.data.index import FrameIndex
 from pipeline.errors import FD3DError
-from pipeline.expert import ExpertFrame, TapPaths, TappedExpert
+from pipeline.expert import BEVReading, CameraReading, ExpertFrame, TappedExpert, build_adapter
 from pipeline.focal import (
     FocalRule,
     bev_footprints,
@@ -27,6 +27,7 @@ from pipeline.focal import (
     sampling_neighbours,
 )
 from pipeline.models.build import file_sha256, load_config
+from pipeline.models.fold import fold_batchnorm
 from pipeline.prediction import frame_batches, load_detector
 from pipeline.training import FrameSource
 from store_schema import StoreSchema, StoreWriter
@@ -48,8 +49,6 @@ class DumpSettings:
     """The same for the cells of each pyramid level over all cameras."""
     autocast: str | None = None
     """``bf16`` or ``fp16`` on a GPU."""
-    taps: TapPaths = field(default_factory=TapPaths)
-    """Where the expert is tapped."""
     seed: int = 0
     """Seed of random weights when no checkpoint is given."""
 
@@ -83,26 +82,43 @@ class RunningMoments:
 
 
 def focal_cells(
-    frame: ExpertFrame, rule: FocalRule, pc_range: Sequence[float], lidar2img: Tensor, image_hw: tuple[int, int]
-) -> tuple[Tensor, list[Tensor]]:
+    frame: ExpertFrame, rule: FocalRule, pc_range: Sequence[float], lidar2img: Tensor
+) -> tuple[Tensor | None, list[Tensor]]:
     """Cells to store: BEV (H, W), and per pyramid level (V, Hl, Wl); boolean.
 
     Areas of the kept queries with their margins, and in BEV every cell that sampling at the queries' positions reads.
 
     Args:
         lidar2img: (V, 4, 4) to pixels of the expert's unpadded image.
-        image_hw: rows and columns of the *padded* image, which the pyramid divides.
     """
     trusted = frame.score >= rule.min_score
-    boxes, size = frame.boxes[trusted], (frame.bev.shape[-2], frame.bev.shape[-1])
-    bev = bev_footprints(boxes, pc_range, size, rule.bev_margin).any(0) | sampling_neighbours(frame.sampling, size)
-    rectangles, valid = project_boxes(boxes, lidar2img, image_hw)
-    levels = []
-    for level in frame.pv:
-        stride = image_hw[0] / level.shape[-2]
-        cells = pv_rectangles_to_cells(rectangles, valid, (level.shape[-2], level.shape[-1]), stride, rule.pv_margin)
-        levels.append(cells.any(0))
+    boxes, bev, levels = frame.boxes[trusted], None, []
+    if frame.bev is not None:
+        size = (frame.bev.shape[-2], frame.bev.shape[-1])
+        bev = bev_footprints(boxes, pc_range, size, rule.bev_margin).any(0)
+        if isinstance(frame.reading, BEVReading):
+            bev = bev | sampling_neighbours(frame.reading.sampling, size)
+    if frame.pv:
+        image_hw = padded_size(frame)
+        rectangles, valid = project_boxes(boxes, lidar2img, image_hw)
+        for level in frame.pv:
+            stride = image_hw[0] / level.shape[-2]
+            grid = (level.shape[-2], level.shape[-1])
+            levels.append(pv_rectangles_to_cells(rectangles, valid, grid, stride, rule.pv_margin).any(0))
     return bev, levels
+
+
+def padded_size(frame: ExpertFrame) -> tuple[int, int]:
+    """Rows and columns of the padded image that the pyramid divides.
+
+    Raises:
+        FD3DError: the adapter gave a pyramid without it.
+    """
+    if frame.image_hw is None:
+        raise FD3DError(
+            "the adapter gives a pyramid but no image_hw; set ExpertFrame.image_hw to the padded image's size"
+        )
+    return frame.image_hw
 
 
 def _packed(feature: Tensor, mask: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -113,23 +129,28 @@ def _packed(feature: Tensor, mask: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return values.half().cpu().numpy(), index.cpu().numpy()
 
 
-def store_row(frame: ExpertFrame, cells: tuple[Tensor, list[Tensor]], layout: str) -> dict[str, np.ndarray]:
+def store_row(frame: ExpertFrame, cells: tuple[Tensor | None, list[Tensor]], layout: str) -> dict[str, np.ndarray]:
     """One frame as the store's writer takes it."""
-    row: dict[str, np.ndarray] = {
-        "query/boxes": frame.boxes.cpu().numpy(),
-        "query/score": frame.score.cpu().numpy(),
-        "query/label": frame.label.cpu().numpy(),
-        "query/reference": frame.reference.cpu().numpy(),
-        "query/features": frame.features.half().cpu().numpy(),
-        "query/sampling": frame.sampling.cpu().numpy(),
-        "query/attention": frame.attention.half().cpu().numpy(),
-    }
+    tensors = {"boxes": frame.boxes, "score": frame.score, "label": frame.label}
+    if frame.features is not None and frame.reference is not None:
+        tensors |= {"reference": frame.reference, "features": frame.features.half()}
+    if isinstance(frame.reading, BEVReading):
+        tensors |= {"sampling": frame.reading.sampling, "attention": frame.reading.attention.half()}
+    elif isinstance(frame.reading, CameraReading):
+        reading = frame.reading
+        tensors |= {
+            "points": reading.points,
+            "camera_weights": reading.weights.half(),
+            "sampled": reading.sampled.half(),
+        }
+    row: dict[str, np.ndarray] = {f"query/{name}": tensor.cpu().numpy() for name, tensor in tensors.items()}
     if layout == "dense":
-        row["bev/dense"] = frame.bev.movedim(0, -1).half().cpu().numpy()
-        row |= {f"pv/{i}/dense": f.movedim(1, -1).half().cpu().numpy() for i, f in enumerate(frame.pv)}
-        return row
+        if frame.bev is not None:
+            row["bev/dense"] = frame.bev.movedim(0, -1).half().cpu().numpy()
+        return row | {f"pv/{i}/dense": f.movedim(1, -1).half().cpu().numpy() for i, f in enumerate(frame.pv)}
     bev, levels = cells
-    row["bev/values"], row["bev/index"] = _packed(frame.bev, bev)
+    if frame.bev is not None and bev is not None:
+        row["bev/values"], row["bev/index"] = _packed(frame.bev, bev)
     for i, (feature, mask) in enumerate(zip(frame.pv, levels, strict=True)):
         row[f"pv/{i}/values"], row[f"pv/{i}/index"] = _packed(feature, mask)
     return row
@@ -153,15 +174,15 @@ def make_manifest(
             "checkpoint_sha256": file_sha256(checkpoint) if checkpoint else None,
             "weights": "checkpoint" if checkpoint else f"random, seed {settings.seed}",
             "autocast": settings.autocast,
-            "taps": asdict(settings.taps),
+            "adapter": dict(cfg.adapter),
         },
         "data": {"index_sha256": index.sha256, "split": source.split},
         "image": {
             "scale": cfg.image.scale,
             "channels": "RGB" if cfg.image.to_rgb else "BGR",
-            "mean": list(processor.mean),
-            "std": list(processor.std),
-            "pad_divisor": processor.pad_divisor,
+            "mean": list(processor.get("mean", ())),
+            "std": list(processor.get("std", ())),
+            "pad_divisor": processor.get("pad_divisor", processor.get("pad_size_divisor", 1)),
         },
         "history": "streamed through each scene in time order, reset at its first frame",
         "coordinates": {
@@ -184,23 +205,26 @@ def hash_config(cfg: Config) -> str:
     return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _schema(frame: ExpertFrame, settings: DumpSettings, image_hw: tuple[int, int]) -> StoreSchema:
+def _schema(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
     """The store's shape, from the expert's first frame."""
-    _, height, width = frame.bev.shape
-    levels = [(f.shape[2], f.shape[3], f.shape[1], round(image_hw[0] / f.shape[2])) for f in frame.pv]
-    layers, queries, heads, points = frame.sampling.shape[:4]
+    levels = [(f.shape[2], f.shape[3], f.shape[1], round(padded_size(frame)[0] / f.shape[2])) for f in frame.pv]
+    reading: dict[str, Any] = {"reading": "none"}
+    if isinstance(frame.reading, BEVReading):
+        layers, _, heads, points = frame.reading.attention.shape
+        reading = {"reading": "bev", "layers": layers, "heads": heads, "points": points}
+    elif isinstance(frame.reading, CameraReading):
+        reading = {"reading": "cameras", "layers": len(frame.reading.points)}
+    bev = None if frame.bev is None else (*frame.bev.shape[-2:], frame.bev.shape[0])
     return StoreSchema(
-        bev=(height, width, frame.bev.shape[0]),
+        bev=bev,
         pv=levels,
         cameras=CAMERAS,
-        queries=queries,
-        layers=layers,
-        heads=heads,
-        points=points,
-        query_channels=frame.features.shape[-1],
+        queries=len(frame.boxes),
+        query_channels=0 if frame.features is None else frame.features.shape[-1],
         layout=settings.layout,
-        bev_kmax=max(1, round(settings.bev_capacity * height * width)),
+        bev_kmax=0 if bev is None else max(1, round(settings.bev_capacity * bev[0] * bev[1])),
         pv_kmax=[max(1, round(settings.pv_capacity * len(CAMERAS) * h * w)) for h, w, _, _ in levels],
+        **reading,
     )
 
 
@@ -208,7 +232,7 @@ def _check_finite(frame: ExpertFrame, token: str) -> None:
     arrays = {"bev": frame.bev, "boxes": frame.boxes, "query features": frame.features}
     arrays |= {f"pv level {i}": level for i, level in enumerate(frame.pv)}
     for name, tensor in arrays.items():
-        if not torch.isfinite(tensor).all():
+        if tensor is not None and not torch.isfinite(tensor).all():
             raise FD3DError(
                 f"the expert's {name} of frame {token} is not finite; check the checkpoint and this frame's images"
             )
@@ -240,23 +264,22 @@ def dump(
     index = FrameIndex.load(source.index, source.root)
     rows_of = scene_rows(index, source.split, scenes)
     expert = TappedExpert(
-        load_detector(cfg, checkpoint, settings.seed),
-        (cfg.model.pts_bbox_head.bev_h, cfg.model.pts_bbox_head.bev_w),
+        fold_batchnorm(load_detector(cfg, checkpoint, settings.seed)),
+        build_adapter(cfg),
         settings.rule.num_queries,
-        settings.taps,
         settings.autocast,
     )
     position = {row: i for i, row in enumerate(index.select(source.split))}
     first_row = next(iter(rows_of.values()))[0]
     (first,), (first_sample,) = expert.run(next(frame_batches(cfg, source, [position[first_row]], 0)))
-    schema = _schema(first, settings, first_sample.frames[-1]["pad_hw"])
+    schema = _schema(first, settings)
     tokens = {name: [index[row].token for row in rows] for name, rows in rows_of.items()}
     manifest = make_manifest(cfg, config, checkpoint, index, source, settings)
-    moments_bev = RunningMoments(schema.bev[2])
-    moments_pv = [RunningMoments(level[2]) for level in schema.pv]
+    moments = {"bev": RunningMoments(schema.bev[2])} if schema.bev else {}
+    moments |= {f"pv/{i}": RunningMoments(level[2]) for i, level in enumerate(schema.pv)}
     with StoreWriter(out, schema, manifest, tokens, settings.frames_per_shard) as writer:
-        weight, bias = expert.value_projections()
-        writer.write_constants({"decoder/value_proj_weight": weight.numpy(), "decoder/value_proj_bias": bias.numpy()})
+        constants = expert.adapter.constants(expert.model)
+        writer.write_constants({path: tensor.numpy() for path, tensor in constants.items()})
         pending = writer.pending()
         todo = [row for shard in pending for name in writer.shard_scenes(shard) for row in rows_of[name]]
         batches = frame_batches(cfg, source, [position[row] for row in todo], workers)
@@ -277,17 +300,16 @@ def dump(
                 _check_finite(frame, sample.token)
                 meta = sample.frames[-1]
                 lidar2img = torch.as_tensor(meta["lidar2img"], dtype=torch.float32, device=expert.device)
-                cells = focal_cells(frame, settings.rule, cfg.pc_range, lidar2img, meta["pad_hw"])
+                cells = focal_cells(frame, settings.rule, cfg.pc_range, lidar2img)
                 frames[sample.token] = store_row(frame, cells, settings.layout)
                 bar.update()
             writer.write_shard(shard, frames)
         bar.close()
         # Statistics come from what was stored, so that a resumed dump has the same.
         for row in writer.rows():
-            moments_bev.add(_stored_values(row, "bev"))
-            for i, moment in enumerate(moments_pv):
-                moment.add(_stored_values(row, f"pv/{i}"))
-        writer.finalise({"bev": moments_bev.result(), "pv": [m.result() for m in moments_pv]})
+            for name, moment in moments.items():
+                moment.add(_stored_values(row, name))
+        writer.finalise({name: moment.result() for name, moment in moments.items()})
     return {"frames": sum(map(len, rows_of.values()))}
 
 

@@ -61,7 +61,7 @@ def train(
             student=cfg.model,
             store=str(store),
             settings=distill,
-            bev_size=(head.bev_h, head.bev_w),
+            bev_size=(head.bev_h, head.bev_w) if "bev_h" in head else None,
             bev_channels=head.get("embed_dims", 256),
             pv_channels=cfg.model.img_neck.out_channels,
         )

@@ -2,7 +2,13 @@
 
 default_scope = "mmdet3d"
 custom_imports = dict(
-    imports=["pipeline.data.dataset", "pipeline.data.transforms", "pipeline.models", "pipeline.distill"],
+    imports=[
+        "pipeline.data.dataset",
+        "pipeline.data.transforms",
+        "pipeline.models",
+        "pipeline.distill",
+        "pipeline.expert",
+    ],
     allow_failed_imports=False,
 )
 log_level = "INFO"

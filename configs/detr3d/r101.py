@@ -4,6 +4,8 @@ _base_ = ["../_base_/nuscenes.py", "../_base_/r101_dcn.py"]
 
 image = dict(scale=1.0, to_rgb=False)
 queue_length = 1
+# How stage 1 reads this detector as an expert.
+adapter = dict(type="DETR3DAdapter")
 
 model = dict(
     type="DETR3D",

@@ -3,6 +3,7 @@
 _base_ = "expert.py"
 
 queue_length = 1
+adapter = dict(type="DETR3DAdapter")
 
 model = dict(
     type="DETR3D",

@@ -7,6 +7,8 @@ dims = 64
 
 image = dict(scale=1.0, to_rgb=True)
 queue_length = 2
+# How stage 1 reads this detector as an expert.
+adapter = dict(type="BEVFormerAdapter")
 
 model = dict(
     type="BEVFormer",

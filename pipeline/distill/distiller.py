@@ -1,5 +1,6 @@
 """FD3D around any student detector: taps, generators and the three losses, fed from the store."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from store_schema import StoreReader
 
 from .generators import FeatureGenerator, RestoreBEV
 from .losses import block_mask, fine_grained_loss, masked_generation_loss
-from .sampling import sample_values
+from .sampling import sample_cameras, sample_values
 from .settings import DistillSettings
 from .targets import ChannelScale, ExpertTargets, make_targets
 
@@ -61,12 +62,15 @@ class FocalDistiller(BaseModel):
         student: detector config.
         store: finished store of the expert's targets.
         settings: :class:`DistillSettings` as plain values.
-        bev_size: rows and columns of the student's BEV map.
+        bev_size: rows and columns of the student's BEV map; None for a student without one.
         bev_channels, pv_channels: of the student's features.
         taps: module paths of the student's pyramid and BEV map.
 
+    A loss exists where both sides have what it compares: loss_pv with a stored pyramid, loss_bev with two BEV maps,
+    loss_fine with what queries read on the BEV map (BEVFormer) or from the cameras (DETR3D).
+
     Raises:
-        FD3DError: a setting needs what the store does not cover.
+        FD3DError: a setting needs what the store does not cover, or the two sides have nothing in common.
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class FocalDistiller(BaseModel):
         student: dict,
         store: str,
         settings: dict[str, Any],
-        bev_size: tuple[int, int],
+        bev_size: tuple[int, int] | None,
         bev_channels: int,
         pv_channels: int,
         taps: dict[str, str] | None = None,
@@ -93,18 +97,39 @@ class FocalDistiller(BaseModel):
             ("levels", self.levels, len(self.schema.pv)),
             ("layers", self.layers, self.schema.layers),
         ):
-            if not chosen or min(chosen) < 0 or max(chosen) >= count:
+            if (count and not chosen) or any(not 0 <= number < count for number in chosen):
                 raise FD3DError(f"distill.{name} is {list(chosen)}, but the store has {name} 0..{count - 1}")
-        height, width, channels = self.schema.bev
-        self.bev_size = (bev_size[0], bev_size[1])
-        self.restore = RestoreBEV(bev_channels, self.bev_size, (height, width))
-        self.bev_generator = FeatureGenerator(bev_channels, channels)
+        self.fine = self._what_queries_read(bev_size is not None)
+        self.bev_size = None
+        if self.schema.bev and bev_size is not None:
+            height, width, channels = self.schema.bev
+            self.bev_size = (bev_size[0], bev_size[1])
+            self.restore = RestoreBEV(bev_channels, self.bev_size, (height, width))
+            self.bev_generator = FeatureGenerator(bev_channels, channels)
+        if not self.levels and self.bev_size is None:
+            raise FD3DError(f"store {store} holds no pyramid, and expert or student has no BEV map: nothing to distil")
         self.pv_generators = nn.ModuleList(FeatureGenerator(pv_channels, self.schema.pv[i][2]) for i in self.levels)
-        kept_layers = list(self.layers)
-        for name in ("weight", "bias"):
-            constant = torch.from_numpy(reader.constants[f"decoder/value_proj_{name}"][kept_layers])
-            self.register_buffer(f"value_{name}", constant, persistent=False)
-        self.taps = Taps(self.student, taps or {"pv": "img_neck", "bev": "pts_bbox_head.transformer.encoder"})
+        for path, constant in reader.constants.items():
+            name = path.removeprefix("decoder/")
+            self.register_buffer(name, torch.from_numpy(constant[list(self.layers)]), persistent=False)
+        paths = taps or {"pv": "img_neck", "bev": "pts_bbox_head.transformer.encoder"}
+        needed = {"pv": bool(self.levels), "bev": self.bev_size is not None}
+        self.taps = Taps(self.student, {name: path for name, path in paths.items() if needed[name]})
+
+    def _what_queries_read(self, student_has_bev: bool) -> str:
+        """``bev`` or ``cameras`` where the fine-grained loss is possible and wanted, else ``none``.
+
+        Raises:
+            FD3DError: the expert's queries read levels that are not distilled.
+        """
+        if not self.settings.w_fine or (self.schema.reading == "bev" and not student_has_bev):
+            return "none"
+        if self.schema.reading == "cameras" and len(self.levels) < len(self.schema.pv):
+            raise FD3DError(
+                f"distill.levels is {list(self.levels)}, but the expert's queries read all {len(self.schema.pv)} levels; "
+                "take all, or set distill.w_fine to 0"
+            )
+        return self.schema.reading
 
     def student_state_dict(self) -> dict[str, Tensor]:
         """The plain detector's state dict."""
@@ -115,11 +140,12 @@ class FocalDistiller(BaseModel):
         if mode != "loss":
             return self.student(inputs, data_samples, mode=mode)
         losses = self.student(inputs, data_samples, mode="loss")
-        bev = self.taps.read("bev").transpose(1, 2).unflatten(-1, self.bev_size)
-        pv = self.taps.read("pv")
+        pv = list(self.taps.read("pv")) if self.levels else []
+        bev = self.taps.read("bev").transpose(1, 2).unflatten(-1, self.bev_size) if self.bev_size else None
         metas = [sample.frames[-1] for sample in data_samples]
-        targets = self.targets([sample.expert for sample in data_samples], metas, bev.device)
-        return losses | self.distillation_losses(bev, pv, targets)
+        device = inputs["img"].device
+        targets = self.targets([sample.expert for sample in data_samples], metas, device)
+        return losses | self.distillation_losses(bev, pv, targets, metas)
 
     def targets(self, frames: list[Any], metas: list[dict[str, Any]], device: torch.device) -> ExpertTargets:
         """Dense targets of a batch of cached frames."""
@@ -128,18 +154,58 @@ class FocalDistiller(BaseModel):
             frames, metas, self.schema, self.manifest, s.rule, s.trust_threshold, s.trust_power, self.levels, device
         )
 
-    def distillation_losses(self, bev: Tensor, pv: tuple[Tensor, ...], targets: ExpertTargets) -> dict[str, Tensor]:
-        """The three weighted losses.
+    def distillation_losses(
+        self, bev: Tensor | None, pv: list[Tensor], targets: ExpertTargets, metas: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        """The weighted losses that both sides allow.
 
         Args:
-            bev: the student's map (B, C, h, w).
-            pv: its pyramid, levels (B*V, C, Hl, Wl).
+            bev: the student's map (B, C, h, w), None where one side has none.
+            pv: its pyramid, levels (B*V, C, Hl, Wl); empty where the store has none.
+            metas: per sample the metainfo of the student's current frame.
 
         Raises:
             FD3DError: a level's grid is not the expert's.
         """
         s = self.settings
-        loss_pv = bev.new_zeros(())
+        losses: dict[str, Tensor] = {}
+        if self.levels:
+            generated_pv, loss = self._generate_pv(pv, targets)
+            losses["loss_pv"] = s.w_pv * loss
+        if bev is not None and targets.bev is not None:
+            hidden = block_mask(targets.bev.trust > 0, s.mask_ratio, s.block)
+            generated_bev = self.bev_generator(self.restore(bev) * hidden[:, None])
+            losses["loss_bev"] = s.w_bev * masked_generation_loss(
+                generated_bev, targets.bev.standardised, targets.bev.trust
+            )
+        layers, queries = list(self.layers), targets.queries
+        if self.fine == "bev" and targets.bev is not None:
+            read = partial(
+                sample_values,
+                weight=self.value_proj_weight,
+                bias=self.value_proj_bias,
+                locations=queries["sampling"][:, layers],
+                attention=queries["attention"][:, layers],
+            )
+            read_s = read(self._scale("bev", targets.trust.device).restore(generated_bev.float()))
+            with torch.no_grad():
+                read_t = read(targets.bev.raw)
+        elif self.fine == "cameras":
+            read_s = sample_cameras(
+                generated_pv,
+                queries["points"][:, layers],
+                queries["camera_weights"][:, layers],
+                torch.stack([torch.as_tensor(meta["lidar2img"]) for meta in metas]).to(targets.trust.device),
+                metas[0]["pad_hw"],
+            )
+            read_t = queries["sampled"][:, layers].transpose(0, 1)
+        else:
+            return losses
+        return losses | {"loss_fine": s.w_fine * fine_grained_loss(read_s, read_t, targets.trust)}
+
+    def _generate_pv(self, pv: list[Tensor], targets: ExpertTargets) -> tuple[list[Tensor], Tensor]:
+        """Generated levels (B, V, C, Hl, Wl) in the expert's scale, and their summed error."""
+        s, generated_pv, loss = self.settings, [], targets.trust.new_zeros(())
         for slot, level in enumerate(self.levels):
             student, target, trust = pv[level], targets.pv[slot], targets.pv_trust[slot]
             if student.shape[-2:] != target.shape[-2:]:
@@ -149,21 +215,13 @@ class FocalDistiller(BaseModel):
                 )
             hidden = block_mask(trust.flatten(0, 1) > 0, s.mask_ratio, s.block)
             generated = self.pv_generators[slot](student * hidden[:, None])
-            loss_pv = loss_pv + masked_generation_loss(generated, target.flatten(0, 1), trust.flatten(0, 1))
-        restored = self.restore(bev)
-        hidden = block_mask(targets.bev_trust > 0, s.mask_ratio, s.block)
-        generated = self.bev_generator(restored * hidden[:, None])
-        loss_bev = masked_generation_loss(generated, targets.bev, targets.bev_trust)
-        scale = ChannelScale.from_manifest(self.manifest["statistics"]["bev"], bev.device)
-        layers = list(self.layers)
-        locations, attention = targets.sampling[:, layers], targets.attention[:, layers]
-        read_s = sample_values(
-            scale.restore(generated.float()), self.value_weight, self.value_bias, locations, attention
-        )
-        with torch.no_grad():
-            read_t = sample_values(targets.bev_raw, self.value_weight, self.value_bias, locations, attention)
-        loss_fine = fine_grained_loss(read_s, read_t, targets.trust)
-        return {"loss_pv": s.w_pv * loss_pv, "loss_bev": s.w_bev * loss_bev, "loss_fine": s.w_fine * loss_fine}
+            loss = loss + masked_generation_loss(generated, target.flatten(0, 1), trust.flatten(0, 1))
+            scale = self._scale(f"pv/{level}", trust.device)
+            generated_pv.append(scale.restore(generated.float()).unflatten(0, trust.shape[:2]))
+        return generated_pv, loss
+
+    def _scale(self, name: str, device: torch.device) -> ChannelScale:
+        return ChannelScale.from_manifest(self.manifest["statistics"][name], device)
 
 
 def check_store_covers(manifest: dict[str, Any], rule: FocalRule) -> None:

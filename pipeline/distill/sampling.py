@@ -1,4 +1,6 @@
-"""What object queries read on a BEV map, with the expert's positions and attention weights."""
+"""What object queries read on a BEV map or from camera pyramids, with the expert's positions and attention weights."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,3 +27,32 @@ def sample_values(bev: Tensor, weight: Tensor, bias: Tensor, locations: Tensor, 
     share = attention.permute(1, 0, 3, 2, 4).reshape(layers * batch * heads, 1, queries, points)
     summed = (read * share).sum(-1).view(layers, batch, -1, queries)
     return summed.transpose(2, 3)
+
+
+def sample_cameras(
+    levels: Sequence[Tensor], points: Tensor, weights: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]
+) -> Tensor:
+    """DETR3D's reading of camera pyramids at projected points, before the output projection, for every layer.
+
+    Args:
+        levels: (B, V, C, Hl, Wl) each.
+        points: (B, L, K, 3) metres, LiDAR frame.
+        weights: (B, L, K, V, levels), 0 where a point is not visible.
+        lidar2img: (B, V, 4, 4) to pixels of the unpadded image.
+        image_hw: rows and columns of the *padded* image, which the levels divide.
+
+    Returns:
+        (L, B, K, C).
+    """
+    batch, layers, queries, views, _ = weights.shape
+    homogeneous = torch.cat([points, torch.ones_like(points[..., :1])], -1).flatten(1, 2)  # (B, L*K, 4)
+    cam = torch.einsum("bvij,bnj->bvni", lidar2img.to(points), homogeneous)
+    uv = cam[..., :2] / cam[..., 2:3].clamp(min=1e-5) / cam.new_tensor([image_hw[1], image_hw[0]])
+    # points behind a camera have no weight there, but must not become NaN
+    grid = uv.clamp(-1, 2).flatten(0, 1)[:, :, None] * 2 - 1  # (B*V, L*K, 1, 2)
+    total = points.new_zeros(())
+    for i, level in enumerate(levels):
+        read = torch.nn.functional.grid_sample(level.flatten(0, 1), grid, padding_mode="zeros", align_corners=False)
+        read = read[..., 0].view(batch, views, -1, layers, queries)  # (B, V, C, L, K)
+        total = total + torch.einsum("bvclk,blkv->lbkc", read, weights[..., i])
+    return total

@@ -14,9 +14,9 @@ class DistillSettings:
     w_pv: float = 1.0
     """Weight of perspective-view masked generation, summed over levels."""
     w_bev: float = 1.0
-    """Weight of BEV masked generation."""
+    """Weight of BEV masked generation, where expert and student have a BEV map."""
     w_fine: float = 1.0
-    """Weight of fine-grained distillation."""
+    """Weight of fine-grained distillation, where the store has what queries read and the student the map they read."""
     mask_ratio: float = 0.5
     """Share of blocks hidden inside the areas before generation."""
     block: int = 2

@@ -13,6 +13,9 @@ from store_schema import StoreSchema
 
 from .losses import query_trust
 
+# arrays (L, K, ...) that say what queries read
+_READ = {"bev": ("sampling", "attention"), "cameras": ("points", "camera_weights", "sampled"), "none": ()}
+
 CachedFrame = Mapping[str, np.ndarray]
 
 
@@ -42,23 +45,35 @@ class ExpertTargets:
     """What the three losses of a batch read.
 
     Attributes:
-        bev: (B, C, H, W) standardised; cells that are not stored are 0.
-        bev_raw: (B, C, H, W) in the expert's own scale, 0 where not stored.
-        bev_trust: (B, H, W) trust inside footprints of stored cells, 0 elsewhere.
+        trust: (B, K) of the queries.
         pv: per level (B, V, C, Hl, Wl) standardised.
         pv_trust: per level (B, V, Hl, Wl).
-        trust: (B, K) of the queries.
-        sampling: (B, L, K, M, P, 2); attention: (B, L, K, M, P).
+        bev: what the expert's map holds, None for an expert without one.
+        queries: what its queries read, by the store's names without ``query/``: ``sampling`` (B, L, K, M, P, 2) and
+            ``attention`` (B, L, K, M, P), or ``points`` (B, L, K, 3), ``camera_weights`` (B, L, K, V, levels) and
+            ``sampled`` (B, L, K, C), or nothing.
     """
 
-    bev: Tensor
-    bev_raw: Tensor
-    bev_trust: Tensor
+    trust: Tensor
     pv: list[Tensor]
     pv_trust: list[Tensor]
+    bev: "BEVTargets | None"
+    queries: dict[str, Tensor]
+
+
+@dataclass
+class BEVTargets:
+    """The expert's BEV map.
+
+    Attributes:
+        standardised: (B, C, H, W); cells that are not stored are 0 in ``raw``.
+        raw: (B, C, H, W) in the expert's own scale, 0 where not stored.
+        trust: (B, H, W) trust inside footprints of stored cells, 0 elsewhere.
+    """
+
+    standardised: Tensor
+    raw: Tensor
     trust: Tensor
-    sampling: Tensor
-    attention: Tensor
 
 
 def scatter_cells(values: np.ndarray, index: np.ndarray, cells: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -73,6 +88,7 @@ def scatter_cells(values: np.ndarray, index: np.ndarray, cells: int, device: tor
 
 def _dense_bev(frame: CachedFrame, schema: StoreSchema, device: torch.device) -> tuple[Tensor, Tensor]:
     """BEV (C, H, W) and stored mask (H, W)."""
+    assert schema.bev is not None
     height, width, channels = schema.bev
     if schema.layout == "dense":
         dense = torch.from_numpy(frame["bev/dense"]).to(device).float()
@@ -111,9 +127,8 @@ def make_targets(
         frames: per sample what the store's reader gives.
         metas: per sample the metainfo of the apprentice's current frame: lidar2img to its unpadded image, pad_hw.
     """
-    bev_scale = ChannelScale.from_manifest(manifest["statistics"]["bev"], device)
-    pv_scales = [ChannelScale.from_manifest(entry, device) for entry in manifest["statistics"]["pv"]]
-    pc_range = manifest["coordinates"]["pc_range"]
+    pc_range, statistics = manifest["coordinates"]["pc_range"], manifest["statistics"]
+    scales = [ChannelScale.from_manifest(statistics[f"pv/{level}"], device) for level in levels]
     kept = rule.num_queries
     raw: list[Tensor] = []
     bev_trust: list[Tensor] = []
@@ -124,29 +139,33 @@ def make_targets(
         boxes = torch.from_numpy(frame["query/boxes"][:kept]).to(device)
         score = torch.from_numpy(frame["query/score"][:kept]).to(device)
         trust = query_trust(score, max(trust_threshold, rule.min_score), trust_power)
-        dense, stored = _dense_bev(frame, schema, device)
-        footprints = bev_footprints(boxes, pc_range, schema.bev[:2], rule.bev_margin)
-        raw.append(dense)
-        bev_trust.append(trust_map(footprints, trust) * stored)
-        lidar2img = torch.as_tensor(meta["lidar2img"], device=device)
-        rectangles, valid = project_boxes(boxes, lidar2img, meta["pad_hw"])
+        trusts.append(trust)
+        if schema.bev:
+            dense, stored = _dense_bev(frame, schema, device)
+            footprints = bev_footprints(boxes, pc_range, schema.bev[:2], rule.bev_margin)
+            raw.append(dense)
+            bev_trust.append(trust_map(footprints, trust) * stored)
+        if levels:
+            lidar2img = torch.as_tensor(meta["lidar2img"], device=device)
+            rectangles, valid = project_boxes(boxes, lidar2img, meta["pad_hw"])
         for slot, level in enumerate(levels):
             rows, cols, _, _ = schema.pv[level]
             feature, seen = _dense_pv(frame, schema, level, device)
             cells = pv_rectangles_to_cells(rectangles, valid, (rows, cols), meta["pad_hw"][0] / rows, rule.pv_margin)
-            pv[slot].append(pv_scales[level].standardise(feature))
+            pv[slot].append(scales[slot].standardise(feature))
             pv_trust[slot].append(trust_map(cells, trust) * seen)
-        trusts.append(trust)
-    bev_raw = torch.stack(raw)
-    sampling = torch.stack([torch.from_numpy(f["query/sampling"][:, :kept]) for f in frames]).to(device)
-    attention = torch.stack([torch.from_numpy(f["query/attention"][:, :kept]) for f in frames]).to(device).float()
+    bev = None
+    if schema.bev:
+        stacked = torch.stack(raw)
+        scale = ChannelScale.from_manifest(statistics["bev"], device)
+        bev = BEVTargets(scale.standardise(stacked), stacked, torch.stack(bev_trust))
     return ExpertTargets(
-        bev=bev_scale.standardise(bev_raw),
-        bev_raw=bev_raw,
-        bev_trust=torch.stack(bev_trust),
+        trust=torch.stack(trusts),
         pv=[torch.stack(level) for level in pv],
         pv_trust=[torch.stack(level) for level in pv_trust],
-        trust=torch.stack(trusts),
-        sampling=sampling,
-        attention=attention,
+        bev=bev,
+        queries={
+            name: torch.stack([torch.from_numpy(f[f"query/{name}"][:, :kept]) for f in frames]).to(device).float()
+            for name in _READ[schema.reading]
+        },
     )

@@ -4,7 +4,7 @@ import torch
 from mmcv.ops import ModulatedDeformConv2dPack
 from mmcv.ops.modulated_deform_conv import modulated_deform_conv2d
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
 from .attention import bilinear_corners, weighted_rows
 

@@ -38,6 +38,7 @@ def fold_batchnorm(model: Module) -> Module:
 
 @torch.no_grad()
 def _fold(conv: nn.Conv2d | DeformConv2d, norm: _BatchNorm) -> None:
+    assert norm.running_mean is not None and norm.running_var is not None
     conv.weight, conv.bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )

@@ -107,9 +107,7 @@ class ImageHeatmapQueries(nn.Module):
         centre = unproject(pixels, found[..., 2].clamp(-1.0, 5.0).exp(), matrices)
         references = to_unit(centre, self.pc_range).clamp(1e-3, 1 - 1e-3)
         query = self.content(pick(level.flatten(3).transpose(2, 3).flatten(1, 2))) + self.class_embedding(label)
-        return ImageProposals(
-            query, self.position(references * 2 - 1), references, logits, geometry, lidar2img, stride
-        )
+        return ImageProposals(query, self.position(references * 2 - 1), references, logits, geometry, lidar2img, stride)
 
     def loss(self, proposals: ImageProposals, gt_boxes: list[Tensor], gt_labels: list[Tensor]) -> dict[str, Tensor]:
         """Heatmap and centre geometry losses; boxes (n, 9) per frame."""

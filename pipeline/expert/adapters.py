@@ -1,0 +1,236 @@
+"""How stage 1 reads an expert of each family.
+
+To bring another mmdet3d detector: register a class with the methods of :class:`ExpertAdapter` in mmdet3d's ``TASK_UTILS``
+(most often a subclass of :class:`DetectorAdapter` that overrides ``prepare``), import its module by the config's
+``custom_imports`` and name it there: ``adapter = dict(type="MyAdapter", bev="my_neck")``.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
+
+import torch
+from mmdet3d.registry import TASK_UTILS
+from mmdet3d.structures import Det3DDataSample
+from torch import Tensor, nn
+
+from pipeline.errors import FD3DError
+from pipeline.models.boxes import decode_boxes, to_metres
+
+from .frame import BEVReading, CameraReading, ExpertFrame
+
+Seen = dict[str, tuple[tuple[Any, ...], Any]]
+"""Positional arguments and output of each tapped module in the last forward pass, by the tap's name."""
+
+
+class ExpertAdapter(Protocol):
+    """Between a detector and what stage 1 stores."""
+
+    def taps(self, model: nn.Module) -> dict[str, str]:
+        """Module path by name: these modules are watched."""
+
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The project's batch (``inputs.img``: per sample (1, V, 3, H, W) uint8; ``data_samples`` with the metainfo of
+        :class:`~pipeline.data.transforms.PackFrames`) as the model's data preprocessor takes it."""
+
+    def read(self, model: nn.Module, seen: Seen, samples: list[Det3DDataSample], num_queries: int) -> list[ExpertFrame]:
+        """One :class:`ExpertFrame` per sample, from what the taps saw and what the model's ``predict`` returned."""
+
+    def constants(self, model: nn.Module) -> dict[str, Tensor]:
+        """Arrays of the store that do not depend on the frame, by path; float32 on the CPU."""
+
+
+@TASK_UTILS.register_module()
+class DetectorAdapter:
+    """Any mmdet3d detector: maps by module path, boxes from its own predictions as queries.
+
+    Args:
+        bev: path of a module that returns the BEV map (B, C, H, W), or a sequence that starts with it.
+        pv: path of a module that returns pyramid levels (B*V, C, Hl, Wl).
+    """
+
+    def __init__(self, bev: str | None = None, pv: str | None = None) -> None:
+        if bev is None and pv is None:
+            raise FD3DError("the adapter taps neither 'bev' nor 'pv'; give the module path of at least one")
+        self.paths = {name: path for name, path in (("bev", bev), ("pv", pv)) if path is not None}
+
+    def taps(self, model: nn.Module) -> dict[str, str]:
+        """The paths as given."""
+        return self.paths
+
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """As it is."""
+        return batch
+
+    def constants(self, model: nn.Module) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def read(self, model: nn.Module, seen: Seen, samples: list[Det3DDataSample], num_queries: int) -> list[ExpertFrame]:
+        """Boxes of ``pred_instances_3d``; frames with fewer than K are filled with boxes of score 0."""
+        frames = []
+        for b, sample in enumerate(samples):
+            found = sample.pred_instances_3d
+            boxes = torch.cat([found.bboxes_3d.gravity_center, found.bboxes_3d.tensor[:, 3:]], -1).float()
+            boxes = nn.functional.pad(boxes, (0, 9 - boxes.shape[1]))  # detectors without velocity
+            score, order = found.scores_3d.float().sort(descending=True, stable=True)
+            order, missing = order[:num_queries], max(num_queries - len(order), 0)
+            frames.append(
+                ExpertFrame(
+                    boxes=nn.functional.pad(boxes[order], (0, 0, 0, missing)),
+                    score=nn.functional.pad(score[:num_queries], (0, missing)),
+                    label=nn.functional.pad(found.labels_3d[order], (0, missing)),
+                    bev=_first(seen["bev"][1])[b].float() if "bev" in seen else None,
+                    pv=_levels(seen["pv"][1], b, len(samples)) if "pv" in seen else [],
+                    image_hw=sample.metainfo["frames"][-1].get("pad_hw"),
+                )
+            )
+        return frames
+
+
+class QueryAdapter(ABC):
+    """What the adapters of BEVFormer and DETR3D share: logits, code, states and references of the head's output.
+
+    Args:
+        pv: path of the module that returns the pyramid.
+        head: path of the module that returns a :class:`~pipeline.models.query_head.HeadOutput`.
+        layers: path of the decoder's list of layers.
+    """
+
+    def __init__(
+        self,
+        pv: str = "img_neck",
+        head: str = "pts_bbox_head",
+        layers: str = "pts_bbox_head.transformer.decoder.layers",
+    ) -> None:
+        self.pv, self.head, self.layers = pv, head, layers
+
+    def taps(self, model: nn.Module) -> dict[str, str]:
+        """Pyramid, head and the samplers of the cross-attentions, ``sampler.0``, ``sampler.1``, ..."""
+        samplers = {f"sampler.{i}": f"{self.cross_attention(i)}.sampler" for i in range(self.num_layers(model))}
+        return {"pv": self.pv, "head": self.head} | samplers
+
+    def num_layers(self, model: nn.Module) -> int:
+        """Decoder layers."""
+        return len(list(submodule(model, self.layers).children()))
+
+    def cross_attention(self, layer: int) -> str:
+        """Path of a decoder layer's cross-attention."""
+        return f"{self.layers}.{layer}.attentions.1"
+
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """As it is: the project's detectors take the project's batches."""
+        return batch
+
+    def constants(self, model: nn.Module) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def read(self, model: nn.Module, seen: Seen, samples: list[Det3DDataSample], num_queries: int) -> list[ExpertFrame]:
+        """The K queries with the best class scores of the last layer."""
+        frames, out = [], seen["head"][1]
+        for b, sample in enumerate(samples):
+            score, label = out.logits[-1, b].float().sigmoid().max(-1)
+            score, kept = score.topk(min(num_queries, len(score)))
+            frames.append(
+                ExpertFrame(
+                    boxes=decode_boxes(out.code[-1, b, kept].float()),
+                    score=score,
+                    label=label[kept],
+                    bev=self._bev(model, seen, b),
+                    pv=_levels(seen["pv"][1], b, len(samples)),
+                    image_hw=sample.frames[-1]["pad_hw"],
+                    reference=out.references[-1, b, kept].float(),
+                    features=out.states[-1, b, kept].float(),
+                    reading=self._reading(model, seen, b, len(samples), kept),
+                )
+            )
+        return frames
+
+    @abstractmethod
+    def _bev(self, model: nn.Module, seen: Seen, b: int) -> Tensor | None:
+        """BEV map (C, H, W) of sample b."""
+
+    @abstractmethod
+    def _reading(
+        self, model: nn.Module, seen: Seen, b: int, batch: int, kept: Tensor
+    ) -> BEVReading | CameraReading | None:
+        """What the kept queries of sample b read."""
+
+
+@TASK_UTILS.register_module()
+class BEVFormerAdapter(QueryAdapter):
+    """BEVFormer: its encoder's map, and where the decoder's deformable attention looks on it.
+
+    Args:
+        bev: path of the module that returns the BEV map (B, H*W, C).
+        kwargs: of :class:`QueryAdapter`.
+    """
+
+    def __init__(self, bev: str = "pts_bbox_head.transformer.encoder", **kwargs: str) -> None:
+        super().__init__(**kwargs)
+        self.bev = bev
+
+    def taps(self, model: nn.Module) -> dict[str, str]:
+        """With the BEV map."""
+        return super().taps(model) | {"bev": self.bev}
+
+    def constants(self, model: nn.Module) -> dict[str, Tensor]:
+        """The value projections (L, C, C) and (L, C) that queries read BEV features through."""
+        paths = [f"{self.cross_attention(i)}.value_proj" for i in range(self.num_layers(model))]
+        linears = [submodule(model, path) for path in paths]
+        return {
+            f"decoder/value_proj_{name}": torch.stack([getattr(m, name).detach().float().cpu() for m in linears])
+            for name in ("weight", "bias")
+        }
+
+    def _bev(self, model: nn.Module, seen: Seen, b: int) -> Tensor:
+        return seen["bev"][1][b].transpose(0, 1).unflatten(-1, submodule(model, self.head).bev_hw).float()
+
+    def _reading(self, model: nn.Module, seen: Seen, b: int, batch: int, kept: Tensor) -> BEVReading:
+        calls = [seen[f"sampler.{i}"][0] for i in range(self.num_layers(model))]
+        # arguments: value, shapes, locations (B, N, M, 1, P, 2), weights (B, N, M, 1, P)
+        return BEVReading(
+            torch.stack([call[2][b, kept, :, 0].float() for call in calls]),
+            torch.stack([call[3][b, kept, :, 0].float() for call in calls]),
+        )
+
+
+@TASK_UTILS.register_module()
+class DETR3DAdapter(QueryAdapter):
+    """DETR3D: no BEV map; what each query's projected reference reads from the cameras."""
+
+    def _bev(self, model: nn.Module, seen: Seen, b: int) -> None:
+        return None
+
+    def _reading(self, model: nn.Module, seen: Seen, b: int, batch: int, kept: Tensor) -> CameraReading:
+        weights, sampled = [], []
+        for i in range(self.num_layers(model)):
+            args, out = seen[f"sampler.{i}"]
+            # weights (B*V, N, 1, levels, 1), output (B*V, N, C): cameras lie in the batch
+            weights.append(args[3][:, :, 0, :, 0].unflatten(0, (batch, -1))[b, :, kept].transpose(0, 1).float())
+            sampled.append(out.unflatten(0, (batch, -1))[b, :, kept].sum(0).float())
+        head = submodule(model, self.head)
+        points = to_metres(seen["head"][1].references[:, b, kept].float(), head.pc_range)
+        return CameraReading(points, torch.stack(weights), torch.stack(sampled))
+
+
+def submodule(model: nn.Module, path: str) -> Any:
+    """A module by path.
+
+    Raises:
+        FD3DError: there is none.
+    """
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise FD3DError(f"the expert has no module '{path}'; give the tap's path in the config's adapter") from error
+
+
+def _first(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _levels(output: Any, b: int, batch: int) -> list[Tensor]:
+    """Levels (B*V, C, H, W) of a module's output to those of one sample, (V, C, H, W)."""
+    levels = [output] if isinstance(output, Tensor) else output
+    return [level.unflatten(0, (batch, -1))[b].float() for level in levels]

@@ -1,0 +1,60 @@
+"""What stage 1 takes from an expert, whatever its family."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class BEVReading:
+    """Where the queries of every decoder layer read the BEV map.
+
+    Attributes:
+        sampling: (L, K, M, P, 2) x, y in 0..1 of the BEV extent.
+        attention: (L, K, M, P).
+    """
+
+    sampling: Tensor
+    attention: Tensor
+
+
+@dataclass
+class CameraReading:
+    """What the queries of every decoder layer read from the cameras' pyramids.
+
+    Attributes:
+        points: (L, K, 3) metres, LiDAR frame: the points that are projected.
+        weights: (L, K, V, levels) of each camera and level, 0 where a point is not visible.
+        sampled: (L, K, C) the weighted sum of the pyramid samples.
+    """
+
+    points: Tensor
+    weights: Tensor
+    sampled: Tensor
+
+
+@dataclass
+class ExpertFrame:
+    """What the expert made of one frame, on its device. K queries, best score first.
+
+    Attributes:
+        boxes: (K, 9) LiDAR frame, z of the centre.
+        score: (K,) of the best class.
+        label: (K,).
+        bev: (C, H, W), row = y, column = x; None for an expert without a BEV map.
+        pv: levels of (V, C, Hl, Wl); empty for an expert without a camera pyramid.
+        image_hw: rows and columns of the padded image that the pyramid divides.
+        reference: (K, 3) in 0..1, entering the last decoder layer; None where the expert has no queries.
+        features: (K, C) query states of the last layer; None likewise.
+        reading: what queries read; None where that is not known.
+    """
+
+    boxes: Tensor
+    score: Tensor
+    label: Tensor
+    bev: Tensor | None = None
+    pv: list[Tensor] = field(default_factory=list)
+    image_hw: tuple[int, int] | None = None
+    reference: Tensor | None = None
+    features: Tensor | None = None
+    reading: BEVReading | CameraReading | None = None

@@ -1,0 +1,91 @@
+"""A frozen detector with hooks at its taps."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from mmdet3d.registry import TASK_UTILS
+from mmdet3d.structures import Det3DDataSample
+from mmengine.config import Config
+from torch import nn
+
+from pipeline.errors import FD3DError
+
+from .adapters import ExpertAdapter, Seen, submodule
+from .frame import ExpertFrame
+
+_DTYPES = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_adapter(cfg: Config) -> ExpertAdapter:
+    """The adapter that a detector config names.
+
+    Raises:
+        FD3DError: it names none, or one that does not exist.
+    """
+    settings = cfg.get("adapter")
+    if settings is None:
+        raise FD3DError(
+            f"config {cfg.filename} has no 'adapter'; say how the expert is tapped, for example adapter = "
+            'dict(type="DetectorAdapter", bev="MODULE PATH")'
+        )
+    try:
+        return TASK_UTILS.build(settings)
+    except (KeyError, TypeError) as error:
+        raise FD3DError(f"the adapter of config {cfg.filename} cannot be built: {error}") from error
+
+
+class TappedExpert:
+    """A detector in evaluation mode that streams a scene's frames in order, and what its adapter takes from it.
+
+    Args:
+        model: on its device, frozen.
+        adapter: how it is read.
+        num_queries: K best queries kept.
+        autocast: ``bf16`` or ``fp16`` on a GPU, None for float32.
+
+    Raises:
+        FD3DError: a tap's path leads nowhere, or an unknown autocast type.
+    """
+
+    def __init__(self, model: nn.Module, adapter: ExpertAdapter, num_queries: int, autocast: str | None = None) -> None:
+        if autocast not in _DTYPES:
+            raise FD3DError(f"autocast is '{autocast}'; use bf16, fp16 or leave it out")
+        self.model, self.adapter, self.num_queries = model, adapter, num_queries
+        self.dtype = _DTYPES[autocast]
+        self.device = next(model.parameters()).device
+        self.modules = {name: submodule(model, path) for name, path in adapter.taps(model).items()}
+
+    @contextmanager
+    def _tapped(self) -> Iterator[Seen]:
+        seen: Seen = {}
+
+        def keep(name: str) -> Any:
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                seen[name] = (args, output)
+
+            return hook
+
+        hooks = [module.register_forward_hook(keep(name)) for name, module in self.modules.items()]
+        try:
+            yield seen
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @torch.no_grad()
+    def run(self, batch: dict[str, Any]) -> tuple[list[ExpertFrame], list[Det3DDataSample]]:
+        """One streamed step: a collated batch of the next frame of B different scenes.
+
+        Raises:
+            FD3DError: a tapped module did not run.
+        """
+        context = torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
+        with self._tapped() as seen, context:
+            batch = self.model.data_preprocessor(self.adapter.prepare(batch))
+            samples = self.model.predict(batch["inputs"], batch["data_samples"])
+        idle = [name for name in self.modules if name not in seen]
+        if idle:
+            raise FD3DError(f"the expert's tap '{idle[0]}' saw nothing; does its module run in prediction?")
+        return self.adapter.read(self.model, seen, samples, self.num_queries), samples
