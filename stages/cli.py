@@ -1,4 +1,4 @@
-"""``fd3d``: one sub-command per stage, and ``inspect``."""
+"""``fd3d``: one sub-command per stage, and ``inspect``, ``convert`` and ``detect``."""
 
 import os
 import sys
@@ -12,6 +12,8 @@ for name, value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE"), ("
 import typer  # noqa: E402
 
 from pipeline.errors import FD3DError  # noqa: E402
+from stages.convert import convert  # noqa: E402
+from stages.detect import detect  # noqa: E402
 from stages.dump import dump  # noqa: E402
 from stages.evaluate import evaluate  # noqa: E402
 from stages.expert import expert  # noqa: E402
@@ -28,7 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (world, index, expert, dump, train, evaluate, report, inspect):
+for command in (world, index, expert, dump, train, evaluate, report, inspect, convert, detect):
     app.command(help=command.__doc__)(command)
 
 
