@@ -178,7 +178,8 @@ def count(cfg: Config, cameras: Cameras) -> Complexity:
             *encoder.project_pillars(points, *volume, torch.from_numpy(projection)[None], image_hw)
         )
         longest = found.index.shape[1]
-        hits = replace(found, **{k: v.to("meta") for k, v in vars(found).items() if isinstance(v, Tensor)})
+        on_meta: dict[str, Any] = {k: v.to("meta") for k, v in vars(found).items() if isinstance(v, Tensor)}
+        hits = replace(found, **on_meta)
     with torch.no_grad(), stand_ins(hits), counting(model) as macs:
         model(**batch, mode="tensor")
 

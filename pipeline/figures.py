@@ -115,6 +115,12 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def beside(sheet: np.ndarray, figure: Figure) -> np.ndarray:
+    """A camera sheet with a square figure at its right, as high as the sheet; RGB."""
+    drawn = cv2.imdecode(np.frombuffer(to_png(figure), np.uint8), cv2.IMREAD_COLOR)
+    return np.hstack([sheet, cv2.resize(drawn, (len(sheet), len(sheet)))[..., ::-1]])
+
+
 def data_uri(content: bytes, kind: str) -> str:
     """An image for a page that stands alone."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

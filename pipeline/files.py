@@ -15,9 +15,10 @@ def write_atomically(path: Path, write: Callable[[Any], object], binary: bool = 
     Raises:
         FD3DError: the disk is full or the folder cannot be written; what stood at ``path`` stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb" if binary else "w", newline=None if binary else "") as file:
             write(file)
             file.flush()
@@ -26,7 +27,8 @@ def write_atomically(path: Path, write: Callable[[Any], object], binary: bool = 
         os.replace(temporary, path)
     except OSError as error:
         raise FD3DError(
-            f"{path} cannot be written: {error.strerror or error}; free some space and run again"
+            f"{path} cannot be written: {error.strerror or error}; free some space or give another place"
         ) from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)

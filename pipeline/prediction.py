@@ -11,7 +11,8 @@ from mmengine.config import Config
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from pipeline.models.build import build_detector, load_checkpoint
+from pipeline.models.build import build_detector
+from pipeline.models.checkpoints import load_checkpoint
 from pipeline.training import FrameSource, frame_dataset
 
 
@@ -59,14 +60,17 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 @torch.no_grad()
 def predict(
-    cfg: Config, model: nn.Module, source: FrameSource, workers: int = 1
+    cfg: Config, model: nn.Module, source: FrameSource, workers: int = 1, rows: Sequence[int] | None = None
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
     """Detect on a split.
+
+    Args:
+        rows: as in :func:`frame_batches`; of each scene the first frames without a gap, in time order.
 
     Yields:
         token, boxes (n, 9) in the LiDAR frame with centres of gravity, scores (n,), labels (n,).
     """
-    for batch in frame_batches(cfg, source, None, workers):
+    for batch in frame_batches(cfg, source, rows, workers):
         for sample in model.predict(**model.data_preprocessor(batch)):
             found = sample.pred_instances_3d
             boxes = found.bboxes_3d

@@ -25,6 +25,7 @@ from pipeline.data.transforms import refuse_pixel_moving
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 from pipeline.models.build import file_sha256
+from pipeline.models.checkpoints import save_checkpoint
 from store_schema import StoreReader
 from store_schema.manifest import fingerprint
 
@@ -327,7 +328,7 @@ def train(
     }
     if is_main_process():
         state = {name: tensor.detach().cpu() for name, tensor in export(trained).items()}
-        write_atomically(out, lambda file: torch.save({"state_dict": state, "training": facts}, file), binary=True)
+        save_checkpoint({"state_dict": state, "training": facts}, out)
         for leftover in work_dir.glob("iter_*.pth"):
             leftover.unlink()
         (work_dir / "last_checkpoint").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""``fd3d``: one sub-command per stage, ``inspect`` and ``complexity``."""
+"""``fd3d``: one sub-command per stage, and ``inspect``, ``complexity``, ``convert`` and ``detect``."""
 
 import os
 import sys
@@ -13,6 +13,8 @@ import typer  # noqa: E402
 
 from pipeline.errors import FD3DError  # noqa: E402
 from stages.complexity import complexity  # noqa: E402
+from stages.convert import convert  # noqa: E402
+from stages.detect import detect  # noqa: E402
 from stages.dump import dump  # noqa: E402
 from stages.evaluate import evaluate  # noqa: E402
 from stages.expert import expert  # noqa: E402
@@ -29,7 +31,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (world, index, expert, dump, train, evaluate, report, inspect, complexity):
+for command in (world, index, expert, dump, train, evaluate, report, inspect, complexity, convert, detect):
     app.command(help=command.__doc__)(command)
 
 

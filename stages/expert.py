@@ -18,16 +18,17 @@ def expert(
 ) -> None:
     """Check and take the expert's checkpoint; without one train the expert."""
     from pipeline.files import write_atomically
-    from pipeline.models.build import build_detector, load_checkpoint, load_config, read_checkpoint
+    from pipeline.models.build import build_detector, load_config
+    from pipeline.models.checkpoints import load_checkpoint
     from pipeline.training import train
 
     section = read_params(params, "expert")
     cfg = load_config(section["config"])
     if section.get("checkpoint") and not retrain:
-        load_checkpoint(build_detector(cfg), section["checkpoint"])
+        found = load_checkpoint(build_detector(cfg), section["checkpoint"])
         out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(section["checkpoint"], out / "expert.pth")
-        facts = read_checkpoint(section["checkpoint"])[1] | {"checkpoint": section["checkpoint"]}
+        facts = found.training | {"checkpoint": section["checkpoint"]}
     else:
         settings = run_settings(section.get("train", {}))
         facts = train(cfg, cfg.model, frame_source(params, "train"), out / "expert.pth", settings)

@@ -47,7 +47,7 @@ def _draw(reader, token: str, index: Path, root: Path, out: Path, min_score: flo
     import numpy as np
 
     from pipeline.data.index import FrameIndex
-    from pipeline.figures import bev_figure, camera_sheet, stored_energy, to_png
+    from pipeline.figures import beside, bev_figure, camera_sheet, stored_energy
 
     frame = FrameIndex.load(index, root)
     frame_ = frame[frame.row(token)]
@@ -58,9 +58,7 @@ def _draw(reader, token: str, index: Path, root: Path, out: Path, min_score: flo
     energy = stored_energy(stored, reader.schema.bev[:2])
     extent = reader.manifest["coordinates"]["pc_range"][3]
     layers = {"annotated": (truth, "limegreen"), "expert": (boxes, "tomato")}
-    figure = bev_figure(layers, extent, energy, np.isfinite(energy))
-    bev = cv2.imdecode(np.frombuffer(to_png(figure), np.uint8), cv2.IMREAD_COLOR)
-    bev = cv2.resize(bev, (sheet.shape[0], sheet.shape[0]))
+    drawing = beside(sheet, bev_figure(layers, extent, energy, np.isfinite(energy)))
     out.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(out), np.hstack([sheet[..., ::-1], bev])):
+    if not cv2.imwrite(str(out), drawing[..., ::-1]):
         raise FD3DError(f"{out} cannot be written; give a .png path in a writable folder")

@@ -20,7 +20,8 @@ from pipeline.dumping import DumpSettings, dump
 from pipeline.errors import FD3DError
 from pipeline.expert import TappedExpert
 from pipeline.focal import FocalRule
-from pipeline.models.build import build_detector, load_checkpoint, load_config
+from pipeline.models.build import build_detector, load_config
+from pipeline.models.checkpoints import load_checkpoint
 from pipeline.prediction import collate, frame_batches, load_detector
 from pipeline.training import FrameSource, frame_dataset
 from store_schema import StoreError, StoreReader

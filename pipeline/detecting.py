@@ -1,0 +1,109 @@
+"""A few frames of a scene through a detector: boxes, drawings and times, for any nuScenes-format data."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.index import Frame, FrameIndex, build_index
+from pipeline.errors import FD3DError
+from pipeline.figures import beside, bev_figure, camera_sheet, jpeg
+from pipeline.files import write_atomically
+from pipeline.models.build import load_config
+from pipeline.prediction import load_detector, predict
+from pipeline.submission import to_submission
+from pipeline.training import FrameSource
+
+
+@dataclass(frozen=True)
+class DetectedFrame:
+    """What :func:`detect_scene` made of a frame.
+
+    Attributes:
+        seconds: for decoding the images and detecting; the first frame's include what is set up once.
+        boxes: how many have at least ``min_score``.
+        drawing: file with six cameras and bird's-eye view.
+    """
+
+    token: str
+    seconds: float
+    boxes: int
+    drawing: Path
+
+
+def detect_scene(
+    config: Path,
+    checkpoint: Path | None,
+    root: Path,
+    scene: str,
+    out: Path,
+    *,
+    version: str | None = None,
+    index: Path | None = None,
+    frames: int = 4,
+    min_score: float = 0.3,
+) -> Iterator[DetectedFrame]:
+    """Detect on the first frames of a scene, in time order with streamed history.
+
+    After every frame ``out`` has its drawing (annotated boxes green, detected ones red) and in ``submission.json`` the
+    nuScenes submission of the frames so far, boxes in the global frame, with all scores.
+
+    Args:
+        checkpoint: None runs random weights.
+        root: data root in nuScenes format.
+        version: folder of its tables; the only one when not given.
+        index: of that root; when not given ``out/index.npz`` is made.
+        frames: at most so many.
+        min_score: boxes drawn and counted.
+
+    Raises:
+        FD3DError: bad input, among it an unknown scene, or images that are missing.
+    """
+    if frames < 1:
+        raise FD3DError(f"frames is {frames}; it must be at least 1")
+    cfg = load_config(config)
+    model = load_detector(cfg, checkpoint)
+    if index is None:
+        index = out / "index.npz"
+        build_index(root, version or _only_version(root), index)
+    known = FrameIndex.load(index, root)
+    if version not in (None, known.version):
+        raise FD3DError(f"index {index} was made from {known.version}, not {version}; leave out one of the two")
+    if scene not in known.scenes:
+        raise FD3DError(f"scene '{scene}' is not in {root}; it has {', '.join(list(known.scenes)[:5])}, ...")
+    rows = known.scenes[scene][:frames]
+    submission: dict[str, Any] = {}
+    found = predict(cfg, model, FrameSource(index, root, "all"), 0, rows)
+    for row in rows:
+        started = time.perf_counter()
+        detection = token, boxes, scores, _ = next(found)
+        seconds = time.perf_counter() - started
+        made = to_submission(known, [detection])
+        submission = made | {"results": submission.get("results", {}) | made["results"]}
+        write_atomically(out / "submission.json", partial(json.dump, submission))
+        kept, frame = boxes[scores >= min_score], known[row]
+        drawing = out / f"{frame.order:03d}_{token}.jpg"
+        _draw(drawing, root, frame, kept, cfg.pc_range[3])
+        yield DetectedFrame(token, seconds, len(kept), drawing)
+
+
+def _draw(path: Path, root: Path, frame: Frame, boxes: np.ndarray, extent: float) -> None:
+    annotated = np.nan_to_num(frame.boxes)
+    sheet = camera_sheet(root, frame, [(annotated, (80, 220, 80)), (boxes, (255, 80, 60))])
+    layers = {"annotated": (annotated, "limegreen"), "detected": (boxes, "tomato")}
+    image = beside(sheet, bev_figure({name: layer for name, layer in layers.items() if len(layer[0])}, extent))
+    write_atomically(path, lambda file: file.write(jpeg(image)), binary=True)
+
+
+def _only_version(root: Path) -> str:
+    found = sorted(path.parent.name for path in root.glob("*/sample_data.json"))
+    if len(found) != 1:
+        raise FD3DError(
+            f"{root} has {', '.join(found) or 'no'} folder of nuScenes tables; give a data root and --version"
+        )
+    return found[0]

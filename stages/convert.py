@@ -1,0 +1,24 @@
+"""``convert``: an official checkpoint into one of this project."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def convert(
+    official: Annotated[Path, typer.Argument(help="Checkpoint of BEVFormer, DETR3D or FD3D's release.")],
+    out: Annotated[Path, typer.Argument(help="Checkpoint to write.")],
+    config: Annotated[Path, typer.Option(help="Config of the same detector, below configs/.")],
+    boxes: Annotated[
+        str,
+        typer.Option(
+            help="Its box convention: old (mmdet3d before 1.0), new, or auto to take it from the file's own notes."
+        ),
+    ] = "auto",
+) -> None:
+    """Check an official checkpoint against a config and write it in this project's conventions; runs nothing in it."""
+    from pipeline.models.checkpoints import convert_checkpoint
+
+    made = convert_checkpoint(official, out, config, boxes)
+    print(f"{out}: {made}")

@@ -1,0 +1,47 @@
+"""``detect``: a few frames of a scene through a detector, with drawings."""
+
+import resource
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import FD3DError
+
+
+def detect(
+    *,  # so that CHECKPOINT may be left out although ROOT follows it
+    config: Annotated[Path, typer.Argument(help="Detector config.")],
+    checkpoint: Annotated[
+        list[Path] | None, typer.Argument(metavar="CHECKPOINT", help="Its checkpoint, unless --random-weights.")
+    ] = None,
+    root: Annotated[Path, typer.Argument(help="Data root in nuScenes format.")],
+    scene: Annotated[str, typer.Option(help="Scene name, for example scene-0103.")],
+    version: Annotated[
+        str | None, typer.Option(help="Folder of the tables; needed where the root has several.")
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="Frame index of the root; made in the output folder if not given.")
+    ] = None,
+    frames: Annotated[int, typer.Option(help="Frames from the scene's start.")] = 4,
+    out: Annotated[Path, typer.Option(help="Folder for submission.json and one drawing per frame.")] = Path(
+        "runs/detect"
+    ),
+    min_score: Annotated[float, typer.Option(help="Draw and count boxes from this score on.")] = 0.3,
+    random_weights: Annotated[bool, typer.Option(help="Run without a checkpoint.")] = False,
+) -> None:
+    """Detect on a few frames of a scene in time order; writes a nuScenes submission and drawings."""
+    from tqdm import tqdm
+
+    from pipeline.detecting import detect_scene
+
+    if len(checkpoint or []) + random_weights != 1:
+        raise FD3DError("give CONFIG, one CHECKPOINT and ROOT, or CONFIG and ROOT with --random-weights")
+    weights = checkpoint[0] if checkpoint else None
+    found = detect_scene(
+        config, weights, root, scene, out, version=version, index=index, frames=frames, min_score=min_score
+    )
+    for frame in tqdm(found, total=frames, unit="frame", disable=None):
+        tqdm.write(f"{frame.token}  {frame.seconds:.2f} s  {frame.boxes} boxes from score {min_score}  {frame.drawing}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts KiB
+    print(f"{out / 'submission.json'}: {weights or 'RANDOM weights, seed 0'}; peak memory {peak:.2f} GB")

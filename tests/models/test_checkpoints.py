@@ -1,0 +1,300 @@
+import math
+import pickle
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pipeline.data import CLASSES
+from pipeline.errors import FD3DError
+from pipeline.figures import corners
+from pipeline.models.boxes import decode_boxes
+from pipeline.models.build import build_detector, file_sha256, load_config
+from pipeline.models.checkpoints import box_convention, convert_checkpoint, load_checkpoint, read_checkpoint
+from stages.cli import app
+
+BEVFORMER = 'model = dict(pts_bbox_head=dict(query_source="learned", num_query=20))'
+DETR3D = """
+model = dict(
+    type="DETR3D",
+    pts_bbox_head=dict(
+        _delete_=True,
+        type="DETR3DHead",
+        pc_range=[-40.0, -40.0, -5.0, 40.0, 40.0, 3.0],
+        embed_dims=64,
+        num_query=20,
+        transformer=dict(num_levels=3, decoder=dict(num_layers=2, num_heads=4, feedforward_channels=64)),
+    ),
+)
+"""
+OLD = {"mmdet3d_version": "0.17.1", "mmdet_version": "2.14.0", "mmcv_version": "1.4.0", "CLASSES": list(CLASSES)}
+REG, CLS = "pts_bbox_head.reg_branches", "pts_bbox_head.cls_branches"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+def tiny(folder: Path, project: Path, body: str) -> Path:
+    """A small detector's config."""
+    path = folder / f"{'detr3d' if 'DETR3D' in body else 'bevformer'}.py"
+    path.write_text(f'_base_ = "{project}/configs/world/expert.py"\n{body}\n')
+    return path
+
+
+@pytest.fixture(scope="module", params=[BEVFORMER, DETR3D], ids=["bevformer", "detr3d"])
+def config(request, folder: Path, project: Path) -> Path:
+    return tiny(folder, project, request.param)
+
+
+@pytest.fixture(scope="module")
+def bevformer(folder: Path, project: Path) -> Path:
+    return tiny(folder, project, BEVFORMER)
+
+
+@pytest.fixture(scope="module")
+def state(bevformer: Path) -> dict[str, torch.Tensor]:
+    """Weights of the tiny BEVFormer as if trained: no two rows alike."""
+    return random_model(bevformer).state_dict()
+
+
+def random_model(config: Path) -> torch.nn.Module:
+    model = build_detector(load_config(config))
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in model.state_dict().items():
+        if name.startswith((REG, CLS)):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
+    return model
+
+
+def official(path: Path, state: dict, meta: dict | None = None, **more: object) -> Path:
+    torch.save({"meta": OLD if meta is None else meta, "state_dict": state, **more}, path)
+    return path
+
+
+def old_corners(boxes: torch.Tensor) -> torch.Tensor:
+    """Corners (n, 8, 3) of boxes before mmdet3d 1.0: (x, y, z, w, l, h, yaw), w along x and l along y at yaw 0, yaw
+    turning clockwise seen from above."""
+    signs = torch.tensor([[i & 1, (i >> 1) & 1, (i >> 2) & 1] for i in range(8)]) - 0.5
+    local = signs * boxes[:, None, 3:6]
+    c, s = boxes[:, 6, None].cos(), boxes[:, 6, None].sin()
+    turned = torch.stack(
+        [c * local[..., 0] + s * local[..., 1], c * local[..., 1] - s * local[..., 0], local[..., 2]], -1
+    )
+    return turned + boxes[:, None, :3]
+
+
+def test_converted_branches_give_the_same_physical_boxes(config, tmp_path):
+    model = random_model(config)
+    states = torch.randn(50, 64, generator=torch.Generator().manual_seed(1))
+    before = [decode_boxes(branch(states)) for branch in model.pts_bbox_head.reg_branches]
+    convert_checkpoint(official(tmp_path / "old.pth", model.state_dict()), tmp_path / "new.pth", config)
+    load_checkpoint(model, tmp_path / "new.pth")
+    for old, branch in zip(before, model.pts_bbox_head.reg_branches, strict=True):
+        new = decode_boxes(branch(states)).detach()
+        distance = torch.cdist(old_corners(old.detach()), torch.from_numpy(corners(new.numpy())).float())
+        assert distance.min(-1).values.max() < 1e-4 and distance.min(-2).values.max() < 1e-4
+        # which end is the front: nuScenes headings were read from old boxes as -yaw - pi / 2
+        turned = new[:, 6] + old[:, 6] + math.pi / 2
+        torch.testing.assert_close(turned.cos(), torch.ones(50), atol=1e-5, rtol=0)
+        torch.testing.assert_close(new[:, [0, 1, 2, 5, 7, 8]], old[:, [0, 1, 2, 5, 7, 8]], atol=1e-5, rtol=1e-5)
+
+
+def test_a_code_converted_by_hand(bevformer, state, tmp_path):
+    # a car 1.9 m wide and 4.6 m long, 1.7 m high, heading along +x: yaw was -pi / 2 and is 0
+    old = torch.tensor([3.0, 4.0, math.log(1.9), math.log(4.6), -1.0, math.log(1.7), -1.0, 0.0, 5.0, 0.0])
+    new = torch.tensor([3.0, 4.0, math.log(4.6), math.log(1.9), -1.0, math.log(1.7), 0.0, 1.0, 5.0, 0.0])
+    given = state | {f"{REG}.2.4.bias": old, "pts_bbox_head.code_weights": torch.arange(10.0)}
+    meta = convert_checkpoint(official(tmp_path / "old.pth", given), tmp_path / "new.pth", bevformer)
+    found = read_checkpoint(tmp_path / "new.pth").state
+    torch.testing.assert_close(found[f"{REG}.2.4.bias"], new)
+    assert found["pts_bbox_head.code_weights"].tolist() == [0, 1, 3, 2, 4, 5, 7, 6, 8, 9]
+    turned = {f"{REG}.{i}.4.{leaf}" for i in range(3) for leaf in ("weight", "bias")} | {"pts_bbox_head.code_weights"}
+    assert {name for name in given if not torch.equal(found[name], given[name])} == turned
+    assert list(found) == list(given)
+    assert meta == read_checkpoint(tmp_path / "new.pth").meta
+    assert meta["source_sha256"] == file_sha256(tmp_path / "old.pth") and meta["config"] == "bevformer.py"
+    assert meta["boxes"] == "converted from old, told by mmdet3d_version 0.17.1"
+
+
+@pytest.mark.parametrize(
+    ("meta", "convention"),
+    [
+        ({"mmdet3d_version": "0.17.1", "mmcv_version": "1.4.0"}, "old"),  # BEVFormer, FD3D
+        ({"mmdet3d_version": np.str_("0.18.1")}, "old"),  # the last before
+        ({"mmdet3d_version": "1.0.0rc0"}, "new"),  # the first after
+        ({"mmdet3d_version": "1.4.0", "mmdet_version": "2.14.0"}, "new"),  # the better witness
+        ({"mmdet3d_version": "0.17.1", "detr3d_convert_tag": True}, "new"),  # by mmdetection3d's converter
+        ({"mmengine_version": "0.7.1"}, "new"),  # mmengine came after
+        ({"mmdet_version": "2.18.1"}, "old"),  # mmdet3d 1.0.0rc0 asked for 2.19
+        ({"mmdet_version": "2.24.0", "mmcv_version": "1.4.8"}, None),  # mmdet3d 0.18 and 1.0 took both
+        ({"mmdet_version": "2.24.0", "mmcv_version": "1.5.2"}, "new"),  # mmdet3d 0.18 took at most 1.5.0
+        ({"mmcv_version": "1.3.14"}, "old"),  # mmdet3d 1.0.0rc0 asked for 1.3.17
+        ({"mmdet3d_version": "unknown"}, None),
+        ({}, None),
+    ],
+)
+def test_versions_tell_the_convention(meta, convention):
+    assert box_convention(meta)[0] == convention
+
+
+def test_auto_refuses_what_the_file_does_not_tell(bevformer, state, tmp_path):
+    source = official(tmp_path / "mute.pth", state, {"epoch": 24})
+    with pytest.raises(FD3DError, match="does not tell its box convention; give --boxes old if .* --boxes new if"):
+        convert_checkpoint(source, tmp_path / "out.pth", bevformer)
+    with pytest.raises(FD3DError, match="--boxes is 'ancient'; use auto, old, new"):
+        convert_checkpoint(source, tmp_path / "out.pth", bevformer, "ancient")
+    assert not (tmp_path / "out.pth").exists()
+    assert (
+        convert_checkpoint(source, tmp_path / "out.pth", bevformer, "new")["boxes"]
+        == "new as they were, told by --boxes"
+    )
+    assert all(torch.equal(t, state[k]) for k, t in read_checkpoint(tmp_path / "out.pth").state.items())
+
+
+def test_nothing_is_converted_twice(bevformer, state, expert_config, expert_checkpoint, tmp_path):
+    convert_checkpoint(official(tmp_path / "old.pth", state), tmp_path / "new.pth", bevformer)
+    before = (tmp_path / "new.pth").read_bytes()
+    for boxes in ("auto", "old", "new"):
+        with pytest.raises(FD3DError, match="in this project's conventions already"):
+            convert_checkpoint(tmp_path / "new.pth", tmp_path / "twice.pth", bevformer, boxes)
+    with pytest.raises(FD3DError, match="in this project's conventions already"):
+        convert_checkpoint(expert_checkpoint, tmp_path / "twice.pth", expert_config, "old")
+    tagged = official(tmp_path / "tagged.pth", state, OLD | {"detr3d_convert_tag": True})
+    with pytest.raises(FD3DError, match="was converted by mmdetection3d"):
+        convert_checkpoint(tagged, tmp_path / "twice.pth", bevformer, "old")
+    with pytest.raises(FD3DError, match="is the checkpoint itself"):
+        convert_checkpoint(tmp_path / "new.pth", tmp_path / "new.pth", bevformer)
+    assert not (tmp_path / "twice.pth").exists() and (tmp_path / "new.pth").read_bytes() == before
+
+
+def moved(state: dict, prefix: str) -> dict:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("dress", "left_out"),
+    [
+        (lambda state: (moved(state, "module."), {}), 0),  # saved from a parallel wrapper
+        (
+            lambda state: (moved(state, "student.") | {"teacher.a": torch.ones(1), "bev.b": torch.ones(1)}, {}),
+            2,
+        ),  # FD3D's
+        (
+            lambda state: (state | {f"ema_{k.replace('.', '_')}": v * 0 for k, v in state.items()}, {}),
+            None,
+        ),  # mmcv's EMAHook
+        (
+            lambda state: (
+                state,
+                {
+                    "optimizer": {"state": {0: {"step": 9, "exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 2e-4}]},
+                    "amp": {"loss_scaler0": {"loss_scale": 65536.0}},
+                },
+            ),
+            0,
+        ),
+    ],
+    ids=["module", "student", "ema", "optimizer"],
+)
+def test_wrappings_of_official_files_make_no_difference(bevformer, state, tmp_path, dress, left_out):
+    dressed, more = dress(state)
+    meta = OLD | {"epoch": 24, "hook_msgs": {"best_score": np.float64(0.5), "iter": np.int64(7)}}
+    plain = official(tmp_path / "plain.pth", state)
+    source = official(tmp_path / "dressed.pth", dressed, meta, **more)
+    convert_checkpoint(plain, tmp_path / "a.pth", bevformer)
+    made = convert_checkpoint(source, tmp_path / "b.pth", bevformer)
+    a, b = (read_checkpoint(tmp_path / name).state for name in ("a.pth", "b.pth"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert made["left_out"] == (len(state) if left_out is None else left_out)
+
+
+def test_a_file_that_does_not_fit_gets_one_list(bevformer, state, tmp_path):
+    given = dict(state)
+    del given["img_backbone.conv1.weight"]
+    given["stranger"] = torch.zeros(1)
+    given[f"{CLS}.0.6.bias"] = torch.zeros(3)
+    source = official(tmp_path / "partial.pth", given)
+    (tmp_path / "out.pth").write_text("earlier")
+    message = (
+        r"1 missing \(img_backbone.conv1.weight\); 1 unexpected \(stranger\); "
+        r"1 mismatched \(pts_bbox_head.cls_branches.0.6.bias \(3,\) instead of \(10,\)\)"
+    )
+    with pytest.raises(FD3DError, match=message):
+        convert_checkpoint(source, tmp_path / "out.pth", bevformer)
+    with pytest.raises(FD3DError, match=message):
+        load_checkpoint(build_detector(load_config(bevformer)), source)
+    with pytest.raises(FD3DError, match="out.pth/new.pth cannot be written: "):
+        convert_checkpoint(official(tmp_path / "whole.pth", state), tmp_path / "out.pth" / "new.pth", bevformer)
+    assert (tmp_path / "out.pth").read_text() == "earlier"
+
+
+def test_a_full_disk_leaves_what_was_there(bevformer, state, tmp_path):
+    source = official(tmp_path / "old.pth", state)
+    (tmp_path / "out.pth").write_text("earlier")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(FD3DError, match="out.pth cannot be written: File too large"):
+            convert_checkpoint(source, tmp_path / "out.pth", bevformer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "out.pth").read_text() == "earlier"
+    assert {path.name for path in tmp_path.iterdir()} == {"old.pth", "out.pth"}
+
+
+@pytest.mark.parametrize("where", ["mmcv", "mmengine"])
+def test_classes_in_another_order_are_reordered_and_nothing_else(bevformer, state, tmp_path, where):
+    names = [*CLASSES[1:], CLASSES[0]]  # the car last
+    meta = {"mmdet3d_version": "1.4.0"} | (
+        {"CLASSES": names} if where == "mmcv" else {"dataset_meta": {"classes": names}}
+    )
+    source = official(tmp_path / "other.pth", state, meta)
+    with pytest.raises(FD3DError, match="classes in another order; convert it with 'fd3d convert"):
+        load_checkpoint(build_detector(load_config(bevformer)), source)
+    made = convert_checkpoint(source, tmp_path / "new.pth", bevformer)
+    found = read_checkpoint(tmp_path / "new.pth").state
+    changed = {f"{CLS}.{i}.6.{leaf}" for i in range(3) for leaf in ("weight", "bias")}
+    assert {name for name in state if not torch.equal(found[name], state[name])} == changed
+    for name in changed:
+        assert torch.equal(found[name][0], state[name][9]) and torch.equal(found[name][1:], state[name][:9])
+    assert made["classes"] == "reordered, rows [9, 0, 1, 2, 3, 4, 5, 6, 7, 8]"
+    official(tmp_path / "kitti.pth", state, {"mmdet3d_version": "1.4.0", "CLASSES": ["Car", "Cyclist"]})
+    with pytest.raises(FD3DError, match="detects Car, Cyclist; needed are nuScenes'"):
+        convert_checkpoint(tmp_path / "kitti.pth", tmp_path / "out.pth", bevformer)
+
+
+def test_an_official_file_is_not_used_unconverted(bevformer, state, tmp_path):
+    model = build_detector(load_config(bevformer))
+    source = official(tmp_path / "old.pth", state)
+    with pytest.raises(FD3DError, match="boxes of mmdet3d before 1.0 .*; convert it with 'fd3d convert"):
+        load_checkpoint(model, source)
+    done = CliRunner().invoke(
+        app, ["convert", str(source), str(tmp_path / "new.pth"), "--config", str(bevformer)], catch_exceptions=False
+    )
+    assert done.exit_code == 0 and "converted from old, told by mmdet3d_version 0.17.1" in done.stdout
+    load_checkpoint(model, tmp_path / "new.pth")
+
+
+def test_foreign_files_are_refused_without_running_anything(bevformer, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"state_dict": Evil()}))
+    torch.save({"state_dict": {"a": torch.ones(1)}, "meta": {"x": Evil()}}, tmp_path / "evil_zip.pth")
+    (tmp_path / "short.pth").write_bytes(b"PK\x03\x04")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    for name in ("evil.pth", "evil_zip.pth", "short.pth", "empty.pth"):
+        with pytest.raises(FD3DError, match="not a plain PyTorch checkpoint"):
+            read_checkpoint(tmp_path / name)
+        with pytest.raises(FD3DError, match="not a plain PyTorch checkpoint"):
+            convert_checkpoint(tmp_path / name, tmp_path / "out.pth", bevformer, "old")
+    assert not (tmp_path / "executed").exists() and not (tmp_path / "out.pth").exists()
+    torch.save([torch.ones(1)], tmp_path / "list.pth")
+    with pytest.raises(FD3DError, match="holds no state dict"):
+        read_checkpoint(tmp_path / "list.pth")

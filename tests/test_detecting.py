@@ -1,0 +1,94 @@
+"""A few frames of a scene through a detector."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.data.index import FrameIndex
+from pipeline.detecting import detect_scene
+from pipeline.errors import FD3DError
+from pipeline.models.build import load_config
+from pipeline.prediction import load_detector, predict
+from pipeline.submission import to_submission
+from pipeline.training import FrameSource
+from stages.cli import app
+
+
+@pytest.fixture(scope="module")
+def scene(world_index):
+    return FrameIndex.load(world_index).splits["world_val"][0]
+
+
+@pytest.fixture(scope="module")
+def predicted(world, world_index, expert_config, expert_checkpoint):
+    """The validation scene by the function that evaluation uses."""
+    cfg = load_config(expert_config)
+    return list(predict(cfg, load_detector(cfg, expert_checkpoint), FrameSource(world_index, world, "world_val"), 0))
+
+
+def test_boxes_are_those_of_predict_and_drawings_are_images(
+    world, world_index, scene, predicted, expert_config, expert_checkpoint, tmp_path
+):
+    found = list(detect_scene(expert_config, expert_checkpoint, world, scene, tmp_path, frames=2, min_score=0.2))
+    index = FrameIndex.load(world_index)
+    assert json.loads((tmp_path / "submission.json").read_text()) == to_submission(index, predicted[:2])
+    assert [frame.token for frame in found] == [token for token, *_ in predicted[:2]]
+    for frame, (_, _, scores, _) in zip(found, predicted, strict=False):
+        assert frame.boxes == np.sum(scores >= 0.2) and frame.seconds > 0
+        height, width, _ = cv2.imread(str(frame.drawing)).shape
+        assert width == 3 * 480 + height
+    assert FrameIndex.load(tmp_path / "index.npz").sha256 == index.sha256
+
+
+def test_the_command_with_and_without_a_checkpoint(
+    world, world_index, scene, expert_config, expert_checkpoint, tmp_path
+):
+    options = ["--scene", scene, "--index", str(world_index), "--frames", "1", "--out", str(tmp_path)]
+    for positional, said in (
+        ([expert_config, expert_checkpoint, world], "world_expert.pth"),
+        ([expert_config, world, "--random-weights"], "RANDOM weights, seed 0"),
+    ):
+        done = CliRunner().invoke(app, ["detect", *map(str, positional), *options], catch_exceptions=False)
+        assert done.exit_code == 0 and said in done.stdout and " boxes from score 0.3" in done.stdout
+        assert "peak memory" in done.stdout
+        assert len(list(tmp_path.glob("*.jpg"))) == 1
+        meta = json.loads((tmp_path / "submission.json").read_text())["meta"]
+        assert set(meta) == {"use_camera", "use_lidar", "use_radar", "use_map", "use_external"}
+    assert not (tmp_path / "index.npz").exists()
+
+
+def test_weights_are_a_checkpoint_or_random(world, scene, expert_config, expert_checkpoint, tmp_path):
+    for positional in (
+        [expert_config, world],  # neither
+        [expert_config, expert_checkpoint, world, "--random-weights"],  # both
+        [expert_config, expert_checkpoint, expert_checkpoint, world],  # two
+    ):
+        with pytest.raises(FD3DError, match="give CONFIG, one CHECKPOINT and ROOT, or CONFIG and ROOT with"):
+            CliRunner().invoke(app, ["detect", *map(str, positional), "--scene", scene], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scene": "scene-9999"}, "scene 'scene-9999' is not in .*; it has "),
+        ({"root": "nowhere"}, "nowhere has no folder of nuScenes tables; give a data root and --version"),
+        ({"version": "v1.0-mini"}, "has no folder v1.0-mini"),
+        ({"version": "v1.0-mini", "index": True}, "was made from v1.0-world, not v1.0-mini"),
+        ({"index": "nowhere.npz"}, "index nowhere.npz does not exist"),
+        ({"checkpoint": "nowhere.pth"}, "checkpoint nowhere.pth does not exist"),
+        ({"frames": 0}, "frames is 0; it must be at least 1"),
+    ],
+)
+def test_bad_input_is_named(world, world_index, scene, expert_config, expert_checkpoint, tmp_path, changes, message):
+    from pathlib import Path
+
+    given = {"config": expert_config, "checkpoint": expert_checkpoint, "root": world, "scene": scene, "out": tmp_path}
+    given |= {k: Path(v) if k in ("root", "index", "checkpoint") and v is not True else v for k, v in changes.items()}
+    if given.get("index") is True:
+        given["index"] = world_index
+    with pytest.raises(FD3DError, match=message):
+        list(detect_scene(**given))
+    assert not (tmp_path / "submission.json").exists()
