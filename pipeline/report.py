@@ -3,6 +3,7 @@
 import csv
 import html
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.data.geometry import invert, move_boxes
 from pipeline.data.index import Frame, FrameIndex
 from pipeline.errors import FD3DError
 from pipeline.figures import bev_figure, camera_sheet, data_uri, jpeg, stored_energy, to_png
+from pipeline.files import write_atomically
 from store_schema import StoreReader
 
 ROLES = ("expert", "plain", "fd3d")
@@ -34,33 +36,47 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def summarise(metrics: Path, runs: Path) -> dict[str, dict[str, Any]]:
-    """Metrics, seed and training seconds by role."""
-    out = {}
-    for role in ROLES:
-        found = read_json(metrics / f"{role}.json")
-        facts = read_json((runs / "expert" if role == "expert" else runs / "apprentice" / role) / "train.json")
-        out[role] = {name: found[name] for name in _SHOWN} | {
-            "car_AOE": found["errors"]["car"].get("orient_err"),
-            "seed": facts.get("seed"),
-            "training_seconds": facts.get("seconds"),
-        }
+Summary = dict[str, dict[str, dict[str, Any]]]
+"""Metrics, seed and training seconds by family and role."""
+
+
+def summarise(families: Sequence[str], metrics: Path, runs: Path) -> Summary:
+    """From the evaluate and training stages' outputs."""
+    out: Summary = {}
+    for family in families:
+        out[family] = {}
+        for role in ROLES:
+            found, facts = (
+                read_json(metrics / "detectors" / family / f"{role}.json"),
+                read_json(runs / family / role / "train.json"),
+            )
+            out[family][role] = {name: found[name] for name in _SHOWN} | {
+                "car_AOE": found["errors"]["car"].get("orient_err"),
+                "seed": facts.get("seed"),
+                "training_seconds": facts.get("seconds"),
+            }
     return out
 
 
-def markdown(summary: dict[str, dict[str, Any]]) -> str:
-    """The summary as a table."""
+def flat_summary(summary: Summary) -> dict[str, Any]:
+    """For ``summary.json``: the first family's roles at the top, the others' under their names."""
+    first, *others = summary
+    return summary[first] | {name: summary[name] for name in others}
+
+
+def markdown(summary: Summary) -> str:
+    """The summary as a table, and what distillation adds."""
     names = [*_SHOWN, "car_AOE", "training_seconds"]
-    lines = ["| model | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    lines += [
-        f"| {role} | " + " | ".join(str(values[name]) for name in names) + " |" for role, values in summary.items()
-    ]
-    expert, plain, fd3d = (summary[role]["NDS"] for role in ROLES)
-    lines += [
-        "",
-        f"FD3D adds {fd3d - plain:+.2f} NDS to the plain apprentice; the expert is {expert - plain:+.2f} above it.",
-    ]
-    return "\n".join(lines) + "\n"
+    lines = ["| family | model | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+    notes = []
+    for family, roles in summary.items():
+        for role, values in roles.items():
+            lines.append(f"| {family} | {role} | " + " | ".join(str(values[name]) for name in names) + " |")
+        expert, plain, fd3d = (roles[role]["NDS"] for role in ROLES)
+        notes.append(
+            f"{family}: FD3D adds {fd3d - plain:+.2f} NDS to the plain apprentice; the expert is {expert - plain:+.2f} above it."
+        )
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
 
 
 def loss_figure(curves: dict[str, Path]) -> Figure:
@@ -106,61 +122,74 @@ def submitted_boxes(records: list[dict[str, Any]], frame: Frame, min_score: floa
 
 
 def build_report(
-    index: Path, root: Path, split: str, runs: Path, metrics: Path, out: Path, frames: int = 3
-) -> dict[str, dict[str, Any]]:
+    families: Sequence[str],
+    index: Path,
+    root: Path,
+    split: str,
+    runs: Path,
+    metrics: Path,
+    out: Path,
+    frames: int = 3,
+) -> Summary:
     """Write ``index.html`` (stands alone), ``summary.md`` and the metrics' ``summary.json``; returns the summary."""
-    summary = summarise(metrics, runs)
+    summary = summarise(families, metrics, runs)
     table = markdown(summary)
     ix = FrameIndex.load(index, root)
-    reader = StoreReader(runs / "store")
+    page = _page(table, "".join(_family_section(family, ix, root, split, runs, frames) for family in families))
+    write_atomically(out / "index.html", lambda file: file.write(page))
+    write_atomically(out / "summary.md", lambda file: file.write(table))
+    write_atomically(
+        metrics / "summary.json", lambda file: file.write(json.dumps(flat_summary(summary), indent=1) + "\n")
+    )
+    return summary
+
+
+def _family_section(family: str, ix: FrameIndex, root: Path, split: str, runs: Path, frames: int) -> str:
+    """Loss and PR curves, a stored frame, and validation frames of one family as HTML."""
+    run, evaluated = runs / family, runs / "evaluate" / family
+    reader = StoreReader(run / "store")
     extent = reader.manifest["coordinates"]["pc_range"][3]
-    submissions = {role: read_json(runs / "evaluate" / role / "submission.json")["results"] for role in ROLES}
-    pictures = []
+    submissions = {role: read_json(evaluated / role / "submission.json")["results"] for role in ROLES}
+    losses = loss_figure({role: run / role / "losses.csv" for role in ("plain", "fd3d")})
+    curves = pr_figure({role: evaluated / role / "pr.csv" for role in ROLES})
+    parts = [
+        f"<h2>{html.escape(family)}</h2><h3>Loss terms</h3>{_image(to_png(losses), 'png', 'loss curves')}",
+        f"<h3>Precision over recall at 2 m</h3>{_image(to_png(curves), 'png', 'PR curves')}",
+    ]
+    token = reader.tokens[len(reader.tokens) // 2]
+    stored = reader.read(token)
+    if reader.schema.bev:
+        energy = stored_energy(stored, reader.schema.bev[:2])
+        kept = stored["query/boxes"][stored["query/score"] >= _DRAW_FROM]
+        focal = bev_figure({"expert": (kept, "tomato")}, extent, energy, np.isfinite(energy))
+        parts.append(
+            f"<h3>What is stored of frame {token}: BEV energy of the expert, outline of the focal cells</h3>"
+            f"{_image(to_png(focal), 'png', 'focal areas')}"
+        )
+    parts.append("<h3>Validation frames (cameras: annotated green, distilled apprentice yellow)</h3>")
     rows = ix.select(split)
     for row in rows[:: max(1, len(rows) // frames)][:frames]:
         frame = ix[row]
         layers = {"annotated": np.nan_to_num(frame.boxes[frame.num_lidar_pts > 0])}
         layers |= {role: submitted_boxes(submissions[role][frame.token], frame) for role in ROLES}
-        sheet = camera_sheet(
-            root, frame, [(boxes, _RGB[name]) for name, boxes in layers.items() if name in ("annotated", "fd3d")]
-        )
+        sheet = camera_sheet(root, frame, [(layers[name], _RGB[name]) for name in ("annotated", "fd3d")])
         bev = bev_figure({name: (boxes, _COLORS[name]) for name, boxes in layers.items()}, extent)
-        pictures.append(
-            (f"{frame.scene_name}, frame {frame.order}", data_uri(jpeg(sheet), "jpeg"), data_uri(to_png(bev), "png"))
+        parts.append(
+            f"<h4>{html.escape(frame.scene_name)}, frame {frame.order}</h4>{_image(jpeg(sheet), 'jpeg', 'cameras')}"
+            f"{_image(to_png(bev), 'png', 'bird&apos;s-eye view')}"
         )
-    stored_token = reader.tokens[len(reader.tokens) // 2]
-    stored = reader.read(stored_token)
-    energy = stored_energy(stored, reader.schema.bev[:2])
-    kept = stored["query/boxes"][stored["query/score"] >= _DRAW_FROM]
-    focal = bev_figure({"expert": (kept, "tomato")}, extent, energy, np.isfinite(energy))
-    losses = loss_figure({role: runs / "apprentice" / role / "losses.csv" for role in ("plain", "fd3d")})
-    curves = pr_figure({role: runs / "evaluate" / role / "pr.csv" for role in ROLES})
-    page = _page(
-        table,
-        pictures,
-        data_uri(to_png(losses), "png"),
-        data_uri(to_png(curves), "png"),
-        data_uri(to_png(focal), "png"),
-        stored_token,
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "index.html").write_text(page)
-    (out / "summary.md").write_text(table)
-    (metrics / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    return summary
+    return "".join(parts)
 
 
-def _page(table: str, pictures: list[tuple[str, str, str]], losses: str, curves: str, focal: str, token: str) -> str:
+def _image(content: bytes, kind: str, alt: str) -> str:
+    return f'<img src="{data_uri(content, kind)}" alt="{alt}">'
+
+
+def _page(table: str, sections: str) -> str:
     rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|") and "---" not in line]
     cells = "".join("<tr>" + "".join(f"<td>{html.escape(c.strip())}</td>" for c in row) + "</tr>" for row in rows)
-    shots = "".join(
-        f'<h3>{html.escape(title)}</h3><img src="{cams}" alt="cameras"><img src="{bev}" alt="bird\'s-eye view">'
-        for title, cams, bev in pictures
-    )
+    notes = "".join(f"<p>{html.escape(line[2:])}</p>" for line in table.splitlines() if line.startswith("- "))
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>FD3D report</title>
 <style>body{{font-family:sans-serif;margin:2rem;max-width:1500px}}td{{padding:.2rem .8rem;border-bottom:1px solid #ccc}}img{{max-width:100%}}</style>
-<h1>FD3D: expert, plain apprentice, distilled apprentice</h1><table>{cells}</table><p>{html.escape(table.splitlines()[-1])}</p>
-<h2>Loss terms</h2><img src="{losses}" alt="loss curves"><h2>Precision over recall at 2 m</h2><img src="{curves}" alt="PR curves">
-<h2>What is stored of frame {token}: BEV energy of the expert, outline of the focal cells</h2><img src="{focal}" alt="focal areas">
-<h2>Validation frames (cameras: annotated green, distilled apprentice yellow)</h2>{shots}</html>
+<h1>FD3D: expert, plain apprentice, distilled apprentice</h1><table>{cells}</table>{notes}{sections}</html>
 """

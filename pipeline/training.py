@@ -243,7 +243,7 @@ def train(
     Args:
         cfg: detector config: image, queue_length, pc_range, optim_wrapper, schedule, augment.
         model: what to build, usually ``cfg.model`` or a distiller around it.
-        out: checkpoint of the finished detector; ``losses.csv`` and mmengine's work files go beside it.
+        out: checkpoint of the finished detector; its ``config.py``, ``losses.csv`` and mmengine's work files go beside it.
         store: the expert's targets, when the model needs them.
         export: the state dict to save from the trained model.
 
@@ -329,6 +329,7 @@ def train(
     if is_main_process():
         state = {name: tensor.detach().cpu() for name, tensor in export(trained).items()}
         save_checkpoint({"state_dict": state, "training": facts}, out)
+        cfg.dump(work_dir / "config.py")
         for leftover in work_dir.glob("iter_*.pth"):
             leftover.unlink()
         (work_dir / "last_checkpoint").unlink(missing_ok=True)

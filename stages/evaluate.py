@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from stages.params import read_params
+from stages.params import CONFIG, read_params
 from stages.train import frame_source
 
 
 def evaluate(
-    config: Annotated[Path, typer.Option(help="Detector config.")],
-    checkpoint: Annotated[Path, typer.Option(help="Its checkpoint.")],
+    checkpoint: Annotated[Path, typer.Option(help="A detector's checkpoint.")],
     out: Annotated[Path, typer.Option(help="Folder for submission.json and pr.csv.")],
     metrics: Annotated[Path, typer.Option(help="JSON file for the metrics.")],
+    config: Annotated[Path | None, typer.Option(help="Its config; config.py beside it by default.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 1,
     params: Annotated[Path, typer.Option(help="Reads 'data'.")] = Path("params.yaml"),
 ) -> None:
@@ -29,7 +29,11 @@ def evaluate(
     from pipeline.submission import to_submission
 
     torch.set_num_threads(1)
-    data, source, cfg = read_params(params, "data"), frame_source(params, "val"), load_config(config)
+    data, source, cfg = (
+        read_params(params, "data"),
+        frame_source(params, "val"),
+        load_config(config or checkpoint.with_name(CONFIG)),
+    )
     model = load_detector(cfg, checkpoint)
     submission = to_submission(FrameIndex.load(source.index, source.root), predict(cfg, model, source, workers))
     out.mkdir(parents=True, exist_ok=True)

@@ -55,10 +55,10 @@ def _draw(reader, token: str, index: Path, root: Path, out: Path, min_score: flo
     boxes = stored["query/boxes"][stored["query/score"] >= min_score]
     truth = np.nan_to_num(frame_.boxes)
     sheet = camera_sheet(root, frame_, [(truth, (80, 220, 80)), (boxes, (255, 80, 60))])
-    energy = stored_energy(stored, reader.schema.bev[:2])
+    energy = stored_energy(stored, reader.schema.bev[:2]) if reader.schema.bev else None
     extent = reader.manifest["coordinates"]["pc_range"][3]
     layers = {"annotated": (truth, "limegreen"), "expert": (boxes, "tomato")}
-    drawing = beside(sheet, bev_figure(layers, extent, energy, np.isfinite(energy)))
+    drawing = beside(sheet, bev_figure(layers, extent, energy, None if energy is None else np.isfinite(energy)))
     out.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(out), drawing[..., ::-1]):
         raise FD3DError(f"{out} cannot be written; give a .png path in a writable folder")

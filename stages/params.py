@@ -7,6 +7,10 @@ import yaml
 
 from pipeline.errors import FD3DError
 
+DETECTOR = "detector.pth"
+"""Name of a trained detector's checkpoint in its run's folder; its config lies beside it."""
+CONFIG = "config.py"
+
 
 def read_params(path: Path, section: str) -> dict[str, Any]:
     """One section of a parameters file.
@@ -23,3 +27,21 @@ def read_params(path: Path, section: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get(section), dict):
         raise FD3DError(f"{path} has no section '{section}'")
     return content[section]
+
+
+def read_family(path: Path, name: str | None) -> tuple[str, dict[str, Any]]:
+    """A family of detectors, an ``expert`` and its ``apprentice``, by name; the first one when not named.
+
+    Raises:
+        FD3DError: there is no such family, or it lacks one of the two.
+    """
+    families = read_params(path, "families")
+    if not families:
+        raise FD3DError(f"{path} has no family; give one an expert and an apprentice")
+    name = name or next(iter(families))
+    if name not in families:
+        raise FD3DError(f"{path} has no family '{name}'; it has {', '.join(families)}")
+    for role in ("expert", "apprentice"):
+        if not isinstance(families[name], dict) or "config" not in (families[name].get(role) or {}):
+            raise FD3DError(f"{path}: families.{name}.{role} needs a config")
+    return name, families[name]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.errors import FD3DError
-from stages.params import read_params
+from stages.params import DETECTOR, read_family, read_params
 
 METHODS = ("plain", "fd3d")
 
@@ -30,12 +30,13 @@ def run_settings(values: dict[str, Any]) -> Any:
 
 def train(
     method: Annotated[str, typer.Option(help="plain, or fd3d to add the distillation losses.")] = "fd3d",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for apprentice.pth; runs/apprentice/METHOD by default.")
+    family: Annotated[str | None, typer.Option(help="Of the profile; its first one by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for detector.pth; runs/FAMILY/METHOD by default.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="The expert's cached targets; runs/FAMILY/store by default.")
     ] = None,
-    store: Annotated[Path, typer.Option(help="The expert's cached targets.")] = Path("runs/store"),
-    seed: Annotated[int | None, typer.Option(help="Overrides apprentice.train.seed.")] = None,
-    params: Annotated[Path, typer.Option(help="Reads 'data', 'apprentice' and 'distill'.")] = Path("params.yaml"),
+    seed: Annotated[int | None, typer.Option(help="Overrides the apprentice's train.seed.")] = None,
+    params: Annotated[Path, typer.Option(help="Reads 'data', 'families' and 'distill'.")] = Path("params.yaml"),
 ) -> None:
     """Train the apprentice; neither the expert's code path nor its checkpoint is touched."""
     from pipeline.distill import DistillSettings
@@ -45,11 +46,12 @@ def train(
 
     if method not in METHODS:
         raise FD3DError(f"method '{method}' is unknown; use {' or '.join(METHODS)}")
-    section = read_params(params, "apprentice")
+    name, pair = read_family(params, family)
+    section, store = pair["apprentice"], store or Path("runs") / name / "store"
     cfg = load_config(section["config"])
     values = section.get("train", {}) | ({} if seed is None else {"seed": seed})
-    settings, out = run_settings(values), out or Path("runs/apprentice") / method
-    source, target = frame_source(params, "train"), out / "apprentice.pth"
+    settings, out = run_settings(values), out or Path("runs") / name / method
+    source, target = frame_source(params, "train"), out / DETECTOR
     if method == "plain":
         facts = run_training(cfg, cfg.model, source, target, settings)
     else:

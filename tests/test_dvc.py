@@ -1,11 +1,14 @@
 """Which stages a change of parameters re-runs, from ``dvc status`` on a copy of the pipeline."""
 
+import itertools
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+
+FAMILIES = ("bevformer", "detr3d")
 
 
 @pytest.fixture
@@ -25,25 +28,27 @@ def repo(tmp_path: Path, project: Path) -> Path:
             path.mkdir(parents=True, exist_ok=True)
     (tmp_path / "data/world/v1.0-world").mkdir(parents=True)
     (tmp_path / "data/world/v1.0-world/scene.json").write_text("[]")
-    (tmp_path / "runs/store/manifest.json").write_text("{}")
+    for family in FAMILIES:
+        (tmp_path / f"runs/{family}/store/manifest.json").write_text("{}")
     dvc(tmp_path, "init", "--no-scm", "-q")
     dvc(tmp_path, "commit", "-f", "-q")
     return tmp_path
 
 
 def _outputs(pipeline: dict) -> list[str]:
-    roles = {"apprentice": ("plain", "fd3d"), "evaluate": ("expert", "plain", "fd3d"), "world": ("world",)}
-    files = []
-    for name, stage in pipeline["stages"].items():
+    files = set()
+    for stage in pipeline["stages"].values():
         body = stage.get("do", stage)
         for kind in ("outs", "metrics", "plots"):
             for entry in body.get(kind, ()):
                 path = entry if isinstance(entry, str) else next(iter(entry))
-                for key in roles.get(name, ("",)):
-                    files.append(
-                        path.replace("${key}", key).replace("${item}", key).replace("${data.index}", "runs/index.npz")
-                    )
-    return files
+                for family, role in itertools.product(FAMILIES, ("expert", "plain", "fd3d")):
+                    names = {"key": family, "item": "world", "item.family": family, "item.role": role}
+                    filled = path.replace("${data.index}", "runs/index.npz")
+                    for name, value in names.items():
+                        filled = filled.replace(f"${{{name}}}", value)
+                    files.add(filled)
+    return sorted(files)
 
 
 def dvc(repo: Path, *args: str) -> str:
@@ -64,10 +69,11 @@ def test_a_distillation_weight_concerns_the_distilled_apprentice_only(repo):
     params = yaml.safe_load((repo / "params.yaml").read_text())
     params["distill"]["w_bev"] = 9.0
     (repo / "params.yaml").write_text(yaml.safe_dump(params))
-    assert changed(repo) == {"apprentice@fd3d"}
+    assert changed(repo) == {f"apprentice-fd3d@{family}" for family in FAMILIES}
     # what dvc would run: the changed stage and what follows it, not the expert, the dump or the plain apprentice
     planned = dvc(repo, "repro", "--dry")
-    assert "fd3d train --method fd3d" in planned
+    for family in FAMILIES:
+        assert f"fd3d train --family {family} --method fd3d" in planned
     for other in ("fd3d world", "fd3d index", "fd3d expert", "fd3d dump", "--method plain"):
         assert other not in planned
 

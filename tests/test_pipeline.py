@@ -18,7 +18,7 @@ from mmdet3d.registry import DATASETS, MODELS
 from pipeline.distill import DistillSettings
 from pipeline.dumping import DumpSettings, dump
 from pipeline.errors import FD3DError
-from pipeline.expert import TappedExpert
+from pipeline.expert import TappedExpert, build_adapter
 from pipeline.focal import FocalRule
 from pipeline.models.build import build_detector, load_config
 from pipeline.models.checkpoints import load_checkpoint
@@ -34,7 +34,7 @@ APPRENTICE = "configs/world/apprentice.py"
 def live(source, expert_config, expert_checkpoint):
     """The expert's frames by token, from a direct streamed forward pass."""
     cfg = load_config(expert_config)
-    expert = TappedExpert(load_detector(cfg, expert_checkpoint), (50, 50), FocalRule().num_queries)
+    expert = TappedExpert(load_detector(cfg, expert_checkpoint), build_adapter(cfg), FocalRule().num_queries)
     frames = {}
     for batch in frame_batches(cfg, source, None, 0):
         (frame,), (sample,) = expert.run(batch)
@@ -97,8 +97,8 @@ def test_losses_from_the_store_equal_those_from_the_live_expert(project, store, 
             "bev/index": np.arange(2500),
             "query/boxes": frame.boxes.numpy(),
             "query/score": frame.score.numpy(),
-            "query/sampling": frame.sampling.numpy(),
-            "query/attention": frame.attention.numpy(),
+            "query/sampling": frame.reading.sampling.numpy(),
+            "query/attention": frame.reading.attention.numpy(),
         }
         for i, level in enumerate(frame.pv):
             row[f"pv/{i}/values"] = level.permute(0, 2, 3, 1).reshape(-1, level.shape[1]).numpy()
@@ -110,7 +110,7 @@ def test_losses_from_the_store_equal_those_from_the_live_expert(project, store, 
     for targets in (cached, direct):
         torch.manual_seed(3)  # the same hidden blocks
         with torch.no_grad():
-            losses.append(model.distillation_losses(bev, pv, targets))
+            losses.append(model.distillation_losses(bev, pv, targets, metas))
     for name, value in losses[0].items():
         assert value.item() > 0
         assert value.item() == pytest.approx(losses[1][name].item(), rel=1e-3), name
@@ -162,11 +162,13 @@ def workspace(tmp_path, project, world, world_index, store):
     """A folder with parameters, configs and data, but neither the expert's config nor its checkpoint."""
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["data"] |= {"root": str(world), "index": str(world_index)}
-    params["apprentice"]["train"] = {"seed": 0, "max_iters": 4, "workers": 0, "checkpoint_every": 2}
-    params["expert"] = {"config": "nowhere.py", "checkpoint": None}
+    training = {"seed": 0, "max_iters": 4, "workers": 0, "checkpoint_every": 2}
+    apprentice = {"config": str(tmp_path / "apprentice.py"), "train": training}
+    params["families"] = {
+        "bevformer": {"expert": {"config": "nowhere.py", "checkpoint": None}, "apprentice": apprentice}
+    }
     # the apprentice's config inherits from the expert's file: flatten it, then the expert's is gone
     load_config(project / APPRENTICE).dump(tmp_path / "apprentice.py")
-    params["apprentice"]["config"] = str(tmp_path / "apprentice.py")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     return tmp_path
 
@@ -186,7 +188,7 @@ def fd3d(*args: object, cwd: Path, code: int | None = 0) -> subprocess.Completed
 def test_training_needs_no_expert_and_saves_the_plain_detector(workspace, store, project):
     fd3d("train", "--method", "fd3d", "--store", store, "--out", "run", cwd=workspace)
     plain = build_detector(load_config(project / APPRENTICE))
-    load_checkpoint(plain, workspace / "run" / "apprentice.pth")
+    load_checkpoint(plain, workspace / "run" / "detector.pth")
     with open(workspace / "run" / "losses.csv", newline="") as file:
         row = list(csv.DictReader(file))[-1]
     assert {"loss", "loss_pv", "loss_bev", "loss_fine", "loss_cls", "loss_bbox"} <= row.keys()
@@ -215,16 +217,16 @@ def test_a_loss_that_is_not_finite_stops_training_with_the_frames(workspace, sto
     params = yaml.safe_load((workspace / "params.yaml").read_text())
     config = (workspace / "apprentice.py").read_text().replace("lr=0.002", "lr=1e30")
     (workspace / "apprentice.py").write_text(config)
-    params["apprentice"]["train"] |= {"max_iters": 30, "checkpoint_every": 100}
+    params["families"]["bevformer"]["apprentice"]["train"] |= {"max_iters": 30, "checkpoint_every": 100}
     (workspace / "params.yaml").write_text(yaml.safe_dump(params))
     done = fd3d("train", "--method", "plain", "--out", "run", cwd=workspace, code=1)
     assert "is not finite at step" in done.stderr and "frames " in done.stderr
-    assert not (workspace / "run" / "apprentice.pth").exists()
+    assert not (workspace / "run" / "detector.pth").exists()
 
 
 def set_training(workspace: Path, **values: object) -> None:
     params = yaml.safe_load((workspace / "params.yaml").read_text())
-    params["apprentice"]["train"] |= values
+    params["families"]["bevformer"]["apprentice"]["train"] |= values
     (workspace / "params.yaml").write_text(yaml.safe_dump(params))
 
 
@@ -234,7 +236,7 @@ def test_a_killed_training_resumes_unless_its_settings_changed(workspace):
     kill_at(workspace, args, workspace / "run" / "last_checkpoint")
     done = fd3d(*args, cwd=workspace)
     assert "Advance dataloader" in done.stdout  # mmengine's word for a resume
-    assert (workspace / "run" / "apprentice.pth").exists()
+    assert (workspace / "run" / "detector.pth").exists()
     kill_at(workspace, args, workspace / "run" / "last_checkpoint")
     set_training(workspace, max_iters=4)
     done = fd3d(*args, cwd=workspace)
@@ -256,15 +258,15 @@ def kill_at(workspace: Path, args: list[str], file: Path) -> None:
 
 def test_killed_dumps_resume_to_the_same_store(source, store, expert_config, expert_checkpoint, workspace):
     params = yaml.safe_load((workspace / "params.yaml").read_text())
-    params["expert"]["config"] = str(expert_config)
     params["dump"]["frames_per_shard"] = 3
     (workspace / "params.yaml").write_text(yaml.safe_dump(params))
-    args = ["dump", "--checkpoint", str(expert_checkpoint), "--out", "store", "--workers", "0"]
+    expert = ["--config", str(expert_config), "--checkpoint", str(expert_checkpoint), "--workers", "0"]
+    args = ["dump", *expert, "--out", "store"]
     command = [sys.executable, "-m", "stages.cli", *args]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    fd3d("dump", "--checkpoint", expert_checkpoint, "--out", "whole", "--workers", "0", cwd=workspace)
+    fd3d("dump", *expert, "--out", "whole", cwd=workspace)
     started = time.perf_counter()
-    fd3d("dump", "--checkpoint", expert_checkpoint, "--out", "whole", "--workers", "0", cwd=workspace)  # nothing to do
+    fd3d("dump", *expert, "--out", "whole", cwd=workspace)  # nothing to do
     quickest = time.perf_counter() - started
     rng = np.random.default_rng(0)
     for delay in quickest * rng.uniform(0.6, 1.05, 5):
