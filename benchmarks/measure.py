@@ -22,12 +22,8 @@ from benchmarks.reference import Reference
 from pipeline.data.geometry import invert, lidar2img, transform
 from pipeline.data.world.rig import LIDAR_POSITION, LIDAR_ROTATION, rig
 from pipeline.models.build import build_detector, load_config
+from pipeline.models.fold import fold_batchnorm
 from tests.models.parity import fill
-
-try:
-    from pipeline.models.fold import fold_batchnorm
-except ImportError:
-    fold_batchnorm = None
 
 PARTS = ("backbone", "neck", "encoder", "head", "whole")
 ORIGINAL_HW = (900, 1600)
@@ -123,7 +119,7 @@ def measure(case: Case, names: tuple[str, ...]) -> list[dict[str, Any]]:
             "torch": torch.__version__,
             "gpu": torch.cuda.get_device_name() if case.device == "cuda" else None,
             "model": name,
-            "fold": folds(name, case),
+            "fold": case.fold and name == "ours",
             "ms": {p: statistics.median(t[p] for t in parts) / case.batch for p in PARTS if p in parts[0]},
             "peak_mib": peak_mib(case.device),
         }
@@ -146,14 +142,9 @@ def contender(name: str, cfg: Config, case: Case) -> Run:
     model.to(case.device).eval()
     if name == "reference":
         return Reference(model)
-    if folds(name, case):
+    if case.fold:
         fold_batchnorm(model)
     return partial(ours, model)
-
-
-def folds(name: str, case: Case) -> bool:
-    """Whether a contender's batch normalisation is folded."""
-    return name == "ours" and case.fold and fold_batchnorm is not None
 
 
 def ours(
