@@ -1,0 +1,1 @@
+"""Speed and memory of the detectors, against the official code's way of computing them."""
