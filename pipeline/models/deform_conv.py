@@ -6,7 +6,7 @@ from mmcv.ops.modulated_deform_conv import modulated_deform_conv2d
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from .attention import bilinear_corners, weighted_rows
+from .attention import bilinear_corners, corner_rows, weighted_rows
 
 # Output cells that are gathered at a time, so that their columns stay in a core's cache.
 _BLOCK = 512
@@ -26,7 +26,7 @@ class DeformConv2d(ModulatedDeformConv2dPack):
         first, second, mask = self.conv_offset(x).chunk(3, dim=1)
         offset, mask = torch.cat((first, second), dim=1), mask.sigmoid()
         trains = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        if not x.is_cuda and not trains and self.groups == self.deform_groups == 1:
+        if not x.is_cuda and not trains and self.groups == self.deform_groups == 1 and min(x.shape[-2:]) > 1:
             return deform_conv_by_rows(
                 x, offset, mask, self.weight, self.bias, self.stride, self.padding, self.dilation
             )
@@ -81,10 +81,10 @@ def deform_conv_by_rows(
     for n in range(batch):
         table = x[n].permute(1, 2, 0).reshape(height * width, channels)
         moved = offset[n].flatten(1).T.view(-1, taps, 2)
-        cells, shares = bilinear_corners(base_x + moved[..., 1], base_y + moved[..., 0], width, height)
-        shares = shares.mul_(mask[n].flatten(1).T[..., None])
-        for first in range(0, out_h * out_w, _BLOCK):
-            chosen = slice(first, first + _BLOCK)
+        first, shares = bilinear_corners(base_x + moved[..., 1], base_y + moved[..., 0], width, height)
+        shares, cells = shares.mul_(mask[n].flatten(1).T[..., None]), corner_rows(first, width)
+        for begin in range(0, out_h * out_w, _BLOCK):
+            chosen = slice(begin, begin + _BLOCK)
             columns = weighted_rows(table, cells[chosen].view(-1, 4), shares[chosen].view(-1, 4))
             torch.mm(columns.view(-1, taps * channels), matrix, out=out[n, chosen])
     if bias is not None:

@@ -1,12 +1,21 @@
 """BEVFormer's encoder (Li et al., 2022): temporal self-attention and spatial cross-attention over a BEV grid."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from mmcv.cnn.bricks.transformer import FFN
 from torch import Tensor, nn
 
-from ..attention import DeformableSampler, Shapes, init_projections, init_ring_offsets, per_cell
+from ..attention import (
+    DeformableSampler,
+    Shapes,
+    infers_on_cpu,
+    init_projections,
+    init_ring_offsets,
+    per_cell,
+    row_blocks,
+)
 
 
 @dataclass
@@ -26,6 +35,54 @@ class CameraHits:
     points: Tensor
     count: Tensor
     lengths: list[int]
+
+
+@dataclass
+class CameraTokens:
+    """What BEV queries read from the cameras, with what tells cameras and levels apart; shared by all encoder layers.
+
+    Attributes:
+        levels: (B, V, C, Hl, Wl) each.
+        embeddings: (V, levels, C), of the camera plus of the level, added to every cell.
+    """
+
+    levels: list[Tensor]
+    embeddings: Tensor
+
+    @property
+    def shapes(self) -> Shapes:
+        """Rows and columns of each level."""
+        return [(level.shape[-2], level.shape[-1]) for level in self.levels]
+
+    @cached_property
+    def joined(self) -> Tensor:
+        """(B*V, sum H*W, C)."""
+        rows = [
+            level.flatten(3).transpose(2, 3) + self.embeddings[:, i, None].to(level.dtype)
+            for i, level in enumerate(self.levels)
+        ]
+        return torch.cat(rows, 2).flatten(0, 1)
+
+    @cached_property
+    def _scratch(self) -> Tensor:
+        """One buffer for the values of all layers: touching fresh memory costs as much as filling it."""
+        batch, views, channels = self.levels[0].shape[:3]
+        return self.levels[0].new_empty(batch * views, sum(h * w for h, w in self.shapes), channels)
+
+    def project(self, linear: nn.Linear) -> Tensor:
+        """``linear(joined)``, (B*V, sum H*W, C); in inference on a CPU valid until the next call."""
+        if not infers_on_cpu(linear.weight, *self.levels):
+            return linear(self.joined)
+        # embeddings are equal for all cells of a level: they are projected once, and levels are read where they lie
+        bias = linear(self.embeddings)
+        start, views = 0, len(bias)
+        for i, level in enumerate(self.levels):
+            cells = level.permute(0, 1, 3, 4, 2).flatten(2, 3).flatten(0, 1)  # (B*V, H*W, C)
+            for n, rows in enumerate(cells):
+                out = self._scratch[n, start : start + len(rows)]
+                torch.addmm(bias[n % views, i], rows, linear.weight.T, out=out)
+            start += cells.shape[1]
+        return self._scratch
 
 
 def grid_points(height: int, width: int, device: torch.device) -> Tensor:
@@ -122,17 +179,25 @@ class TemporalSelfAttention(nn.Module):
             references: (B, 2, N, 2) in 0..1, where to look in each map.
             shapes: of the BEV grid, one level.
         """
-        batch, num, _ = query.shape
+        value = self.value_proj(maps.flatten(0, 1)).unflatten(-1, (self.num_heads, -1))
+        blocks = row_blocks(query.shape[1]) if infers_on_cpu(query, maps, value) else [slice(None)]
+        sampled = [
+            self._sample(query[:, rows] + query_pos[:, rows], maps[:, 0, rows], value, references[:, :, rows], shapes)
+            for rows in blocks
+        ]
+        return query + self.dropout(self.output_proj(torch.cat(sampled, 1)))
+
+    def _sample(self, posed: Tensor, history: Tensor, value: Tensor, references: Tensor, shapes: Shapes) -> Tensor:
+        """posed, history (B, n, C), value (B*2, N, M, C/M), references (B, 2, n, 2) -> (B, n, C)."""
+        batch, num, _ = posed.shape
         heads, points = self.num_heads, self.num_points
-        joined = torch.cat([maps[:, 0], query + query_pos], -1)
+        joined = torch.cat([history, posed], -1)
         offsets = self.sampling_offsets(joined).view(batch, num, heads, self.num_maps, 1, points, 2)
         weights = self.attention_weights(joined).view(batch, num, heads, self.num_maps, 1, points).softmax(-1)
-        offsets = offsets.permute(0, 3, 1, 2, 4, 5, 6).flatten(0, 1) / per_cell(shapes, query.device)
+        offsets = offsets.permute(0, 3, 1, 2, 4, 5, 6).flatten(0, 1) / per_cell(shapes, posed.device)
         weights = weights.permute(0, 3, 1, 2, 4, 5).flatten(0, 1)
         locations = references.flatten(0, 1)[:, :, None, None, None] + offsets
-        value = self.value_proj(maps.flatten(0, 1)).unflatten(-1, (heads, -1))
-        sampled = self.sampler(value, shapes, locations, weights).unflatten(0, (batch, self.num_maps)).mean(1)
-        return query + self.dropout(self.output_proj(sampled))
+        return self.sampler(value, shapes, locations, weights).unflatten(0, (batch, self.num_maps)).mean(1)
 
 
 class MSDeformableAttention3D(nn.Module):
@@ -161,18 +226,34 @@ class MSDeformableAttention3D(nn.Module):
         nn.init.zeros_(self.attention_weights.bias)
         init_projections(self.value_proj)
 
-    def forward(
-        self, query: Tensor, value: Tensor, points: Tensor, shapes: Shapes, lengths: list[int] | None = None
-    ) -> Tensor:
-        """query (B, T, C), value (B, sum H*W, C), points (B, T, D, 2) in 0..1 -> (B, T, C); lengths as the sampler's."""
+    def forward(self, query: Tensor, tokens: CameraTokens, points: Tensor, lengths: list[int]) -> Tensor:
+        """Attend.
+
+        Args:
+            query: (B*V, T, C).
+            points: (B*V, T, D, 2) in 0..1 of the padded image.
+            lengths: B*V numbers of queries that count; what the others give is not defined.
+
+        Returns:
+            (B*V, T, C).
+        """
+        shapes, value = tokens.shapes, tokens.project(self.value_proj).unflatten(-1, (self.num_heads, -1))
+        if not infers_on_cpu(query, value):
+            return self._sample(query, value, points, shapes)
+        out = torch.zeros_like(query)
+        for n, length in enumerate(lengths):
+            for rows in row_blocks(length):
+                out[n, rows] = self._sample(query[n, None, rows], value[n, None], points[n, None, rows], shapes)[0]
+        return out
+
+    def _sample(self, query: Tensor, value: Tensor, points: Tensor, shapes: Shapes) -> Tensor:
         batch, num, _ = query.shape
         heads, levels, samples, depth = self.num_heads, self.num_levels, self.num_points, points.shape[2]
         offsets = self.sampling_offsets(query).view(batch, num, heads, levels, samples // depth, depth, 2)
         weights = self.attention_weights(query).view(batch, num, heads, levels * samples).softmax(-1)
         locations = points[:, :, None, None, None] + offsets / per_cell(shapes, query.device)[:, None]
-        value = self.value_proj(value).unflatten(-1, (heads, -1))
         weights = weights.view(batch, num, heads, levels, samples)
-        return self.sampler(value, shapes, locations.flatten(4, 5), weights, lengths)
+        return self.sampler(value, shapes, locations.flatten(4, 5), weights)
 
 
 class SpatialCrossAttention(nn.Module):
@@ -190,15 +271,15 @@ class SpatialCrossAttention(nn.Module):
         """Xavier output projection."""
         init_projections(self.output_proj)
 
-    def forward(self, query: Tensor, value: Tensor, hits: CameraHits, shapes: Shapes) -> Tensor:
-        """query (B, N, C), value (B*V, sum H*W, C) -> (B, N, C)."""
+    def forward(self, query: Tensor, tokens: CameraTokens, hits: CameraHits) -> Tensor:
+        """query (B, N, C) -> (B, N, C)."""
         batch, num, dims = query.shape
-        views = len(value) // batch
+        views = len(hits.index) // batch
         # numbers of the cells in the batch's concatenated maps
         sample = torch.arange(batch * views, device=query.device) // views
         cells = (hits.index + (sample * num)[:, None]).flatten()
         gathered = query.flatten(0, 1)[cells].unflatten(0, hits.index.shape)
-        attended = self.deformable_attention(gathered, value, hits.points, shapes, hits.lengths)
+        attended = self.deformable_attention(gathered, tokens, hits.points, hits.lengths)
         attended = attended.masked_fill(~hits.valid[..., None], 0.0).flatten(0, 1)
         slots = attended.new_zeros(batch * num, dims).index_add(0, cells, attended).view(batch, num, dims)
         return query + self.dropout(self.output_proj(slots / hits.count))
@@ -277,8 +358,7 @@ class BEVFormerEncoder(nn.Module):
         self,
         bev_query: Tensor,
         bev_pos: Tensor,
-        value: Tensor,
-        shapes: Shapes,
+        tokens: CameraTokens,
         bev_hw: tuple[int, int],
         lidar2img: Tensor,
         image_hw: tuple[int, int],
@@ -291,8 +371,7 @@ class BEVFormerEncoder(nn.Module):
         Args:
             bev_query: (B, N, C).
             bev_pos: (B, N, C); enters temporal self-attention only.
-            value: (B*V, sum H*W, C) camera features with camera and level embeddings.
-            shapes: of the pyramid's levels.
+            tokens: camera features with camera and level embeddings.
             lidar2img: (B, V, 4, 4).
             image_hw: of the padded image.
             history: (B, N, C) rotated to the current heading, or None.
@@ -310,12 +389,16 @@ class BEVFormerEncoder(nn.Module):
         references = torch.stack([moved, current], 1)
         # With history the "current" map stays the encoder's input in every layer, without it both maps are the query.
         maps = None if history is None else torch.stack([history, bev_query], 1)
+        # a GPU would have to be waited for to learn this
+        mixed = maps is not None and (has_history.device.type != "cpu" or not has_history.all())
         gate = has_history[:, None, None, None]
         query = bev_query
         for layer in self.layers:
-            own = torch.stack([query, query], 1)
-            seen = own if maps is None else torch.where(gate, maps, own)
+            seen = maps
+            if seen is None or mixed:
+                own = query[:, None].expand(-1, 2, -1, -1)
+                seen = own if maps is None else torch.where(gate, maps, own)
             query = layer.norms[0](layer.attentions[0](query, bev_pos, seen, references, bev_shapes))
-            query = layer.norms[1](layer.attentions[1](query, value, hits, shapes))
+            query = layer.norms[1](layer.attentions[1](query, tokens, hits))
             query = layer.norms[2](layer.ffns[0](query))
         return query

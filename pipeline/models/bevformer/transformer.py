@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..decoder import DetectionDecoder
 from .decoder import BEVDeformableAttention
-from .encoder import BEVFormerEncoder
+from .encoder import BEVFormerEncoder, CameraTokens
 
 
 def rotate_bev(
@@ -143,16 +143,11 @@ class PerceptionTransformer(nn.Module):
             maps = history.transpose(1, 2).unflatten(-1, bev_hw)
             maps = rotate_bev(maps, can_bus[:, -1], self.rotate_center, self.rotate_mode)
             history = maps.flatten(2).transpose(1, 2)
-        tokens = [
-            f.flatten(3).transpose(2, 3) + self.cams_embeds[:, None].to(f.dtype) + self.level_embeds[i].to(f.dtype)
-            for i, f in enumerate(features)
-        ]
-        shapes = [(f.shape[-2], f.shape[-1]) for f in features]
+        embeddings = self.cams_embeds[:, None] + self.level_embeds[: len(features)]
         return self.encoder(
             query,
             bev_pos.expand(batch, -1, -1),
-            torch.cat(tokens, 2).flatten(0, 1),
-            shapes,
+            CameraTokens(features, embeddings),
             bev_hw,
             lidar2img,
             image_hw,
