@@ -11,7 +11,11 @@ export DVC_NO_ANALYTICS := 1
 .PHONY: repro test lint setup clean
 
 repro: $(STAMP)
-	@echo "== running the pipeline (dvc repro)"
+	@echo "== running the pipeline (dvc repro), families side by side"
+	@dvc repro index
+	@for family in $$(python -c "import yaml; print(*yaml.safe_load(open('params.yaml'))['families'])"); do \
+		dvc --wait-for-lock repro --glob "evaluate@$$family-*" & running="$$running $$!"; \
+	done; for job in $$running; do wait $$job || exit 1; done
 	@dvc repro
 	@cat report/summary.md
 

@@ -1,5 +1,6 @@
 """Reading a finished store."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,18 +35,23 @@ class StoreReader:
                 f"store {self.path} has schema version {self.manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}; dump it again"
             )
         self.schema = StoreSchema.from_dict(self.manifest["schema"])
-        self._group: zarr.Group | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # An open store owns threads; another process opens its own.
-        return self.__dict__ | {"_group": None}
+        return {key: value for key, value in self.__dict__.items() if key not in ("group", "_arrays", "_counts")}
 
-    @property
+    @cached_property
     def group(self) -> zarr.Group:
         """The Zarr group."""
-        if self._group is None:
-            self._group = zarr.open_group(self.path, mode="r")
-        return self._group
+        return zarr.open_group(self.path, mode="r")
+
+    @cached_property
+    def _arrays(self) -> dict[str, zarr.Array]:
+        return open_arrays(self.group, self.schema)
+
+    @cached_property
+    def _counts(self) -> dict[str, np.ndarray]:
+        return read_counts(self._arrays, self.schema)
 
     @cached_property
     def _rows(self) -> dict[str, int]:
@@ -86,7 +92,7 @@ class StoreReader:
         """
         row = self.row(token)
         try:
-            return read_row(self.group, self.schema, row)
+            return read_row(self._arrays, self._counts, self.schema, row)
         except (ValueError, OSError, KeyError, RuntimeError) as error:
             shard = row // self.manifest["frames_per_shard"]
             raise StoreError(
@@ -105,22 +111,27 @@ def _array(group: zarr.Group, path: str) -> zarr.Array:
     return array
 
 
-def read_row(group: zarr.Group, schema: StoreSchema, row: int) -> dict[str, np.ndarray]:
+def open_arrays(group: zarr.Group, schema: StoreSchema) -> dict[str, zarr.Array]:
+    """Per-frame arrays by path; opening one reads its metadata, so keep them."""
+    return {path: _array(group, path) for path in schema.arrays()}
+
+
+def read_counts(arrays: Mapping[str, zarr.Array], schema: StoreSchema) -> dict[str, np.ndarray]:
+    """Stored cells of every row, (N,) by the name of the map (``bev``, ``pv/0``, ...)."""
+    paths = [path for path, spec in schema.arrays().items() if spec.kind == "count"]
+    return {path.removesuffix("/count"): np.asarray(arrays[path][:]) for path in paths}
+
+
+def read_row(
+    arrays: Mapping[str, zarr.Array], counts: Mapping[str, np.ndarray], schema: StoreSchema, row: int
+) -> dict[str, np.ndarray]:
     """One row's arrays as :meth:`StoreReader.read` gives them."""
     out: dict[str, np.ndarray] = {}
-    specs = schema.arrays()
-    counts = {
-        path.removesuffix("/count"): int(np.asarray(_array(group, path)[row]))
-        for path, spec in specs.items()
-        if spec.kind == "count"
-    }
-    for path, spec in specs.items():
-        if spec.kind == "count":
-            continue
+    for path, spec in schema.arrays().items():
         if spec.kind in ("values", "index"):
-            out[path] = np.asarray(_array(group, path)[row, : counts[path.rsplit("/", 1)[0]]])
-        else:
-            out[path] = np.asarray(_array(group, path)[row])
+            out[path] = np.asarray(arrays[path][row, : int(counts[path.rsplit("/", 1)[0]][row])])
+        elif spec.kind != "count":
+            out[path] = np.asarray(arrays[path][row])
     if "query/sampling" in out:
         out["query/sampling"] = unpack_sampling(out["query/sampling"])
     return out

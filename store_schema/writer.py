@@ -287,12 +287,13 @@ class StoreWriter:
 
     def rows(self) -> Iterator[dict[str, np.ndarray]]:
         """Frames as written, in row order: for statistics at the end."""
-        from .reader import read_row
+        from .reader import open_arrays, read_counts, read_row
 
-        group = zarr.open_group(self.path, mode="r")
+        arrays = open_arrays(zarr.open_group(self.path, mode="r"), self.schema)
+        counts = read_counts(arrays, self.schema)
         for name, start in self._starts().items():
             for i in range(len(self.scenes[name])):
-                yield read_row(group, self.schema, start + i)
+                yield read_row(arrays, counts, self.schema, start + i)
 
     def finalise(self, statistics: Mapping[str, Any]) -> None:
         """Check every shard, sweep temporary files and write the manifest, which makes the store readable.

@@ -7,7 +7,7 @@ post_center_range = [-61.2, -61.2, -10.0, 61.2, 61.2, 10.0]
 
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=2e-4, weight_decay=0.01),
+    optimizer=dict(type="AdamW", lr=2e-4, weight_decay=0.01, fused=True),
     paramwise_cfg=dict(custom_keys=dict(img_backbone=dict(lr_mult=0.1))),
     clip_grad=dict(max_norm=35),
 )

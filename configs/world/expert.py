@@ -58,7 +58,7 @@ model = dict(
 
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.01, betas=(0.9, 0.99)),
+    optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.01, betas=(0.9, 0.99), fused=True),
     paramwise_cfg=dict(custom_keys=dict(sampling_offsets=dict(lr_mult=0.2)), norm_decay_mult=0.0),
     clip_grad=dict(max_norm=35),
 )
