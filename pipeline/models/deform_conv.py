@@ -6,7 +6,8 @@ from mmcv.ops.modulated_deform_conv import modulated_deform_conv2d
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from .attention import bilinear_corners, corner_rows, weighted_rows
+from .attention import infers_on_cpu, row_blocks, shapes_tensor
+from .gathering import gather
 
 # Output cells that are gathered at a time, so that their columns stay in a core's cache.
 _BLOCK = 512
@@ -25,8 +26,7 @@ class DeformConv2d(ModulatedDeformConv2dPack):
         """x (N, C, H, W), any memory format."""
         first, second, mask = self.conv_offset(x).chunk(3, dim=1)
         offset, mask = torch.cat((first, second), dim=1), mask.sigmoid()
-        trains = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        if not x.is_cuda and not trains and self.groups == self.deform_groups == 1 and min(x.shape[-2:]) > 1:
+        if infers_on_cpu(x, self.weight) and self.groups == self.deform_groups == 1:
             return deform_conv_by_rows(
                 x, offset, mask, self.weight, self.bias, self.stride, self.padding, self.dilation
             )
@@ -78,15 +78,16 @@ def deform_conv_by_rows(
     base_x = (col[None, :, None] + tap_x).expand(out_h, out_w, taps).reshape(-1, taps)
     matrix = weight.permute(2, 3, 1, 0).reshape(taps * channels, -1)
     out = x.new_empty(batch, out_h * out_w, matrix.shape[1])
+    sizes = shapes_tensor(((height, width),), x.device)
     for n in range(batch):
-        table = x[n].permute(1, 2, 0).reshape(height * width, channels)
+        table = x[n].permute(1, 2, 0).reshape(height * width, 1, channels)
         moved = offset[n].flatten(1).T.view(-1, taps, 2)
-        first, shares = bilinear_corners(base_x + moved[..., 1], base_y + moved[..., 0], width, height)
-        shares, cells = shares.mul_(mask[n].flatten(1).T[..., None]), corner_rows(first, width)
-        for begin in range(0, out_h * out_w, _BLOCK):
-            chosen = slice(begin, begin + _BLOCK)
-            columns = weighted_rows(table, cells[chosen].view(-1, 4), shares[chosen].view(-1, 4))
-            torch.mm(columns.view(-1, taps * channels), matrix, out=out[n, chosen])
+        points = torch.stack([base_x + moved[..., 1], base_y + moved[..., 0]], -1)
+        shares = mask[n].flatten(1).T.contiguous()
+        for rows in row_blocks(out_h * out_w, _BLOCK):
+            size = (shares[rows].numel(), 1, 1, 1)
+            columns = gather(table, sizes, points[rows].view(*size, 2), shares[rows].view(size), in_cells=True)
+            torch.mm(columns.view(-1, taps * channels), matrix, out=out[n, rows])
     if bias is not None:
         out += bias
     return out.view(batch, out_h, out_w, -1).permute(0, 3, 1, 2)
