@@ -27,6 +27,7 @@ from pipeline.focal import (
     sampling_neighbours,
 )
 from pipeline.models.build import file_sha256, load_config
+from pipeline.models.detector import MultiCameraDetector
 from pipeline.models.fold import fold_batchnorm
 from pipeline.prediction import frame_batches, load_detector
 from pipeline.training import FrameSource
@@ -166,7 +167,7 @@ def make_manifest(
     cfg: Config, config: Path, checkpoint: Path | None, index: FrameIndex, source: FrameSource, settings: DumpSettings
 ) -> dict[str, Any]:
     """What made this store; any difference here is another store."""
-    processor = cfg.model.data_preprocessor
+    processor = cfg.model.get("data_preprocessor") or {}
     return {
         "expert": {
             "config": config.name,
@@ -207,6 +208,11 @@ def hash_config(cfg: Config) -> str:
 
 def _schema(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
     """The store's shape, from the expert's first frame."""
+    views = [len(f) for f in frame.pv if len(f) != len(CAMERAS)]
+    if views:
+        raise FD3DError(
+            f"the expert's pyramid has {views[0]} cameras, a store {len(CAMERAS)} ({', '.join(CAMERAS)}); tap one of all cameras"
+        )
     levels = [(f.shape[2], f.shape[3], f.shape[1], round(padded_size(frame)[0] / f.shape[2])) for f in frame.pv]
     reading: dict[str, Any] = {"reading": "none"}
     if isinstance(frame.reading, BEVReading):
@@ -263,15 +269,14 @@ def dump(
     cfg = load_config(config)
     index = FrameIndex.load(source.index, source.root)
     rows_of = scene_rows(index, source.split, scenes)
-    expert = TappedExpert(
-        fold_batchnorm(load_detector(cfg, checkpoint, settings.seed)),
-        build_adapter(cfg),
-        settings.rule.num_queries,
-        settings.autocast,
-    )
+    adapter, model = build_adapter(cfg), load_detector(cfg, checkpoint, settings.seed)
+    if isinstance(model, MultiCameraDetector):  # of other detectors it is not known in which order their layers run
+        fold_batchnorm(model)
+    expert = TappedExpert(model, adapter, settings.rule.num_queries, settings.autocast)
     position = {row: i for i, row in enumerate(index.select(source.split))}
     first_row = next(iter(rows_of.values()))[0]
-    (first,), (first_sample,) = expert.run(next(frame_batches(cfg, source, [position[first_row]], 0)))
+    first_token = index[first_row].token
+    (first,), _ = expert.run(next(frame_batches(cfg, source, [position[first_row]], 0)))
     schema = _schema(first, settings)
     tokens = {name: [index[row].token for row in rows] for name, rows in rows_of.items()}
     manifest = make_manifest(cfg, config, checkpoint, index, source, settings)
@@ -293,15 +298,13 @@ def dump(
             frames: dict[str, dict[str, np.ndarray]] = {}
             for _ in (row for name in writer.shard_scenes(shard) for row in rows_of[name]):
                 batch = next(batches)
-                if batch["data_samples"][0].token == first_sample.token:
-                    frame, sample = first, first_sample  # already run, and nothing since
-                else:
-                    (frame,), (sample,) = expert.run(batch)
-                _check_finite(frame, sample.token)
-                meta = sample.frames[-1]
+                token, meta = batch["data_samples"][0].token, batch["data_samples"][0].frames[-1]
+                # the first scene's first frame has run already, and nothing since
+                frame = first if token == first_token else expert.run(batch)[0][0]
+                _check_finite(frame, token)
                 lidar2img = torch.as_tensor(meta["lidar2img"], dtype=torch.float32, device=expert.device)
                 cells = focal_cells(frame, settings.rule, cfg.pc_range, lidar2img)
-                frames[sample.token] = store_row(frame, cells, settings.layout)
+                frames[token] = store_row(frame, cells, settings.layout)
                 bar.update()
             writer.write_shard(shard, frames)
         bar.close()
@@ -314,17 +317,17 @@ def dump(
 
 
 def scene_rows(index: FrameIndex, split: str, scenes: Sequence[str] | None) -> dict[str, list[int]]:
-    """Index rows by scene name, in time order.
+    """Index rows by scene name, in time order; the scenes by name, as the store has them.
 
     Raises:
         FD3DError: a scene is not in the split.
     """
     chosen = set(index.select(split))
     available = {name: [r for r in rows if r in chosen] for name, rows in index.scenes.items()}
-    available = {name: rows for name, rows in available.items() if rows}
+    available = {name: available[name] for name in sorted(available) if available[name]}
     if scenes is None:
         return available
     unknown = [name for name in scenes if name not in available]
     if unknown:
         raise FD3DError(f"scene {unknown[0]} is not in split {split}; it has {', '.join(sorted(available)[:5])}, ...")
-    return {name: available[name] for name in scenes}
+    return {name: rows for name, rows in available.items() if name in scenes}

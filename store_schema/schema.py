@@ -77,6 +77,8 @@ class StoreSchema:
             raise StoreError(f"schema.reading is '{self.reading}'; use {', '.join(READINGS)}")
         if self.reading == "bev" and self.bev is None:
             raise StoreError("schema.reading is 'bev' but schema.bev is None; queries need a map to read")
+        if self.reading == "cameras" and not self.pv:
+            raise StoreError("schema.reading is 'cameras' but schema.pv is empty; queries need levels to read")
         needed = {"bev": ("layers", "heads", "points", "query_channels"), "cameras": ("layers", "query_channels")}
         for name in ("queries", *needed.get(self.reading, ()), *(("bev_kmax",) if self.bev else ())):
             if getattr(self, name) < 1:

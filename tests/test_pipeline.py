@@ -133,6 +133,13 @@ def test_dump_refuses_another_rule_and_names_it(source, store, expert_config, ex
         )
 
 
+def test_scenes_may_be_named_in_any_order(source, store, expert_config, expert_checkpoint, tmp_path):
+    names = sorted(StoreReader(store).manifest["scenes"], reverse=True)
+    settings = DumpSettings(FocalRule(), frames_per_shard=3)
+    dump(expert_config, expert_checkpoint, source, tmp_path / "s", settings, 0, names)
+    assert digest(tmp_path / "s") == digest(store)
+
+
 def test_features_that_are_not_finite_stop_the_dump_with_the_token(source, expert_config, expert_checkpoint, tmp_path):
     state = torch.load(expert_checkpoint, weights_only=True)["state_dict"]
     state["img_neck.fpn_convs.0.conv.bias"][0] = float("nan")

@@ -98,7 +98,8 @@ class FocalDistiller(BaseModel):
             ("layers", self.layers, self.schema.layers),
         ):
             if (count and not chosen) or any(not 0 <= number < count for number in chosen):
-                raise FD3DError(f"distill.{name} is {list(chosen)}, but the store has {name} 0..{count - 1}")
+                held = f"{name} 0..{count - 1}" if count else f"no {name}"
+                raise FD3DError(f"distill.{name} is {list(chosen)}, but the store has {held}")
         self.fine = self._what_queries_read(bev_size is not None)
         self.bev_size = None
         if self.schema.bev and bev_size is not None:

@@ -81,7 +81,7 @@ class DetectorAdapter:
                     label=nn.functional.pad(found.labels_3d[order], (0, missing)),
                     bev=_first(seen["bev"][1])[b].float() if "bev" in seen else None,
                     pv=_levels(seen["pv"][1], b, len(samples)) if "pv" in seen else [],
-                    image_hw=sample.metainfo["frames"][-1].get("pad_hw"),
+                    image_hw=_padded_hw(sample),
                 )
             )
         return frames
@@ -224,6 +224,12 @@ def submodule(model: nn.Module, path: str) -> Any:
         return model.get_submodule(path)
     except AttributeError as error:
         raise FD3DError(f"the expert has no module '{path}'; give the tap's path in the config's adapter") from error
+
+
+def _padded_hw(sample: Det3DDataSample) -> tuple[int, int] | None:
+    """Rows and columns of the padded image: as noted by this project's data preprocessor, or by mmdet3d's."""
+    frames = sample.metainfo.get("frames")
+    return (frames[-1] if frames else {}).get("pad_hw") or sample.metainfo.get("batch_input_shape")
 
 
 def _first(output: Any) -> Tensor:

@@ -23,7 +23,12 @@ def load_config(path: str | Path) -> Config:
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is code: whatever it raises is the reader's to see, in one line
-        raise FD3DError(f"config {path} cannot be read: {type(error).__name__}: {error}") from error
+        first: BaseException = error
+        while isinstance(first, ImportError) and first.__context__ is not None:
+            first = first.__context__
+        hint = "; are the folders of its custom_imports on PYTHONPATH?" if isinstance(first, ImportError) else ""
+        told = " ".join(str(first).split())
+        raise FD3DError(f"config {path} cannot be read: {type(first).__name__}: {told}{hint}") from error
     # data sets, transforms and models are looked up in mmdet3d's registries
     init_default_scope("mmdet3d")
     return cfg

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -84,6 +85,61 @@ def test_frames_come_back_as_they_were_given(store):
                 back[name].astype(np.float64), array.astype(np.float64), atol=tolerance, err_msg=name
             )
     np.testing.assert_array_equal(reader.constants["decoder/value_proj_weight"], CONSTANTS["decoder/value_proj_weight"])
+
+
+WHOLE = dict(bev=(4, 5, 3), pv=[(2, 3, 3, 8)], cameras=("A", "B"), queries=2, bev_kmax=10, pv_kmax=[12])
+FLAT = WHOLE | dict(bev=None, bev_kmax=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "absent", "present"),
+    [
+        (  # DETR3D: no BEV map, what queries read from two cameras' one level
+            FLAT | dict(reading="cameras", layers=1, query_channels=3),
+            ("bev/", "query/sampling", "query/attention"),
+            {"query/points": (1, 2, 3), "query/camera_weights": (1, 2, 2, 1), "query/sampled": (1, 2, 3)},
+        ),
+        (WHOLE | dict(reading="none"), ("query/sampling", "query/attention", "query/reference", "query/features"), {}),
+        (WHOLE | dict(reading="none", pv=[], pv_kmax=[]), ("pv/", "query/features", "decoder/"), {}),
+        (FLAT | dict(reading="none", query_channels=3), ("bev/",), {"query/features": (2, 3)}),
+    ],
+)
+def test_stores_of_other_readings_come_back_as_they_were_given(tmp_path, settings, absent, present):
+    schema = StoreSchema(**settings)
+    assert StoreSchema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema and not schema.constants()
+    assert not [path for path in schema.arrays() if path.startswith(absent)]
+    rng = np.random.default_rng(0)
+    known = make_frame("a" * 32) | {path: rng.random(shape).astype(np.float16) for path, shape in present.items()}
+    frame = {path: known[path] for path in schema.frame_keys()}
+    with StoreWriter(tmp_path / "s", schema, {"expert": {}, "focal": {}}, {"s1": ["a" * 32]}, 3) as store:
+        store.write_constants({})
+        store.write_shard(0, {"a" * 32: frame})
+        store.finalise({})
+    reader = StoreReader(tmp_path / "s")
+    back = reader.read("a" * 32)
+    assert reader.schema == schema and reader.constants == {} and back.keys() == frame.keys() >= present.keys()
+    for path, array in frame.items():
+        np.testing.assert_array_equal(back[path], array, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(reading="lidar"), "schema.reading is 'lidar'; use bev, cameras, none"),
+        (dict(bev=None, bev_kmax=0), "schema.reading is 'bev' but schema.bev is None"),
+        (dict(heads=0), "schema.heads is 0; it must be at least 1"),
+        (dict(bev_kmax=0), "schema.bev_kmax is 0; it must be at least 1"),
+        (dict(bev=None, reading="none"), "schema.bev_kmax is 10, more than the grid's 0 cells"),
+        (dict(reading="cameras", pv=[], pv_kmax=[]), "schema.reading is 'cameras' but schema.pv is empty"),
+        (dict(reading="cameras", layers=0), "schema.layers is 0; it must be at least 1"),
+        (dict(reading="cameras", query_channels=0), "schema.query_channels is 0; it must be at least 1"),
+        (dict(pv_kmax=[]), "schema.pv has 1 levels but schema.pv_kmax 0"),
+    ],
+)
+def test_sizes_that_contradict_each_other_are_refused(changes, message):
+    read = dict(layers=1, heads=1, points=2, query_channels=3) | changes
+    with pytest.raises(StoreError, match=message):
+        StoreSchema(**(WHOLE | read))
 
 
 @pytest.mark.parametrize(("bev", "pv"), [(0, 0), (10, 12), (1, 12)])  # empty, full, mixed
