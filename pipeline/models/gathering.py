@@ -80,7 +80,7 @@ def gather(table: Tensor, sizes: Tensor, points: Tensor, weights: Tensor, in_cel
     arguments = (table, sizes, points, scale, shift, weights, out)
     arrays: list[Any] = [t.contiguous().numpy() if isinstance(t, Tensor) else t for t in arguments]
     threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     _gather(*arrays)
     if torch.get_num_threads() != threads:  # numba's start sets what OpenMP, and so torch, takes for the default
         torch.set_num_threads(threads)
