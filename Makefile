@@ -14,7 +14,8 @@ repro: $(STAMP)
 	@echo "== running the pipeline (dvc repro), families side by side"
 	@dvc repro index
 	@for family in $$(python -c "import yaml; print(*yaml.safe_load(open('params.yaml'))['families'])"); do \
-		dvc --wait-for-lock repro --glob "evaluate@$$family-*" & running="$$running $$!"; \
+		dvc --wait-for-lock repro --single-item expert@$$family dump@$$family apprentice-plain@$$family apprentice-fd3d@$$family \
+			evaluate@$$family-expert evaluate@$$family-plain evaluate@$$family-fd3d & running="$$running $$!"; \
 	done; for job in $$running; do wait $$job || exit 1; done
 	@dvc repro
 	@cat report/summary.md
