@@ -153,7 +153,12 @@ def count(cfg: Config, cameras: Cameras) -> Complexity:
     registered = MODELS.get(kind) if kind else None
     if not (isinstance(registered, type) and issubclass(registered, MultiCameraDetector)):
         raise FD3DError(f"model type {kind!r} is not a detector; give a config whose model is BEVFormer or DETR3D")
-    model = MODELS.build(cfg.model).eval()
+    if "image" not in cfg:
+        raise FD3DError(f"config {cfg.filename} has no 'image'; add image = dict(scale=..., to_rgb=...)")
+    try:
+        model = MODELS.build(cfg.model).eval()
+    except (TypeError, KeyError, ValueError) as error:
+        raise FD3DError(f"the model of config {cfg.filename} cannot be built: {error}") from error
     transformer = model.pts_bbox_head.transformer
     # buffers that the projection needs; the model's own lose their data below
     volume = (transformer.encoder.heights, transformer.encoder.pc_range) if hasattr(transformer, "encoder") else None

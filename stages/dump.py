@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import FD3DError
-from stages.params import CONFIG, DETECTOR, read_params
+from stages.params import CONFIG, DETECTOR, family_name, read_params
 
 
 def dump(
@@ -33,7 +33,7 @@ def dump(
     from store_schema import StoreError
 
     data = read_params(params, "data")
-    name = family or next(iter(read_params(params, "families")))
+    name = family_name(params, family)
     target, made_by = out or Path("runs") / name / "store", Path("runs") / name / "expert"
     config = config or made_by / CONFIG
     if checkpoint is None and not random_weights:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.errors import FD3DError
 from stages.params import CONFIG, read_params
 from stages.train import frame_source
 
@@ -28,6 +29,8 @@ def evaluate(
     from pipeline.prediction import load_detector, predict
     from pipeline.submission import to_submission
 
+    if not checkpoint.is_file():
+        raise FD3DError(f"checkpoint {checkpoint} does not exist; run 'dvc repro', or give another by --checkpoint")
     torch.set_num_threads(1)
     data, source, cfg = (
         read_params(params, "data"),

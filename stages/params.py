@@ -29,11 +29,11 @@ def read_params(path: Path, section: str) -> dict[str, Any]:
     return content[section]
 
 
-def read_family(path: Path, name: str | None) -> tuple[str, dict[str, Any]]:
-    """A family of detectors, an ``expert`` and its ``apprentice``, by name; the first one when not named.
+def family_name(path: Path, name: str | None) -> str:
+    """The name itself, or that of the profile's first family when None.
 
     Raises:
-        FD3DError: there is no such family, or it lacks one of the two.
+        FD3DError: there is no such family.
     """
     families = read_params(path, "families")
     if not families:
@@ -41,6 +41,16 @@ def read_family(path: Path, name: str | None) -> tuple[str, dict[str, Any]]:
     name = name or next(iter(families))
     if name not in families:
         raise FD3DError(f"{path} has no family '{name}'; it has {', '.join(families)}")
+    return name
+
+
+def read_family(path: Path, name: str | None) -> tuple[str, dict[str, Any]]:
+    """A family of detectors, an ``expert`` and its ``apprentice``, by name; the first one when not named.
+
+    Raises:
+        FD3DError: there is no such family, or it lacks one of the two.
+    """
+    name, families = family_name(path, name), read_params(path, "families")
     for role in ("expert", "apprentice"):
         if not isinstance(families[name], dict) or "config" not in (families[name].get(role) or {}):
             raise FD3DError(f"{path}: families.{name}.{role} needs a config")
