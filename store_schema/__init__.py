@@ -6,6 +6,16 @@ Needs numpy, zarr and numcodecs only.
 from .errors import StoreError
 from .reader import StoreReader, describe
 from .schema import SCHEMA_VERSION, ArraySpec, StoreSchema
+from .shards import ShardWriter
 from .writer import StoreWriter
 
-__all__ = ["SCHEMA_VERSION", "ArraySpec", "StoreError", "StoreReader", "StoreSchema", "StoreWriter", "describe"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "ArraySpec",
+    "ShardWriter",
+    "StoreError",
+    "StoreReader",
+    "StoreSchema",
+    "StoreWriter",
+    "describe",
+]

@@ -5,27 +5,22 @@ each (zarr writes a temporary file and renames it), synced, and only then a done
 files is renamed into place. A reader needs the manifest, and the manifest is written when every marker is there.
 """
 
-import errno
 import fcntl
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-import google_crc32c
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from .errors import StoreError
+from .files import disk_errors, file_crc32c, replace_text
 from .manifest import MANIFEST, fingerprint, read_json, refuse_difference
-from .schema import SCHEMA_VERSION, ArraySpec, StoreSchema, pack_sampling
-
-DONE = ".done"
+from .schema import SCHEMA_VERSION, ArraySpec, StoreSchema
+from .shards import DONE, ShardWriter
 
 
 class StoreWriter:
@@ -61,6 +56,7 @@ class StoreWriter:
             **manifest,
         }
         self.fingerprint = fingerprint(self.manifest)
+        self.shards = ShardWriter(self.path, schema, self.plan, self.scenes, frames_per_shard, self.fingerprint)
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> "StoreWriter":
@@ -98,7 +94,7 @@ class StoreWriter:
         ):
             raise StoreError(f"{self.path} is not empty and no store; choose another folder")
         else:
-            _replace(recipe, json.dumps(self.manifest, sort_keys=True))
+            replace_text(recipe, json.dumps(self.manifest, sort_keys=True))
         if not (self.path / "zarr.json").exists() or not self._created():
             self._create_arrays()
         if self.pending():
@@ -110,7 +106,7 @@ class StoreWriter:
 
     def _create_arrays(self) -> None:
         """Metadata of every array; done-marked, because a kill may leave some of them out."""
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             group = (
                 zarr.create_group(self.path, zarr_format=3, overwrite=False)
                 if not (self.path / "zarr.json").exists()
@@ -132,7 +128,7 @@ class StoreWriter:
                 attributes={"about": "ASCII sample token of each row, zero for padding rows"},
             )
             frame[:] = tokens
-            _replace(self.path / DONE / "arrays", self.fingerprint)
+            replace_text(self.path / DONE / "arrays", self.fingerprint)
 
     def _array_arguments(self, group: zarr.Group, spec: ArraySpec) -> dict[str, Any]:
         # features do not compress (mantissas are noise), small query arrays and cell numbers do
@@ -187,17 +183,14 @@ class StoreWriter:
         """Scenes that a shard holds, in the order of its rows."""
         return self.plan[shard]
 
-    def _marker(self, shard: int) -> Path:
-        return self.path / DONE / f"shard-{shard:05d}.json"
-
     def pending(self) -> list[int]:
         """Shards that have no valid done-marker yet."""
         return [shard for shard in range(len(self.plan)) if not self._is_done(shard)]
 
     def _is_done(self, shard: int) -> bool:
-        if not self._marker(shard).exists():
+        if not self.shards.marker(shard).exists():
             return False
-        marker = read_json(self._marker(shard))
+        marker = read_json(self.shards.marker(shard))
         if marker["fingerprint"] != self.fingerprint:
             return False
         sizes = {
@@ -219,7 +212,7 @@ class StoreWriter:
             if path not in constants or constants[path].shape != spec.shape:
                 have = constants[path].shape if path in constants else "nothing"
                 raise StoreError(f"constant {path} is {have}, expected shape {spec.shape}")
-            with _disk_errors(self.path):
+            with disk_errors(self.path):
                 array = zarr.create_array(
                     group.store_path / path,
                     shape=spec.shape,
@@ -230,60 +223,11 @@ class StoreWriter:
                     attributes={"about": spec.about},
                 )
                 array[:] = constants[path]
-        _replace(marker, self.fingerprint)
+        replace_text(marker, self.fingerprint)
 
     def write_shard(self, shard: int, frames: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-        """Write all frames of a shard.
-
-        Args:
-            frames: by token; focal ``values`` (k, C) and ``index`` (k,) are padded here.
-
-        Raises:
-            StoreError: a frame is missing, unknown or does not fit, or the disk is full.
-        """
-        tokens = [token for name in self.plan[shard] for token in self.scenes[name]]
-        if set(frames) != set(tokens):
-            odd = sorted(set(frames) ^ set(tokens))[0]
-            raise StoreError(
-                f"shard {shard} holds {len(tokens)} frames, {len(frames)} were given; the first that differs is {odd}"
-            )
-        for token in tokens:
-            self.schema.check_frame(token, dict(frames[token]))
-        self._marker(shard).unlink(missing_ok=True)
-        start = shard * self.frames_per_shard
-        group = zarr.open_group(self.path)
-        written = []
-        with _disk_errors(self.path):
-            for path, spec in self.schema.arrays().items():
-                block = self._block(path, spec, [frames[token] for token in tokens])
-                array = group[path]
-                assert isinstance(array, zarr.Array)
-                array[start : start + self.frames_per_shard] = block
-                chunk_file = self.path / path / "/".join(["c", str(shard), *["0"] * len(spec.shape)])
-                if chunk_file.exists():  # an all-empty shard has no file
-                    written.append(chunk_file)
-            files = {
-                str(file.relative_to(self.path)): {"bytes": file.stat().st_size, "crc32c": _sync_and_sum(file)}
-                for file in written
-            }
-            for folder in {file.parent for file in written}:
-                _sync_folder(folder)
-            _replace(self._marker(shard), json.dumps({"fingerprint": self.fingerprint, "files": files}, sort_keys=True))
-
-    def _block(self, path: str, spec: ArraySpec, frames: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
-        block = np.zeros((self.frames_per_shard, *spec.shape), spec.dtype)
-        for row, frame in enumerate(frames):
-            if spec.kind == "count":
-                block[row] = len(frame[path.replace("/count", "/index")])
-            elif spec.kind in ("values", "index"):
-                values = frame[path]
-                # adding zero turns -0.0 into 0.0, so that empty chunks stay empty
-                block[row, : len(values)] = values + 0 if spec.kind == "values" else values
-            elif path == "query/sampling":
-                block[row] = pack_sampling(frame[path])
-            else:
-                block[row] = frame[path]
-        return block
+        """Write all frames of a shard, see :meth:`ShardWriter.write`."""
+        self.shards.write(shard, frames)
 
     def rows(self) -> Iterator[dict[str, np.ndarray]]:
         """Frames as written, in row order: for statistics at the end."""
@@ -308,10 +252,10 @@ class StoreWriter:
             )
         shards = {}
         for shard in range(len(self.plan)):
-            files = read_json(self._marker(shard))["files"]
+            files = read_json(self.shards.marker(shard))["files"]
             for name, entry in files.items():
-                if _crc32c(self.path / name) != entry["crc32c"]:
-                    self._marker(shard).unlink()
+                if file_crc32c(self.path / name) != entry["crc32c"]:
+                    self.shards.marker(shard).unlink()
                     raise StoreError(
                         f"{self.path / name} does not have the checksum it was written with; run the dump again, it redoes this shard"
                     )
@@ -331,7 +275,7 @@ class StoreWriter:
         full = self.manifest | {"statistics": dict(statistics), "coverage": coverage, "shards": shards}
         group = zarr.open_group(self.path)
         group.attrs.update({"fd3d": {key: value for key, value in full.items() if key not in ("shards", "scenes")}})
-        _replace(self.path / MANIFEST, json.dumps(full, sort_keys=True, indent=1))
+        replace_text(self.path / MANIFEST, json.dumps(full, sort_keys=True, indent=1))
 
 
 def plan_shards(scenes: Mapping[str, Sequence[str]], frames_per_shard: int) -> list[list[str]]:
@@ -353,65 +297,3 @@ def plan_shards(scenes: Mapping[str, Sequence[str]], frames_per_shard: int) -> l
         plan[-1].append(name)
         room -= len(tokens)
     return plan
-
-
-class _disk_errors:  # noqa: N801 - reads as a statement
-    """Turn a full or unwritable disk into one line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, OSError) and error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EFBIG,
-            errno.EROFS,
-            errno.EACCES,
-        ):
-            free = shutil.disk_usage(self.path).free / 1e6
-            raise StoreError(
-                f"store {self.path} cannot be written: {error.strerror} ({free:.0f} MB free); what is done stays, make room and run the dump again"
-            ) from error
-
-
-def _crc32c(path: Path) -> str:
-    checksum = google_crc32c.Checksum()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            checksum.update(block)
-    return checksum.hexdigest().decode()
-
-
-def _sync_and_sum(path: Path) -> str:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    return _crc32c(path)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _replace(path: Path, text: str) -> None:
-    with _disk_errors(path.parent):
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".tmp-{path.name}-")
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
