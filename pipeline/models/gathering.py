@@ -105,7 +105,7 @@ def _gather(
                     from_a, from_c = (upper + col) * stride + m * dims, (lower + col) * stride + m * dims
                     from_b, from_d = from_a + (next_col - col) * stride, from_c + (next_col - col) * stride
                     for i in range(0, whole, _LANES):
-                        _add_corners(
+                        _add_corners(  # type: ignore[call-arg]
                             flat_out, to + i, flat_table, from_a + i, from_b + i, from_c + i, from_d + i, a, b, c, d
                         )
                     for i in range(whole, dims):

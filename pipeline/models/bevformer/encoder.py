@@ -326,8 +326,8 @@ class SpatialCrossAttention(nn.Module):
                 )
             return slots
         # numbers of the cells in the batch's concatenated maps
-        sample = torch.arange(batch * views, device=query.device) // views
-        cells = (hits.index + (sample * num)[:, None]).flatten()
+        samples = torch.arange(batch * views, device=query.device) // views
+        cells = (hits.index + (samples * num)[:, None]).flatten()
         gathered = query.flatten(0, 1)[cells].unflatten(0, hits.index.shape)
         attended = self.deformable_attention(gathered, tokens, hits.points)
         attended = attended.masked_fill(~hits.valid[..., None], 0.0).flatten(0, 1)
