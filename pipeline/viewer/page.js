@@ -156,7 +156,7 @@ function fit(canvas, aspect) {
 
 /** Lines with a dark rim, so that they show on any background. */
 function stroke(context, path, colour, width, dash = []) {
-  context.lineCap = "round";
+  context.lineCap = dash.length ? "butt" : "round";
   for (const [style, wide, pattern] of [["rgba(0,0,0,.5)", width + 1.6, []], [colour, width, dash]]) {
     context.beginPath();
     path(context);
@@ -254,7 +254,7 @@ function drawBev(frame, entry, shown, active) {
     context.drawImage(entry.bev[map], PAD.left, PAD.top, inner, size);
     context.imageSmoothingEnabled = true;
   }
-  const step = (x1 - x0) / 20 > 5 ? 20 : (x1 - x0) > 60 ? 20 : 10;
+  const step = x1 - x0 > 60 ? 20 : 10; // metres between grid lines
   Object.assign(context, { font: "11px system-ui, sans-serif", textAlign: "center", textBaseline: "top" });
   for (let v = Math.ceil(x0 / step) * step; v <= x1; v += step) {
     Object.assign(context, { fillStyle: token("--grid") });
@@ -350,8 +350,8 @@ function rows(table, pairs) {
   }));
 }
 
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
-const metres = (values) => values.map((v) => v.toFixed(1)).join(", ");
+const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
+const metres = (values) => values.map((v) => (Math.abs(v) < 0.05 ? "0.0" : v.toFixed(1))).join(", ");
 
 function named(label) {
   return store.classes[label] ?? `class ${label}`;
@@ -395,7 +395,7 @@ function updateChosen() {
     ["class, score", `${named(frame.label[query])}, ${frame.score[query].toFixed(3)}`],
     ["centre x, y, z", `${metres(box.slice(0, 3))} m`],
     ["length, width, height", `${metres(box.slice(3, 6))} m`],
-    ["heading", `${((box[6] * 180) / Math.PI).toFixed(0)}° from x (right) to y (forward)`],
+    ["heading", `${((box[6] * 180) / Math.PI).toFixed(0)}° (0 right, 90 forward)`],
     ["speed", `${Math.hypot(box[7], box[8]).toFixed(1)} m/s`],
   ];
   if (frame.reference) facts.push(["reference x, y, z", `${metres(frame.reference[query])} m`]);
@@ -419,15 +419,17 @@ function updateScale() {
     const stops = RAMP.map((colour) => `rgb(${colour})`).join(",");
     const bar = element("span", "", { className: "ramp" });
     bar.style.background = `linear-gradient(90deg, ${stops})`;
-    $("scale").replaceChildren("L2 norm of the features ", store.bev.energy[0].toFixed(1), bar, store.bev.energy[1].toFixed(1),
+    $("scale").replaceChildren("L2 norm of the features ", store.bev.energy[0].toFixed(2), bar, store.bev.energy[1].toFixed(2),
       ", one scale for all frames; grey: not stored");
   } else if (map === "components") {
-    const parts = ["#e5484d", "#30a46c", "#3b82f6"].flatMap((colour, i) => {
+    const parts = ["#e5484d", "#30a46c", "#3b82f6"].map((colour, i) => {
       const swatch = element("span", "", { className: "swatch" });
-      swatch.style.background = colour;
-      return [swatch, `component ${i + 1}, ${percent(store.bev.explained[i])}`];
+      const key = element("i");
+      key.style.background = colour;
+      swatch.append(key, `component ${i + 1}, ${percent(store.bev.explained[i])}`);
+      return swatch;
     });
-    $("scale").replaceChildren(...parts, " of the variance; one basis for all frames of this page; grey: not stored");
+    $("scale").replaceChildren(...parts, "of the variance; one basis for all frames of this page; grey: not stored");
   } else $("scale").textContent = "";
 }
 
@@ -521,7 +523,7 @@ function listen(canvas, find) {
 }
 
 const figures = store.grid.map((camera) => {
-  const element_ = element("figure");
+  const holder = element("figure");
   const canvas = element("canvas", "", { id: store.cameras[camera] });
   canvas.setAttribute("role", "img");
   const button = element("button", "⤢", { type: "button", title: `Enlarge ${store.cameras[camera]}` });
@@ -529,11 +531,11 @@ const figures = store.grid.map((camera) => {
   button.setAttribute("aria-pressed", "false");
   const figure = { camera, canvas, hits: [] };
   button.addEventListener("click", () => {
-    button.setAttribute("aria-pressed", element_.classList.toggle("large"));
+    button.setAttribute("aria-pressed", holder.classList.toggle("large"));
     draw();
   });
-  element_.append(canvas, element("figcaption", store.cameras[camera]), button);
-  $("cameras").append(element_);
+  holder.append(canvas, element("figcaption", store.cameras[camera]), button);
+  $("cameras").append(holder);
   listen(canvas, (x, y) => underCamera(figure, x, y));
   return figure;
 });
@@ -562,7 +564,7 @@ function start() {
     const label = element("label");
     const key = element("i", "", { className: "key level" });
     key.style.background = LEVELS[i % LEVELS.length];
-    label.append(element("input", "", { type: "checkbox", id: `level-${i}`, checked: i === 0 && store.layout === "focal" }), key,
+    label.append(element("input", "", { type: "checkbox", id: `level-${i}`, checked: i === 0 }), key,
       `level ${i}, stride ${level.stride}`);
     $("levels").append(label);
   });

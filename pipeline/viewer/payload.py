@@ -51,6 +51,11 @@ def choose_frames(
     return chosen[:limit], max(0, len(chosen) - limit)
 
 
+def _levels(reader: StoreReader) -> list[tuple[int, int, int, int]]:
+    """Pyramid levels whose stored cells are worth showing: a dense store has all of them."""
+    return reader.schema.pv if reader.schema.layout == "focal" else []
+
+
 def stored_bev(stored: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Stored BEV features (n, C) of a frame and their flat cell numbers (n,), in either layout."""
     if "bev/dense" in stored:
@@ -91,7 +96,7 @@ def page_facts(reader: StoreReader, scales: FeatureScales | None, min_score: flo
         "min_score": min_score,
         "levels": [
             {"rows": rows, "columns": columns, "stride": stride, "coverage": coverage.get(f"pv/{i}")}
-            for i, (rows, columns, _, stride) in enumerate(schema.pv)
+            for i, (rows, columns, _, stride) in enumerate(_levels(reader))
         ],
         "bev": None,
         "manifest": {name: reader.manifest[name] for name in _MANIFEST if name in reader.manifest},
@@ -151,9 +156,9 @@ def frame_payload(
     if "query/reference" in stored:
         out["reference"] = _rounded(pc_range[:3] + stored["query/reference"] * (pc_range[3:] - pc_range[:3]))
     scale = reader.manifest["image"]["scale"]
-    for i, (rows, columns, _, stride) in enumerate(schema.pv):
+    for i, (rows, columns, _, stride) in enumerate(_levels(reader)):
         mask = np.zeros(len(CAMERAS) * rows * columns, bool)
-        mask[stored[f"pv/{i}/index"] if f"pv/{i}/index" in stored else slice(None)] = True
+        mask[stored[f"pv/{i}/index"]] = True
         cell = [float(stride / (widths[0] * scale)), float(stride / (heights[0] * scale))]
         out["levels"].append({"cells": _packed(np.packbits(mask)), "size": cell})
     if schema.bev and scales:
@@ -178,7 +183,7 @@ def _weights(name: str, values: np.ndarray) -> dict[str, Any]:
 
 
 def _image(path: Path, width: int) -> str:
-    image = cv2.imread(str(path))
+    image = cv2.imread(str(path)) if path.is_file() else None  # of an absent file OpenCV warns by itself
     if image is None:
         raise FD3DError(f"image {path} cannot be read; is the data root complete?")
     if image.shape[1] > width:
