@@ -8,17 +8,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from typer.testing import CliRunner
 
 from pipeline.data import CAMERAS
+from pipeline.data.geometry import lidar2img
 from pipeline.data.index import FrameIndex
 from pipeline.errors import FD3DError
+from pipeline.focal import project_boxes
 from pipeline.viewer import choose_frames, frame_payload, page, page_facts, write_page
 from pipeline.viewer.colours import FeatureScales
+from stages.cli import app
 from store_schema import StoreError, StoreReader, StoreSchema, StoreWriter
 
 QUERIES, LAYERS = 6, 2
 PC_RANGE = [-40.0, -40.0, -5.0, 40.0, 40.0, 3.0]
 BEV, LEVEL = (20, 20, 8), (20, 36, 8, 8)
+STEP = 7  # every seventh cell is stored: a pattern that no mirror image of a map has
 
 
 def make_store(path: Path, index: FrameIndex, **settings) -> StoreReader:
@@ -46,8 +52,8 @@ def make_frame(schema: StoreSchema, frame) -> dict[str, np.ndarray]:
             out[name] = rng.random(spec.shape).astype(np.float32)
     for name, cells in [("bev", schema.bev_cells), *((f"pv/{i}", n) for i, n in enumerate(schema.pv_cells))]:
         if f"{name}/values" in schema.arrays():
-            out[f"{name}/index"] = np.arange(0, cells, 3)
-            out[f"{name}/values"] = rng.normal(size=(len(range(0, cells, 3)), 8)).astype(np.float16)
+            out[f"{name}/index"] = np.arange(0, cells, STEP)
+            out[f"{name}/values"] = rng.normal(size=(len(range(0, cells, STEP)), 8)).astype(np.float16)
     out["query/label"] = np.arange(QUERIES)
     out["query/score"] = np.linspace(0.95, 0.2, QUERIES).astype(np.float32)
     boxes = np.nan_to_num(frame.boxes[:QUERIES])
@@ -82,7 +88,7 @@ def test_a_frame_is_packed_as_documented(reader, index, world):
     reference = np.array(packed["reference"]) / [80, 80, 8] + [0.5, 0.5, 0.625]
     np.testing.assert_allclose(reference, stored["query/reference"], atol=1e-3)
     for name, cells in ((packed["levels"][0]["cells"], 4320), (packed["bev"]["cells"], 400)):
-        np.testing.assert_array_equal(np.unpackbits(unpacked(name))[:cells].nonzero()[0], np.arange(0, cells, 3))
+        np.testing.assert_array_equal(np.unpackbits(unpacked(name))[:cells].nonzero()[0], np.arange(0, cells, STEP))
     assert packed["levels"][0]["size"] == [8 / 288, 8 / 160]
     np.testing.assert_array_equal(
         unpacked(packed["bev"]["values"]).reshape(-1, 4), scales.quantise(stored["bev/values"])
@@ -242,20 +248,64 @@ def test_the_slider_filters_boxes_in_all_pictures(opened, reader):
     assert (before[0] != after[0]).any() and (every[0] == 0 or (before[1] != after[1]).any())
 
 
-def test_pictures_show_images_cells_and_features(opened, reader):
+def at_centres(view, picture: np.ndarray, canvas: str, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+    """Colours (len(ys), len(xs), 4) of a picture at places in CSS pixels."""
+    ratio = picture.shape[1] / view.evaluate(f"document.getElementById('{canvas}').clientWidth")
+    return picture[np.rint(ys * ratio).astype(int)][:, np.rint(xs * ratio).astype(int)]
+
+
+def test_bev_features_lie_at_their_cells_forward_up(opened, reader):
     view = opened(reader)
     set_score(view, 1)
     view.uncheck("#annotated")
-    for name in (*CAMERAS, "bev"):
-        assert len(np.unique(pixels(view, name).reshape(-1, 4), axis=0)) > 50, name
-    with_cells, energy = pixels(view, "CAM_BACK"), pixels(view, "bev")
-    view.uncheck("#level-0")
-    assert (pixels(view, "CAM_BACK") != with_cells).any(-1).mean() > 0.2  # a third of the cells is stored
-    view.check("[name=map][value=components]")
-    components = pixels(view, "bev")
-    assert (components != energy).any(-1).mean() > 0.1
-    view.check("[name=map][value=none]")
-    assert (pixels(view, "bev") != components).any(-1).mean() > 0.1
+    settled(view)
+    centres = np.linspace(-38, 38, 20).tolist()  # of 20x20 cells over 80 m
+    xs, ys = (np.array(view.evaluate(f"(v) => v.map(bevScale.{axis})", centres)) for axis in "XY")
+    assert xs[0] < xs[-1] and ys[0] > ys[-1]
+    stored = np.arange(400).reshape(20, 20) % STEP == 0
+    stored[9:11, 9:11] = False
+    seen = {}
+    for name in ("energy", "components", "none"):
+        view.check(f"[name=map][value={name}]")
+        seen[name] = at_centres(view, pixels(view, "bev"), "bev", xs, ys)
+        differs = (seen[name] != [226, 223, 222, 255]).any(-1)  # from the ground of what is not stored
+        differs[9:11, 9:11] = False  # the ego vehicle
+        np.testing.assert_array_equal(differs, stored & (name != "none"), name)
+    assert (seen["energy"] != seen["components"]).any(-1)[stored].mean() > 0.9
+
+
+def test_stored_cells_lie_over_the_images(opened, reader):
+    view = opened(reader)
+    set_score(view, 1)
+    view.uncheck("#annotated")
+    settled(view)
+    width, height = view.evaluate("[figures[0].canvas.clientWidth, figures[0].canvas.clientHeight]")
+    xs, ys = (np.arange(36) + 0.5) / 36 * width, (np.arange(20) + 0.5) / 20 * height
+    for camera, name in enumerate(CAMERAS):
+        with_cells = pixels(view, name)
+        view.uncheck("#level-0")
+        image = pixels(view, name)
+        view.check("#level-0")
+        stored = (camera * 720 + np.arange(720).reshape(20, 36)) % STEP == 0
+        changed = (at_centres(view, with_cells, name, xs, ys) != at_centres(view, image, name, xs, ys)).any(-1)
+        np.testing.assert_array_equal(changed, stored, name)
+        assert len(np.unique(image.reshape(-1, 4), axis=0)) > 1000, name  # an image, not a plain ground
+
+
+def test_boxes_are_projected_as_the_focal_areas_are(opened, reader, index):
+    view = opened(reader)
+    for number, token in enumerate(reader.tokens):
+        frame = index[index.row(token)]
+        matrices = torch.from_numpy(lidar2img(frame.intrinsics, frame.lidar2cam)).float()
+        boxes = torch.from_numpy(np.nan_to_num(frame.boxes))
+        rectangles, valid = project_boxes(boxes, matrices, (160, 288))
+        for camera in range(6):
+            script = "([n, c]) => frames[n].annotated.map((box) => outline(frames[n].projection[c], box)?.area ?? null)"
+            areas = view.evaluate(script, [number, camera])
+            assert [area is not None for area in areas] == valid[:, camera].tolist()
+            for area, want in zip(areas, rectangles[:, camera], strict=True):
+                if area is not None:
+                    np.testing.assert_allclose(np.clip(area, 0, 1) * [288, 160, 288, 160], want, atol=1)
 
 
 def test_keys_and_buttons_walk_through_the_frames(opened, reader):
@@ -313,3 +363,41 @@ def test_a_narrow_dark_page_fits_its_window(opened, reader):
     settled(view)
     assert view.evaluate("document.documentElement.scrollWidth") <= 400
     assert view.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
+
+
+def run_inspect(*args: object):
+    return CliRunner().invoke(app, ["inspect", *map(str, args)])
+
+
+def test_inspect_prints_a_table_and_writes_a_page(reader, world, world_index, tmp_path):
+    place = ["--index", world_index, "--root", world, "--html", tmp_path / "page.html"]
+    lines = run_inspect(reader.path, *place, "--frames", 4, "--width", 64).stdout.splitlines()
+    values = next(line.split() for line in lines if line.startswith("bev/values"))
+    # six frames with 58 of 400 cells of eight float16
+    assert values[1:8] == ["6", "x", "400", "x", "8", "float16", f"{6 * 58 * 8 * 2 / 1e6:.3f}"] and values[-2] == "14.5"
+    assert float(values[9]) == pytest.approx(float(values[7]) / float(values[8]), abs=0.1)
+    assert any(line.startswith("6 frames in 2 scenes") for line in lines)
+    assert "4 frames" in lines[-2] and lines[-1].startswith("2 more frames are not on the page; choose with --scene")
+    assert (tmp_path / "page.html").read_text().count('"token":') == 4
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--html", "page.html"], "drawing frames needs --index and --root"),
+        (["--html", "page.html", "--index", "none.npz", "--root", "{root}"], "index none.npz does not exist"),
+        (["--html", "page.html", "--index", "{index}", "--root", "none"], "none has no folder v1.0-world"),
+        (["--html", "page.html", "--index", "{index}", "--root", "{root}", "--token", "zz"], "has no frame zz"),
+        (["--html", "{index}/page.html", "--index", "{index}", "--root", "{root}"], "page.html cannot be written"),
+    ],
+)
+def test_what_a_page_lacks_is_told_in_one_line(reader, world, world_index, args, message):
+    done = run_inspect(reader.path, *(arg.format(root=world, index=world_index) for arg in args))
+    assert isinstance(done.exception, FD3DError | StoreError)
+    assert message in str(done.exception) and "\n" not in str(done.exception)
+
+
+def test_an_unfinished_store_is_not_inspected(reader, tmp_path):
+    shutil.copytree(reader.path, tmp_path / "store")
+    (tmp_path / "store" / "manifest.json").unlink()
+    assert "its dump is not finished" in str(run_inspect(tmp_path / "store").exception)
