@@ -10,8 +10,6 @@ from pipeline.errors import FD3DError
 if TYPE_CHECKING:
     from store_schema import StoreReader
 
-_MANIFEST = ("expert", "data", "image", "history", "coordinates", "focal", "libraries")
-
 
 def inspect(
     store: Annotated[Path, typer.Argument(help="Folder of a finished store.")],
@@ -98,8 +96,10 @@ def _cells(row: dict[str, Any], share: str | None) -> tuple[str, ...]:
 
 def manifest_lines(manifest: dict[str, Any]) -> list[str]:
     """What made a store: a heading per section, a line per entry."""
+    from store_schema.manifest import MADE_BY
+
     lines = []
-    for section in _MANIFEST:
+    for section in MADE_BY:
         entries = manifest.get(section)
         if not isinstance(entries, dict):
             lines.append(f"{section}: {entries}")

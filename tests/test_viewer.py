@@ -24,7 +24,7 @@ from store_schema import StoreError, StoreReader, StoreSchema, StoreWriter
 QUERIES, LAYERS = 6, 2
 PC_RANGE = [-40.0, -40.0, -5.0, 40.0, 40.0, 3.0]
 BEV, LEVEL = (20, 20, 8), (20, 36, 8, 8)
-STEP = 7  # every seventh cell is stored: a pattern that no mirror image of a map has
+STEP = 11  # every eleventh cell is stored: a pattern that no mirror image of a map has
 
 
 def make_store(path: Path, index: FrameIndex, **settings) -> StoreReader:
@@ -373,8 +373,8 @@ def test_inspect_prints_a_table_and_writes_a_page(reader, world, world_index, tm
     place = ["--index", world_index, "--root", world, "--html", tmp_path / "page.html"]
     lines = run_inspect(reader.path, *place, "--frames", 4, "--width", 64).stdout.splitlines()
     values = next(line.split() for line in lines if line.startswith("bev/values"))
-    # six frames with 58 of 400 cells of eight float16
-    assert values[1:8] == ["6", "x", "400", "x", "8", "float16", f"{6 * 58 * 8 * 2 / 1e6:.3f}"] and values[-2] == "14.5"
+    # six frames with 37 of 400 cells of eight float16
+    assert values[1:8] == ["6", "x", "400", "x", "8", "float16", f"{6 * 37 * 8 * 2 / 1e6:.3f}"] and values[-2] == "9.2"
     assert float(values[9]) == pytest.approx(float(values[7]) / float(values[8]), abs=0.1)
     assert any(line.startswith("6 frames in 2 scenes") for line in lines)
     assert "4 frames" in lines[-2] and lines[-1].startswith("2 more frames are not on the page; choose with --scene")

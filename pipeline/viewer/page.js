@@ -2,11 +2,38 @@
 const { store, frames } = JSON.parse(document.getElementById("payload").textContent);
 const $ = (id) => document.getElementById(id);
 
-const COLOURS = { expert: "#ff5a36", annotated: "#27c76f", chosen: "#ffe14d", sampled: "#ff3df2", reference: "#ffffff" };
+const COLOURS = {
+  expert: "#ff5a36",
+  annotated: "#27c76f",
+  chosen: "#ffe14d",
+  sampled: "#ff3df2",
+  reference: "#ffffff",
+};
 const LEVELS = ["#12c9f5", "#ffab1a", "#b98cff", "#9be34a", "#ff7ab8"];
 // dark blue to pale yellow, even in lightness
-const RAMP = [[34, 29, 88], [38, 76, 153], [42, 128, 178], [75, 175, 183], [143, 211, 178], [214, 236, 178], [255, 255, 214]];
-const EDGES = [[0, 1], [0, 2], [0, 4], [1, 3], [1, 5], [2, 3], [2, 6], [3, 7], [4, 5], [4, 6], [5, 7], [6, 7]];
+const RAMP = [
+  [34, 29, 88],
+  [38, 76, 153],
+  [42, 128, 178],
+  [75, 175, 183],
+  [143, 211, 178],
+  [214, 236, 178],
+  [255, 255, 214],
+];
+const EDGES = [
+  [0, 1],
+  [0, 2],
+  [0, 4],
+  [1, 3],
+  [1, 5],
+  [2, 3],
+  [2, 6],
+  [3, 7],
+  [4, 5],
+  [4, 6],
+  [5, 7],
+  [6, 7],
+];
 const NEAR = 0.1; // metres: what is nearer to the image plane is cut off before projection
 const PAD = { left: 44, right: 10, top: 10, bottom: 38 }; // around the bird's-eye view, CSS pixels
 
@@ -59,7 +86,9 @@ function levelMaps(level, number) {
   const { rows, columns } = store.levels[number];
   const cells = bytes(level.cells);
   const colour = [...rgb(LEVELS[number % LEVELS.length]), 105];
-  return store.cameras.map((_, camera) => raster(columns, rows, (i) => bit(cells, camera * rows * columns + i) && colour));
+  return store.cameras.map((_, camera) =>
+    raster(columns, rows, (i) => bit(cells, camera * rows * columns + i) && colour),
+  );
 }
 
 function load(number) {
@@ -87,7 +116,7 @@ function load(number) {
 function corners([x, y, z, length, width, height, yaw]) {
   const [c, s] = [Math.cos(yaw), Math.sin(yaw)];
   return Array.from({ length: 8 }, (_, i) => {
-    const [a, b] = [((i >> 2 & 1) - 0.5) * length, ((i >> 1 & 1) - 0.5) * width];
+    const [a, b] = [(((i >> 2) & 1) - 0.5) * length, (((i >> 1) & 1) - 0.5) * width];
     return [x + c * a - s * b, y + s * a + c * b, z + ((i & 1) - 0.5) * height];
   });
 }
@@ -97,7 +126,7 @@ function project(matrix, [x, y, z]) {
   return [0, 4, 8].map((row) => matrix[row] * x + matrix[row + 1] * y + matrix[row + 2] * z + matrix[row + 3]);
 }
 
-/** Lines of a projected box in shares of the image, parts behind the camera cut off; null where none is in the image. */
+/** Lines of a projected box in shares of the image, cut off at the camera; null where none is in the image. */
 function outline(matrix, box) {
   const points = corners(box).map((corner) => project(matrix, corner));
   const lines = [];
@@ -107,7 +136,8 @@ function outline(matrix, box) {
     if (p[2] < NEAR || q[2] < NEAR) {
       const share = (NEAR - p[2]) / (q[2] - p[2]);
       const cut = p.map((v, i) => v + share * (q[i] - v));
-      if (p[2] < NEAR) p = cut; else q = cut;
+      if (p[2] < NEAR) p = cut;
+      else q = cut;
     }
     lines.push([p[0] / p[2], p[1] / p[2], q[0] / q[2], q[1] / q[2]]);
   }
@@ -157,7 +187,10 @@ function fit(canvas, aspect) {
 /** Lines with a dark rim, so that they show on any background. */
 function stroke(context, path, colour, width, dash = []) {
   context.lineCap = dash.length ? "butt" : "round";
-  for (const [style, wide, pattern] of [["rgba(0,0,0,.5)", width + 1.6, []], [colour, width, dash]]) {
+  for (const [style, wide, pattern] of [
+    ["rgba(0,0,0,.5)", width + 1.6, []],
+    [colour, width, dash],
+  ]) {
     context.beginPath();
     path(context);
     Object.assign(context, { strokeStyle: style, lineWidth: wide });
@@ -193,10 +226,11 @@ function drawCamera(figure, frame, entry, shown, active) {
   const line = (box, colour, thickness, dash) => {
     const found = outline(frame.projection[camera], box);
     if (found) {
-      const path = (c) => found.lines.forEach(([a, b, d, e]) => {
-        c.moveTo(a * width, b * height);
-        c.lineTo(d * width, e * height);
-      });
+      const path = (c) =>
+        found.lines.forEach(([a, b, d, e]) => {
+          c.moveTo(a * width, b * height);
+          c.lineTo(d * width, e * height);
+        });
       stroke(context, path, colour, thickness, dash);
     }
     return found;
@@ -285,12 +319,18 @@ function drawBev(frame, entry, shown, active) {
   const footprint = (box, colour, thickness, dash) => {
     const c = corners(box);
     const front = [(c[4][0] + c[6][0]) / 2, (c[4][1] + c[6][1]) / 2];
-    stroke(context, (path) => {
-      [4, 6, 2, 0].forEach((i, k) => path[k ? "lineTo" : "moveTo"](X(c[i][0]), Y(c[i][1])));
-      path.closePath();
-      path.moveTo(X(box[0]), Y(box[1]));
-      path.lineTo(X(front[0]), Y(front[1]));
-    }, colour, thickness, dash);
+    stroke(
+      context,
+      (path) => {
+        [4, 6, 2, 0].forEach((i, k) => path[k ? "lineTo" : "moveTo"](X(c[i][0]), Y(c[i][1])));
+        path.closePath();
+        path.moveTo(X(box[0]), Y(box[1]));
+        path.lineTo(X(front[0]), Y(front[1]));
+      },
+      colour,
+      thickness,
+      dash,
+    );
   };
   if ($("annotated").checked) frame.annotated.forEach((box) => footprint(box, COLOURS.annotated, 1.4, [4, 3]));
   const others = shown.filter((query) => query !== active);
@@ -299,14 +339,15 @@ function drawBev(frame, entry, shown, active) {
     if (shown.includes(active)) footprint(frame.boxes[active], COLOURS.chosen, 2.6);
   }
   if (frame.reference && $("reference").checked) {
-    for (const query of others) dot(context, X(frame.reference[query][0]), Y(frame.reference[query][1]), 2.2, COLOURS.reference);
+    for (const query of others)
+      dot(context, X(frame.reference[query][0]), Y(frame.reference[query][1]), 2.2, COLOURS.reference);
   }
   if (active !== null) {
     const positions = sampled(frame, entry, active);
     const most = Math.max(...positions.map((p) => p.weight), 1e-9);
     for (const p of positions) dot(context, X(p.x), Y(p.y), 3.6, COLOURS.sampled, 0.12 + 0.88 * (p.weight / most));
     if (frame.reference && $("reference").checked) {
-      dot(context, X(frame.reference[active][0]), Y(frame.reference[active][1]), 3.4, COLOURS.reference);
+      dot(context, X(frame.reference[active][0]), Y(frame.reference[active][1]), 2, COLOURS.reference);
     }
   }
   context.beginPath(); // the ego vehicle
@@ -325,15 +366,16 @@ let bevScale = null;
 let requested = 0;
 
 function draw() {
-  if (!requested) requested = requestAnimationFrame(() => {
-    requested = 0;
-    const frame = frames[state.frame];
-    const entry = load(state.frame);
-    const shown = visible(frame);
-    const active = state.hovered ?? state.chosen;
-    for (const figure of figures) drawCamera(figure, frame, entry, shown, active);
-    drawBev(frame, entry, shown, active);
-  });
+  if (!requested)
+    requested = requestAnimationFrame(() => {
+      requested = 0;
+      const frame = frames[state.frame];
+      const entry = load(state.frame);
+      const shown = visible(frame);
+      const active = state.hovered ?? state.chosen;
+      for (const figure of figures) drawCamera(figure, frame, entry, shown, active);
+      drawBev(frame, entry, shown, active);
+    });
 }
 
 // ---- words -----------------------------------------------------------------------------------------------------
@@ -343,11 +385,13 @@ function element(name, text = "", properties = {}) {
 }
 
 function rows(table, pairs) {
-  table.replaceChildren(...pairs.map(([name, value]) => {
-    const row = element("tr");
-    row.append(element("th", name, { scope: "row" }), element("td", value));
-    return row;
-  }));
+  table.replaceChildren(
+    ...pairs.map(([name, value]) => {
+      const row = element("tr");
+      row.append(element("th", name, { scope: "row" }), element("td", value));
+      return row;
+    }),
+  );
 }
 
 const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
@@ -364,17 +408,19 @@ function updateList() {
   if (!shown.includes(state.hovered)) state.hovered = null;
   $("from").textContent = state.score.toFixed(2);
   $("shown").textContent = `${shown.length} of ${frame.score.length} queries`;
-  $("list").replaceChildren(...shown.map((query) => {
-    const row = element("div", "", { id: `query-${query}`, query });
-    row.setAttribute("role", "option");
-    row.append(
-      element("span", `#${query}`),
-      element("span", named(frame.label[query])),
-      element("span", frame.score[query].toFixed(2)),
-      element("span", `${metres(frame.boxes[query].slice(0, 2))} m`),
-    );
-    return row;
-  }));
+  $("list").replaceChildren(
+    ...shown.map((query) => {
+      const row = element("div", "", { id: `query-${query}`, query });
+      row.setAttribute("role", "option");
+      row.append(
+        element("span", `#${query}`),
+        element("span", named(frame.label[query])),
+        element("span", frame.score[query].toFixed(2)),
+        element("span", `${metres(frame.boxes[query].slice(0, 2))} m`),
+      );
+      return row;
+    }),
+  );
   updateChosen();
 }
 
@@ -384,7 +430,9 @@ function updateChosen() {
   for (const row of $("list").children) row.setAttribute("aria-selected", row.query === query);
   if (query === null) {
     $("list").removeAttribute("aria-activedescendant");
-    const where = { bev: "the BEV positions it samples", cameras: "the points it projects into the images" }[store.reading];
+    const where = { bev: "the BEV positions it samples", cameras: "the points it projects into the images" }[
+      store.reading
+    ];
     $("chosen").textContent = `Choose a box in a picture or a line of the list${where ? ` to see ${where}` : ""}.`;
     return;
   }
@@ -401,11 +449,16 @@ function updateChosen() {
   if (frame.reference) facts.push(["reference x, y, z", `${metres(frame.reference[query])} m`]);
   if (store.reading === "cameras") {
     const { weights } = sampled(frame, load(state.frame), query)[0];
-    const seen = store.cameras.flatMap((name, i) => (weights[i] > 0 ? [`${name} ${(weights[i] * frame.largest).toFixed(2)}`] : []));
+    const seen = store.cameras.flatMap((name, i) =>
+      weights[i] > 0 ? [`${name} ${(weights[i] * frame.largest).toFixed(2)}`] : [],
+    );
     facts.push([`weights, layer ${state.layer + 1}`, seen.join(", ") || "not visible in any camera"]);
   } else if (store.reading === "bev") {
     const largest = Math.max(...sampled(frame, load(state.frame), query).map((p) => p.weight));
-    facts.push([`positions, layer ${state.layer + 1}`, `${store.positions}, largest attention ${(largest * frame.largest).toFixed(2)}`]);
+    facts.push([
+      `positions, layer ${state.layer + 1}`,
+      `${store.positions}, largest attention ${(largest * frame.largest).toFixed(2)}`,
+    ]);
   }
   const table = element("table");
   rows(table, facts);
@@ -419,8 +472,13 @@ function updateScale() {
     const stops = RAMP.map((colour) => `rgb(${colour})`).join(",");
     const bar = element("span", "", { className: "ramp" });
     bar.style.background = `linear-gradient(90deg, ${stops})`;
-    $("scale").replaceChildren("L2 norm of the features ", store.bev.energy[0].toFixed(2), bar, store.bev.energy[1].toFixed(2),
-      ", one scale for all frames; grey: not stored");
+    $("scale").replaceChildren(
+      "L2 norm of the features ",
+      store.bev.energy[0].toFixed(2),
+      bar,
+      store.bev.energy[1].toFixed(2),
+      ", one scale for all frames; grey: not stored",
+    );
   } else if (map === "components") {
     const parts = ["#e5484d", "#30a46c", "#3b82f6"].map((colour, i) => {
       const swatch = element("span", "", { className: "swatch" });
@@ -479,9 +537,15 @@ function underBev(px, py) {
     return Math.abs(c * x + s * y) <= box[3] / 2 + slack && Math.abs(c * y - s * x) <= box[4] / 2 + slack;
   };
   const area = (box) => [0, 0, box[3], box[4]];
-  const hits = $("expert").checked ? visible(frame).filter((q) => inside(frame.boxes[q])).map((query) => ({ query, area: area(frame.boxes[query]) })) : [];
+  const hits = $("expert").checked
+    ? visible(frame)
+        .filter((q) => inside(frame.boxes[q]))
+        .map((query) => ({ query, area: area(frame.boxes[query]) }))
+    : [];
   if ($("annotated").checked) {
-    frame.annotated.forEach((box, annotated) => { if (inside(box)) hits.push({ annotated, area: area(box) }); });
+    frame.annotated.forEach((box, annotated) => {
+      if (inside(box)) hits.push({ annotated, area: area(box) });
+    });
   }
   if (!hits.some((hit) => hit.query !== undefined) && frame.reference && $("reference").checked) {
     for (const query of visible(frame)) {
@@ -502,9 +566,11 @@ function listen(canvas, find) {
     tip.hidden = !hit;
     canvas.style.cursor = hit?.query !== undefined ? "pointer" : "";
     if (hit) {
-      tip.textContent = hit.query !== undefined
-        ? `${named(frame.label[hit.query])} ${frame.score[hit.query].toFixed(2)}\nquery #${hit.query} at ${metres(frame.boxes[hit.query].slice(0, 2))} m`
-        : `${named(frame.annotated_label[hit.annotated])}, annotated\nat ${metres(frame.annotated[hit.annotated].slice(0, 2))} m`;
+      const place = metres((frame.boxes[hit.query] ?? frame.annotated[hit.annotated]).slice(0, 2));
+      tip.textContent =
+        hit.query !== undefined
+          ? `${named(frame.label[hit.query])} ${frame.score[hit.query].toFixed(2)}\nquery #${hit.query} at ${place} m`
+          : `${named(frame.annotated_label[hit.annotated])}, annotated\nat ${place} m`;
       tip.style.left = `${Math.min(event.clientX + 12, window.innerWidth - tip.offsetWidth - 4)}px`;
       tip.style.top = `${Math.min(event.clientY + 14, window.innerHeight - tip.offsetHeight - 4)}px`;
     }
@@ -541,17 +607,21 @@ const figures = store.grid.map((camera) => {
 });
 
 function flat(value, path = "") {
-  if (value === null || typeof value !== "object" || Array.isArray(value)) return [[path, Array.isArray(value) ? value.join(", ") : String(value)]];
+  if (value === null || typeof value !== "object" || Array.isArray(value))
+    return [[path, Array.isArray(value) ? value.join(", ") : String(value)]];
   return Object.entries(value).flatMap(([key, inner]) => flat(inner, path ? `${path}.${key}` : key));
 }
 
 function start() {
   document.title = `${store.name}: cached frames`;
   $("title").textContent = store.name;
-  const stored = [...(store.bev?.coverage != null ? [`BEV ${percent(store.bev.coverage)}`] : []),
-    ...store.levels.flatMap((level, i) => (level.coverage != null ? [`level ${i} ${percent(level.coverage)}`] : []))];
-  $("facts").textContent = `${frames.length} of ${store.total} frames, ${store.layout} layout`
-    + (stored.length ? `, stored cells: ${stored.join(", ")}` : ", whole maps stored");
+  const stored = [
+    ...(store.bev?.coverage != null ? [`BEV ${percent(store.bev.coverage)}`] : []),
+    ...store.levels.flatMap((level, i) => (level.coverage != null ? [`level ${i} ${percent(level.coverage)}`] : [])),
+  ];
+  $("facts").textContent =
+    `${frames.length} of ${store.total} frames, ${store.layout} layout` +
+    (stored.length ? `, stored cells: ${stored.join(", ")}` : ", whole maps stored");
   let group = null;
   frames.forEach((frame, i) => {
     if (group?.label !== frame.scene) {
@@ -564,15 +634,19 @@ function start() {
     const label = element("label");
     const key = element("i", "", { className: "key level" });
     key.style.background = LEVELS[i % LEVELS.length];
-    label.append(element("input", "", { type: "checkbox", id: `level-${i}`, checked: i === 0 }), key,
-      `level ${i}, stride ${level.stride}`);
+    label.append(
+      element("input", "", { type: "checkbox", id: `level-${i}`, checked: i === 0 }),
+      key,
+      `level ${i}, stride ${level.stride}`,
+    );
     $("levels").append(label);
   });
   $("levels").hidden = !store.levels.length;
   $("map").hidden = !store.bev;
   $("reference-label").hidden = !frames[0].reference;
   $("reading").hidden = !store.layers;
-  $("reading-name").textContent = store.reading === "bev" ? "Sampled positions, opacity: attention" : "Projected points, opacity: weight";
+  $("reading-name").textContent =
+    store.reading === "bev" ? "Sampled positions, opacity: attention" : "Projected points, opacity: weight";
   for (let layer = 0; layer < store.layers; layer++) $("layer").append(element("option", layer + 1, { value: layer }));
   $("layer").value = state.layer;
   $("score").value = state.score;
@@ -600,7 +674,8 @@ function start() {
   });
   listen($("bev"), underBev);
   document.addEventListener("keydown", (event) => {
-    if (event.altKey || event.ctrlKey || event.metaKey || event.target.closest("select, input:not([type=checkbox])")) return;
+    if (event.altKey || event.ctrlKey || event.metaKey || event.target.closest("select, input:not([type=checkbox])"))
+      return;
     const shown = visible(frames[state.frame]);
     const at = shown.indexOf(state.chosen);
     const actions = {

@@ -15,10 +15,10 @@ from pipeline.errors import FD3DError
 from pipeline.figures import CAMERA_GRID, jpeg
 from pipeline.viewer.colours import FeatureScales
 from store_schema import StoreReader
+from store_schema.manifest import MADE_BY
 from store_schema.schema import SAMPLING_RANGE, pack_sampling
 
 _QUALITY = 75
-_MANIFEST = ("expert", "data", "image", "history", "coordinates", "focal", "libraries")
 
 
 def choose_frames(
@@ -99,7 +99,7 @@ def page_facts(reader: StoreReader, scales: FeatureScales | None, min_score: flo
             for i, (rows, columns, _, stride) in enumerate(_levels(reader))
         ],
         "bev": None,
-        "manifest": {name: reader.manifest[name] for name in _MANIFEST if name in reader.manifest},
+        "manifest": {name: reader.manifest[name] for name in MADE_BY if name in reader.manifest},
     }
     if schema.bev and scales:
         facts["bev"] = {
