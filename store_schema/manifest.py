@@ -8,6 +8,8 @@ from typing import Any
 from .errors import StoreError
 
 MANIFEST = "manifest.json"
+MADE_BY = ("expert", "data", "image", "history", "coordinates", "focal", "libraries")
+"""Sections of a manifest that tell a person what made a store."""
 # facts about the run that do not change what is stored
 _INCIDENTAL = ("libraries", "shards", "statistics", "coverage", "files")
 

@@ -138,19 +138,25 @@ def read_row(
 
 
 def describe(path: str | Path) -> list[dict[str, Any]]:
-    """A row per array: name, shape, type, bytes on disk, bytes uncompressed without padding rows' share."""
+    """A row per array: name, shape, type, bytes on disk, bytes uncompressed without padding rows and cells."""
     reader = StoreReader(path)
-    rows = []
-    for name, spec in (reader.schema.arrays() | reader.schema.constants()).items():
+    rows, per_frame = [], reader.schema.arrays()
+    for name, spec in (per_frame | reader.schema.constants()).items():
         array = _array(reader.group, name)
         stored = sum(file.stat().st_size for file in (reader.path / name).rglob("*") if file.is_file())
+        items = int(np.prod(array.shape, dtype=np.int64))
+        if name in per_frame:
+            items = len(reader.tokens) * int(np.prod(array.shape[1:], dtype=np.int64))
+        map_name = name.rpartition("/")[0]
+        if map_name in reader._counts and not name.endswith("/count"):
+            items = int(reader._counts[map_name].sum()) * int(np.prod(array.shape[2:], dtype=np.int64))
         rows.append(
             {
                 "array": name,
                 "shape": tuple(array.shape),
                 "dtype": str(array.dtype),
                 "bytes": stored,
-                "raw_bytes": int(np.prod(array.shape, dtype=np.int64)) * array.dtype.itemsize,
+                "raw_bytes": items * array.dtype.itemsize,
                 "about": spec.about,
             }
         )
