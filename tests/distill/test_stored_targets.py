@@ -128,9 +128,7 @@ def test_contradictory_settings_are_refused(changes, message):
         DumpSettings(FocalRule(), **changes)
 
 
-@pytest.fixture(scope="module")
-def apprentice(project, store, source):
-    """A distiller, its pyramid and BEV map for two frames, and their metainfo."""
+def distiller(project, store):
     cfg = load_config(project / "configs/world/apprentice.py")
     torch.manual_seed(0)
     model = MODELS.build(
@@ -145,6 +143,25 @@ def apprentice(project, store, source):
         )
     )
     model.init_weights()
+    return cfg, model
+
+
+def test_training_reads_codes_and_the_stored_layers_only(project, coded, source):
+    cfg, model = distiller(project, coded)
+    assert model.layers == (0,) and model.value_proj_weight.shape == (1, 64, 64)
+    data = DATASETS.build(frame_dataset(cfg, source, train=True, store=coded, cache_mb=10))
+    batch = model.data_preprocessor(collate([data[1], data[5]]))
+    assert all(sample.expert["bev/values"].dtype == np.uint8 for sample in batch["data_samples"])
+    losses = model(batch["inputs"], batch["data_samples"], mode="loss")
+    (losses["loss_pv"] + losses["loss_bev"] + losses["loss_fine"]).backward()
+    assert all(losses[name].item() > 0 for name in ("loss_pv", "loss_bev", "loss_fine"))
+    assert all(g.isfinite().all() for g in (weight.grad for weight in model.parameters()) if g is not None)
+
+
+@pytest.fixture(scope="module")
+def apprentice(project, store, source):
+    """A distiller, its pyramid and BEV map for two frames, and their metainfo."""
+    cfg, model = distiller(project, store)
     data = DATASETS.build(frame_dataset(cfg, source, train=True))
     batch = model.data_preprocessor(collate([data[1], data[5]]))
     model.train()
