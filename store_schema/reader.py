@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from .direct import DirectArray, direct_arrays
 from .errors import StoreError
 from .manifest import MANIFEST, read_json
 from .schema import SCHEMA_VERSION, StoreSchema, unpack_sampling
@@ -46,8 +47,8 @@ class StoreReader:
         return zarr.open_group(self.path, mode="r")
 
     @cached_property
-    def _arrays(self) -> dict[str, zarr.Array]:
-        return open_arrays(self.group, self.schema)
+    def _arrays(self) -> dict[str, zarr.Array | DirectArray]:
+        return direct_arrays(self.path, open_arrays(self.group, self.schema))
 
     @cached_property
     def _counts(self) -> dict[str, np.ndarray]:
@@ -116,14 +117,14 @@ def open_arrays(group: zarr.Group, schema: StoreSchema) -> dict[str, zarr.Array]
     return {path: _array(group, path) for path in schema.arrays()}
 
 
-def read_counts(arrays: Mapping[str, zarr.Array], schema: StoreSchema) -> dict[str, np.ndarray]:
+def read_counts(arrays: Mapping[str, zarr.Array | DirectArray], schema: StoreSchema) -> dict[str, np.ndarray]:
     """Stored cells of every row, (N,) by the name of the map (``bev``, ``pv/0``, ...)."""
     paths = [path for path, spec in schema.arrays().items() if spec.kind == "count"]
     return {path.removesuffix("/count"): np.asarray(arrays[path][:]) for path in paths}
 
 
 def read_row(
-    arrays: Mapping[str, zarr.Array], counts: Mapping[str, np.ndarray], schema: StoreSchema, row: int
+    arrays: Mapping[str, zarr.Array | DirectArray], counts: Mapping[str, np.ndarray], schema: StoreSchema, row: int
 ) -> dict[str, np.ndarray]:
     """One row's arrays as :meth:`StoreReader.read` gives them."""
     out: dict[str, np.ndarray] = {}
