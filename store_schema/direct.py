@@ -98,7 +98,7 @@ class ShardFile:
             out[:] = 0
             return
         stored = bytearray(4)
-        if length != len(out) + 4 or os.preadv(self.descriptor, [memoryview(out), stored], offset) != length:
+        if length != len(out) + 4 or os.preadv(self.descriptor, [out.data, stored], offset) != length:
             raise ValueError(f"chunk {number} of {self.path} has {length} bytes, expected {len(out) + 4}")
         check_crc32c(out, stored, f"chunk {number} of {self.path}")
 
@@ -111,7 +111,7 @@ class DirectArray:
         shape: (N, ...).
         chunk: of one row: a row has ``shape[1:]`` cut into chunks along its first dimension.
         frames: rows of a shard.
-        decompress: of an encoded chunk, None where chunks are stored raw.
+        decompress: an encoded chunk into bytes (n,); None where chunks are stored raw.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class DirectArray:
         dtype: np.dtype[Any],
         chunk: tuple[int, ...],
         frames: int,
-        decompress: Callable[[Any], bytes] | None,
+        decompress: Callable[[Any, Any], Any] | None,
     ) -> None:
         self.folder, self.shape, self.dtype, self.chunk, self.frames = folder, shape, dtype, chunk, frames
         self.decompress = decompress
@@ -185,7 +185,10 @@ class DirectArray:
                     file.read_raw(number, raw[i])
                     continue
                 encoded = file.read_chunk(number)
-                raw[i] = 0 if encoded is None else np.frombuffer(self.decompress(encoded), np.uint8)
+                if encoded is None:
+                    raw[i] = 0
+                else:
+                    self.decompress(encoded, raw[i])
         return out[:count]
 
     def _open(self, shard: int) -> ShardFile:
