@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +31,8 @@ from pipeline.models.detector import MultiCameraDetector
 from pipeline.models.fold import fold_batchnorm
 from pipeline.prediction import frame_batches, load_detector
 from pipeline.training import FrameSource
-from store_schema import StoreSchema, StoreWriter
+from store_schema import StoreSchema, StoreWriter, dequantise, quantise
+from store_schema.schema import VALUES
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class DumpSettings:
     """Queries kept and areas stored around them."""
     layout: str = "focal"
     """``focal`` stores only the areas, ``dense`` the whole maps."""
+    values: str = "float16"
+    """Features of the areas as ``float16``, or as ``uint8`` with a scale and an offset per cell: half the bytes."""
+    layers: int | None = None
+    """Last decoder layers whose reading is stored, and whose positions' cells; all by default."""
     frames_per_shard: int = 40
     """Rows of one shard; a shard holds whole scenes, so this is at least the longest scene."""
     bev_capacity: float = 1.0
@@ -56,6 +61,14 @@ class DumpSettings:
     def __post_init__(self) -> None:
         if self.layout not in ("focal", "dense"):
             raise FD3DError(f"dump.layout is '{self.layout}'; use focal or dense")
+        if self.values not in VALUES:
+            raise FD3DError(f"dump.values is '{self.values}'; use {' or '.join(VALUES)}")
+        if self.values == "uint8" and self.layout == "dense":
+            raise FD3DError(
+                "dump.values is uint8 but dump.layout is dense; dense maps are float16, or use layout focal"
+            )
+        if self.layers is not None and self.layers < 1:
+            raise FD3DError(f"dump.layers is {self.layers}; it must be at least 1, or null for all layers")
         for name in ("bev_capacity", "pv_capacity"):
             if not 0 < getattr(self, name) <= 1:
                 raise FD3DError(f"dump.{name} is {getattr(self, name)}; it is a share in (0, 1]")
@@ -83,7 +96,7 @@ class RunningMoments:
 
 
 def focal_cells(
-    frame: ExpertFrame, rule: FocalRule, pc_range: Sequence[float], lidar2img: Tensor
+    frame: ExpertFrame, rule: FocalRule, pc_range: Sequence[float], lidar2img: Tensor, layers: int = 0
 ) -> tuple[Tensor | None, list[Tensor]]:
     """Cells to store: BEV (H, W), and per pyramid level (V, Hl, Wl); boolean.
 
@@ -91,6 +104,7 @@ def focal_cells(
 
     Args:
         lidar2img: (V, 4, 4) to pixels of the expert's unpadded image.
+        layers: last decoder layers whose positions count; 0 for all.
     """
     trusted = frame.score >= rule.min_score
     boxes, bev, levels = frame.boxes[trusted], None, []
@@ -98,7 +112,7 @@ def focal_cells(
         size = (frame.bev.shape[-2], frame.bev.shape[-1])
         bev = bev_footprints(boxes, pc_range, size, rule.bev_margin).any(0)
         if isinstance(frame.reading, BEVReading):
-            bev = bev | sampling_neighbours(frame.reading.sampling, size)
+            bev = bev | sampling_neighbours(frame.reading.sampling[-layers:], size)
     if frame.pv:
         image_hw = padded_size(frame)
         rectangles, valid = project_boxes(boxes, lidar2img, image_hw)
@@ -122,43 +136,57 @@ def padded_size(frame: ExpertFrame) -> tuple[int, int]:
     return frame.image_hw
 
 
-def _packed(feature: Tensor, mask: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Channel-last values (k, C) float16 and flat cell numbers (k,) of the True cells; feature (..., C, H, W)."""
+def _packed(name: str, feature: Tensor, mask: Tensor, values: str) -> dict[str, np.ndarray]:
+    """The True cells of a map, channel last, as the store's arrays of that map; feature (..., C, H, W)."""
     last = feature.movedim(-3, -1)
     index = mask.flatten().nonzero()[:, 0]
-    values = last.reshape(-1, last.shape[-1])[index]
-    return values.half().cpu().numpy(), index.cpu().numpy()
+    cells = last.reshape(-1, last.shape[-1])[index]
+    packed = {f"{name}/index": index.cpu().numpy()}
+    if values == "float16":
+        return packed | {f"{name}/values": cells.half().cpu().numpy()}
+    codes, affine = quantise(cells.float().cpu().numpy())
+    return packed | {f"{name}/values": codes, f"{name}/affine": affine}
 
 
-def store_row(frame: ExpertFrame, cells: tuple[Tensor | None, list[Tensor]], layout: str) -> dict[str, np.ndarray]:
+def store_row(
+    frame: ExpertFrame, cells: tuple[Tensor | None, list[Tensor]], schema: StoreSchema
+) -> dict[str, np.ndarray]:
     """One frame as the store's writer takes it."""
     tensors = {"boxes": frame.boxes, "score": frame.score, "label": frame.label}
     if frame.features is not None and frame.reference is not None:
         tensors |= {"reference": frame.reference, "features": frame.features.half()}
+    last = slice(-schema.layers, None)
     if isinstance(frame.reading, BEVReading):
-        tensors |= {"sampling": frame.reading.sampling, "attention": frame.reading.attention.half()}
+        tensors |= {"sampling": frame.reading.sampling[last], "attention": frame.reading.attention[last].half()}
     elif isinstance(frame.reading, CameraReading):
         reading = frame.reading
         tensors |= {
-            "points": reading.points,
-            "camera_weights": reading.weights.half(),
-            "sampled": reading.sampled.half(),
+            "points": reading.points[last],
+            "camera_weights": reading.weights[last].half(),
+            "sampled": reading.sampled[last].half(),
         }
     row: dict[str, np.ndarray] = {f"query/{name}": tensor.cpu().numpy() for name, tensor in tensors.items()}
-    if layout == "dense":
+    if schema.layout == "dense":
         if frame.bev is not None:
             row["bev/dense"] = frame.bev.movedim(0, -1).half().cpu().numpy()
         return row | {f"pv/{i}/dense": f.movedim(1, -1).half().cpu().numpy() for i, f in enumerate(frame.pv)}
     bev, levels = cells
     if frame.bev is not None and bev is not None:
-        row["bev/values"], row["bev/index"] = _packed(frame.bev, bev)
+        row |= _packed("bev", frame.bev, bev, schema.values)
     for i, (feature, mask) in enumerate(zip(frame.pv, levels, strict=True)):
-        row[f"pv/{i}/values"], row[f"pv/{i}/index"] = _packed(feature, mask)
+        row |= _packed(f"pv/{i}", feature, mask, schema.values)
     return row
 
 
+def stored_constants(constants: Mapping[str, Tensor], schema: StoreSchema) -> dict[str, np.ndarray]:
+    """The expert's constants, of the layers that are stored."""
+    return {path: tensor[-schema.layers :].numpy() for path, tensor in constants.items()}
+
+
 def _stored_values(row: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """Values (n, C) that a row holds of ``bev`` or of a pyramid level, in either layout."""
+    """Features (n, C) that a row holds of ``bev`` or of a pyramid level, in any layout, as readers decode them."""
+    if f"{name}/affine" in row:
+        return dequantise(row[f"{name}/values"], row[f"{name}/affine"])
     values = row[f"{name}/values"] if f"{name}/values" in row else row[f"{name}/dense"]
     return values.reshape(-1, values.shape[-1])
 
@@ -215,11 +243,17 @@ def _schema(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
         )
     levels = [(f.shape[2], f.shape[3], f.shape[1], round(padded_size(frame)[0] / f.shape[2])) for f in frame.pv]
     reading: dict[str, Any] = {"reading": "none"}
+    known = 0
     if isinstance(frame.reading, BEVReading):
-        layers, _, heads, points = frame.reading.attention.shape
-        reading = {"reading": "bev", "layers": layers, "heads": heads, "points": points}
+        known, _, heads, points = frame.reading.attention.shape
+        reading = {"reading": "bev", "heads": heads, "points": points}
     elif isinstance(frame.reading, CameraReading):
-        reading = {"reading": "cameras", "layers": len(frame.reading.points)}
+        reading, known = {"reading": "cameras"}, len(frame.reading.points)
+    layers = known if settings.layers is None else settings.layers
+    if layers > known:
+        raise FD3DError(
+            f"dump.layers is {layers}, but the expert's reading is known of {known} layers; use null for all"
+        )
     bev = None if frame.bev is None else (*frame.bev.shape[-2:], frame.bev.shape[0])
     return StoreSchema(
         bev=bev,
@@ -228,6 +262,8 @@ def _schema(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
         queries=len(frame.boxes),
         query_channels=0 if frame.features is None else frame.features.shape[-1],
         layout=settings.layout,
+        values=settings.values,
+        layers=layers,
         bev_kmax=0 if bev is None else max(1, round(settings.bev_capacity * bev[0] * bev[1])),
         pv_kmax=[max(1, round(settings.pv_capacity * len(CAMERAS) * h * w)) for h, w, _, _ in levels],
         **reading,
@@ -284,7 +320,7 @@ def dump(
     moments |= {f"pv/{i}": RunningMoments(level[2]) for i, level in enumerate(schema.pv)}
     with StoreWriter(out, schema, manifest, tokens, settings.frames_per_shard) as writer:
         constants = expert.adapter.constants(expert.model)
-        writer.write_constants({path: tensor.numpy() for path, tensor in constants.items()})
+        writer.write_constants(stored_constants(constants, schema))
         pending = writer.pending()
         todo = [row for shard in pending for name in writer.shard_scenes(shard) for row in rows_of[name]]
         batches = frame_batches(cfg, source, [position[row] for row in todo], workers)
@@ -303,8 +339,8 @@ def dump(
                 frame = first if token == first_token else expert.run(batch)[0][0]
                 _check_finite(frame, token)
                 lidar2img = torch.as_tensor(meta["lidar2img"], dtype=torch.float32, device=expert.device)
-                cells = focal_cells(frame, settings.rule, cfg.pc_range, lidar2img)
-                frames[token] = store_row(frame, cells, settings.layout)
+                cells = focal_cells(frame, settings.rule, cfg.pc_range, lidar2img, schema.layers)
+                frames[token] = store_row(frame, cells, schema)
                 bar.update()
             writer.write_shard(shard, frames)
         bar.close()

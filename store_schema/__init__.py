@@ -4,6 +4,7 @@ Needs numpy, zarr and numcodecs only.
 """
 
 from .errors import StoreError
+from .quantise import dequantise, quantise
 from .reader import StoreReader, describe
 from .schema import SCHEMA_VERSION, ArraySpec, StoreSchema
 from .shards import ShardWriter
@@ -17,5 +18,7 @@ __all__ = [
     "StoreReader",
     "StoreSchema",
     "StoreWriter",
+    "dequantise",
     "describe",
+    "quantise",
 ]

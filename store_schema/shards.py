@@ -83,7 +83,7 @@ class ShardWriter:
         for row, frame in enumerate(frames):
             if spec.kind == "count":
                 block[row] = len(frame[path.replace("/count", "/index")])
-            elif spec.kind in ("values", "index"):
+            elif spec.kind in ("values", "affine", "index"):
                 values = frame[path]
                 # adding zero turns -0.0 into 0.0, so that empty chunks stay empty
                 block[row, : len(values)] = values + 0 if spec.kind == "values" else values

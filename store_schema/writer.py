@@ -133,10 +133,13 @@ class StoreWriter:
     def _array_arguments(self, group: zarr.Group, spec: ArraySpec) -> dict[str, Any]:
         # features do not compress (mantissas are noise), small query arrays and cell numbers do
         inner: list[Any] = [BytesCodec()]
-        if spec.kind in ("index", "count") or spec.path.startswith("query/"):
+        if spec.kind == "values":
+            # takes out the last chunk's padding at the speed of copying
+            inner.append(BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle", typesize=1))
+        elif spec.kind in ("affine", "index", "count") or spec.path.startswith("query/"):
             inner.append(
                 ZstdCodec(level=3)
-                if spec.kind != "index"
+                if spec.kind not in ("affine", "index")
                 else BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=np.dtype(spec.dtype).itemsize)
             )
         inner.append(Crc32cCodec())
