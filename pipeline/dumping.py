@@ -100,7 +100,8 @@ def focal_cells(
 ) -> tuple[Tensor | None, list[Tensor]]:
     """Cells to store: BEV (H, W), and per pyramid level (V, Hl, Wl); boolean.
 
-    Areas of the kept queries with their margins, and in BEV every cell that sampling at the queries' positions reads.
+    Areas of the kept queries with their margins, and in BEV every cell that sampling at the same queries' positions reads.
+    Queries below the rule's score have neither: no loss gives them weight.
 
     Args:
         lidar2img: (V, 4, 4) to pixels of the expert's unpadded image.
@@ -112,7 +113,7 @@ def focal_cells(
         size = (frame.bev.shape[-2], frame.bev.shape[-1])
         bev = bev_footprints(boxes, pc_range, size, rule.bev_margin).any(0)
         if isinstance(frame.reading, BEVReading):
-            bev = bev | sampling_neighbours(frame.reading.sampling[-layers:], size)
+            bev = bev | sampling_neighbours(frame.reading.sampling[-layers:, trusted], size)
     if frame.pv:
         image_hw = padded_size(frame)
         rectangles, valid = project_boxes(boxes, lidar2img, image_hw)
