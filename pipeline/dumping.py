@@ -235,7 +235,7 @@ def hash_config(cfg: Config) -> str:
     return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _schema(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
+def schema_of(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
     """The store's shape, from the expert's first frame."""
     views = [len(f) for f in frame.pv if len(f) != len(CAMERAS)]
     if views:
@@ -314,7 +314,7 @@ def dump(
     first_row = next(iter(rows_of.values()))[0]
     first_token = index[first_row].token
     (first,), _ = expert.run(next(frame_batches(cfg, source, [position[first_row]], 0)))
-    schema = _schema(first, settings)
+    schema = schema_of(first, settings)
     tokens = {name: [index[row].token for row in rows] for name, rows in rows_of.items()}
     manifest = make_manifest(cfg, config, checkpoint, index, source, settings)
     moments = {"bev": RunningMoments(schema.bev[2])} if schema.bev else {}

@@ -9,13 +9,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from mmengine.config import Config
 
 from pipeline.complexity import Cameras, on_meta
-from pipeline.dumping import DumpSettings, make_schema
+from pipeline.dumping import DumpSettings, schema_of
 from pipeline.errors import FD3DError
 from pipeline.expert import TappedExpert, build_adapter
 from store_schema import ArraySpec, StoreReader, StoreSchema
@@ -64,7 +63,12 @@ class Measured:
         frames, rows = len(reader.tokens), manifest["frames_per_shard"]
         ratios = {}
         for name, spec in schema.arrays().items():
-            files = [file["bytes"] for shard in manifest["shards"].values() for at, file in shard.items() if at.startswith(f"{name}/c/")]
+            files = [
+                file["bytes"]
+                for shard in manifest["shards"].values()
+                for at, file in shard.items()
+                if at.startswith(f"{name}/c/")
+            ]
             raw = raw_bytes(spec, manifest["coverage"]) * frames
             if raw:
                 ratios[name] = (sum(files) - len(files) * index_bytes(spec, rows)) / raw
@@ -144,29 +148,23 @@ def expert_schema(cfg: Config, cameras: Cameras, settings: DumpSettings) -> Stor
         with expert.tapped() as seen:
             model(**batch, mode="tensor")
         (frame,) = adapter.read(model, seen, batch["data_samples"], settings.rule.num_queries)
-    return make_schema(frame, settings)
+    return schema_of(frame, settings)
 
 
 def plan_store(schema: StoreSchema, frames: int, frames_per_shard: int, measured: Measured) -> StorePlan:
-    """Bytes and files of a store.
-
-    Raises:
-        FD3DError: no coverage is known for one of the expert's maps.
-    """
+    """Bytes and files of a store; ``measured.coverage`` names every map of a focal schema."""
     shards = math.ceil(frames / (frames_per_shard * measured.fill))
     arrays = []
     for path, spec in schema.arrays().items():
         ratio = measured.ratios.get(path, RATIOS.get(path.rsplit("/", 1)[-1], 1.0))
         frame = raw_bytes(spec, measured.coverage) * ratio
-        dense = {"values": lambda: spec.attributes["cells"] * spec.shape[1] * 2.0, "plain": lambda: raw_bytes(spec, {})}
-        arrays.append(
-            ArrayPlan(
-                path,
-                frame,
-                dense[spec.kind]() if spec.kind in dense else 0.0,
-                frame * frames + shards * index_bytes(spec, frames_per_shard),
-            )
-        )
+        dense = 0.0
+        if spec.kind == "values":
+            dense = spec.attributes["cells"] * spec.shape[1] * 2.0
+        elif spec.kind == "plain":
+            dense = raw_bytes(spec, {})
+        total = frame * frames + shards * index_bytes(spec, frames_per_shard)
+        arrays.append(ArrayPlan(path, frame, dense, total))
     arrays.append(ArrayPlan("frame/token", 32, 0, 32 * shards * frames_per_shard))
     for path, spec in schema.constants().items():
         size = float(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
@@ -180,8 +178,6 @@ def raw_bytes(spec: ArraySpec, coverage: Mapping[str, float]) -> float:
     if spec.kind in ("plain", "count"):
         return float(np.prod(spec.shape)) * size
     name = spec.path.rsplit("/", 1)[0]
-    if name not in coverage:
-        raise FD3DError(f"no coverage is known for {name}, only for {', '.join(coverage)}; give --coverage {name}=SHARE")
     return coverage[name] * spec.attributes["cells"] * float(np.prod(spec.shape[1:])) * size
 
 
@@ -203,14 +199,15 @@ def plan_work(passes: int, rate: float, workers: int) -> Work:
     return Work(passes, hours, hours / workers)
 
 
-def coverage_of(given: list[str] | None, schema: StoreSchema) -> dict[str, float]:
-    """Coverage by map: ``COVERAGE``, overridden by ``MAP=SHARE`` strings.
+def coverage_of(given: list[str] | None, schema: StoreSchema, known: Mapping[str, float]) -> dict[str, float]:
+    """Coverage by map of a focal store: ``MAP=SHARE`` strings, then what is known, then ``COVERAGE``.
 
     Raises:
         FD3DError: a string is not of this form.
     """
-    names = (["bev"] if schema.bev else []) + [f"pv/{i}" for i in range(len(schema.pv))]
-    coverage = {name: COVERAGE.get(name, COVERAGE["pv/3"]) for name in names}
+    names = [path.removesuffix("/count") for path, spec in schema.arrays().items() if spec.kind == "count"]
+    coarsest = list(COVERAGE.values())[-1]
+    coverage = {name: known.get(name, COVERAGE.get(name, coarsest)) for name in names}
     for text in given or ():
         name, _, share = text.partition("=")
         try:
@@ -218,26 +215,25 @@ def coverage_of(given: list[str] | None, schema: StoreSchema) -> dict[str, float
         except ValueError:
             coverage[name] = math.nan
         if name not in names or not 0 <= coverage[name] <= 1:
-            raise FD3DError(f"--coverage is '{text}'; give MAP=SHARE with a map of {', '.join(names)} and a share in 0..1")
+            raise FD3DError(
+                f"--coverage is '{text}'; give MAP=SHARE with a map of {', '.join(names)} and a share in 0..1"
+            )
     return coverage
 
 
-def lines(plan: StorePlan, measured: Measured) -> list[str]:
-    """A table of arrays, and totals."""
+def table(plan: StorePlan, coverage: Mapping[str, float]) -> list[str]:
+    """Lines: a row per array, and totals."""
     rows = [f"{'array':30} {'stored':>7} {'kB/frame':>10} {'dense fp16':>12} {'GB':>10}"]
     for array in plan.arrays:
-        share = measured.coverage.get(array.path.rsplit("/", 1)[0])
+        share = coverage.get(array.path.rsplit("/", 1)[0])
         stored = "" if share is None else f"{100 * share:.1f} %"
-        rows.append(f"{array.path:30} {stored:>7} {array.frame / 1e3:10.2f} {array.dense / 1e3:12.2f} {array.total / 1e9:10.3f}")
-    ratio = plan.dense / plan.frame
+        rows.append(
+            f"{array.path:30} {stored:>7} {array.frame / 1e3:10.2f} {array.dense / 1e3:12.2f} {array.total / 1e9:10.3f}"
+        )
     rows.append(f"{'all':30} {'':7} {plan.frame / 1e3:10.2f} {plan.dense / 1e3:12.2f} {plan.total / 1e9:10.3f}")
-    rows.append(f"{plan.frames} frames; {ratio:.1f} times smaller than dense fp16 ({plan.dense * plan.frames / 1e9:.1f} GB)")
-    rows.append(f"{plan.files} shard files, {plan.files_per_gb:.1f} per GB")
+    rows.append("")
+    rows.append(
+        f"{plan.frames} frames, {plan.dense / plan.frame:.1f} times smaller than dense fp16 "
+        f"({plan.dense * plan.frames / 1e9:.1f} GB); {plan.files} files, {plan.files_per_gb:.1f} per GB"
+    )
     return rows
-
-
-def settings_of(values: Mapping[str, Any], rule: Any) -> DumpSettings:
-    """Settings of ``fd3d dump``."""
-    from pipeline.distill import from_mapping
-
-    return from_mapping(DumpSettings, dict(values) | {"rule": rule}, "dump")
