@@ -27,8 +27,9 @@ from pipeline.prediction import frame_batches
 from pipeline.training import FrameSource
 from tests.models.parity import fill
 
-# standard deviations of a false box: metres of the centre's x and y, radians of yaw, log of the sizes
-JITTER = {"centre": 2.0, "yaw": 0.3, "size": 0.15}
+# Standard deviations of a false box: metres of the centre's x and y, radians of yaw, log of the sizes. On average that is
+# as far off as BEVFormer-Base's published mATE of 0.67 m, mAOE of 0.37 rad and mASE of 0.27.
+JITTER = {"centre": 0.54, "yaw": 0.46, "size": 0.13}
 
 
 @dataclass
@@ -47,7 +48,7 @@ class RealFrame:
     truth: Tensor
 
 
-def real_frames(config: Path, root: Path, version: str, scratch: Path, queries: int) -> list[RealFrame]:
+def real_frames(config: Path, root: Path, version: str, scratch: Path, queries: int) -> Iterator[RealFrame]:
     """Every key frame below ``root``; the detector's outputs are kept in ``scratch`` and reused."""
     cfg = load_config(config)
     scratch.mkdir(parents=True, exist_ok=True)
@@ -59,15 +60,13 @@ def real_frames(config: Path, root: Path, version: str, scratch: Path, queries: 
         for token, saved in _run(cfg, FrameSource(index_file, root, "all")):
             torch.save(saved, scratch / "unfinished")
             os.replace(scratch / "unfinished", outputs[token])
-    frames = []
     for token, path in outputs.items():
-        saved = torch.load(path, weights_only=False)
+        saved = torch.load(path, weights_only=False, mmap=True)
         boxes = torch.from_numpy(np.nan_to_num(index[index.row(token)].boxes))
         x0, y0, _, x1, y1, _ = cfg.pc_range
         inside = (boxes[:, 0] > x0) & (boxes[:, 0] < x1) & (boxes[:, 1] > y0) & (boxes[:, 1] < y1)
         expert = with_annotated_queries(saved["frame"], boxes[inside], cfg.pc_range, queries)
-        frames.append(RealFrame(token, expert, saved["lidar2img"], boxes[inside]))
-    return frames
+        yield RealFrame(token, expert, saved["lidar2img"], boxes[inside])
 
 
 def _run(cfg: Config, source: FrameSource) -> Iterator[tuple[str, dict]]:
