@@ -3,7 +3,7 @@
 No trained expert is at hand. The features come from the config's detector with the weights of the parity data. Of its
 queries only what does not depend on training is kept (states, attention weights, offsets); where they stand is set here:
 
-- a query on every annotated box whose centre lies in the BEV extent;
+- a query on every annotated box that detectors are trained on: centre in the BEV extent, a LiDAR or radar point inside;
 - two false ones per annotated box, moved, turned and resized at random (``JITTER``), so that areas are as generous as an
   imperfect expert's;
 - the rest, up to K, are the detector's own with scores that span no area, as most of a real expert's K are.
@@ -39,7 +39,7 @@ class RealFrame:
     Attributes:
         expert: the detector's frame, on the CPU, with queries as described above.
         lidar2img: (V, 4, 4) to pixels of the detector's unpadded image.
-        truth: (n, 9) annotated boxes in the BEV extent, LiDAR frame.
+        truth: (n, 9) those annotated boxes, LiDAR frame.
     """
 
     token: str
@@ -62,7 +62,8 @@ def real_frames(config: Path, root: Path, version: str, scratch: Path, queries: 
             os.replace(scratch / "unfinished", outputs[token])
     for token, path in outputs.items():
         saved = torch.load(path, weights_only=False, mmap=True)
-        boxes = torch.from_numpy(np.nan_to_num(index[index.row(token)].boxes))
+        found = index[index.row(token)]
+        boxes = torch.from_numpy(np.nan_to_num(found.boxes[found.num_lidar_pts + found.num_radar_pts > 0]))
         x0, y0, _, x1, y1, _ = cfg.pc_range
         inside = (boxes[:, 0] > x0) & (boxes[:, 0] < x1) & (boxes[:, 1] > y0) & (boxes[:, 1] < y1)
         expert = with_annotated_queries(saved["frame"], boxes[inside], cfg.pc_range, queries)

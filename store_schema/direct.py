@@ -7,7 +7,7 @@ fill value, and so is a shard without a file. Every byte that is used is checked
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,25 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, Zstd
 _MISSING = 2**64 - 1
 # Indices kept per array; one of a large store (48 frames of BEVFormer-Base, finest level) has 104 kB.
 _KEPT = 16
+# Blosc's header: 16 bytes, of which the third holds flags; this one says that the bytes were copied, not compressed.
+_BLOSC_HEAD, _BLOSC_COPIED = 16, 2
 
 
-def check_crc32c(data: np.ndarray, stored: bytes | bytearray | np.ndarray, what: str) -> None:
-    """Compare the CRC-32C of bytes (n,) with a stored one, little-endian.
+def check_crc32c(parts: Sequence[np.ndarray], stored: Any, what: str) -> None:
+    """Compare the CRC-32C of bytes, arrays (n,) one after the other, with a stored one, little-endian.
 
     Raises:
         ValueError: they differ.
     """
-    view = data.view()
-    view.flags.writeable = False  # google_crc32c takes nothing else
-    computed = google_crc32c.value(view).to_bytes(4, "little")
-    if computed != bytes(stored):
+    computed = 0
+    for part in parts:
+        view = part.view()
+        view.flags.writeable = False  # google_crc32c takes nothing else
+        computed = google_crc32c.extend(computed, view)
+    if computed.to_bytes(4, "little") != bytes(stored):
         raise ValueError(
-            f"Stored and computed checksum of {what} do not match. Stored: {bytes(stored)!r}. Computed: {computed!r}."
+            f"Stored and computed checksum of {what} do not match. Stored: {bytes(stored)!r}. "
+            f"Computed: {computed.to_bytes(4, 'little')!r}."
         )
 
 
@@ -69,7 +74,7 @@ class ShardFile:
         data = np.frombuffer(os.pread(self.descriptor, length, max(size - length, 0)), np.uint8)
         if len(data) != length:
             raise ValueError(f"{self.path} has {size} bytes, fewer than its index of {length}")
-        check_crc32c(data[:-4], data[-4:], f"the index of {self.path}")
+        check_crc32c([data[:-4]], data[-4:], f"the index of {self.path}")
         return data[:-4].view("<u8").reshape(chunks, 2)
 
     def read_chunk(self, number: int) -> np.ndarray | None:
@@ -84,23 +89,31 @@ class ShardFile:
         data = np.frombuffer(os.pread(self.descriptor, length, offset), np.uint8)
         if len(data) != length:
             raise ValueError(f"{self.path} ends within chunk {number}")
-        check_crc32c(data[:-4], data[-4:], f"chunk {number} of {self.path}")
+        check_crc32c([data[:-4]], data[-4:], f"chunk {number} of {self.path}")
         return data[:-4]
 
-    def read_raw(self, number: int, out: np.ndarray) -> None:
-        """The same for a chunk stored uncompressed, into bytes ``out`` (n,); no copy but the kernel's.
+    def read_raw(self, number: int, out: np.ndarray, head: int) -> bool:
+        """Read a chunk that is stored as it is, after ``head`` bytes, into bytes ``out`` (n,): no copy but the kernel's.
+
+        Args:
+            head: 0, or the size of Blosc's header, which says whether the bytes after it are compressed.
+
+        Returns:
+            False where the chunk is compressed; ``out`` is spoilt then.
 
         Raises:
             ValueError: the chunk is damaged.
         """
         offset, length = self.index[number].tolist()
-        if offset == _MISSING:
-            out[:] = 0
-            return
-        stored = bytearray(4)
-        if length != len(out) + 4 or os.preadv(self.descriptor, [out.data, stored], offset) != length:
-            raise ValueError(f"chunk {number} of {self.path} has {length} bytes, expected {len(out) + 4}")
-        check_crc32c(out, stored, f"chunk {number} of {self.path}")
+        if length != head + len(out) + 4:
+            return False
+        start, stored = np.empty(head, np.uint8), bytearray(4)
+        if os.preadv(self.descriptor, [start.data, out.data, stored], offset) != length:
+            raise ValueError(f"{self.path} ends within chunk {number}")
+        if head and not start[2] & _BLOSC_COPIED:
+            return False
+        check_crc32c([start, out], stored, f"chunk {number} of {self.path}")
+        return True
 
 
 class DirectArray:
@@ -125,6 +138,7 @@ class DirectArray:
     ) -> None:
         self.folder, self.shape, self.dtype, self.chunk, self.frames = folder, shape, dtype, chunk, frames
         self.decompress = decompress
+        self.head = {None: 0, blosc.decompress: _BLOSC_HEAD}.get(decompress)
         self.per_row = -(-shape[1] // chunk[0])
         self._suffix = "/0" * (len(shape) - 1)
         self._indices: OrderedDict[int, tuple[tuple[int, int, int], np.ndarray]] = OrderedDict()
@@ -181,12 +195,13 @@ class DirectArray:
         with file:
             for i in range(needed):
                 number = place * self.per_row + i
-                if self.decompress is None:
-                    file.read_raw(number, raw[i])
+                if self.head is not None and file.read_raw(number, raw[i], self.head):
                     continue
                 encoded = file.read_chunk(number)
                 if encoded is None:
                     raw[i] = 0
+                elif self.decompress is None:
+                    raise ValueError(f"chunk {number} of {file.path} has {len(encoded)} bytes, not {raw.shape[1]}")
                 else:
                     self.decompress(encoded, raw[i])
         return out[:count]
