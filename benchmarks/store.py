@@ -44,7 +44,7 @@ def main(
     ),
     out: Annotated[Path, typer.Option(help="Where the figures go.")] = PROJECT / "benchmarks/results/store.json",
     queries: Annotated[int, typer.Option(help="Queries kept per frame.")] = 300,
-    bev_margin: Annotated[float, typer.Option(help="Metres around footprints.")] = 0.25,
+    bev_margin: Annotated[float, typer.Option(help="Metres around footprints.")] = 0.0,
     pv_margin: Annotated[float, typer.Option(help="Share of a projected box's size around it.")] = 0.0,
     focal_frames: Annotated[int, typer.Option(help="Frames of a focal store.")] = 40,
     dense_frames: Annotated[int, typer.Option(help="Frames of a dense one.")] = 10,

@@ -1,6 +1,7 @@
 """Names, dimensions, types and units of every array in a store; nothing else defines them."""
 
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,10 @@ class StoreSchema:
 
     def arrays(self) -> dict[str, ArraySpec]:
         """Per-frame arrays by path."""
+        return self._arrays
+
+    @cached_property
+    def _arrays(self) -> dict[str, ArraySpec]:
         k = self.queries
         specs = [
             ArraySpec(
