@@ -21,19 +21,19 @@ from store_schema import ArraySpec, StoreReader, StoreSchema
 from store_schema.writer import plan_shards
 
 # Share of cells stored, by map; a level that is not here is taken for the coarsest.
-COVERAGE = {"bev": 0.043, "pv/0": 0.073, "pv/1": 0.079, "pv/2": 0.091, "pv/3": 0.117}
+COVERAGE = {"bev": 0.041, "pv/0": 0.077, "pv/1": 0.082, "pv/2": 0.093, "pv/3": 0.113}
 # Bytes on disk per raw byte of what is stored, by the array's name without its map.
 RATIOS = {
     "values": 1.0,
-    "affine": 0.9,
-    "index": 0.55,
+    "affine": 0.79,
+    "index": 0.3,
     "boxes": 0.9,
     "score": 0.9,
     "label": 0.5,
     "reference": 0.9,
-    "features": 0.93,
-    "sampling": 0.9,
-    "attention": 0.9,
+    "features": 0.91,
+    "sampling": 0.85,
+    "attention": 0.85,
 }
 
 
