@@ -279,7 +279,7 @@ def train(
         drop_last=True,
     )
     if settings.workers:
-        # Zarr's event loop thread does not survive a fork.
+        # A fork would copy the locks of torch's and OpenCV's threads in whatever state they are.
         loader |= dict(multiprocessing_context="forkserver", prefetch_factor=4)
     recipe, recipe_file = _recipe_hash(cfg, model, source, settings, store), work_dir / "recipe.sha256"
     resume = recipe_file.exists() and recipe_file.read_text() == recipe
