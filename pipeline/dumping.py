@@ -100,7 +100,8 @@ def focal_cells(
 ) -> tuple[Tensor | None, list[Tensor]]:
     """Cells to store: BEV (H, W), and per pyramid level (V, Hl, Wl); boolean.
 
-    Areas of the kept queries with their margins, and in BEV every cell that sampling at the queries' positions reads.
+    Areas of the kept queries with their margins, and in BEV every cell that sampling at the same queries' positions reads.
+    Queries below the rule's score have neither: no loss gives them weight.
 
     Args:
         lidar2img: (V, 4, 4) to pixels of the expert's unpadded image.
@@ -112,7 +113,7 @@ def focal_cells(
         size = (frame.bev.shape[-2], frame.bev.shape[-1])
         bev = bev_footprints(boxes, pc_range, size, rule.bev_margin).any(0)
         if isinstance(frame.reading, BEVReading):
-            bev = bev | sampling_neighbours(frame.reading.sampling[-layers:], size)
+            bev = bev | sampling_neighbours(frame.reading.sampling[-layers:, trusted], size)
     if frame.pv:
         image_hw = padded_size(frame)
         rectangles, valid = project_boxes(boxes, lidar2img, image_hw)
@@ -234,7 +235,7 @@ def hash_config(cfg: Config) -> str:
     return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _schema(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
+def schema_of(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
     """The store's shape, from the expert's first frame."""
     views = [len(f) for f in frame.pv if len(f) != len(CAMERAS)]
     if views:
@@ -313,7 +314,7 @@ def dump(
     first_row = next(iter(rows_of.values()))[0]
     first_token = index[first_row].token
     (first,), _ = expert.run(next(frame_batches(cfg, source, [position[first_row]], 0)))
-    schema = _schema(first, settings)
+    schema = schema_of(first, settings)
     tokens = {name: [index[row].token for row in rows] for name, rows in rows_of.items()}
     manifest = make_manifest(cfg, config, checkpoint, index, source, settings)
     moments = {"bev": RunningMoments(schema.bev[2])} if schema.bev else {}

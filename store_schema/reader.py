@@ -10,6 +10,7 @@ import numpy as np
 import zarr
 
 from .cache import FrameCache
+from .direct import DirectArray, direct_arrays
 from .errors import StoreError
 from .manifest import MANIFEST, read_json
 from .quantise import dequantise
@@ -54,8 +55,8 @@ class StoreReader:
         return zarr.open_group(self.path, mode="r")
 
     @cached_property
-    def _arrays(self) -> dict[str, zarr.Array]:
-        return open_arrays(self.group, self.schema)
+    def _arrays(self) -> dict[str, zarr.Array | DirectArray]:
+        return direct_arrays(self.path, open_arrays(self.group, self.schema))
 
     @cached_property
     def _counts(self) -> dict[str, np.ndarray]:
@@ -152,7 +153,7 @@ def open_arrays(group: zarr.Group, schema: StoreSchema) -> dict[str, zarr.Array]
     return {path: _array(group, path) for path in schema.arrays()}
 
 
-def read_counts(arrays: Mapping[str, zarr.Array], schema: StoreSchema) -> dict[str, np.ndarray]:
+def read_counts(arrays: Mapping[str, zarr.Array | DirectArray], schema: StoreSchema) -> dict[str, np.ndarray]:
     """Stored cells of every row, (N,) by the name of the map (``bev``, ``pv/0``, ...)."""
     return {path: np.asarray(arrays[f"{path}/count"][:]) for path in _focal_maps(schema)}
 
@@ -172,7 +173,7 @@ def decoded(frame: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def read_row(
-    arrays: Mapping[str, zarr.Array], counts: Mapping[str, np.ndarray], schema: StoreSchema, row: int
+    arrays: Mapping[str, zarr.Array | DirectArray], counts: Mapping[str, np.ndarray], schema: StoreSchema, row: int
 ) -> dict[str, np.ndarray]:
     """One row's arrays as they were given to the writer."""
     out: dict[str, np.ndarray] = {}

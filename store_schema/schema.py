@@ -1,6 +1,7 @@
 """Names, dimensions, types and units of every array in a store; nothing else defines them."""
 
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ SCHEMA_VERSION = 1
 READINGS = ("bev", "cameras", "none")
 VALUES = ("float16", "uint8")
 CHUNK_CELLS = 1024
+# Cell numbers and affine maps are small, so more of them make a chunk; whole rows would be mostly padding to decode.
+CHUNK_NUMBERS = 8192
 # Sampling locations are 16-bit fixed point over this range of the BEV extent: finer than float16 near 1, and positions
 # farther out read nothing but zeros anyway. The attributes follow the CF conventions, so xarray decodes them.
 SAMPLING_RANGE = (-0.5, 1.5)
@@ -126,6 +129,10 @@ class StoreSchema:
 
     def arrays(self) -> dict[str, ArraySpec]:
         """Per-frame arrays by path."""
+        return self._arrays
+
+    @cached_property
+    def _arrays(self) -> dict[str, ArraySpec]:
         k = self.queries
         specs = [
             ArraySpec(
@@ -250,7 +257,7 @@ class StoreSchema:
         dim = name.replace("/", "_") + "_cell"
         small = "uint16" if cells <= 2**16 else "uint32"
         attributes = {"cells": cells} | ({"stride": int(stride)} if stride else {})
-        chunk = min(CHUNK_CELLS, kmax)
+        chunk, numbers = min(CHUNK_CELLS, kmax), min(CHUNK_NUMBERS, kmax)
         coded = self.values == "uint8"
         values = ArraySpec(
             f"{name}/values",
@@ -268,7 +275,7 @@ class StoreSchema:
             (kmax, 2),
             (dim, "affine"),
             "float32",
-            (kmax, 2),
+            (numbers, 2),
             "affine",
             about="scale and offset of the stored cells: feature = scale * value + offset",
             attributes=attributes | {"affine": ["scale", "offset"]},
@@ -278,7 +285,7 @@ class StoreSchema:
             (kmax,),
             (dim,),
             small,
-            (kmax,),
+            (numbers,),
             "index",
             about=f"flat cell number: {formula}",
             attributes=attributes,

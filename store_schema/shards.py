@@ -64,8 +64,9 @@ class ShardWriter:
                 block = self._block(path, spec, [frames[token] for token in tokens])
                 array = group[path]
                 assert isinstance(array, zarr.Array)
-                array[start : start + self.frames_per_shard] = block
                 chunk_file = self.path / path / "/".join(["c", str(shard), *["0"] * len(spec.shape)])
+                chunk_file.unlink(missing_ok=True)
+                array[(slice(start, start + self.frames_per_shard), *map(slice, block.shape[1:]))] = block
                 if chunk_file.exists():  # an all-empty shard has no file
                     written.append(chunk_file)
             files = {
@@ -79,7 +80,12 @@ class ShardWriter:
             )
 
     def _block(self, path: str, spec: ArraySpec, frames: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
-        block = np.zeros((self.frames_per_shard, *spec.shape), spec.dtype)
+        shape = spec.shape
+        if spec.kind in ("values", "affine", "index"):
+            # Whole chunks, but not all of the padding: zarr would look through it for anything to store.
+            most, chunk = max(len(frame[path]) for frame in frames), spec.chunk[0]
+            shape = (min(-(-most // chunk) * chunk, shape[0]), *shape[1:])
+        block = np.zeros((self.frames_per_shard, *shape), spec.dtype)
         for row, frame in enumerate(frames):
             if spec.kind == "count":
                 block[row] = len(frame[path.replace("/count", "/index")])
