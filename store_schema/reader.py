@@ -11,28 +11,36 @@ import zarr
 from .errors import StoreError
 from .manifest import MANIFEST, read_json
 from .schema import SCHEMA_VERSION, StoreSchema, unpack_sampling
+from .shards import DONE
+from .storage import LocalStorage, Storage, open_storage
 
 
 class StoreReader:
     """Frames of a store by token. Opens at the first read, so it can be made before worker processes start.
 
     Args:
-        path: folder of a finished store.
+        path: folder or URL of a finished store.
+        options: of the URL's file system, see :func:`~store_schema.storage.open_storage`.
+
+    Attributes:
+        storage: its files.
+        path: its folder; None for a URL.
 
     Raises:
         StoreError: there is no store, its dump is not finished, or it has another schema version.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not (self.path / MANIFEST).exists():
-            done = len(list((self.path / ".done").glob("shard-*.json"))) if self.path.is_dir() else 0
+    def __init__(self, path: str | Path | Storage, options: Mapping[str, Any] | None = None) -> None:
+        self.storage = open_storage(path, options)
+        self.path = self.storage.path if isinstance(self.storage, LocalStorage) else None
+        if not self.storage.exists(MANIFEST):
+            done = sum("/shard-" in name for name in self.storage.list(DONE))
             state = f"its dump is not finished ({done} shards written)" if done else "it is not there"
-            raise StoreError(f"store {self.path} cannot be read: {state}; run 'fd3d dump'")
-        self.manifest = read_json(self.path / MANIFEST)
+            raise StoreError(f"store {self.storage} cannot be read: {state}; run 'fd3d dump'")
+        self.manifest = read_json(self.storage, MANIFEST)
         if self.manifest.get("schema_version") != SCHEMA_VERSION:
             raise StoreError(
-                f"store {self.path} has schema version {self.manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}; dump it again"
+                f"store {self.storage} has schema version {self.manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}; dump it again"
             )
         self.schema = StoreSchema.from_dict(self.manifest["schema"])
 
@@ -43,7 +51,7 @@ class StoreReader:
     @cached_property
     def group(self) -> zarr.Group:
         """The Zarr group."""
-        return zarr.open_group(self.path, mode="r")
+        return zarr.open_group(self.storage.zarr_store(), mode="r")
 
     @cached_property
     def _arrays(self) -> dict[str, zarr.Array]:
@@ -80,7 +88,7 @@ class StoreReader:
         """
         if token not in self._rows:
             raise StoreError(
-                f"store {self.path} has no frame {token} ({len(self._rows)} others); dump the split that holds it"
+                f"store {self.storage} has no frame {token} ({len(self._rows)} others); dump the split that holds it"
             )
         return self._rows[token]
 
@@ -96,7 +104,7 @@ class StoreReader:
         except (ValueError, OSError, KeyError, RuntimeError) as error:
             shard = row // self.manifest["frames_per_shard"]
             raise StoreError(
-                f"frame {token} of {self.path} (shard {shard}) is damaged: {error}; delete .done/shard-{shard:05d}.json and dump again"
+                f"frame {token} of {self.storage} (shard {shard}) is damaged: {error}; delete .done/shard-{shard:05d}.json and dump again"
             ) from error
 
     @cached_property
@@ -137,13 +145,13 @@ def read_row(
     return out
 
 
-def describe(path: str | Path) -> list[dict[str, Any]]:
+def describe(path: str | Path | Storage) -> list[dict[str, Any]]:
     """A row per array: name, shape, type, bytes on disk, bytes uncompressed without padding rows' share."""
     reader = StoreReader(path)
     rows = []
     for name, spec in (reader.schema.arrays() | reader.schema.constants()).items():
         array = _array(reader.group, name)
-        stored = sum(file.stat().st_size for file in (reader.path / name).rglob("*") if file.is_file())
+        stored = sum(reader.storage.list(name).values())
         rows.append(
             {
                 "array": name,
