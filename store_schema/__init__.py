@@ -7,6 +7,8 @@ from .errors import StoreError
 from .reader import StoreReader, describe
 from .schema import SCHEMA_VERSION, ArraySpec, StoreSchema
 from .shards import ShardWriter
+from .storage import open_storage
+from .verify import Verification, verify
 from .writer import StoreWriter
 
 __all__ = [
@@ -17,5 +19,8 @@ __all__ = [
     "StoreReader",
     "StoreSchema",
     "StoreWriter",
+    "Verification",
     "describe",
+    "open_storage",
+    "verify",
 ]

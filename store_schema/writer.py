@@ -300,8 +300,9 @@ class StoreWriter:
         names = sorted(self.metadata())
         files = {}
         for path, spec in self.schema.constants().items():
-            names += [f"{path}/zarr.json", "/".join([path, "c", *["0"] * len(spec.shape)])]
-        for name, data in sorted(self.storage.read_many(names).items()):
+            names += [f"{path.split('/')[0]}/zarr.json", f"{path}/zarr.json"]
+            names.append("/".join([path, "c", *["0"] * len(spec.shape)]))
+        for name, data in sorted(self.storage.read_many(dict.fromkeys(names)).items()):
             files[name] = {"bytes": len(data), "crc32c": crc32c(data)}
         return files
 
