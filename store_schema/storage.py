@@ -38,8 +38,8 @@ def open_storage(path: "str | Path | Storage", options: Mapping[str, Any] | None
 
     Args:
         path: a folder, ``file://`` or any URL that fsspec knows, such as ``s3://bucket/prefix``.
-        options: of the fsspec file system, such as ``{"endpoint_url": ...}``; fsspec's own environment variables
-            (``FSSPEC_S3_ENDPOINT_URL``) and those of the cloud's library work without.
+        options: of the fsspec file system, such as ``{"endpoint_url": ...}``; the environment variables of the
+            cloud's library (``AWS_ENDPOINT_URL``, ``AWS_PROFILE``, ...) work without.
 
     Raises:
         StoreError: fsspec or the file system's package is not installed, or the URL is not understood.
@@ -364,7 +364,8 @@ class RemoteStorage(Storage):
         with self._requests("read") as (fs, root):
             path = f"{root}/{name}"
             size = fs.info(path)["size"]
-            return _crc32c(fs.cat_file(path, start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))
+            blocks = ((start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))
+            return _crc32c(fs.cat_file(path, start=start, end=end) for start, end in blocks)
 
     @contextmanager
     def lock(self) -> Iterator[Callable[[], None]]:

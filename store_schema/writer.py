@@ -242,7 +242,7 @@ class StoreWriter:
                 yield read_row(arrays, counts, self.schema, start + i)
 
     def finalise(self, statistics: Mapping[str, Any]) -> None:
-        """Check every file, sweep temporary ones and write the manifest, which makes the store readable.
+        """Check every file and write the manifest, which makes the store readable; sweep temporary files.
 
         Raises:
             StoreError: shards are missing or damaged; those are redone by the next dump.
@@ -258,13 +258,13 @@ class StoreWriter:
             f"{shard:05d}": json.loads(found[self.shards.marker(shard)])["files"] for shard in range(len(self.plan))
         }
         self._check_shards(shards)
-        self.storage.sweep()
         full = self.manifest | {"statistics": dict(statistics), "coverage": self._coverage()}
         self.storage.write("zarr.json", _with_attributes(self.storage.read("zarr.json"), full))
         full |= {"shards": shards, "files": self._other_files()}
         full["crc32c"] = manifest_checksum(full)
         self._check_held()
         self.storage.write(MANIFEST, json.dumps(full, sort_keys=True, indent=1).encode())
+        self.storage.sweep()
 
     def _check_shards(self, shards: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
         expected = {
