@@ -89,7 +89,7 @@ class ShardWriter:
 
     def _block(self, path: str, spec: ArraySpec, frames: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
         shape = spec.shape
-        if spec.kind in ("values", "index"):
+        if spec.kind not in ("plain", "count"):
             # whole chunks up to the shard's largest frame: the capacity may be a hundred times more
             largest, chunk = max(len(frame[path]) for frame in frames), spec.chunk[0]
             shape = (min(-(-largest // chunk) * chunk, shape[0]), *shape[1:])

@@ -46,12 +46,12 @@ def open_storage(path: "str | Path | Storage", options: Mapping[str, Any] | None
     """
     if isinstance(path, Storage):
         return path
-    text = str(path)
-    if text.startswith("file://"):
-        return LocalStorage(Path(unquote(text.removeprefix("file://"))))
-    if "://" not in text:
+    scheme, _, rest = str(path).partition(":/")  # a Path holds a URL's two slashes as one
+    if not rest or "/" in scheme or len(scheme) < 2:
         return LocalStorage(Path(path))
-    storage = RemoteStorage(text.rstrip("/"), dict(options or {}))
+    if scheme == "file":
+        return LocalStorage(Path("/", unquote(rest.lstrip("/"))))
+    storage = RemoteStorage(f"{scheme}://{rest.strip('/')}", dict(options or {}))
     storage.filesystem()  # a package that is missing is found here, not in a worker
     return storage
 
