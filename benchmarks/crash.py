@@ -58,9 +58,8 @@ def make_frame(token: str, schema: StoreSchema = SCHEMA) -> dict[str, np.ndarray
             name = path.replace("values", "index")
             frame[name] = np.sort(rng.choice(spec.attributes["cells"], cells, replace=False))
         elif spec.kind == "plain":
-            frame[path] = (
-                rng.random(spec.shape).astype(np.float32) if "label" not in path else np.zeros(spec.shape, int)
-            )
+            whole = spec.dtype == "uint8"
+            frame[path] = rng.integers(0, 10, spec.shape) if whole else rng.random(spec.shape).astype(np.float32)
     return frame
 
 

@@ -15,7 +15,7 @@ from benchmarks import crash
 from store_schema import StoreError, StoreReader, StoreWriter, open_storage, storage, verify
 
 PROJECT = Path(__file__).resolve().parents[2]
-SCENES = 4
+SCENES = 3  # two shards
 # several leases and beats must fit a test
 LEASE = 1.2
 
@@ -90,7 +90,7 @@ def test_a_dump_to_s3_has_the_same_bytes_and_reads_alike(url, local):
         reader.constants["decoder/value_proj_weight"], near.constants["decoder/value_proj_weight"]
     )
     report = verify(url)
-    assert report.problems == [] and report.frames == len(near.tokens) and report.files > 40
+    assert report.problems == [] and report.frames == len(near.tokens) and report.files > 30
 
 
 def test_options_reach_the_file_system(server, url, monkeypatch):
@@ -119,29 +119,26 @@ def test_a_dump_killed_while_writing_to_s3_resumes(url, local):
     assert contents(url) == {name: (local / name).read_bytes() for name in crash.digest(local)}
 
 
-def test_a_killed_dump_leaves_no_wrong_shard(url):
-    """A marker whose objects are gone, or have another length, is no marker."""
-    crash.dump(url, SCENES)
-    remote = open_storage(url)
-    remote.delete("query/boxes/c/0/0/0")
-    remote.write("bev/values/c/1/0/0", b"short")
-    with crash.open_writer(url, SCENES) as store:
-        assert store.pending() == [0, 1]
-        with pytest.raises(StoreError, match="its dump is not finished"):
-            StoreReader(url)
-    crash.dump(url, SCENES)
-    assert verify(url).problems == []
-
-
-def test_a_changed_byte_on_s3_is_found_by_verify_and_finalise(url):
+def test_damage_on_s3_is_found_and_mended(url):
+    """A changed byte by verify and finalise; objects that are gone or have another length by the next dump."""
     crash.dump(url, SCENES)
     remote, name = open_storage(url), "bev/values/c/0/0/0"
     data = bytearray(remote.read(name))
     data[len(data) // 2] ^= 1
     remote.write(name, bytes(data))
     assert any(problem.startswith(f"{name} has checksum") for problem in verify(url).problems)
-    with crash.open_writer(url, SCENES) as store, pytest.raises(StoreError, match=f"{name} of s3://"):
-        store.finalise({})
+    remote.delete("query/boxes/c/1/0/0")
+    with crash.open_writer(url, SCENES) as store:
+        assert store.pending() == [1]
+        with pytest.raises(StoreError, match="its dump is not finished"):
+            StoreReader(url)
+        crash.write_shard(store.shards, 1)
+        with pytest.raises(StoreError, match=f"{name} of s3://"):
+            store.finalise({})
+        assert store.pending() == [0]
+    remote.write("bev/values/c/1/0/0", b"short")
+    crash.dump(url, SCENES)
+    assert verify(url).problems == []
 
 
 def test_of_two_dumps_at_once_on_s3_one_is_refused_at_once(url):
