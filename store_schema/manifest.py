@@ -9,6 +9,7 @@ from .errors import StoreError
 from .storage import Storage, crc32c
 
 MANIFEST = "manifest.json"
+RECIPE = "recipe.json"
 # facts about the run that do not change what is stored
 _INCIDENTAL = ("libraries", "shards", "statistics", "coverage", "files", "crc32c")
 

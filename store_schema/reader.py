@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 
 from .errors import StoreError
-from .manifest import MANIFEST, read_json
+from .manifest import MANIFEST, RECIPE, read_json
 from .schema import SCHEMA_VERSION, StoreSchema, unpack_sampling
 from .shards import DONE
 from .storage import LocalStorage, Storage, open_storage
@@ -35,7 +35,11 @@ class StoreReader:
         self.path = self.storage.path if isinstance(self.storage, LocalStorage) else None
         if not self.storage.exists(MANIFEST):
             done = sum("/shard-" in name for name in self.storage.list(DONE))
-            state = f"its dump is not finished ({done} shards written)" if done else "it is not there"
+            state = (
+                f"its dump is not finished ({done} shards written)"
+                if self.storage.exists(RECIPE)
+                else "it is not there"
+            )
             raise StoreError(f"store {self.storage} cannot be read: {state}; run 'fd3d dump'")
         self.manifest = read_json(self.storage, MANIFEST)
         if self.manifest.get("schema_version") != SCHEMA_VERSION:

@@ -11,11 +11,11 @@ import numpy as np
 import zarr
 
 from .errors import StoreError
-from .manifest import MANIFEST, differing, manifest_checksum
+from .manifest import MANIFEST, RECIPE, differing, manifest_checksum
 from .reader import StoreReader
 from .shards import DONE, shard_file
 from .storage import LOCK, TEMPORARY, Storage, open_storage
-from .writer import RECIPE, StoreWriter
+from .writer import StoreWriter
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
@@ -178,7 +178,7 @@ def _content_problems(reader: StoreReader, writer: StoreWriter, progress: Progre
         if (counts[~used] != 0).any() or (counts < 0).any() or (counts > kmax).any():
             yield f"{path} has counts beyond 0..{kmax}, or in padding rows"
             continue
-        coverage[name] = round(float(counts.sum()) / (used.sum() * cells), 5)
+        coverage[name] = round(float(counts.sum()) / (int(used.sum()) * cells), 5)
         for shard in progress(range(len(writer.plan)), len(writer.plan)):
             rows = slice(shard * size, (shard + 1) * size)
             try:

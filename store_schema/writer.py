@@ -18,12 +18,10 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, Zstd
 from zarr.core.buffer import Buffer
 
 from .errors import StoreError
-from .manifest import MANIFEST, fingerprint, manifest_checksum, read_json, refuse_difference
+from .manifest import MANIFEST, RECIPE, fingerprint, manifest_checksum, read_json, refuse_difference
 from .schema import SCHEMA_VERSION, ArraySpec, StoreSchema
 from .shards import DONE, ShardWriter
 from .storage import LOCK, TEMPORARY, Storage, crc32c, open_storage
-
-RECIPE = "recipe.json"
 
 
 class StoreWriter:
