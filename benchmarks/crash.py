@@ -135,7 +135,10 @@ class Run:
         if victim == "all" or not self.workers:
             self.end()
         elif alive:
-            os.kill(self.process.pid if victim == "main" else self.workers[0], signal.SIGKILL)
+            try:
+                os.kill(self.process.pid if victim == "main" else self.workers[0], signal.SIGKILL)
+            except ProcessLookupError:  # it ended just now
+                alive = False
         self.process.wait()
         return alive
 
