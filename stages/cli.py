@@ -1,4 +1,4 @@
-"""``fd3d``: one sub-command per stage, and ``plan``, ``inspect``, ``complexity``, ``convert`` and ``detect``."""
+"""``fd3d``: one sub-command per stage, and ``plan``, ``inspect``, ``verify``, ``complexity``, ``convert`` and ``detect``."""
 
 import os
 import sys
@@ -23,6 +23,7 @@ from stages.inspect import inspect  # noqa: E402
 from stages.plan import plan  # noqa: E402
 from stages.report import report  # noqa: E402
 from stages.train import train  # noqa: E402
+from stages.verify import verify  # noqa: E402
 from stages.world import world  # noqa: E402
 from store_schema import StoreError  # noqa: E402
 
@@ -32,7 +33,21 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (world, index, expert, dump, train, evaluate, report, inspect, complexity, convert, detect, plan):
+for command in (
+    world,
+    index,
+    expert,
+    dump,
+    train,
+    evaluate,
+    report,
+    inspect,
+    verify,
+    complexity,
+    convert,
+    detect,
+    plan,
+):
     app.command(help=command.__doc__)(command)
 
 

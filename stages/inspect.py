@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    store: Annotated[Path, typer.Argument(help="Folder of a finished store.")],
+    store: Annotated[str, typer.Argument(help="Folder or URL of a finished store.")],
     index: Annotated[Path | None, typer.Option(help="Frame index, needed to draw.")] = None,
     root: Annotated[Path | None, typer.Option(help="Data root, needed to draw.")] = None,
     html: Annotated[Path | None, typer.Option(help="Page to look through frames; one file, no server.")] = None,
@@ -61,7 +61,7 @@ def table(reader: "StoreReader") -> list[str]:
 
     frames, coverage = len(reader.tokens), reader.manifest["coverage"]
     head = ("array", "shape", "dtype", "raw MB", "on disk MB", "ratio", "stored cells")
-    body, rows = [], describe(reader.path)
+    body, rows = [], describe(reader.storage)
     for row in rows:
         share = coverage.get(row["array"].rpartition("/")[0]) if row["array"].endswith("/values") else None
         body.append(_cells(row, None if share is None else f"{100 * share:.1f} %"))

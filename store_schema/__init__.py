@@ -8,6 +8,8 @@ from .quantise import dequantise, quantise
 from .reader import StoreReader, describe
 from .schema import SCHEMA_VERSION, ArraySpec, StoreSchema
 from .shards import ShardWriter
+from .storage import open_storage
+from .verify import Verification, verify
 from .writer import StoreWriter
 
 __all__ = [
@@ -18,7 +20,10 @@ __all__ = [
     "StoreReader",
     "StoreSchema",
     "StoreWriter",
+    "Verification",
     "dequantise",
     "describe",
+    "open_storage",
     "quantise",
+    "verify",
 ]

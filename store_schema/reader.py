@@ -12,9 +12,11 @@ import zarr
 from .cache import FrameCache
 from .direct import DirectArray, direct_arrays
 from .errors import StoreError
-from .manifest import MANIFEST, read_json
+from .manifest import MANIFEST, RECIPE, read_json
 from .quantise import dequantise
 from .schema import SCHEMA_VERSION, StoreSchema, unpack_sampling
+from .shards import DONE
+from .storage import LocalStorage, Storage, open_storage
 
 
 class StoreReader:
@@ -24,23 +26,36 @@ class StoreReader:
     goes on there with a cache of its own. Threads may share it.
 
     Args:
-        path: folder of a finished store.
+        path: folder or URL of a finished store.
+        options: of the URL's file system, see :func:`~store_schema.storage.open_storage`.
         cache_bytes: memory for the frames that were read last, in stored form; every process has as much.
+
+    Attributes:
+        storage: its files.
+        path: its folder; None for a URL.
 
     Raises:
         StoreError: there is no store, its dump is not finished, or it has another schema version.
     """
 
-    def __init__(self, path: str | Path, cache_bytes: int = 0) -> None:
-        self.path, self.cache_bytes = Path(path), cache_bytes
-        if not (self.path / MANIFEST).exists():
-            done = len(list((self.path / ".done").glob("shard-*.json"))) if self.path.is_dir() else 0
-            state = f"its dump is not finished ({done} shards written)" if done else "it is not there"
-            raise StoreError(f"store {self.path} cannot be read: {state}; run 'fd3d dump'")
-        self.manifest = read_json(self.path / MANIFEST)
+    def __init__(
+        self, path: str | Path | Storage, options: Mapping[str, Any] | None = None, cache_bytes: int = 0
+    ) -> None:
+        self.storage = open_storage(path, options)
+        self.cache_bytes = cache_bytes
+        self.path = self.storage.path if isinstance(self.storage, LocalStorage) else None
+        if not self.storage.exists(MANIFEST):
+            done = sum("/shard-" in name for name in self.storage.list(DONE))
+            state = (
+                f"its dump is not finished ({done} shards written)"
+                if self.storage.exists(RECIPE)
+                else "it is not there"
+            )
+            raise StoreError(f"store {self.storage} cannot be read: {state}; run 'fd3d dump'")
+        self.manifest = read_json(self.storage, MANIFEST)
         if self.manifest.get("schema_version") != SCHEMA_VERSION:
             raise StoreError(
-                f"store {self.path} has schema version {self.manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}; dump it again"
+                f"store {self.storage} has schema version {self.manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}; dump it again"
             )
         self.schema = StoreSchema.from_dict(self.manifest["schema"])
 
@@ -52,11 +67,12 @@ class StoreReader:
     @cached_property
     def group(self) -> zarr.Group:
         """The Zarr group."""
-        return zarr.open_group(self.path, mode="r")
+        return zarr.open_group(self.storage.zarr_store(), mode="r")
 
     @cached_property
     def _arrays(self) -> dict[str, zarr.Array | DirectArray]:
-        return direct_arrays(self.path, open_arrays(self.group, self.schema))
+        arrays = open_arrays(self.group, self.schema)
+        return {**arrays} if self.path is None else direct_arrays(self.path, arrays)
 
     @cached_property
     def _counts(self) -> dict[str, np.ndarray]:
@@ -101,7 +117,7 @@ class StoreReader:
         """
         if token not in self._rows:
             raise StoreError(
-                f"store {self.path} has no frame {token} ({len(self._rows)} others); dump the split that holds it"
+                f"store {self.storage} has no frame {token} ({len(self._rows)} others); dump the split that holds it"
             )
         return self._rows[token]
 
@@ -126,6 +142,7 @@ class StoreReader:
         shard = row // size
         try:
             if shard not in self._counted:
+                self._check_files(shard)
                 rows = slice(shard * size, (shard + 1) * size)
                 for path, counts in self._counts.items():
                     counts[rows] = np.asarray(self._arrays[f"{path}/count"][rows])
@@ -133,8 +150,17 @@ class StoreReader:
             return read_row(self._arrays, self._counts, self.schema, row)
         except (ValueError, OSError, KeyError, RuntimeError) as error:
             raise StoreError(
-                f"frame {token} of {self.path} (shard {shard}) is damaged: {error}; delete .done/shard-{shard:05d}.json and dump again"
+                f"frame {token} of {self.storage} (shard {shard}) is damaged: {error}; delete .done/shard-{shard:05d}.json and dump again"
             ) from error
+
+    def _check_files(self, shard: int) -> None:
+        """Zarr takes an absent file for zeros; only the manifest knows that there was one."""
+        files = self.manifest["shards"][f"{shard:05d}"]
+        sizes = self.storage.sizes(files)
+        for name, entry in files.items():
+            if sizes.get(name) != entry["bytes"]:
+                have = "is missing" if name not in sizes else f"has {sizes[name]} bytes instead of {entry['bytes']}"
+                raise ValueError(f"{name} {have}")
 
     @cached_property
     def constants(self) -> dict[str, np.ndarray]:
@@ -187,19 +213,20 @@ def read_row(
     return out
 
 
-def describe(path: str | Path) -> list[dict[str, Any]]:
+def describe(path: str | Path | Storage) -> list[dict[str, Any]]:
     """A row per array: name, shape, type, bytes on disk, bytes uncompressed without padding rows and cells."""
     reader = StoreReader(path)
     rows, per_frame = [], reader.schema.arrays()
+    counts = read_counts(reader._arrays, reader.schema)
     for name, spec in (per_frame | reader.schema.constants()).items():
         array = _array(reader.group, name)
-        stored = sum(file.stat().st_size for file in (reader.path / name).rglob("*") if file.is_file())
+        stored = sum(reader.storage.list(name).values())
         items = int(np.prod(array.shape, dtype=np.int64))
         if name in per_frame:
             items = len(reader.tokens) * int(np.prod(array.shape[1:], dtype=np.int64))
         map_name = name.rpartition("/")[0]
-        if map_name in reader._counts and not name.endswith("/count"):
-            items = int(reader._counts[map_name].sum()) * int(np.prod(array.shape[2:], dtype=np.int64))
+        if map_name in counts and not name.endswith("/count"):
+            items = int(counts[map_name].sum()) * int(np.prod(array.shape[2:], dtype=np.int64))
         rows.append(
             {
                 "array": name,

@@ -3,14 +3,15 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import zarr
+from zarr.core.buffer import Buffer, cpu
 
 from .errors import StoreError
-from .files import disk_errors, replace_text, sync_and_sum, sync_folder
+from .manifest import MANIFEST
 from .schema import ArraySpec, StoreSchema, pack_sampling
+from .storage import Storage, crc32c
 
 DONE = ".done"
 
@@ -20,23 +21,24 @@ class ShardWriter:
     """Writes shards of a store that a :class:`StoreWriter` holds open; may be sent to other processes.
 
     Attributes:
-        path: folder of the store.
+        storage: of the store.
         plan: scenes of each shard, in the order of its rows.
         scenes: tokens of each scene in time order.
         frames_per_shard: rows of a shard.
         fingerprint: of the dump, kept in done-markers.
     """
 
-    path: Path
+    storage: Storage
     schema: StoreSchema
     plan: list[list[str]]
     scenes: dict[str, list[str]]
     frames_per_shard: int
     fingerprint: str
 
-    def marker(self, shard: int) -> Path:
-        """Done-marker of a shard."""
-        return self.path / DONE / f"shard-{shard:05d}.json"
+    @staticmethod
+    def marker(shard: int) -> str:
+        """Name of a shard's done-marker."""
+        return f"{DONE}/shard-{shard:05d}.json"
 
     def write(self, shard: int, frames: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         """Write all frames of a shard.
@@ -45,7 +47,7 @@ class ShardWriter:
             frames: by token; focal ``values`` (k, C) and ``index`` (k,) are padded here.
 
         Raises:
-            StoreError: a frame is missing, unknown or does not fit, or the disk is full.
+            StoreError: a frame is missing, unknown or does not fit, the disk is full, or the store is finished.
         """
         tokens = [token for name in self.plan[shard] for token in self.scenes[name]]
         if set(frames) != set(tokens):
@@ -55,36 +57,42 @@ class ShardWriter:
             )
         for token in tokens:
             self.schema.check_frame(token, dict(frames[token]))
-        self.marker(shard).unlink(missing_ok=True)
+        if self.storage.exists(MANIFEST):
+            raise StoreError(f"store {self.storage} is finished; a shard is redone by opening it for writing again")
+        self.storage.delete(self.marker(shard))
+        files = {}
+        arrays = self.schema.arrays()
+        metadata = self.storage.read_many(f"{path}/zarr.json" for path in arrays)
+        for path, spec in arrays.items():
+            name = shard_file(path, spec, shard)
+            data = self._encode(shard, path, spec, metadata[f"{path}/zarr.json"], [frames[token] for token in tokens])
+            if data is None:  # all empty; an earlier attempt's file would be read in its place
+                self.storage.delete(name)
+                continue
+            self.storage.write(name, data)
+            files[name] = {"bytes": len(data), "crc32c": crc32c(data)}
+        marker = {"fingerprint": self.fingerprint, "files": files}
+        self.storage.write(self.marker(shard), json.dumps(marker, sort_keys=True).encode())
+
+    def _encode(
+        self, shard: int, path: str, spec: ArraySpec, metadata: bytes, frames: Sequence[Mapping[str, np.ndarray]]
+    ) -> memoryview | None:
+        """An array's shard file; zarr encodes it in memory, so that one write makes it and its checksum is of what was meant."""
+        files: dict[str, Buffer] = {f"{path}/zarr.json": cpu.Buffer.from_bytes(metadata)}
+        array = zarr.open_array(zarr.storage.MemoryStore(files), path=path)
+        block = self._block(path, spec, frames)
         start = shard * self.frames_per_shard
-        group = zarr.open_group(self.path)
-        written = []
-        with disk_errors(self.path):
-            for path, spec in self.schema.arrays().items():
-                block = self._block(path, spec, [frames[token] for token in tokens])
-                array = group[path]
-                assert isinstance(array, zarr.Array)
-                chunk_file = self.path / path / "/".join(["c", str(shard), *["0"] * len(spec.shape)])
-                chunk_file.unlink(missing_ok=True)
-                array[(slice(start, start + self.frames_per_shard), *map(slice, block.shape[1:]))] = block
-                if chunk_file.exists():  # an all-empty shard has no file
-                    written.append(chunk_file)
-            files = {
-                str(file.relative_to(self.path)): {"bytes": file.stat().st_size, "crc32c": sync_and_sum(file)}
-                for file in written
-            }
-            for folder in {file.parent for file in written}:
-                sync_folder(folder)
-            replace_text(
-                self.marker(shard), json.dumps({"fingerprint": self.fingerprint, "files": files}, sort_keys=True)
-            )
+        if block.size:
+            array[(slice(start, start + len(block)), *(slice(n) for n in block.shape[1:]))] = block
+        encoded = files.get(shard_file(path, spec, shard))
+        return None if encoded is None else memoryview(encoded.as_numpy_array().data)
 
     def _block(self, path: str, spec: ArraySpec, frames: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
         shape = spec.shape
-        if spec.kind in ("values", "affine", "index"):
-            # Whole chunks, but not all of the padding: zarr would look through it for anything to store.
-            most, chunk = max(len(frame[path]) for frame in frames), spec.chunk[0]
-            shape = (min(-(-most // chunk) * chunk, shape[0]), *shape[1:])
+        if spec.kind not in ("plain", "count"):
+            # whole chunks up to the shard's largest frame: the capacity may be a hundred times more
+            largest, chunk = max(len(frame[path]) for frame in frames), spec.chunk[0]
+            shape = (min(-(-largest // chunk) * chunk, shape[0]), *shape[1:])
         block = np.zeros((self.frames_per_shard, *shape), spec.dtype)
         for row, frame in enumerate(frames):
             if spec.kind == "count":
@@ -98,3 +106,8 @@ class ShardWriter:
             else:
                 block[row] = frame[path]
         return block
+
+
+def shard_file(path: str, spec: ArraySpec, shard: int) -> str:
+    """Name of the file that holds a shard of an array; it is absent when all is zero."""
+    return "/".join([path, "c", str(shard), *["0"] * len(spec.shape)])

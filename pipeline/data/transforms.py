@@ -188,7 +188,7 @@ class LoadExpertTargets(BaseTransform):
     def __init__(self, store: str, cache_bytes: int = 0) -> None:
         from store_schema import StoreReader
 
-        self.reader = StoreReader(store, cache_bytes)
+        self.reader = StoreReader(store, cache_bytes=cache_bytes)
 
     def transform(self, results: Item) -> Item:
         """Sets ``expert``, the reader's arrays by name, uint8 features as they are stored."""

@@ -45,7 +45,7 @@ def choose_frames(
         for name in scenes:
             if name not in known:
                 some = ", ".join(list(known)[:5]) + (", ..." if len(known) > 5 else "")
-                raise FD3DError(f"store {reader.path} has no scene {name}; it has {some}")
+                raise FD3DError(f"store {reader.storage} has no scene {name}; it has {some}")
         wanted = {token for name in scenes for token in known[name]}
         chosen = [token for token in chosen if token in wanted]
     return chosen[:limit], max(0, len(chosen) - limit)
@@ -77,12 +77,12 @@ def page_facts(reader: StoreReader, scales: FeatureScales | None, min_score: flo
     schema = reader.schema
     if schema.cameras != CAMERAS:
         raise FD3DError(
-            f"store {reader.path} has cameras {', '.join(schema.cameras)}; the page shows {', '.join(CAMERAS)}"
+            f"store {reader.storage} has cameras {', '.join(schema.cameras)}; the page shows {', '.join(CAMERAS)}"
         )
     coverage = reader.manifest["coverage"]
     low, high = SAMPLING_RANGE
     facts: dict[str, Any] = {
-        "name": Path(str(reader.path)).name,
+        "name": str(reader.storage).rstrip("/").rpartition("/")[2],
         "total": len(reader.tokens),
         "cameras": CAMERAS,
         "grid": CAMERA_GRID,
