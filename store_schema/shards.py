@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -38,11 +39,14 @@ class ShardWriter:
         """Done-marker of a shard."""
         return self.path / DONE / f"shard-{shard:05d}.json"
 
-    def write(self, shard: int, frames: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    def write(
+        self, shard: int, frames: Mapping[str, Mapping[str, np.ndarray]], sums: Mapping[str, Any] | None = None
+    ) -> None:
         """Write all frames of a shard.
 
         Args:
             frames: by token; focal ``values`` (k, C) and ``index`` (k,) are padded here.
+            sums: plain values over the shard's frames, kept in its done-marker, see :meth:`StoreWriter.sums`.
 
         Raises:
             StoreError: a frame is missing, unknown or does not fit, or the disk is full.
@@ -74,9 +78,8 @@ class ShardWriter:
             }
             for folder in {file.parent for file in written}:
                 sync_folder(folder)
-            replace_text(
-                self.marker(shard), json.dumps({"fingerprint": self.fingerprint, "files": files}, sort_keys=True)
-            )
+            marker = {"fingerprint": self.fingerprint, "files": files, "sums": dict(sums or {})}
+            replace_text(self.marker(shard), json.dumps(marker, sort_keys=True))
 
     def _block(self, path: str, spec: ArraySpec, frames: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
         block = np.zeros((self.frames_per_shard, *spec.shape), spec.dtype)

@@ -229,6 +229,10 @@ class StoreWriter:
         """Write all frames of a shard, see :meth:`ShardWriter.write`."""
         self.shards.write(shard, frames)
 
+    def sums(self) -> list[dict[str, Any]]:
+        """What each shard's writer was given as ``sums``, in shard order, so that adding them up has one result."""
+        return [read_json(self.shards.marker(shard))["sums"] for shard in range(len(self.plan))]
+
     def rows(self) -> Iterator[dict[str, np.ndarray]]:
         """Frames as written, in row order: for statistics at the end."""
         from .reader import open_arrays, read_counts, read_row
