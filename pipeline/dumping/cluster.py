@@ -2,16 +2,16 @@
 
 import asyncio
 import logging
+import signal
 import threading
 import uuid
-from asyncio import CancelledError
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import distributed
 import numpy as np
-from distributed import Client, LocalCluster, WorkerPlugin, as_completed, get_worker, secede
+from distributed import CancelledError, Client, LocalCluster, WorkerPlugin, as_completed, get_worker, secede
 from distributed.scheduler import KilledWorker
 
 from pipeline.dumping.engine import ClusterSettings, Report
@@ -113,15 +113,20 @@ class DaskEngine:
         address = self.settings.address
         self.local: LocalCluster | None = None
         if address is None:
-            self.local = LocalCluster(
-                n_workers=self.settings.workers,
-                threads_per_worker=1,
-                dashboard_address=None,
-                # dask's share per worker counts the machine's cores, not the workers, and a paused worker never resumes:
-                # what it holds is in use
-                memory_limit=None,
-                silence_logs=logging.CRITICAL,
-            )
+            # Ctrl-C is this process's to handle: threads and processes that start under the mask inherit it
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                self.local = LocalCluster(
+                    n_workers=self.settings.workers,
+                    threads_per_worker=1,
+                    dashboard_address=None,
+                    # dask's share per worker counts the machine's cores, not the workers, and a paused worker never
+                    # resumes: what it holds is in use
+                    memory_limit=None,
+                    silence_logs=logging.CRITICAL,
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
             self.client = Client(self.local or address, timeout=CONNECT)
         except (OSError, ValueError) as error:
@@ -157,7 +162,7 @@ class DaskEngine:
             for future in as_completed(futures):
                 self._result(future, f"shard {keys[future.key]}")
         finally:
-            if self.client.scheduler_info()["workers"] and self.client.status == "running":
+            if self.client.status == "running":
                 # no other dump may start before the last writer has stopped
                 self.client.cancel(futures, force=True)
                 self.client.run(settle, name, on_error="ignore")

@@ -2,9 +2,7 @@
 
 import logging
 import os
-import shutil
 import signal
-from dataclasses import replace
 
 import pytest
 from distributed import Client, LocalCluster
