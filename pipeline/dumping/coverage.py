@@ -18,7 +18,7 @@ from pipeline.data.index import Frame
 from pipeline.dumping.rows import padded_size
 from pipeline.expert import ExpertFrame
 from pipeline.files import write_atomically
-from pipeline.focal import bev_footprints, project_boxes, pv_rectangles_to_cells
+from pipeline.focal import bev_footprints, project_boxes, pv_rectangles_to_cells, union
 
 DISTANCES = (0, 20, 40, float("inf"))
 """Edges of the distance bins, metres from the LiDAR."""
@@ -54,7 +54,7 @@ def frame_coverage(
     queries, counts = len(frame.boxes), {}
     if areas[0] is not None and cells[0] is not None:
         height, width = cells[0].shape
-        inside = bev_footprints(boxes, pc_range, (height, width)).any(0)
+        inside = union(bev_footprints(boxes, pc_range, (height, width)))
         row = ((boxes[:, 1] - y0) / (y1 - y0) * height).long().clamp(max=height - 1)
         column = ((boxes[:, 0] - x0) / (x1 - x0) * width).long().clamp(max=width - 1)
         counts["bev"] = _count(areas[0], cells[0], inside, (row, column), groups, queries)
@@ -67,7 +67,7 @@ def frame_coverage(
     for i, (area, stored) in enumerate(zip(areas[1], cells[1], strict=True)):
         height, width = stored.shape[-2:]
         stride = image_hw[0] / height
-        inside = pv_rectangles_to_cells(rectangles, valid, (height, width), stride).any(0)
+        inside = union(pv_rectangles_to_cells(rectangles, valid, (height, width), stride))
         column, row = (centres / stride).long().unbind(1)
         at = (camera, row.clamp(max=height - 1), column.clamp(max=width - 1))
         counts[f"pv/{i}"] = _count(area, stored, inside, at, groups[:, box.cpu().numpy()], queries)

@@ -27,7 +27,7 @@ from pipeline.dumping.rows import (
     store_row,
 )
 from pipeline.errors import FD3DError
-from pipeline.expert import TappedExpert, build_adapter
+from pipeline.expert import ExpertFrame, TappedExpert, build_adapter
 from pipeline.models.detector import MultiCameraDetector
 from pipeline.models.fold import fold_batchnorm
 from pipeline.prediction import collate, load_detector
@@ -110,21 +110,30 @@ class Session:
         """
         # OpenMP keeps this number per thread
         torch.set_num_threads(self.job.threads)
+        result, converting = ShardResult({}, {}), None
+        # a thread makes a frame's row while the next frame is inferred; at most one frame waits for it
+        with ThreadPoolExecutor(1, "rows", torch.set_num_threads, (self.job.threads,)) as pool:
+            for done, token in enumerate(tokens, 1):
+                batch = next(batches)
+                (frame,), _ = self.expert.run(batch)
+                check_finite(frame, token)
+                if converting is not None:
+                    converting.result()
+                converting = pool.submit(self._convert, frame, batch["data_samples"][0].frames[-1], token, result)
+                report(done)
+            if converting is not None:
+                converting.result()
+        return result
+
+    def _convert(self, frame: ExpertFrame, meta: dict[str, Any], token: str, into: ShardResult) -> None:
+        """Add a frame to a shard's result."""
         rule, pc_range = self.job.settings.rule, self.cfg.pc_range
-        rows, counts = {}, []
-        for done, token in enumerate(tokens, 1):
-            batch = next(batches)
-            meta = batch["data_samples"][0].frames[-1]
-            (frame,), _ = self.expert.run(batch)
-            check_finite(frame, token)
-            lidar2img = torch.as_tensor(meta["lidar2img"], dtype=torch.float32, device=self.expert.device)
-            areas = query_areas(frame, rule, pc_range, lidar2img)
-            cells = joined_cells(frame, areas)
-            rows[token] = store_row(frame, cells, self.job.settings.layout)
-            truth = self.index[self.index.row(token)]
-            counts.append(frame_coverage(frame, areas, cells, truth, pc_range, lidar2img))
-            report(done)
-        return ShardResult(rows, join_counts(counts))
+        lidar2img = torch.as_tensor(meta["lidar2img"], dtype=torch.float32, device=self.expert.device)
+        areas = query_areas(frame, rule, pc_range, lidar2img)
+        cells = joined_cells(frame, areas)
+        into.rows[token] = store_row(frame, cells, self.job.settings.layout)
+        counts = frame_coverage(frame, areas, cells, self.index[self.index.row(token)], pc_range, lidar2img)
+        into.counts = join_counts([into.counts, counts])
 
     def decoded(self, tokens: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Collated batches of one frame each, decoded ahead by threads: a worker of dask may not have child processes."""
