@@ -2,7 +2,8 @@
 
 Compares, taking turns in one process, the expert's inference alone with the dump that writes its shards, and the dump in
 one process with that of dask workers. Rates count from the first frame that is done, so that starting processes and
-reading checkpoints, which a long dump does once, are left out.
+reading checkpoints, which a long dump does once, are left out. The last shard's writing overlaps with nothing and is in:
+compare runs of many shards.
 """
 
 import json
@@ -58,7 +59,7 @@ def main(
     index: Annotated[Path, typer.Option(help="Frame index.")] = Path("runs/index.npz"),
     root: Annotated[Path, typer.Option(help="Data root.")] = Path("data/world"),
     split: Annotated[str, typer.Option(help="Split.")] = "world_train",
-    scenes: Annotated[int, typer.Option(help="First scenes of the split that are dumped.", min=2)] = 8,
+    scenes: Annotated[int, typer.Option(help="First scenes of the split that are dumped.", min=2)] = 16,
     frames_per_shard: Annotated[int, typer.Option(help="As the setting of the dump.")] = 10,
     workers: Annotated[int, typer.Option(help="Dask workers of the second comparison.", min=2)] = 2,
     decoders: Annotated[int, typer.Option(help="Processes or threads that decode images, per worker.", min=0)] = 0,
