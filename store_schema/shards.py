@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import zarr
@@ -40,11 +41,14 @@ class ShardWriter:
         """Name of a shard's done-marker."""
         return f"{DONE}/shard-{shard:05d}.json"
 
-    def write(self, shard: int, frames: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    def write(
+        self, shard: int, frames: Mapping[str, Mapping[str, np.ndarray]], sums: Mapping[str, Any] | None = None
+    ) -> None:
         """Write all frames of a shard.
 
         Args:
             frames: by token; focal ``values`` (k, C) and ``index`` (k,) are padded here.
+            sums: plain values over the shard's frames, kept in its done-marker, see :meth:`StoreWriter.sums`.
 
         Raises:
             StoreError: a frame is missing, unknown or does not fit, the disk is full, or the store is finished.
@@ -71,7 +75,7 @@ class ShardWriter:
                 continue
             self.storage.write(name, data)
             files[name] = {"bytes": len(data), "crc32c": crc32c(data)}
-        marker = {"fingerprint": self.fingerprint, "files": files}
+        marker = {"fingerprint": self.fingerprint, "files": files, "sums": dict(sums or {})}
         self.storage.write(self.marker(shard), json.dumps(marker, sort_keys=True).encode())
 
     def _encode(

@@ -6,6 +6,7 @@ from .areas import (
     pv_rectangles_to_cells,
     sampling_neighbours,
     trust_map,
+    union,
 )
 from .rule import FocalRule
 
@@ -16,4 +17,5 @@ __all__ = [
     "pv_rectangles_to_cells",
     "sampling_neighbours",
     "trust_map",
+    "union",
 ]

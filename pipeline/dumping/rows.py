@@ -1,4 +1,4 @@
-"""Stage 1: run the expert once over every frame and write what distillation reads into the store."""
+"""From an expert's frame to a row of the store, and what a store's manifest says."""
 
 import hashlib
 import json
@@ -13,25 +13,22 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from torch import Tensor
-from tqdm import tqdm
 
 from pipeline.data import CAMERAS
 from pipeline.data.index import FrameIndex
 from pipeline.errors import FD3DError
-from pipeline.expert import BEVReading, CameraReading, ExpertFrame, TappedExpert, build_adapter
+from pipeline.expert import BEVReading, CameraReading, ExpertFrame
 from pipeline.focal import (
     FocalRule,
     bev_footprints,
     project_boxes,
     pv_rectangles_to_cells,
     sampling_neighbours,
+    union,
 )
-from pipeline.models.build import file_sha256, load_config
-from pipeline.models.detector import MultiCameraDetector
-from pipeline.models.fold import fold_batchnorm
-from pipeline.prediction import frame_batches, load_detector
+from pipeline.models.build import file_sha256
 from pipeline.training import FrameSource
-from store_schema import StoreSchema, StoreWriter, dequantise, quantise
+from store_schema import StoreSchema, dequantise, quantise
 from store_schema.schema import VALUES
 
 
@@ -74,34 +71,10 @@ class DumpSettings:
                 raise FD3DError(f"dump.{name} is {getattr(self, name)}; it is a share in (0, 1]")
 
 
-class RunningMoments:
-    """Mean and standard deviation per channel over all values seen, in float64."""
-
-    def __init__(self, channels: int) -> None:
-        self.count, self.sum, self.square = 0, np.zeros(channels), np.zeros(channels)
-
-    def add(self, values: np.ndarray) -> None:
-        """values: (n, C)."""
-        wide = values.astype(np.float64)
-        self.count += len(wide)
-        self.sum += wide.sum(0)
-        self.square += (wide**2).sum(0)
-
-    def result(self) -> dict[str, list[float]]:
-        """``mean`` and ``std``, each C values; std is at least 1e-6."""
-        count = max(self.count, 1)
-        mean = self.sum / count
-        std = np.sqrt(np.maximum(self.square / count - mean**2, 1e-12))
-        return {"mean": mean.tolist(), "std": std.tolist()}
-
-
-def focal_cells(
-    frame: ExpertFrame, rule: FocalRule, pc_range: Sequence[float], lidar2img: Tensor, layers: int = 0
+def query_areas(
+    frame: ExpertFrame, rule: FocalRule, pc_range: Sequence[float], lidar2img: Tensor
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """Cells to store: BEV (H, W), and per pyramid level (V, Hl, Wl); boolean.
-
-    Areas of the kept queries with their margins, and in BEV every cell that sampling at the same queries' positions reads.
-    Queries below the rule's score have neither: no loss gives them weight.
+    """Cells around each query that is kept, best first: BEV (K, H, W), and per pyramid level (K, V, Hl, Wl); boolean.
 
     Args:
         lidar2img: (V, 4, 4) to pixels of the expert's unpadded image.
@@ -110,18 +83,40 @@ def focal_cells(
     trusted = frame.score >= rule.min_score
     boxes, bev, levels = frame.boxes[trusted], None, []
     if frame.bev is not None:
-        size = (frame.bev.shape[-2], frame.bev.shape[-1])
-        bev = bev_footprints(boxes, pc_range, size, rule.bev_margin).any(0)
-        if isinstance(frame.reading, BEVReading):
-            bev = bev | sampling_neighbours(frame.reading.sampling[-layers:, trusted], size)
+        bev = bev_footprints(boxes, pc_range, (frame.bev.shape[-2], frame.bev.shape[-1]), rule.bev_margin)
     if frame.pv:
         image_hw = padded_size(frame)
         rectangles, valid = project_boxes(boxes, lidar2img, image_hw)
         for level in frame.pv:
             stride = image_hw[0] / level.shape[-2]
             grid = (level.shape[-2], level.shape[-1])
-            levels.append(pv_rectangles_to_cells(rectangles, valid, grid, stride, rule.pv_margin).any(0))
+            levels.append(pv_rectangles_to_cells(rectangles, valid, grid, stride, rule.pv_margin))
     return bev, levels
+
+
+def joined_cells(
+    frame: ExpertFrame, areas: tuple[Tensor | None, list[Tensor]], rule: FocalRule, layers: int
+) -> tuple[Tensor | None, list[Tensor]]:
+    """Cells to store, from :func:`query_areas`: BEV (H, W), and per pyramid level (V, Hl, Wl); boolean.
+
+    The areas of all queries, and in BEV every cell that sampling at the same queries' positions reads. Queries below the
+    rule's score have neither: no loss gives them weight.
+
+    Args:
+        layers: last decoder layers whose positions count; 0 for all.
+    """
+    bev = None if areas[0] is None else union(areas[0])
+    if bev is not None and isinstance(frame.reading, BEVReading):
+        sampling = frame.reading.sampling[-layers:, frame.score >= rule.min_score]
+        bev = bev | sampling_neighbours(sampling, (bev.shape[0], bev.shape[1]))
+    return bev, [union(level) for level in areas[1]]
+
+
+def focal_cells(
+    frame: ExpertFrame, rule: FocalRule, pc_range: Sequence[float], lidar2img: Tensor, layers: int = 0
+) -> tuple[Tensor | None, list[Tensor]]:
+    """Cells to store of one frame, see :func:`joined_cells`; arguments as of :func:`query_areas`."""
+    return joined_cells(frame, query_areas(frame, rule, pc_range, lidar2img), rule, layers)
 
 
 def padded_size(frame: ExpertFrame) -> tuple[int, int]:
@@ -184,7 +179,7 @@ def stored_constants(constants: Mapping[str, Tensor], schema: StoreSchema) -> di
     return {path: tensor[-schema.layers :].numpy() for path, tensor in constants.items()}
 
 
-def _stored_values(row: dict[str, np.ndarray], name: str) -> np.ndarray:
+def stored_values(row: dict[str, np.ndarray], name: str) -> np.ndarray:
     """Features (n, C) that a row holds of ``bev`` or of a pyramid level, in any layout, as readers decode them."""
     if f"{name}/affine" in row:
         return dequantise(row[f"{name}/values"], row[f"{name}/affine"])
@@ -222,11 +217,14 @@ def make_manifest(
             "pc_range": list(cfg.pc_range),
         },
         "focal": settings.rule.to_dict(),
-        "libraries": {
-            name: version(name) for name in ("torch", "mmcv", "mmdet", "mmdet3d", "zarr", "numcodecs", "numpy")
-        }
-        | {"python": platform.python_version()},
+        "libraries": library_versions(),
     }
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what decides the numbers in a store."""
+    names = ("torch", "mmcv", "mmdet", "mmdet3d", "zarr", "numcodecs", "numpy")
+    return {name: version(name) for name in names} | {"python": platform.python_version()}
 
 
 def hash_config(cfg: Config) -> str:
@@ -271,86 +269,19 @@ def schema_of(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
     )
 
 
-def _check_finite(frame: ExpertFrame, token: str) -> None:
+def check_finite(frame: ExpertFrame, token: str) -> None:
+    """Raises FD3DError naming the frame and what of it is NaN or infinite."""
     arrays = {"bev": frame.bev, "boxes": frame.boxes, "query features": frame.features}
     arrays |= {f"pv level {i}": level for i, level in enumerate(frame.pv)}
-    for name, tensor in arrays.items():
-        if tensor is not None and not torch.isfinite(tensor).all():
+    given = {name: tensor for name, tensor in arrays.items() if tensor is not None}
+    # one number per tensor and one transfer; a sum that overflows only costs the exact look
+    if torch.isfinite(torch.stack([tensor.sum() for tensor in given.values()])).all():
+        return
+    for name, tensor in given.items():
+        if not torch.isfinite(tensor).all():
             raise FD3DError(
                 f"the expert's {name} of frame {token} is not finite; check the checkpoint and this frame's images"
             )
-
-
-def dump(
-    config: Path,
-    checkpoint: Path | None,
-    source: FrameSource,
-    out: Path,
-    settings: DumpSettings,
-    workers: int = 1,
-    scenes: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """Write the store; a killed dump goes on with the shards that are missing.
-
-    Args:
-        checkpoint: None runs random weights, which the manifest says.
-        scenes: names to restrict the dump to.
-
-    Returns:
-        number of frames.
-
-    Raises:
-        FD3DError: bad input, or features that are not finite (with the frame's token).
-        StoreError: the store was made by another expert, config or index, is being written, or the disk is full.
-    """
-    cfg = load_config(config)
-    index = FrameIndex.load(source.index, source.root)
-    rows_of = scene_rows(index, source.split, scenes)
-    adapter, model = build_adapter(cfg), load_detector(cfg, checkpoint, settings.seed)
-    if isinstance(model, MultiCameraDetector):  # of other detectors it is not known in which order their layers run
-        fold_batchnorm(model)
-    expert = TappedExpert(model, adapter, settings.rule.num_queries, settings.autocast)
-    position = {row: i for i, row in enumerate(index.select(source.split))}
-    first_row = next(iter(rows_of.values()))[0]
-    first_token = index[first_row].token
-    (first,), _ = expert.run(next(frame_batches(cfg, source, [position[first_row]], 0)))
-    schema = schema_of(first, settings)
-    tokens = {name: [index[row].token for row in rows] for name, rows in rows_of.items()}
-    manifest = make_manifest(cfg, config, checkpoint, index, source, settings)
-    moments = {"bev": RunningMoments(schema.bev[2])} if schema.bev else {}
-    moments |= {f"pv/{i}": RunningMoments(level[2]) for i, level in enumerate(schema.pv)}
-    with StoreWriter(out, schema, manifest, tokens, settings.frames_per_shard) as writer:
-        constants = expert.adapter.constants(expert.model)
-        writer.write_constants(stored_constants(constants, schema))
-        pending = writer.pending()
-        todo = [row for shard in pending for name in writer.shard_scenes(shard) for row in rows_of[name]]
-        batches = frame_batches(cfg, source, [position[row] for row in todo], workers)
-        bar = tqdm(
-            total=sum(map(len, rows_of.values())),
-            initial=sum(map(len, rows_of.values())) - len(todo),
-            unit="frame",
-            disable=None,
-        )
-        for shard in pending:
-            frames: dict[str, dict[str, np.ndarray]] = {}
-            for _ in (row for name in writer.shard_scenes(shard) for row in rows_of[name]):
-                batch = next(batches)
-                token, meta = batch["data_samples"][0].token, batch["data_samples"][0].frames[-1]
-                # the first scene's first frame has run already, and nothing since
-                frame = first if token == first_token else expert.run(batch)[0][0]
-                _check_finite(frame, token)
-                lidar2img = torch.as_tensor(meta["lidar2img"], dtype=torch.float32, device=expert.device)
-                cells = focal_cells(frame, settings.rule, cfg.pc_range, lidar2img, schema.layers)
-                frames[token] = store_row(frame, cells, schema)
-                bar.update()
-            writer.write_shard(shard, frames)
-        bar.close()
-        # Statistics come from what was stored, so that a resumed dump has the same.
-        for row in writer.rows():
-            for name, moment in moments.items():
-                moment.add(_stored_values(row, name))
-        writer.finalise({name: moment.result() for name, moment in moments.items()})
-    return {"frames": sum(map(len, rows_of.values()))}
 
 
 def scene_rows(index: FrameIndex, split: str, scenes: Sequence[str] | None) -> dict[str, list[int]]:

@@ -1,0 +1,184 @@
+"""The dump on dask.distributed: a task is a shard, a worker process holds the expert once."""
+
+import asyncio
+import logging
+import signal
+import threading
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import distributed
+import numpy as np
+from distributed import CancelledError, Client, LocalCluster, WorkerPlugin, as_completed, get_worker, secede
+from distributed.scheduler import KilledWorker
+
+from pipeline.dumping.engine import ClusterSettings, Report
+from pipeline.dumping.session import Job, forget_sessions, session_of, shard_tokens, write
+from pipeline.errors import FD3DError
+from store_schema import ShardWriter, StoreSchema
+
+CONNECT = 20
+"""Seconds that a scheduler has to answer."""
+WORKERS = 600
+"""Seconds that a scheduler has to get its first worker; a batch system may queue it."""
+
+
+class ShardPlugin(WorkerPlugin):
+    """What every worker of a dump knows; the scheduler gives it to those that join or restart, too.
+
+    Args:
+        name: of the dump, also the topic of its progress.
+        job: how the expert is run.
+        writer: of the store.
+    """
+
+    def __init__(self, name: str, job: Job, writer: ShardWriter) -> None:
+        self.name, self.job, self.writer = name, job, writer
+
+    def setup(self, worker: Any) -> None:
+        """On each worker."""
+        # One shard infers and one is written, whatever the worker's number of threads: history is streamed through the
+        # one expert, and memory holds two shards at most.
+        self.inferring, self.writing = threading.Lock(), threading.Lock()
+        self.active: set[str] = set()
+
+    def teardown(self, worker: Any) -> None:
+        """Free the expert."""
+        forget_sessions()
+
+
+class NotWantedError(Exception):
+    """The dump that asked for this shard has ended."""
+
+
+def probe(job: Job, token: str) -> tuple[StoreSchema, dict[str, np.ndarray]]:
+    """Task: see :meth:`~pipeline.dumping.session.Session.probe`."""
+    return session_of(job).probe(token)
+
+
+def run_shard(name: str, key: str, shard: int) -> None:
+    """Task: infer and write a shard; the next one's inference starts while this one is written.
+
+    Args:
+        name: of the :class:`ShardPlugin`.
+        key: of this task.
+    """
+    worker = get_worker()
+    plugin: Any = worker.plugins[name]  # the ShardPlugin
+
+    def report(frames: int) -> None:
+        # a dump that was stopped or killed must not go on writing here: another may start on the same store
+        task = worker.state.tasks.get(key)
+        if task is None or task.state not in ("executing", "long-running"):
+            raise NotWantedError(f"shard {shard} is not wanted any more")
+        worker.log_event(name, {"shard": shard, "frames": frames})
+
+    plugin.active.add(key)
+    try:
+        with plugin.inferring:
+            report(0)
+            session, tokens = session_of(plugin.job), shard_tokens(plugin.writer, shard)
+            result = session.infer(plugin.writer.schema, tokens, session.decoded(tokens), report)
+            plugin.writing.acquire()
+        try:
+            report(len(tokens))
+            secede()
+            write(plugin.writer, shard, result)
+        finally:
+            plugin.writing.release()
+    finally:
+        plugin.active.discard(key)
+
+
+async def settle(name: str, dask_worker: Any) -> None:
+    """On a worker: wait until no task of a dump runs."""
+    plugin = dask_worker.plugins.get(name)
+    while plugin is not None and plugin.active:
+        await asyncio.sleep(0.05)
+
+
+class DaskEngine:
+    """Runs shards on a local cluster of processes or on a running scheduler's workers.
+
+    Raises:
+        FD3DError: no scheduler answers, it has no workers, or it or too many of them are gone during the dump.
+    """
+
+    def __init__(self, cluster: ClusterSettings) -> None:
+        self.settings = cluster
+
+    def __enter__(self) -> "DaskEngine":
+        address = self.settings.address
+        self.local: LocalCluster | None = None
+        if address is None:
+            # Ctrl-C is this process's to handle: threads and processes that start under the mask inherit it
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                self.local = LocalCluster(
+                    n_workers=self.settings.workers,
+                    threads_per_worker=1,
+                    dashboard_address=None,
+                    # dask's share per worker counts the machine's cores, not the workers, and a paused worker never
+                    # resumes: what it holds is in use
+                    memory_limit=None,
+                    silence_logs=logging.CRITICAL,
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        try:
+            self.client = Client(self.local or address, timeout=CONNECT)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise FD3DError(f"no dask scheduler answers at {address} ({reason}); start one or correct it") from error
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what matters is raised
+        try:
+            self.client.wait_for_workers(1, timeout=WORKERS)
+        except TimeoutError as error:
+            self.__exit__()
+            raise FD3DError(f"the scheduler at {address} has no workers; start some with 'dask worker'") from error
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # whatever does not answer in time ends with this process
+        with suppress(TimeoutError):
+            self.client.close(timeout=10)
+            if self.local is not None:
+                self.local.close(timeout=60)
+
+    def probe(self, job: Job, token: str) -> tuple[StoreSchema, dict[str, np.ndarray]]:
+        """See :class:`~pipeline.dumping.engine.Engine`."""
+        return self._result(self.client.submit(probe, job, token, pure=False), "the first frame")
+
+    def run(self, job: Job, writer: ShardWriter, shards: Sequence[int], report: Report) -> None:
+        """See :class:`~pipeline.dumping.engine.Engine`."""
+        name = f"fd3d-{uuid.uuid4().hex[:8]}"
+        self.client.subscribe_topic(name, lambda event: report(event[1]["shard"], event[1]["frames"]))
+        self.client.register_plugin(ShardPlugin(name, job, writer), name=name)
+        keys = {f"{name}-{shard}": shard for shard in shards}
+        futures = [self.client.submit(run_shard, name, key, shard, key=key) for key, shard in keys.items()]
+        try:
+            for future in as_completed(futures):
+                self._result(future, f"shard {keys[future.key]}")
+        finally:
+            if self.client.status == "running":
+                # no other dump may start before the last writer has stopped
+                self.client.cancel(futures, force=True)
+                self.client.run(settle, name, on_error="ignore")
+                self.client.unsubscribe_topic(name)
+                self.client.unregister_worker_plugin(name)
+
+    def _result(self, future: distributed.Future, what: str) -> Any:
+        try:
+            return future.result()
+        except KilledWorker as error:
+            raise FD3DError(
+                f"{what} was given up: {error.allowed_failures + 1} workers died over it, the last at "
+                f"{error.last_worker.address}; is there enough memory? The same command goes on from here"
+            ) from error
+        except CancelledError as error:
+            where = self.settings.address or "of this dump"
+            raise FD3DError(
+                f"{what} is lost with the scheduler {where}; start it and run the same command, it goes on from here"
+            ) from error

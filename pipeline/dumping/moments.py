@@ -1,0 +1,68 @@
+"""Channel statistics as sums per shard, so that a resumed dump ends with the bits of an undisturbed one."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.dumping.rows import stored_values
+
+
+@dataclass
+class RunningMoments:
+    """Sums per channel over all values seen, in float64.
+
+    Attributes:
+        count: values per channel.
+        sum, square: (C,) sums of the values and of their squares.
+    """
+
+    count: int
+    sum: np.ndarray
+    square: np.ndarray
+
+    @classmethod
+    def zero(cls, channels: int) -> "RunningMoments":
+        """Nothing seen yet."""
+        return cls(0, np.zeros(channels), np.zeros(channels))
+
+    def add(self, values: np.ndarray) -> None:
+        """values: (n, C)."""
+        wide = values.astype(np.float64)
+        self.count += len(wide)
+        self.sum += wide.sum(0)
+        self.square += np.square(wide, out=wide).sum(0)
+
+    def merge(self, other: "RunningMoments") -> None:
+        """Add the sums of another."""
+        self.count += other.count
+        self.sum += other.sum
+        self.square += other.square
+
+    def result(self) -> dict[str, list[float]]:
+        """``mean`` and ``std``, each C values; std is at least 1e-6."""
+        count = max(self.count, 1)
+        mean = self.sum / count
+        std = np.sqrt(np.maximum(self.square / count - mean**2, 1e-12))
+        return {"mean": mean.tolist(), "std": std.tolist()}
+
+
+def shard_moments(rows: Iterable[dict[str, np.ndarray]]) -> dict[str, dict[str, Any]]:
+    """Sums over a shard's rows by map, as plain values; JSON keeps every bit of them."""
+    moments: dict[str, RunningMoments] = {}
+    for row in rows:
+        for name in sorted({key.rsplit("/", 1)[0] for key in row if not key.startswith("query/")}):
+            values = stored_values(row, name)
+            moments.setdefault(name, RunningMoments.zero(values.shape[-1])).add(values)
+    return {name: {"count": m.count, "sum": m.sum.tolist(), "square": m.square.tolist()} for name, m in moments.items()}
+
+
+def join_moments(shards: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, list[float]]]:
+    """Mean and standard deviation by map, from the shards' sums in shard order."""
+    joined: dict[str, RunningMoments] = {}
+    for shard in shards:
+        for name, sums in shard.items():
+            part = RunningMoments(sums["count"], np.array(sums["sum"]), np.array(sums["square"]))
+            joined.setdefault(name, RunningMoments.zero(len(part.sum))).merge(part)
+    return {name: moments.result() for name, moments in joined.items()}

@@ -1,0 +1,192 @@
+"""What one process of a dump does: hold the expert, run it over a shard's scenes, write the shard."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet3d.registry import DATASETS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from pipeline.dumping.coverage import Counts, frame_coverage, join_counts, to_plain
+from pipeline.dumping.moments import shard_moments
+from pipeline.dumping.rows import (
+    DumpSettings,
+    check_finite,
+    joined_cells,
+    library_versions,
+    query_areas,
+    schema_of,
+    store_row,
+    stored_constants,
+)
+from pipeline.errors import FD3DError
+from pipeline.expert import ExpertFrame, TappedExpert, build_adapter
+from pipeline.models.detector import MultiCameraDetector
+from pipeline.models.fold import fold_batchnorm
+from pipeline.prediction import collate, load_detector
+from pipeline.training import FrameSource, frame_dataset
+from store_schema import ShardWriter, StoreSchema
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process needs to run the expert; small, and sent to other processes and machines.
+
+    Attributes:
+        config: text of the expert's config, what it inherits included.
+        checkpoint: a path that every worker can read; None for random weights.
+        source: paths that every worker can read.
+        threads: of torch. The sums of a CPU depend on it in their last bits, so all processes have the same.
+        decoders: threads or processes that decode images ahead.
+        libraries: versions that every worker must have, name and version.
+    """
+
+    config: str
+    checkpoint: Path | None
+    source: FrameSource
+    settings: DumpSettings
+    threads: int
+    decoders: int
+    libraries: tuple[tuple[str, str], ...]
+
+
+@dataclass
+class ShardResult:
+    """A shard as inference leaves it: rows by token as the writer takes them, and the coverage's counts."""
+
+    rows: dict[str, dict[str, np.ndarray]]
+    counts: Counts
+
+
+class Session:
+    """The expert on this process's device, and the frames that it runs over.
+
+    Raises:
+        FD3DError: library versions differ from the main process's, or a file cannot be read here.
+    """
+
+    def __init__(self, job: Job) -> None:
+        here = library_versions()
+        for name, wanted in job.libraries:
+            if here[name] != wanted:
+                raise FD3DError(f"a worker has {name} {here[name]}, the dump {wanted}; use one environment for all")
+        torch.set_num_threads(job.threads)
+        self.job, self.cfg = job, Config.fromstring(job.config, ".py")
+        init_default_scope("mmdet3d")
+        model = load_detector(self.cfg, job.checkpoint, job.settings.seed)
+        if isinstance(model, MultiCameraDetector):  # of other detectors it is not known in which order their layers run
+            fold_batchnorm(model)
+        self.expert = TappedExpert(model, build_adapter(self.cfg), job.settings.rule.num_queries, job.settings.autocast)
+        self.dataset = DATASETS.build(frame_dataset(self.cfg, job.source, train=False))
+        self.index = self.dataset.index
+        self.number = {self.index[row].token: i for i, row in enumerate(self.dataset.rows)}
+
+    def probe(self, token: str) -> tuple[StoreSchema, dict[str, np.ndarray]]:
+        """The store's shape and its constants, from running a scene's first frame."""
+        torch.set_num_threads(self.job.threads)
+        (frame,), _ = self.expert.run(collate([self.dataset[self.number[token]]]))
+        constants = self.expert.adapter.constants(self.expert.model)
+        schema = schema_of(frame, self.job.settings)
+        return schema, stored_constants(constants, schema)
+
+    def infer(
+        self,
+        schema: StoreSchema,
+        tokens: Sequence[str],
+        batches: Iterator[dict[str, Any]],
+        report: Callable[[int], None],
+    ) -> ShardResult:
+        """Run the expert over a shard.
+
+        Args:
+            schema: of the store.
+            tokens: of the shard's frames; whole scenes in time order.
+            batches: takes the collated batch of each of them from here.
+            report: called with the number of frames done.
+
+        Raises:
+            FD3DError: features that are not finite, with the frame's token.
+        """
+        # OpenMP keeps this number per thread
+        torch.set_num_threads(self.job.threads)
+        result, converting = ShardResult({}, {}), None
+        # a thread makes a frame's row while the next frame is inferred; at most one frame waits for it
+        with ThreadPoolExecutor(1, "rows", torch.set_num_threads, (self.job.threads,)) as pool:
+            for done, token in enumerate(tokens, 1):
+                batch = next(batches)
+                (frame,), _ = self.expert.run(batch)
+                check_finite(frame, token)
+                if converting is not None:
+                    converting.result()
+                converting = pool.submit(
+                    self._convert, schema, frame, batch["data_samples"][0].frames[-1], token, result
+                )
+                report(done)
+            if converting is not None:
+                converting.result()
+        return result
+
+    def _convert(
+        self, schema: StoreSchema, frame: ExpertFrame, meta: dict[str, Any], token: str, into: ShardResult
+    ) -> None:
+        """Add a frame to a shard's result."""
+        rule, pc_range = self.job.settings.rule, self.cfg.pc_range
+        lidar2img = torch.as_tensor(meta["lidar2img"], dtype=torch.float32, device=self.expert.device)
+        areas = query_areas(frame, rule, pc_range, lidar2img)
+        cells = joined_cells(frame, areas, rule, schema.layers)
+        into.rows[token] = store_row(frame, cells, schema)
+        counts = frame_coverage(frame, areas, cells, self.index[self.index.row(token)], pc_range, lidar2img)
+        into.counts = join_counts([into.counts, counts])
+
+    def decoded(self, tokens: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """Collated batches of one frame each, decoded ahead by threads: a worker of dask may not have child processes."""
+        numbers = [self.number[token] for token in tokens]
+        if not self.job.decoders:
+            yield from (collate([self.dataset[i]]) for i in numbers)
+            return
+        ahead: deque[Any] = deque()
+        with ThreadPoolExecutor(self.job.decoders) as pool:
+            for i in numbers:
+                ahead.append(pool.submit(self.dataset.__getitem__, i))
+                if len(ahead) > 2 * self.job.decoders:
+                    yield collate([ahead.popleft().result()])
+            while ahead:
+                yield collate([ahead.popleft().result()])
+
+
+def shard_tokens(writer: ShardWriter, shard: int) -> list[str]:
+    """Tokens of a shard in the order of its rows."""
+    return [token for name in writer.plan[shard] for token in writer.scenes[name]]
+
+
+def write(writer: ShardWriter, shard: int, result: ShardResult) -> None:
+    """Write a shard, with the sums over its rows in its done-marker."""
+    sums = {"moments": shard_moments(result.rows.values()), "coverage": to_plain(result.counts)}
+    writer.write(shard, result.rows, sums)
+
+
+_building = threading.Lock()
+
+
+@lru_cache(maxsize=1)
+def _session(job: Job) -> Session:
+    return Session(job)
+
+
+def session_of(job: Job) -> Session:
+    """This process's session of a job, made at the first call."""
+    with _building:
+        return _session(job)
+
+
+def forget_sessions() -> None:
+    """Free the expert's memory."""
+    _session.cache_clear()

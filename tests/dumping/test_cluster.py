@@ -1,0 +1,124 @@
+"""The dump on worker processes of dask: the same store, whatever happens to the workers."""
+
+import logging
+import os
+import signal
+
+import pytest
+from distributed import Client, LocalCluster
+
+from pipeline.dumping import ClusterSettings, cluster, dump, engine
+from pipeline.errors import FD3DError
+
+
+@pytest.fixture(scope="module")
+def scheduler():
+    """Two workers that the module's tests share; starting them takes most of the time."""
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        dashboard_address=None,
+        memory_limit=None,
+        silence_logs=logging.CRITICAL,
+    ) as local:
+        yield local.scheduler_address
+
+
+@pytest.fixture
+def progress(monkeypatch):
+    """The progress bars of the test's dumps; ``hooks`` are called with each event."""
+    made = []
+
+    class Watched(engine.Progress):
+        hooks: list = []
+
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+        def __call__(self, shard, frames):
+            super().__call__(shard, frames)
+            for hook in self.hooks:
+                hook(shard, frames)
+
+    monkeypatch.setattr(engine, "Progress", Watched)
+    Watched.made = made
+    return Watched
+
+
+def test_two_workers_write_what_one_process_writes(
+    scenes, settings, expert_config, whole, digest, scheduler, progress, tmp_path
+):
+    found = dump(expert_config, None, scenes, tmp_path / "s", settings, 1, cluster=ClusterSettings(address=scheduler))
+    assert found["frames"] == 12 and digest(tmp_path / "s") == digest(whole)
+    assert progress.made[0].frames == dict.fromkeys(range(6), 2)
+
+
+def test_killed_workers_are_replaced(scenes, settings, expert_config, whole, digest, scheduler, progress, tmp_path):
+    with Client(scheduler, set_as_default=False) as client:
+        workers = list(client.run(os.getpid).values())
+    killed = []
+
+    def kill(shard: int, frames: int) -> None:
+        if frames == 1 and len(killed) < 2 and shard != (killed[-1] if killed else None):
+            os.kill(workers[len(killed)], signal.SIGKILL)
+            killed.append(shard)
+
+    progress.hooks = [kill]
+    dump(expert_config, None, scenes, tmp_path / "s", settings, 1, cluster=ClusterSettings(address=scheduler))
+    assert len(killed) == 2 and digest(tmp_path / "s") == digest(whole)
+
+
+def test_features_that_are_not_finite_name_the_frame(
+    scenes, settings, expert_config, broken_checkpoint, scheduler, tmp_path
+):
+    with pytest.raises(FD3DError, match=r"of frame [0-9a-f]{32} is not finite"):
+        dump(
+            expert_config,
+            broken_checkpoint,
+            scenes,
+            tmp_path / "s",
+            settings,
+            1,
+            cluster=ClusterSettings(address=scheduler),
+        )
+    assert not (tmp_path / "s/manifest.json").exists()
+
+
+def test_a_stopped_dump_keeps_its_shards_and_leaves_the_cluster_idle(
+    scenes, settings, expert_config, whole, digest, scheduler, progress, monkeypatch, tmp_path
+):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        cluster.DaskEngine, "_result", lambda self, future, what: stop() if "shard" in what else future.result()
+    )
+    with pytest.raises(KeyboardInterrupt):
+        dump(expert_config, None, scenes, tmp_path / "s", settings, 1, cluster=ClusterSettings(address=scheduler))
+    done = {file.name for file in (tmp_path / "s/.done").glob("shard-*")}
+    assert 0 < len(done) < 6 and not (tmp_path / "s/manifest.json").exists()
+    monkeypatch.undo()
+    dump(expert_config, None, scenes, tmp_path / "s", settings, 1)
+    assert digest(tmp_path / "s") == digest(whole)
+
+
+def test_a_worker_with_other_libraries_is_refused(scenes, settings, expert_config, scheduler, monkeypatch, tmp_path):
+    monkeypatch.setattr(engine, "library_versions", lambda: {"torch": "1.0"})
+    with pytest.raises(FD3DError, match=r"a worker has torch .*, the dump 1.0; use one environment"):
+        dump(expert_config, None, scenes, tmp_path / "s", settings, 1, cluster=ClusterSettings(address=scheduler))
+
+
+def test_an_unreachable_scheduler_gets_one_line(scenes, settings, expert_config, monkeypatch, tmp_path):
+    monkeypatch.setattr(cluster, "CONNECT", 1)
+    with pytest.raises(FD3DError, match="no dask scheduler answers at tcp://127.0.0.1:9 ") as told:
+        dump(
+            expert_config,
+            None,
+            scenes,
+            tmp_path / "s",
+            settings,
+            1,
+            cluster=ClusterSettings(address="tcp://127.0.0.1:9"),
+        )
+    assert "\n" not in str(told.value)

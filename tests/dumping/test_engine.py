@@ -1,0 +1,149 @@
+"""The dump in one process: resuming, overlap, settings, what the stage leaves."""
+
+import csv
+import json
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.data.index import FrameIndex
+from pipeline.dumping import ClusterSettings, DumpSettings, dump, session
+from pipeline.dumping.moments import RunningMoments, join_moments, shard_moments
+from pipeline.errors import FD3DError
+from pipeline.expert import TappedExpert
+from pipeline.focal import FocalRule
+from store_schema import StoreReader
+
+
+def scene_names(source) -> list[str]:
+    return FrameIndex.load(source.index).splits[source.split]
+
+
+@pytest.fixture
+def runs(monkeypatch) -> list[str]:
+    """Tokens of the frames that the expert runs over."""
+    seen, run = [], TappedExpert.run
+
+    def counted(self, batch):
+        seen.append(batch["data_samples"][0].token)
+        return run(self, batch)
+
+    monkeypatch.setattr(TappedExpert, "run", counted)
+    return seen
+
+
+def test_a_resumed_dump_runs_the_missing_shards_only(scenes, settings, expert_config, whole, digest, runs, tmp_path):
+    shutil.copytree(whole, tmp_path / "store")
+    (tmp_path / "store/.done/shard-00003.json").unlink()
+    dump(expert_config, None, scenes, tmp_path / "store", settings, workers=0)
+    manifest = StoreReader(whole).manifest
+    third = manifest["scenes"][sorted(manifest["scenes"])[3]]
+    assert runs[1:] == third  # the first run finds the store's shape
+    assert digest(tmp_path / "store") == digest(whole)
+
+
+def test_a_shard_is_written_while_the_next_is_inferred(scenes, settings, expert_config, monkeypatch, tmp_path):
+    log, begun, write, infer = [], [], session.write, session.Session.infer
+    next_begun = threading.Semaphore(0)
+
+    def slow_write(writer, shard, result):
+        if shard < 5:
+            assert next_begun.acquire(timeout=20), "the next shard's inference waits for this write"
+        log.append(("written", shard))
+        write(writer, shard, result)
+
+    def noted_infer(self, schema, tokens, batches, report):
+        if begun:
+            next_begun.release()
+        begun.append(tokens)
+        log.append(("inferring", len(begun) - 1))
+        return infer(self, schema, tokens, batches, report)
+
+    monkeypatch.setattr("pipeline.dumping.engine.write", slow_write)
+    monkeypatch.setattr(session.Session, "infer", noted_infer)
+    dump(expert_config, None, scenes, tmp_path / "store", settings, workers=0)
+    for shard in range(4):
+        # at most one shard waits to be written: the second next begins when this one is done
+        assert log.index(("written", shard)) < log.index(("inferring", shard + 2))
+
+
+def test_a_failed_write_ends_the_dump(scenes, settings, expert_config, monkeypatch, tmp_path):
+    def fail(writer, shard, result):
+        raise OSError("no space")
+
+    monkeypatch.setattr("pipeline.dumping.engine.write", fail)
+    with pytest.raises(OSError, match="no space"):
+        dump(expert_config, None, scenes, tmp_path / "store", settings, workers=0)
+    assert not (tmp_path / "store/manifest.json").exists()
+
+
+@pytest.mark.parametrize("layout", ["focal", "dense"])
+def test_the_manifest_has_the_moments_of_what_is_stored(scenes, layout, expert_config, tmp_path):
+    settings = DumpSettings(FocalRule(num_queries=20, min_score=0.0), layout=layout, frames_per_shard=2)
+    dump(expert_config, None, scenes, tmp_path / "store", settings, 0, scene_names(scenes)[:2])
+    reader = StoreReader(tmp_path / "store")
+    rows = [reader.read(token) for token in reader.tokens]
+    for name in ("bev", "pv/0", "pv/2"):
+        key = f"{name}/values" if layout == "focal" else f"{name}/dense"
+        values = np.concatenate([row[key].reshape(-1, row[key].shape[-1]) for row in rows]).astype(np.float64)
+        np.testing.assert_allclose(reader.manifest["statistics"][name]["mean"], values.mean(0), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(reader.manifest["statistics"][name]["std"], values.std(0), rtol=1e-7)
+
+
+def test_moments_survive_json_bit_for_bit():
+    rng = np.random.default_rng(0)
+    rows = [{"bev/values": rng.normal(size=(n, 3)).astype(np.float16)} for n in (5, 0, 7)]
+    shards = [shard_moments(rows[:1]), shard_moments(rows[1:])]
+    assert join_moments(json.loads(json.dumps(shards))) == join_moments(shards)
+    direct = RunningMoments.zero(3)
+    direct.add(np.concatenate([row["bev/values"] for row in rows]))
+    np.testing.assert_allclose(join_moments(shards)["bev"]["mean"], direct.result()["mean"], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"workers": 0}, "dump.cluster.workers is 0; it is a number of at least 1"),
+        ({"threads_per_worker": "all"}, "dump.cluster.threads_per_worker is all"),
+        ({"workers": 2, "address": "tcp://host:8786"}, "dump.cluster has workers and an address"),
+    ],
+)
+def test_contradictory_cluster_settings_are_refused(values, message):
+    with pytest.raises(FD3DError, match=message):
+        ClusterSettings(**values)
+
+
+def test_the_stage_leaves_coverage_and_its_curve(scenes, expert_config, project, tmp_path, capsys):
+    from stages.dump import dump as stage
+
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["focal"] |= {"num_queries": 20, "min_score": 0.0}
+    params["dump"] |= {"frames_per_shard": 2, "cluster": {"workers": 1}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    stage(
+        config=expert_config,
+        random_weights=True,
+        out=tmp_path / "store",
+        index=scenes.index,
+        root=scenes.root,
+        split=scenes.split,
+        scene=scene_names(scenes)[:1],
+        workers=0,
+        metrics=tmp_path / "dump.json",
+        params=tmp_path / "params.yaml",
+    )
+    metrics = json.loads((tmp_path / "dump.json").read_text())
+    assert metrics["frames"] == 2
+    # the manifest's coverage is counted from the store itself
+    stored = StoreReader(tmp_path / "store").manifest["coverage"]
+    assert {name: entry["cells"] for name, entry in metrics["coverage"].items()} == stored
+    with open(tmp_path / "coverage.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["queries"]) for row in rows] == list(range(1, 21))
+    for name, entry in metrics["coverage"].items():
+        shares = [float(row[name]) for row in rows]
+        assert shares == sorted(shares) and shares[-1] <= entry["boxes"] <= 1
+    assert "of the annotated boxes" in capsys.readouterr().out
