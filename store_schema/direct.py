@@ -6,7 +6,7 @@ fill value, and so is a shard without a file. Every byte that is used is checked
 """
 
 import os
-from collections import OrderedDict
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,25 @@ from numcodecs import blosc, zstd
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 _MISSING = 2**64 - 1
-# Indices kept per array; one of a large store (48 frames of BEVFormer-Base, finest level) has 104 kB.
-_KEPT = 16
+# Shards kept open per array: some twenty arrays, and a process may open 1,024 files. The index of a large store's shard
+# (48 frames of BEVFormer-Base, finest level) takes 104 kB.
+_KEPT = 8
 # Blosc's header: 16 bytes, of which the third holds flags; this one says that the bytes were copied, not compressed.
 _BLOSC_HEAD, _BLOSC_COPIED = 16, 2
 
 
-def check_crc32c(parts: Sequence[np.ndarray], stored: Any, what: str) -> None:
-    """Compare the CRC-32C of bytes, arrays (n,) one after the other, with a stored one, little-endian.
+def check_crc32c(parts: Sequence[bytes | np.ndarray], stored: Any, what: str) -> None:
+    """Compare the CRC-32C of bytes one after the other with a stored one, little-endian.
 
     Raises:
         ValueError: they differ.
     """
     computed = 0
     for part in parts:
-        view = part.view()
-        view.flags.writeable = False  # google_crc32c takes nothing else
+        view = part
+        if isinstance(part, np.ndarray) and part.flags.writeable:
+            view = part.view()
+            view.flags.writeable = False  # google_crc32c takes nothing else
         computed = google_crc32c.extend(computed, view)
     if computed.to_bytes(4, "little") != bytes(stored):
         raise ValueError(
@@ -43,31 +46,21 @@ def check_crc32c(parts: Sequence[np.ndarray], stored: Any, what: str) -> None:
 
 
 class ShardFile:
-    """An open shard; use as a context manager.
+    """An open shard; closed when nobody refers to it any more.
 
     Args:
         path: of the file.
         chunks: in the shard.
-        index: (chunks, 2) offsets and lengths when known, else read and checked here.
 
     Raises:
         FileNotFoundError: there is no such shard.
         ValueError: the index is damaged.
     """
 
-    def __init__(self, path: str, chunks: int, index: np.ndarray | None = None) -> None:
+    def __init__(self, path: str, chunks: int) -> None:
         self.path, self.descriptor = path, os.open(path, os.O_RDONLY)
-        try:
-            self.index = self._read_index(chunks) if index is None else index
-        except BaseException:
-            os.close(self.descriptor)
-            raise
-
-    def __enter__(self) -> "ShardFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.descriptor)
+        weakref.finalize(self, os.close, self.descriptor)
+        self.index = self._read_index(chunks)
 
     def _read_index(self, chunks: int) -> np.ndarray:
         size, length = os.fstat(self.descriptor).st_size, chunks * 16 + 4
@@ -107,17 +100,17 @@ class ShardFile:
         offset, length = self.index[number].tolist()
         if length != head + len(out) + 4:
             return False
-        start, stored = np.empty(head, np.uint8), bytearray(4)
-        if os.preadv(self.descriptor, [start.data, out.data, stored], offset) != length:
+        start, stored = bytearray(head), bytearray(4)
+        if os.preadv(self.descriptor, [start, out.data, stored], offset) != length:
             raise ValueError(f"{self.path} ends within chunk {number}")
         if head and not start[2] & _BLOSC_COPIED:
             return False
-        check_crc32c([start, out], stored, f"chunk {number} of {self.path}")
+        check_crc32c([bytes(start), out], stored, f"chunk {number} of {self.path}")
         return True
 
 
 class DirectArray:
-    """Rows of one per-frame array, indexed as ``array[row]`` or ``array[row, :n]``.
+    """Rows of one per-frame array, indexed as ``array[row]`` or ``array[row, :n]``, nothing else.
 
     Attributes:
         folder: the array's.
@@ -141,7 +134,7 @@ class DirectArray:
         self.head = {None: 0, blosc.decompress: _BLOSC_HEAD}.get(decompress)
         self.per_row = -(-shape[1] // chunk[0])
         self._suffix = "/0" * (len(shape) - 1)
-        self._indices: OrderedDict[int, tuple[tuple[int, int, int], np.ndarray]] = OrderedDict()
+        self._files: dict[int, ShardFile] = {}
 
     @classmethod
     def of(cls, folder: Path, array: zarr.Array) -> "DirectArray | None":
@@ -181,8 +174,7 @@ class DirectArray:
         Raises:
             ValueError: a chunk or the shard's index is damaged.
         """
-        row, part = where if isinstance(where, tuple) else (where, slice(None))
-        count = len(range(*part.indices(self.shape[1])))
+        row, count = (where, self.shape[1]) if isinstance(where, int) else (where[0], min(where[1].stop, self.shape[1]))
         needed = -(-count // self.chunk[0])
         out = np.empty((needed * self.chunk[0], *self.shape[2:]), self.dtype)
         raw = out.reshape(needed, -1).view(np.uint8) if needed else out
@@ -192,32 +184,27 @@ class DirectArray:
         except FileNotFoundError:
             out[:] = 0
             return out[:count]
-        with file:
-            for i in range(needed):
-                number = place * self.per_row + i
-                if self.head is not None and file.read_raw(number, raw[i], self.head):
-                    continue
-                encoded = file.read_chunk(number)
-                if encoded is None:
-                    raw[i] = 0
-                elif self.decompress is None:
-                    raise ValueError(f"chunk {number} of {file.path} has {len(encoded)} bytes, not {raw.shape[1]}")
-                else:
-                    self.decompress(encoded, raw[i])
+        for i in range(needed):
+            number = place * self.per_row + i
+            if self.head is not None and file.read_raw(number, raw[i], self.head):
+                continue
+            encoded = file.read_chunk(number)
+            if encoded is None:
+                raw[i] = 0
+            elif self.decompress is None:
+                raise ValueError(f"chunk {number} of {file.path} has {len(encoded)} bytes, not {raw.shape[1]}")
+            else:
+                self.decompress(encoded, raw[i])
         return out[:count]
 
     def _open(self, shard: int) -> ShardFile:
-        """A shard whose index is read again only when the file was replaced."""
-        path = f"{self.folder}/c/{shard}{self._suffix}"
-        known = self._indices.get(shard)
-        status = os.stat(path)
-        stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
-        index = known[1] if known is not None and known[0] == stamp else None
-        file = ShardFile(path, self.frames * self.per_row, index)
-        self._indices[shard] = stamp, file.index
-        self._indices.move_to_end(shard)
-        if len(self._indices) > _KEPT:
-            self._indices.popitem(last=False)
+        """A shard; it stays open, since a finished store does not change, and of one dumped anew the old files are whole."""
+        file = self._files.pop(shard, None)
+        if file is None:
+            file = ShardFile(f"{self.folder}/c/{shard}{self._suffix}", self.frames * self.per_row)
+        self._files[shard] = file  # the last used comes last
+        if len(self._files) > _KEPT:
+            self._files.pop(list(self._files)[0], None)
         return file
 
 

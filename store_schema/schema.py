@@ -12,8 +12,9 @@ SCHEMA_VERSION = 1
 READINGS = ("bev", "cameras", "none")
 VALUES = ("float16", "uint8")
 CHUNK_CELLS = 1024
-# Cell numbers and affine maps are small, so more of them make a chunk; whole rows would be mostly padding to decode.
-CHUNK_NUMBERS = 8192
+# Cell numbers and affine maps are small, so more of them make a chunk: a sixteenth of a row, of which focal areas fill
+# one or two. Whole rows would be mostly padding to decode.
+CHUNKS_OF_NUMBERS = 16
 # Sampling locations are 16-bit fixed point over this range of the BEV extent: finer than float16 near 1, and positions
 # farther out read nothing but zeros anyway. The attributes follow the CF conventions, so xarray decodes them.
 SAMPLING_RANGE = (-0.5, 1.5)
@@ -257,7 +258,8 @@ class StoreSchema:
         dim = name.replace("/", "_") + "_cell"
         small = "uint16" if cells <= 2**16 else "uint32"
         attributes = {"cells": cells} | ({"stride": int(stride)} if stride else {})
-        chunk, numbers = min(CHUNK_CELLS, kmax), min(CHUNK_NUMBERS, kmax)
+        chunk = min(CHUNK_CELLS, kmax)
+        numbers = max(chunk, -(-kmax // CHUNKS_OF_NUMBERS))
         coded = self.values == "uint8"
         values = ArraySpec(
             f"{name}/values",

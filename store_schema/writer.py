@@ -135,7 +135,7 @@ class StoreWriter:
         size = np.dtype(spec.dtype).itemsize
         inner: list[Any] = [BytesCodec()]
         if spec.kind == "values":  # takes out the last chunk's padding
-            inner.append(BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle", typesize=1))
+            inner.append(BloscCodec(cname="blosclz", clevel=1, shuffle="noshuffle", typesize=1, blocksize=1 << 14))
         elif spec.kind in ("affine", "index") or spec.path.startswith("query/"):
             half = spec.path.startswith("query/") and size == 2
             inner.append(BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle" if half else "shuffle", typesize=size))
