@@ -39,7 +39,7 @@ def train(
     params: Annotated[Path, typer.Option(help="Reads 'data', 'families' and 'distill'.")] = Path("params.yaml"),
 ) -> None:
     """Train the apprentice; neither the expert's code path nor its checkpoint is touched."""
-    from pipeline.distill import DistillSettings
+    from pipeline.distill import distiller_config
     from pipeline.files import write_atomically
     from pipeline.models.build import load_config
     from pipeline.training import train as run_training
@@ -55,18 +55,7 @@ def train(
     if method == "plain":
         facts = run_training(cfg, cfg.model, source, target, settings)
     else:
-        distill = read_params(params, "distill")
-        DistillSettings.from_dict(distill)
-        head = cfg.model.pts_bbox_head
-        model = dict(
-            type="FocalDistiller",
-            student=cfg.model,
-            store=str(store),
-            settings=distill,
-            bev_size=(head.bev_h, head.bev_w) if "bev_h" in head else None,
-            bev_channels=head.get("embed_dims", 256),
-            pv_channels=cfg.model.img_neck.out_channels,
-        )
+        model = distiller_config(cfg, store, read_params(params, "distill"))
         facts = run_training(cfg, model, source, target, settings, store, lambda trained: trained.student_state_dict())
     facts["method"] = method
     write_atomically(out / "train.json", lambda file: json.dump(facts, file, indent=1))

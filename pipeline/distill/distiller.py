@@ -1,11 +1,13 @@
 """FD3D around any student detector: taps, generators and the three losses, fed from the store."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
+from mmengine.config import Config
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
@@ -52,6 +54,30 @@ class Taps:
         if name not in self.seen:
             raise FD3DError(f"the student's tap '{name}' saw nothing; does its module run in training?")
         return self.seen.pop(name)
+
+
+def distiller_config(cfg: Config, store: str | Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What builds a :class:`FocalDistiller` around an apprentice.
+
+    Args:
+        cfg: the apprentice's config.
+        store: the expert's targets.
+        settings: of :class:`DistillSettings`.
+
+    Raises:
+        FD3DError: a setting is unknown or out of range.
+    """
+    DistillSettings.from_dict(settings)
+    head = cfg.model.pts_bbox_head
+    return dict(
+        type="FocalDistiller",
+        student=cfg.model,
+        store=str(store),
+        settings=settings,
+        bev_size=(head.bev_h, head.bev_w) if "bev_h" in head else None,
+        bev_channels=head.get("embed_dims", 256),
+        pv_channels=cfg.model.img_neck.out_channels,
+    )
 
 
 @MODELS.register_module()
