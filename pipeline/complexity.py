@@ -149,6 +149,22 @@ def count(cfg: Config, cameras: Cameras) -> Complexity:
     Raises:
         FD3DError: the config is no detector of this project, or holds a layer without a counting rule.
     """
+    with on_meta(cfg, cameras) as (model, batch, longest), counting(model) as macs:
+        model(**batch, mode="tensor")
+
+    parameters = Counter(dict.fromkeys(PARTS, 0))
+    for path, parameter in model.named_parameters():
+        parameters[_part(path)] += parameter.numel()
+    return Complexity(batch["data_samples"][0].frames[0]["pad_hw"], longest, dict(parameters), macs)
+
+
+@contextmanager
+def on_meta(cfg: Config, cameras: Cameras) -> Iterator[tuple[MultiCameraDetector, dict[str, Any], int | None]]:
+    """A config's detector on the meta device, one preprocessed sample for it, and the longest list of BEV cells.
+
+    Raises:
+        FD3DError: the config is no detector of this project.
+    """
     kind = cfg.get("model", {}).get("type")
     registered = MODELS.get(kind) if kind else None
     if not (isinstance(registered, type) and issubclass(registered, MultiCameraDetector)):
@@ -183,15 +199,10 @@ def count(cfg: Config, cameras: Cameras) -> Complexity:
             *encoder.project_pillars(points, *volume, torch.from_numpy(projection)[None], image_hw)
         )
         longest = found.index.shape[1]
-        on_meta: dict[str, Any] = {k: v.to("meta") for k, v in vars(found).items() if isinstance(v, Tensor)}
-        hits = replace(found, **on_meta)
-    with torch.no_grad(), stand_ins(hits), counting(model) as macs:
-        model(**batch, mode="tensor")
-
-    parameters = Counter(dict.fromkeys(PARTS, 0))
-    for path, parameter in model.named_parameters():
-        parameters[_part(path)] += parameter.numel()
-    return Complexity(image_hw, longest, dict(parameters), macs)
+        moved: dict[str, Any] = {k: v.to("meta") for k, v in vars(found).items() if isinstance(v, Tensor)}
+        hits = replace(found, **moved)
+    with torch.no_grad(), stand_ins(hits):
+        yield model, batch, longest
 
 
 def _part(path: str) -> str:

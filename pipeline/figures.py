@@ -19,7 +19,8 @@ matplotlib.use("Agg")
 
 Boxes = np.ndarray
 _EDGES = [(a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ b).count("1") == 1]
-_GRID = (2, 0, 1, 4, 3, 5)  # front left, front, front right; back left, back, back right
+CAMERA_GRID = (2, 0, 1, 4, 3, 5)
+"""Slots of ``CAMERAS`` as drawn: front left, front, front right; back left, back, back right."""
 _NEAR = 0.1  # metres
 
 
@@ -59,7 +60,7 @@ def camera_sheet(
     """
     projections = lidar2img(frame.intrinsics, frame.lidar2cam)
     tiles = []
-    for slot in _GRID:
+    for slot in CAMERA_GRID:
         image = cv2.imread(str(root / frame.image_paths[slot]))
         if image is None:
             raise FD3DError(f"image {root / frame.image_paths[slot]} cannot be read; is the data root complete?")
@@ -126,9 +127,9 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def jpeg(image: np.ndarray) -> bytes:
+def jpeg(image: np.ndarray, quality: int = 85) -> bytes:
     """An RGB image as JPEG."""
-    return cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+    return cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
 def stored_energy(stored: Mapping[str, np.ndarray], size: tuple[int, int]) -> np.ndarray:

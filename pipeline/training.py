@@ -69,6 +69,8 @@ class RunSettings:
     """Mixed precision; needs a GPU."""
     checkpoint_every: int = 500
     """Iterations between checkpoints that a killed training resumes from."""
+    cache_mb: int = 0
+    """MB of the expert's targets that each of the ``workers`` keeps in memory."""
 
 
 def _number(value: Any) -> float:
@@ -168,7 +170,7 @@ for hook in (LossCurve, Progress, NaNGuard, PlainCheckpoint):
     HOOKS.register_module(module=hook)
 
 
-def frame_pipeline(cfg: Config, train: bool, store: Path | None = None) -> list[dict]:
+def frame_pipeline(cfg: Config, train: bool, store: Path | None = None, cache_mb: int = 0) -> list[dict]:
     """The transforms of a detector config: decode, augment, and with a store read the expert's targets.
 
     Raises:
@@ -183,13 +185,13 @@ def frame_pipeline(cfg: Config, train: bool, store: Path | None = None) -> list[
     if train:
         steps.append(dict(type="LoadBoxes", pc_range=list(cfg.pc_range)))
     if store is not None:
-        steps.append(dict(type="LoadExpertTargets", store=str(store)))
+        steps.append(dict(type="LoadExpertTargets", store=str(store), cache_bytes=cache_mb * 1_000_000))
     steps.append(dict(type="PackFrames"))
     refuse_pixel_moving(steps)
     return steps
 
 
-def frame_dataset(cfg: Config, source: FrameSource, train: bool, store: Path | None = None) -> dict:
+def frame_dataset(cfg: Config, source: FrameSource, train: bool, store: Path | None = None, cache_mb: int = 0) -> dict:
     """mmengine dataset config."""
     return dict(
         type="FrameDataset",
@@ -197,7 +199,7 @@ def frame_dataset(cfg: Config, source: FrameSource, train: bool, store: Path | N
         root=str(source.root),
         split=source.split,
         queue_length=cfg.queue_length if train else 1,
-        pipeline=frame_pipeline(cfg, train, store),
+        pipeline=frame_pipeline(cfg, train, store, cache_mb),
         test_mode=not train,
     )
 
@@ -273,11 +275,11 @@ def train(
         persistent_workers=settings.workers > 0,
         sampler=dict(type="InfiniteSampler", shuffle=True, seed=settings.seed),
         collate_fn=dict(type="pseudo_collate"),
-        dataset=frame_dataset(cfg, source, True, store),
+        dataset=frame_dataset(cfg, source, True, store, settings.cache_mb),
         drop_last=True,
     )
     if settings.workers:
-        # Zarr's event loop thread does not survive a fork.
+        # A fork would copy the locks of torch's and OpenCV's threads in whatever state they are.
         loader |= dict(multiprocessing_context="forkserver", prefetch_factor=4)
     recipe, recipe_file = _recipe_hash(cfg, model, source, settings, store), work_dir / "recipe.sha256"
     resume = recipe_file.exists() and recipe_file.read_text() == recipe

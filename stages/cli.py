@@ -1,4 +1,4 @@
-"""``fd3d``: one sub-command per stage, and ``inspect``, ``complexity``, ``convert`` and ``detect``."""
+"""``fd3d``: one sub-command per stage, and ``plan``, ``inspect``, ``verify``, ``complexity``, ``convert`` and ``detect``."""
 
 import os
 import sys
@@ -20,8 +20,10 @@ from stages.evaluate import evaluate  # noqa: E402
 from stages.expert import expert  # noqa: E402
 from stages.index import index  # noqa: E402
 from stages.inspect import inspect  # noqa: E402
+from stages.plan import plan  # noqa: E402
 from stages.report import report  # noqa: E402
 from stages.train import train  # noqa: E402
+from stages.verify import verify  # noqa: E402
 from stages.world import world  # noqa: E402
 from store_schema import StoreError  # noqa: E402
 
@@ -31,7 +33,21 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (world, index, expert, dump, train, evaluate, report, inspect, complexity, convert, detect):
+for command in (
+    world,
+    index,
+    expert,
+    dump,
+    train,
+    evaluate,
+    report,
+    inspect,
+    verify,
+    complexity,
+    convert,
+    detect,
+    plan,
+):
     app.command(help=command.__doc__)(command)
 
 

@@ -4,9 +4,12 @@ Needs numpy, zarr and numcodecs only.
 """
 
 from .errors import StoreError
+from .quantise import dequantise, quantise
 from .reader import StoreReader, describe
 from .schema import SCHEMA_VERSION, ArraySpec, StoreSchema
 from .shards import ShardWriter
+from .storage import open_storage
+from .verify import Verification, verify
 from .writer import StoreWriter
 
 __all__ = [
@@ -17,5 +20,10 @@ __all__ = [
     "StoreReader",
     "StoreSchema",
     "StoreWriter",
+    "Verification",
+    "dequantise",
     "describe",
+    "open_storage",
+    "quantise",
+    "verify",
 ]

@@ -2,14 +2,18 @@
 
 import hashlib
 import json
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from .errors import StoreError
+from .storage import Storage, crc32c
 
 MANIFEST = "manifest.json"
+RECIPE = "recipe.json"
+MADE_BY = ("expert", "data", "image", "history", "coordinates", "focal", "libraries")
+"""Sections of a manifest that tell a person what made a store."""
 # facts about the run that do not change what is stored
-_INCIDENTAL = ("libraries", "shards", "statistics", "coverage", "files")
+_INCIDENTAL = ("libraries", "shards", "statistics", "coverage", "files", "crc32c")
 
 
 def canonical(value: Any) -> str:
@@ -36,7 +40,7 @@ def differing(a: Any, b: Any, path: str = "") -> tuple[str, Any, Any] | None:
     return None if a == b else (path, a, b)
 
 
-def refuse_difference(have: dict[str, Any], want: dict[str, Any], where: Path, fix: str) -> None:
+def refuse_difference(have: dict[str, Any], want: dict[str, Any], where: object, fix: str) -> None:
     """Compare two manifests.
 
     Raises:
@@ -53,13 +57,21 @@ def _short(value: Any) -> str:
     return text if len(text) <= 90 else f"{text[:87]}..."
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(storage: Storage, name: str) -> dict[str, Any]:
     """A JSON file of the store.
 
     Raises:
-        StoreError: it is damaged.
+        StoreError: it is missing or damaged.
     """
     try:
-        return json.loads(path.read_text())
+        content = json.loads(storage.read(name))
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+        return content
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); run 'fd3d dump' again") from error
+        raise StoreError(f"{name} of store {storage} cannot be read ({error}); run 'fd3d dump' again") from error
+
+
+def manifest_checksum(manifest: Mapping[str, Any]) -> str:
+    """CRC-32C of a manifest's content, whatever its layout as text."""
+    return crc32c(canonical({key: value for key, value in manifest.items() if key != "crc32c"}).encode())

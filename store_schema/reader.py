@@ -1,5 +1,6 @@
 """Reading a finished store."""
 
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -8,50 +9,86 @@ from typing import Any
 import numpy as np
 import zarr
 
+from .cache import FrameCache
+from .direct import DirectArray, direct_arrays
 from .errors import StoreError
-from .manifest import MANIFEST, read_json
+from .manifest import MANIFEST, RECIPE, read_json
+from .quantise import dequantise
 from .schema import SCHEMA_VERSION, StoreSchema, unpack_sampling
+from .shards import DONE
+from .storage import LocalStorage, Storage, open_storage
 
 
 class StoreReader:
-    """Frames of a store by token. Opens at the first read, so it can be made before worker processes start.
+    """Frames of a store by token.
+
+    It opens at the first read, so it can be made before worker processes start; sent to one, or inherited by a fork, it
+    goes on there with a cache of its own. Threads may share it.
 
     Args:
-        path: folder of a finished store.
+        path: folder or URL of a finished store.
+        options: of the URL's file system, see :func:`~store_schema.storage.open_storage`.
+        cache_bytes: memory for the frames that were read last, in stored form; every process has as much.
+
+    Attributes:
+        storage: its files.
+        path: its folder; None for a URL.
 
     Raises:
         StoreError: there is no store, its dump is not finished, or it has another schema version.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not (self.path / MANIFEST).exists():
-            done = len(list((self.path / ".done").glob("shard-*.json"))) if self.path.is_dir() else 0
-            state = f"its dump is not finished ({done} shards written)" if done else "it is not there"
-            raise StoreError(f"store {self.path} cannot be read: {state}; run 'fd3d dump'")
-        self.manifest = read_json(self.path / MANIFEST)
+    def __init__(
+        self, path: str | Path | Storage, options: Mapping[str, Any] | None = None, cache_bytes: int = 0
+    ) -> None:
+        self.storage = open_storage(path, options)
+        self.cache_bytes = cache_bytes
+        self.path = self.storage.path if isinstance(self.storage, LocalStorage) else None
+        if not self.storage.exists(MANIFEST):
+            done = sum("/shard-" in name for name in self.storage.list(DONE))
+            state = (
+                f"its dump is not finished ({done} shards written)"
+                if self.storage.exists(RECIPE)
+                else "it is not there"
+            )
+            raise StoreError(f"store {self.storage} cannot be read: {state}; run 'fd3d dump'")
+        self.manifest = read_json(self.storage, MANIFEST)
         if self.manifest.get("schema_version") != SCHEMA_VERSION:
             raise StoreError(
-                f"store {self.path} has schema version {self.manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}; dump it again"
+                f"store {self.storage} has schema version {self.manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}; dump it again"
             )
         self.schema = StoreSchema.from_dict(self.manifest["schema"])
 
     def __getstate__(self) -> dict[str, Any]:
-        # An open store owns threads; another process opens its own.
-        return {key: value for key, value in self.__dict__.items() if key not in ("group", "_arrays", "_counts")}
+        # What is open or in memory stays here; another process opens its own.
+        opened = ("group", "_arrays", "_counts", "_counted", "_cache")
+        return {key: value for key, value in self.__dict__.items() if key not in opened}
 
     @cached_property
     def group(self) -> zarr.Group:
         """The Zarr group."""
-        return zarr.open_group(self.path, mode="r")
+        return zarr.open_group(self.storage.zarr_store(), mode="r")
 
     @cached_property
-    def _arrays(self) -> dict[str, zarr.Array]:
-        return open_arrays(self.group, self.schema)
+    def _arrays(self) -> dict[str, zarr.Array | DirectArray]:
+        arrays = open_arrays(self.group, self.schema)
+        return {**arrays} if self.path is None else direct_arrays(self.path, arrays)
 
     @cached_property
     def _counts(self) -> dict[str, np.ndarray]:
-        return read_counts(self._arrays, self.schema)
+        return {path: np.zeros(self._arrays[f"{path}/count"].shape, np.int32) for path in _focal_maps(self.schema)}
+
+    @cached_property
+    def _counted(self) -> set[int]:
+        return set()
+
+    @property
+    def cache(self) -> FrameCache:
+        """Frames in memory. A forked process starts anew: its parent may have been changing them at that moment."""
+        cache = self.__dict__.get("_cache")
+        if cache is None or cache.pid != os.getpid():
+            cache = self._cache = FrameCache(self.cache_bytes)
+        return cache
 
     @cached_property
     def _rows(self) -> dict[str, int]:
@@ -80,24 +117,50 @@ class StoreReader:
         """
         if token not in self._rows:
             raise StoreError(
-                f"store {self.path} has no frame {token} ({len(self._rows)} others); dump the split that holds it"
+                f"store {self.storage} has no frame {token} ({len(self._rows)} others); dump the split that holds it"
             )
         return self._rows[token]
 
-    def read(self, token: str) -> dict[str, np.ndarray]:
-        """All arrays of a frame; focal cells without padding, sampling locations as float32.
+    def read(self, token: str, decode: bool = True) -> dict[str, np.ndarray]:
+        """All arrays of a frame, writable; focal cells without padding, sampling locations as float32.
+
+        Args:
+            decode: give uint8 features as float32. Else they come as they are stored, with each cell's scale and offset
+                in ``X/affine`` (k, 2): a quarter of the bytes to bring to the device that computes with them.
 
         Raises:
-            StoreError: the frame is unknown, or a shard is missing or damaged.
+            StoreError: the frame is unknown, or a shard is damaged.
         """
-        row = self.row(token)
+        frame = self.cache.get(token)
+        if frame is None:
+            frame = self._read_stored(token)
+            self.cache.put(token, frame)
+        return decoded(frame) if decode else frame
+
+    def _read_stored(self, token: str) -> dict[str, np.ndarray]:
+        row, size = self.row(token), self.manifest["frames_per_shard"]
+        shard = row // size
         try:
+            if shard not in self._counted:
+                self._check_files(shard)
+                rows = slice(shard * size, (shard + 1) * size)
+                for path, counts in self._counts.items():
+                    counts[rows] = np.asarray(self._arrays[f"{path}/count"][rows])
+                self._counted.add(shard)
             return read_row(self._arrays, self._counts, self.schema, row)
         except (ValueError, OSError, KeyError, RuntimeError) as error:
-            shard = row // self.manifest["frames_per_shard"]
             raise StoreError(
-                f"frame {token} of {self.path} (shard {shard}) is damaged: {error}; delete .done/shard-{shard:05d}.json and dump again"
+                f"frame {token} of {self.storage} (shard {shard}) is damaged: {error}; delete .done/shard-{shard:05d}.json and dump again"
             ) from error
+
+    def _check_files(self, shard: int) -> None:
+        """Zarr takes an absent file for zeros; only the manifest knows that there was one."""
+        files = self.manifest["shards"][f"{shard:05d}"]
+        sizes = self.storage.sizes(files)
+        for name, entry in files.items():
+            if sizes.get(name) != entry["bytes"]:
+                have = "is missing" if name not in sizes else f"has {sizes[name]} bytes instead of {entry['bytes']}"
+                raise ValueError(f"{name} {have}")
 
     @cached_property
     def constants(self) -> dict[str, np.ndarray]:
@@ -116,19 +179,32 @@ def open_arrays(group: zarr.Group, schema: StoreSchema) -> dict[str, zarr.Array]
     return {path: _array(group, path) for path in schema.arrays()}
 
 
-def read_counts(arrays: Mapping[str, zarr.Array], schema: StoreSchema) -> dict[str, np.ndarray]:
+def read_counts(arrays: Mapping[str, zarr.Array | DirectArray], schema: StoreSchema) -> dict[str, np.ndarray]:
     """Stored cells of every row, (N,) by the name of the map (``bev``, ``pv/0``, ...)."""
-    paths = [path for path, spec in schema.arrays().items() if spec.kind == "count"]
-    return {path.removesuffix("/count"): np.asarray(arrays[path][:]) for path in paths}
+    return {path: np.asarray(arrays[f"{path}/count"][:]) for path in _focal_maps(schema)}
+
+
+def _focal_maps(schema: StoreSchema) -> list[str]:
+    """Names of the maps stored by focal cells: ``bev``, ``pv/0``, ..."""
+    return [path.removesuffix("/count") for path, spec in schema.arrays().items() if spec.kind == "count"]
+
+
+def decoded(frame: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A frame with its uint8 features as float32."""
+    out = {path: array for path, array in frame.items() if not path.endswith("/affine")}
+    for path in frame.keys() - out.keys():
+        values = path.replace("/affine", "/values")
+        out[values] = dequantise(frame[values], frame[path])
+    return out
 
 
 def read_row(
-    arrays: Mapping[str, zarr.Array], counts: Mapping[str, np.ndarray], schema: StoreSchema, row: int
+    arrays: Mapping[str, zarr.Array | DirectArray], counts: Mapping[str, np.ndarray], schema: StoreSchema, row: int
 ) -> dict[str, np.ndarray]:
-    """One row's arrays as :meth:`StoreReader.read` gives them."""
+    """One row's arrays as they were given to the writer."""
     out: dict[str, np.ndarray] = {}
     for path, spec in schema.arrays().items():
-        if spec.kind in ("values", "index"):
+        if spec.kind in ("values", "affine", "index"):
             out[path] = np.asarray(arrays[path][row, : int(counts[path.rsplit("/", 1)[0]][row])])
         elif spec.kind != "count":
             out[path] = np.asarray(arrays[path][row])
@@ -137,20 +213,27 @@ def read_row(
     return out
 
 
-def describe(path: str | Path) -> list[dict[str, Any]]:
-    """A row per array: name, shape, type, bytes on disk, bytes uncompressed without padding rows' share."""
+def describe(path: str | Path | Storage) -> list[dict[str, Any]]:
+    """A row per array: name, shape, type, bytes on disk, bytes uncompressed without padding rows and cells."""
     reader = StoreReader(path)
-    rows = []
-    for name, spec in (reader.schema.arrays() | reader.schema.constants()).items():
+    rows, per_frame = [], reader.schema.arrays()
+    counts = read_counts(reader._arrays, reader.schema)
+    for name, spec in (per_frame | reader.schema.constants()).items():
         array = _array(reader.group, name)
-        stored = sum(file.stat().st_size for file in (reader.path / name).rglob("*") if file.is_file())
+        stored = sum(reader.storage.list(name).values())
+        items = int(np.prod(array.shape, dtype=np.int64))
+        if name in per_frame:
+            items = len(reader.tokens) * int(np.prod(array.shape[1:], dtype=np.int64))
+        map_name = name.rpartition("/")[0]
+        if map_name in counts and not name.endswith("/count"):
+            items = int(counts[map_name].sum()) * int(np.prod(array.shape[2:], dtype=np.int64))
         rows.append(
             {
                 "array": name,
                 "shape": tuple(array.shape),
                 "dtype": str(array.dtype),
                 "bytes": stored,
-                "raw_bytes": int(np.prod(array.shape, dtype=np.int64)) * array.dtype.itemsize,
+                "raw_bytes": items * array.dtype.itemsize,
                 "about": spec.about,
             }
         )

@@ -1,6 +1,7 @@
 """Names, dimensions, types and units of every array in a store; nothing else defines them."""
 
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,10 @@ from .errors import StoreError
 
 SCHEMA_VERSION = 1
 READINGS = ("bev", "cameras", "none")
+VALUES = ("float16", "uint8")
 CHUNK_CELLS = 1024
+# Cell numbers and affine maps are small, so more of them make a chunk; whole rows would be mostly padding to decode.
+CHUNK_NUMBERS = 8192
 # Sampling locations are 16-bit fixed point over this range of the BEV extent: finer than float16 near 1, and positions
 # farther out read nothing but zeros anyway. The attributes follow the CF conventions, so xarray decodes them.
 SAMPLING_RANGE = (-0.5, 1.5)
@@ -23,7 +27,7 @@ class ArraySpec:
         shape: without the leading frame dimension for arrays with ``per_frame``.
         dims: names of ``shape``'s dimensions.
         chunk: of ``shape``; a frame has chunks of its own.
-        kind: ``values`` (focal cells), ``index``, ``count`` or ``plain``.
+        kind: ``values`` (focal cells), ``affine`` (their maps), ``index``, ``count`` or ``plain``.
     """
 
     path: str
@@ -55,6 +59,8 @@ class StoreSchema:
     """The same for each level, over all cameras."""
     layout: str = "focal"
     """``focal`` (cells in areas) or ``dense`` (whole maps)."""
+    values: str = "float16"
+    """Features of focal cells as ``float16``, or as ``uint8`` with an affine map per cell."""
     reading: str = "bev"
     """What queries read: ``bev`` (positions on the BEV map), ``cameras`` (projected points) or ``none`` (not known)."""
     layers: int = 0
@@ -69,6 +75,12 @@ class StoreSchema:
     def __post_init__(self) -> None:
         if self.layout not in ("focal", "dense"):
             raise StoreError(f"schema.layout is '{self.layout}'; use focal or dense")
+        if self.values not in VALUES:
+            raise StoreError(f"schema.values is '{self.values}'; use {' or '.join(VALUES)}")
+        if self.values == "uint8" and self.layout == "dense":
+            raise StoreError(
+                "schema.values is uint8 but schema.layout is dense; dense maps are float16, or use layout focal"
+            )
         if len(self.pv) != len(self.pv_kmax):
             raise StoreError(
                 f"schema.pv has {len(self.pv)} levels but schema.pv_kmax {len(self.pv_kmax)}; give one capacity per level"
@@ -117,6 +129,10 @@ class StoreSchema:
 
     def arrays(self) -> dict[str, ArraySpec]:
         """Per-frame arrays by path."""
+        return self._arrays
+
+    @cached_property
+    def _arrays(self) -> dict[str, ArraySpec]:
         k = self.queries
         specs = [
             ArraySpec(
@@ -237,44 +253,54 @@ class StoreSchema:
             ]
         return []
 
-    @staticmethod
-    def _focal(name: str, kmax: int, channels: int, cells: int, formula: str, stride: str) -> list[ArraySpec]:
+    def _focal(self, name: str, kmax: int, channels: int, cells: int, formula: str, stride: str) -> list[ArraySpec]:
         dim = name.replace("/", "_") + "_cell"
         small = "uint16" if cells <= 2**16 else "uint32"
         attributes = {"cells": cells} | ({"stride": int(stride)} if stride else {})
-        chunk = min(CHUNK_CELLS, kmax)
-        return [
-            ArraySpec(
-                f"{name}/values",
-                (kmax, channels),
-                (dim, f"{name.replace('/', '_')}_channel"),
-                "float16",
-                (chunk, channels),
-                "values",
-                about="expert features of the stored cells",
-                attributes=attributes,
-            ),
-            ArraySpec(
-                f"{name}/index",
-                (kmax,),
-                (dim,),
-                small,
-                (kmax,),
-                "index",
-                about=f"flat cell number: {formula}",
-                attributes=attributes,
-            ),
-            ArraySpec(
-                f"{name}/count",
-                (),
-                (),
-                "int32",
-                (),
-                "count",
-                about="stored cells; the rest of a row is padding",
-                attributes=attributes,
-            ),
-        ]
+        chunk, numbers = min(CHUNK_CELLS, kmax), min(CHUNK_NUMBERS, kmax)
+        coded = self.values == "uint8"
+        values = ArraySpec(
+            f"{name}/values",
+            (kmax, channels),
+            (dim, f"{name.replace('/', '_')}_channel"),
+            self.values,
+            (chunk, channels),
+            "values",
+            about="expert features of the stored cells" + (", coded" if coded else ""),
+            attributes=attributes
+            | ({"decoded": f"{name}/affine[.., 0] * values + {name}/affine[.., 1]"} if coded else {}),
+        )
+        affine = ArraySpec(
+            f"{name}/affine",
+            (kmax, 2),
+            (dim, "affine"),
+            "float32",
+            (numbers, 2),
+            "affine",
+            about="scale and offset of the stored cells: feature = scale * value + offset",
+            attributes=attributes | {"affine": ["scale", "offset"]},
+        )
+        index = ArraySpec(
+            f"{name}/index",
+            (kmax,),
+            (dim,),
+            small,
+            (numbers,),
+            "index",
+            about=f"flat cell number: {formula}",
+            attributes=attributes,
+        )
+        count = ArraySpec(
+            f"{name}/count",
+            (),
+            (),
+            "int32",
+            (),
+            "count",
+            about="stored cells; the rest of a row is padding",
+            attributes=attributes,
+        )
+        return [values, *([affine] if coded else []), index, count]
 
     def constants(self) -> dict[str, ArraySpec]:
         """Arrays without a frame dimension by path."""
@@ -317,8 +343,8 @@ class StoreSchema:
         specs = self.arrays()
         for path, array in frame.items():
             spec = specs[path]
-            if spec.kind == "values":
-                self._check_focal(token, path, array, frame[path.replace("values", "index")], spec)
+            if spec.kind in ("values", "affine"):
+                self._check_focal(token, path, array, frame[f"{path.rsplit('/', 1)[0]}/index"], spec)
             elif spec.kind == "plain" and array.shape != spec.shape:
                 raise StoreError(f"frame {token}: {path} has shape {array.shape}, expected {spec.shape}")
             if array.dtype.kind == "f":
@@ -336,6 +362,10 @@ class StoreSchema:
         if values.ndim != 2 or values.shape[1] != channels or index.shape != values.shape[:1]:
             raise StoreError(
                 f"frame {token}: {path} has shape {values.shape} for {index.shape} cell numbers, expected (k, {channels}) and (k,)"
+            )
+        if spec.dtype == "uint8" and values.dtype != np.uint8:
+            raise StoreError(
+                f"frame {token}: {path} has type {values.dtype}, expected uint8; store_schema.quantise makes it"
             )
         if len(values) > kmax:
             raise StoreError(

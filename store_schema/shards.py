@@ -3,15 +3,16 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+from zarr.core.buffer import Buffer, cpu
 
 from .errors import StoreError
-from .files import disk_errors, replace_text, sync_and_sum, sync_folder
+from .manifest import MANIFEST
 from .schema import ArraySpec, StoreSchema, pack_sampling
+from .storage import Storage, crc32c
 
 DONE = ".done"
 
@@ -21,23 +22,24 @@ class ShardWriter:
     """Writes shards of a store that a :class:`StoreWriter` holds open; may be sent to other processes.
 
     Attributes:
-        path: folder of the store.
+        storage: of the store.
         plan: scenes of each shard, in the order of its rows.
         scenes: tokens of each scene in time order.
         frames_per_shard: rows of a shard.
         fingerprint: of the dump, kept in done-markers.
     """
 
-    path: Path
+    storage: Storage
     schema: StoreSchema
     plan: list[list[str]]
     scenes: dict[str, list[str]]
     frames_per_shard: int
     fingerprint: str
 
-    def marker(self, shard: int) -> Path:
-        """Done-marker of a shard."""
-        return self.path / DONE / f"shard-{shard:05d}.json"
+    @staticmethod
+    def marker(shard: int) -> str:
+        """Name of a shard's done-marker."""
+        return f"{DONE}/shard-{shard:05d}.json"
 
     def write(
         self, shard: int, frames: Mapping[str, Mapping[str, np.ndarray]], sums: Mapping[str, Any] | None = None
@@ -49,7 +51,7 @@ class ShardWriter:
             sums: plain values over the shard's frames, kept in its done-marker, see :meth:`StoreWriter.sums`.
 
         Raises:
-            StoreError: a frame is missing, unknown or does not fit, or the disk is full.
+            StoreError: a frame is missing, unknown or does not fit, the disk is full, or the store is finished.
         """
         tokens = [token for name in self.plan[shard] for token in self.scenes[name]]
         if set(frames) != set(tokens):
@@ -59,34 +61,47 @@ class ShardWriter:
             )
         for token in tokens:
             self.schema.check_frame(token, dict(frames[token]))
-        self.marker(shard).unlink(missing_ok=True)
+        if self.storage.exists(MANIFEST):
+            raise StoreError(f"store {self.storage} is finished; a shard is redone by opening it for writing again")
+        self.storage.delete(self.marker(shard))
+        files = {}
+        arrays = self.schema.arrays()
+        metadata = self.storage.read_many(f"{path}/zarr.json" for path in arrays)
+        for path, spec in arrays.items():
+            name = shard_file(path, spec, shard)
+            data = self._encode(shard, path, spec, metadata[f"{path}/zarr.json"], [frames[token] for token in tokens])
+            if data is None:  # all empty; an earlier attempt's file would be read in its place
+                self.storage.delete(name)
+                continue
+            self.storage.write(name, data)
+            files[name] = {"bytes": len(data), "crc32c": crc32c(data)}
+        marker = {"fingerprint": self.fingerprint, "files": files, "sums": dict(sums or {})}
+        self.storage.write(self.marker(shard), json.dumps(marker, sort_keys=True).encode())
+
+    def _encode(
+        self, shard: int, path: str, spec: ArraySpec, metadata: bytes, frames: Sequence[Mapping[str, np.ndarray]]
+    ) -> memoryview | None:
+        """An array's shard file; zarr encodes it in memory, so that one write makes it and its checksum is of what was meant."""
+        files: dict[str, Buffer] = {f"{path}/zarr.json": cpu.Buffer.from_bytes(metadata)}
+        array = zarr.open_array(zarr.storage.MemoryStore(files), path=path)
+        block = self._block(path, spec, frames)
         start = shard * self.frames_per_shard
-        group = zarr.open_group(self.path)
-        written = []
-        with disk_errors(self.path):
-            for path, spec in self.schema.arrays().items():
-                block = self._block(path, spec, [frames[token] for token in tokens])
-                array = group[path]
-                assert isinstance(array, zarr.Array)
-                array[start : start + self.frames_per_shard] = block
-                chunk_file = self.path / path / "/".join(["c", str(shard), *["0"] * len(spec.shape)])
-                if chunk_file.exists():  # an all-empty shard has no file
-                    written.append(chunk_file)
-            files = {
-                str(file.relative_to(self.path)): {"bytes": file.stat().st_size, "crc32c": sync_and_sum(file)}
-                for file in written
-            }
-            for folder in {file.parent for file in written}:
-                sync_folder(folder)
-            marker = {"fingerprint": self.fingerprint, "files": files, "sums": dict(sums or {})}
-            replace_text(self.marker(shard), json.dumps(marker, sort_keys=True))
+        if block.size:
+            array[(slice(start, start + len(block)), *(slice(n) for n in block.shape[1:]))] = block
+        encoded = files.get(shard_file(path, spec, shard))
+        return None if encoded is None else memoryview(encoded.as_numpy_array().data)
 
     def _block(self, path: str, spec: ArraySpec, frames: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
-        block = np.zeros((self.frames_per_shard, *spec.shape), spec.dtype)
+        shape = spec.shape
+        if spec.kind not in ("plain", "count"):
+            # whole chunks up to the shard's largest frame: the capacity may be a hundred times more
+            largest, chunk = max(len(frame[path]) for frame in frames), spec.chunk[0]
+            shape = (min(-(-largest // chunk) * chunk, shape[0]), *shape[1:])
+        block = np.zeros((self.frames_per_shard, *shape), spec.dtype)
         for row, frame in enumerate(frames):
             if spec.kind == "count":
                 block[row] = len(frame[path.replace("/count", "/index")])
-            elif spec.kind in ("values", "index"):
+            elif spec.kind in ("values", "affine", "index"):
                 values = frame[path]
                 # adding zero turns -0.0 into 0.0, so that empty chunks stay empty
                 block[row, : len(values)] = values + 0 if spec.kind == "values" else values
@@ -95,3 +110,8 @@ class ShardWriter:
             else:
                 block[row] = frame[path]
         return block
+
+
+def shard_file(path: str, spec: ArraySpec, shard: int) -> str:
+    """Name of the file that holds a shard of an array; it is absent when all is zero."""
+    return "/".join([path, "c", str(shard), *["0"] * len(spec.shape)])

@@ -1,36 +1,38 @@
 """Writing a store so that a kill at any moment leaves nothing wrong that could be read.
 
-The unit of work is a shard: ``frames_per_shard`` rows that hold whole scenes. Its arrays are written in one assignment
-each (zarr writes a temporary file and renames it), synced, and only then a done-marker with sizes and checksums of the
-files is renamed into place. A reader needs the manifest, and the manifest is written when every marker is there.
+The unit of work is a shard: ``frames_per_shard`` rows that hold whole scenes. Its files are written whole, and only then
+a done-marker with their sizes and checksums. A reader needs the manifest, and the manifest is written when every marker
+is there and every file has its checksum. What a kill leaves at each moment stands in this folder's README.
 """
 
-import fcntl
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
+from zarr.core.buffer import Buffer
 
 from .errors import StoreError
-from .files import disk_errors, file_crc32c, replace_text
-from .manifest import MANIFEST, fingerprint, read_json, refuse_difference
+from .manifest import MANIFEST, RECIPE, fingerprint, manifest_checksum, read_json, refuse_difference
 from .schema import SCHEMA_VERSION, ArraySpec, StoreSchema
 from .shards import DONE, ShardWriter
+from .storage import LOCK, TEMPORARY, Storage, crc32c, open_storage
 
 
 class StoreWriter:
     """Writes the shards of one store; use as a context manager, which holds the store's lock.
 
     Args:
-        path: folder of the store; created, or continued if an equal dump made it.
+        path: folder or URL of the store; created, or continued if an equal dump made it.
         manifest: what makes the store; it decides the fingerprint.
         scenes: tokens of each scene in time order.
         frames_per_shard: rows of a shard, at least the longest scene.
+        options: of the URL's file system, see :func:`~store_schema.storage.open_storage`.
 
     Raises:
         StoreError: another manifest made the store, another process writes it, or a scene is too long.
@@ -38,13 +40,14 @@ class StoreWriter:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Storage,
         schema: StoreSchema,
         manifest: Mapping[str, Any],
         scenes: Mapping[str, Sequence[str]],
         frames_per_shard: int,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path, self.schema, self.frames_per_shard = Path(path), schema, frames_per_shard
+        self.storage, self.schema, self.frames_per_shard = open_storage(path, options), schema, frames_per_shard
         # sorted, as the manifest's JSON is, so that a reader derives the same rows
         self.scenes = {name: list(scenes[name]) for name in sorted(scenes)}
         self.plan = plan_shards(self.scenes, frames_per_shard)
@@ -56,89 +59,86 @@ class StoreWriter:
             **manifest,
         }
         self.fingerprint = fingerprint(self.manifest)
-        self.shards = ShardWriter(self.path, schema, self.plan, self.scenes, frames_per_shard, self.fingerprint)
-        self._lock: IO[str] | None = None
+        self.shards = ShardWriter(self.storage, schema, self.plan, self.scenes, frames_per_shard, self.fingerprint)
+        self._held: Callable[[], None] | None = None
+        self._exit = ExitStack()
 
     def __enter__(self) -> "StoreWriter":
-        try:
-            (self.path / DONE).mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until __exit__
-        except OSError as error:
-            raise StoreError(f"store {self.path} cannot be written: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise StoreError(
-                f"store {self.path} is being written by another process; wait for it or stop it"
-            ) from error
-        try:
+        with ExitStack() as stack:
+            self._held = stack.enter_context(self.storage.lock())
             self._open()
-        except BaseException:
-            self._lock.close()
-            raise
+            self._exit = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        self._exit.close()
+        self._held = None
+
+    def _check_held(self) -> None:
+        if self._held is None:
+            raise StoreError(f"store {self.storage} is not open for writing; use its StoreWriter as a context manager")
+        self._held()
 
     def _open(self) -> None:
-        recipe = self.path / "recipe.json"
-        if recipe.exists():
-            refuse_difference(read_json(recipe), self.manifest, self.path, "delete the store or choose another folder")
-        elif any(
-            entry.name not in (DONE, ".lock") for entry in self.path.iterdir() if not entry.name.startswith(".recipe")
-        ):
-            raise StoreError(f"{self.path} is not empty and no store; choose another folder")
+        if self.storage.exists(RECIPE):
+            refuse_difference(
+                read_json(self.storage, RECIPE),
+                self.manifest,
+                self.storage,
+                "delete the store or choose another folder",
+            )
+        elif foreign := [name for name in self.storage.list() if name.split("/")[0] not in (DONE, LOCK, TEMPORARY)]:
+            raise StoreError(f"{self.storage} is not empty and no store (it has {foreign[0]}); choose another folder")
         else:
-            replace_text(recipe, json.dumps(self.manifest, sort_keys=True))
-        if not (self.path / "zarr.json").exists() or not self._created():
-            self._create_arrays()
+            self.storage.write(RECIPE, json.dumps(self.manifest, sort_keys=True).encode())
+        self.storage.sweep()
+        if not self.storage.exists(f"{DONE}/arrays"):
+            for name, data in self.metadata().items():
+                self.storage.write(name, data)
+            self.storage.write(f"{DONE}/arrays", self.fingerprint.encode())
         if self.pending():
             # while shards are redone nothing of this store is to be read
-            (self.path / MANIFEST).unlink(missing_ok=True)
+            self.storage.delete(MANIFEST)
 
-    def _created(self) -> bool:
-        return (self.path / DONE / "arrays").exists()
+    def metadata(self) -> dict[str, bytes]:
+        """Files of the store before its first shard: metadata of every group and array, and the tokens."""
+        files: dict[str, Buffer] = {}
+        group = zarr.create_group(zarr.storage.MemoryStore(files), zarr_format=3)
+        for spec in self.schema.arrays().values():
+            zarr.create_array(**self._array_arguments(group, spec))
+        tokens = self.token_rows()
+        frame = zarr.create_array(
+            group.store_path / "frame" / "token",
+            shape=tokens.shape,
+            chunks=tokens.shape,
+            dtype="uint8",
+            dimension_names=("frame", "character"),
+            overwrite=True,
+            attributes={"about": "ASCII sample token of each row, zero for padding rows"},
+        )
+        frame[:] = tokens
+        return {name: buffer.to_bytes() for name, buffer in files.items()}
 
-    def _create_arrays(self) -> None:
-        """Metadata of every array; done-marked, because a kill may leave some of them out."""
-        with disk_errors(self.path):
-            group = (
-                zarr.create_group(self.path, zarr_format=3, overwrite=False)
-                if not (self.path / "zarr.json").exists()
-                else zarr.open_group(self.path)
-            )
-            for spec in self.schema.arrays().values():
-                zarr.create_array(**self._array_arguments(group, spec))
-            tokens = np.zeros((self.rows_total, 32), np.uint8)
-            for name, start in self._starts().items():
-                for i, token in enumerate(self.scenes[name]):
-                    tokens[start + i] = np.frombuffer(token.encode("ascii").ljust(32)[:32], np.uint8)
-            frame = zarr.create_array(
-                group.store_path / "frame" / "token",
-                shape=tokens.shape,
-                chunks=tokens.shape,
-                dtype="uint8",
-                dimension_names=("frame", "character"),
-                overwrite=True,
-                attributes={"about": "ASCII sample token of each row, zero for padding rows"},
-            )
-            frame[:] = tokens
-            replace_text(self.path / DONE / "arrays", self.fingerprint)
+    def token_rows(self) -> np.ndarray:
+        """``frame/token``, (rows, 32) uint8: ASCII filled up with blanks, zero for padding rows."""
+        tokens = np.zeros((self.rows_total, 32), np.uint8)
+        for name, start in self._starts().items():
+            for i, token in enumerate(self.scenes[name]):
+                tokens[start + i] = np.frombuffer(token.encode("ascii").ljust(32)[:32], np.uint8)
+        return tokens
 
     def _array_arguments(self, group: zarr.Group, spec: ArraySpec) -> dict[str, Any]:
-        # features do not compress (mantissas are noise), small query arrays and cell numbers do
+        # Features do not compress (mantissas are noise), small query arrays and cell numbers do. All at the speed of
+        # copying: zstd takes 20 us a chunk before its first byte.
+        size = np.dtype(spec.dtype).itemsize
         inner: list[Any] = [BytesCodec()]
-        if spec.kind in ("index", "count") or spec.path.startswith("query/"):
-            inner.append(
-                ZstdCodec(level=3)
-                if spec.kind != "index"
-                else BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=np.dtype(spec.dtype).itemsize)
-            )
+        if spec.kind == "values":  # takes out the last chunk's padding
+            inner.append(BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle", typesize=1))
+        elif spec.kind in ("affine", "index") or spec.path.startswith("query/"):
+            half = spec.path.startswith("query/") and size == 2
+            inner.append(BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle" if half else "shuffle", typesize=size))
         inner.append(Crc32cCodec())
         if spec.kind == "count":
             chunk: tuple[int, ...] = (self.frames_per_shard,)
@@ -184,19 +184,16 @@ class StoreWriter:
         return self.plan[shard]
 
     def pending(self) -> list[int]:
-        """Shards that have no valid done-marker yet."""
-        return [shard for shard in range(len(self.plan)) if not self._is_done(shard)]
-
-    def _is_done(self, shard: int) -> bool:
-        if not self.shards.marker(shard).exists():
-            return False
-        marker = read_json(self.shards.marker(shard))
-        if marker["fingerprint"] != self.fingerprint:
-            return False
-        sizes = {
-            name: (self.path / name).stat().st_size if (self.path / name).exists() else -1 for name in marker["files"]
-        }
-        return all(sizes[name] == entry["bytes"] for name, entry in marker["files"].items())
+        """Shards without a valid done-marker: it is of this dump, and the files that it names are there in full length."""
+        names = [self.shards.marker(shard) for shard in range(len(self.plan))]
+        found = self.storage.read_many(names)
+        markers = [_marker_files(found.get(name), self.fingerprint) for name in names]
+        sizes = self.storage.sizes(name for files in markers if files is not None for name in files)
+        return [
+            shard
+            for shard, files in enumerate(markers)
+            if files is None or any(sizes.get(name) != entry["bytes"] for name, entry in files.items())
+        ]
 
     def write_constants(self, constants: Mapping[str, np.ndarray]) -> None:
         """Arrays without a frame dimension; a resume finds them written and leaves them.
@@ -204,82 +201,121 @@ class StoreWriter:
         Raises:
             StoreError: a name or shape does not fit.
         """
-        marker = self.path / DONE / "constants"
-        if marker.exists():
+        self._check_held()
+        if self.storage.exists(f"{DONE}/constants"):
             return
-        group = zarr.open_group(self.path)
+        files: dict[str, Buffer] = {}
+        group = zarr.create_group(zarr.storage.MemoryStore(files), zarr_format=3)
         for path, spec in self.schema.constants().items():
             if path not in constants or constants[path].shape != spec.shape:
                 have = constants[path].shape if path in constants else "nothing"
                 raise StoreError(f"constant {path} is {have}, expected shape {spec.shape}")
-            with disk_errors(self.path):
-                array = zarr.create_array(
-                    group.store_path / path,
-                    shape=spec.shape,
-                    chunks=spec.shape,
-                    dtype=spec.dtype,
-                    dimension_names=spec.dims,
-                    overwrite=True,
-                    attributes={"about": spec.about},
-                )
-                array[:] = constants[path]
-        replace_text(marker, self.fingerprint)
+            array = zarr.create_array(
+                group.store_path / path,
+                shape=spec.shape,
+                chunks=spec.shape,
+                dtype=spec.dtype,
+                dimension_names=spec.dims,
+                overwrite=True,
+                attributes={"about": spec.about},
+            )
+            array[:] = constants[path]
+        for name, buffer in files.items():
+            if name != "zarr.json":  # the root's is there
+                self.storage.write(name, buffer.to_bytes())
+        self.storage.write(f"{DONE}/constants", self.fingerprint.encode())
 
     def write_shard(self, shard: int, frames: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         """Write all frames of a shard, see :meth:`ShardWriter.write`."""
+        self._check_held()
         self.shards.write(shard, frames)
 
     def sums(self) -> list[dict[str, Any]]:
         """What each shard's writer was given as ``sums``, in shard order, so that adding them up has one result."""
-        return [read_json(self.shards.marker(shard))["sums"] for shard in range(len(self.plan))]
-
-    def rows(self) -> Iterator[dict[str, np.ndarray]]:
-        """Frames as written, in row order: for statistics at the end."""
-        from .reader import open_arrays, read_counts, read_row
-
-        arrays = open_arrays(zarr.open_group(self.path, mode="r"), self.schema)
-        counts = read_counts(arrays, self.schema)
-        for name, start in self._starts().items():
-            for i in range(len(self.scenes[name])):
-                yield read_row(arrays, counts, self.schema, start + i)
+        return [read_json(self.storage, self.shards.marker(shard))["sums"] for shard in range(len(self.plan))]
 
     def finalise(self, statistics: Mapping[str, Any]) -> None:
-        """Check every shard, sweep temporary files and write the manifest, which makes the store readable.
+        """Check every file and write the manifest, which makes the store readable; sweep temporary files.
 
         Raises:
-            StoreError: shards are missing or damaged.
+            StoreError: shards are missing or damaged; those are redone by the next dump.
         """
+        self._check_held()
         missing = self.pending()
         if missing:
             raise StoreError(
-                f"{len(missing)} of {len(self.plan)} shards of {self.path} are not written; run the dump again"
+                f"{len(missing)} of {len(self.plan)} shards of {self.storage} are not written; run the dump again"
             )
-        shards = {}
-        for shard in range(len(self.plan)):
-            files = read_json(self.shards.marker(shard))["files"]
-            for name, entry in files.items():
-                if file_crc32c(self.path / name) != entry["crc32c"]:
-                    self.shards.marker(shard).unlink()
-                    raise StoreError(
-                        f"{self.path / name} does not have the checksum it was written with; run the dump again, it redoes this shard"
-                    )
-            shards[f"{shard:05d}"] = files
-        for stray in [*self.path.rglob("*.partial"), *self.path.rglob(".tmp*")]:
-            stray.unlink()
+        found = self.storage.read_many(self.shards.marker(shard) for shard in range(len(self.plan)))
+        shards = {
+            f"{shard:05d}": json.loads(found[self.shards.marker(shard)])["files"] for shard in range(len(self.plan))
+        }
+        self._check_shards(shards)
+        full = self.manifest | {"statistics": dict(statistics), "coverage": self._coverage()}
+        self.storage.write("zarr.json", _with_attributes(self.storage.read("zarr.json"), full))
+        full |= {"shards": shards, "files": self._other_files()}
+        full["crc32c"] = manifest_checksum(full)
+        self._check_held()
+        self.storage.write(MANIFEST, json.dumps(full, sort_keys=True, indent=1).encode())
+        self.storage.sweep()
+
+    def _check_shards(self, shards: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+        expected = {
+            name: (int(shard), entry["crc32c"]) for shard, files in shards.items() for name, entry in files.items()
+        }
+        damaged = [name for name, crc in self.storage.checksums(expected) if crc != expected[name][1]]
+        if damaged:
+            self.storage.delete(MANIFEST)
+            redone = sorted({expected[name][0] for name in damaged})
+            for shard in redone:
+                self.storage.delete(self.shards.marker(shard))
+            raise StoreError(
+                f"{damaged[0]} of {self.storage} does not have the checksum it was written with ({len(damaged)} such files); "
+                f"run the dump again, it redoes {len(redone)} shards"
+            )
+
+    def _coverage(self) -> dict[str, float]:
+        """Share of each map's cells that are stored, over all frames."""
+        if self.schema.layout != "focal":
+            return {}
         cells = {"bev": self.schema.bev_cells} if self.schema.bev else {}
         cells |= {f"pv/{i}": n for i, n in enumerate(self.schema.pv_cells)}
-        coverage = {}
-        if self.schema.layout == "focal":
-            group = zarr.open_group(self.path, mode="r")
-            frames = sum(map(len, self.scenes.values()))
-            for name, total in cells.items():
-                counts = group[f"{name}/count"]
-                assert isinstance(counts, zarr.Array)
-                coverage[name] = round(float(np.asarray(counts[:]).sum()) / (frames * total), 5)
-        full = self.manifest | {"statistics": dict(statistics), "coverage": coverage, "shards": shards}
-        group = zarr.open_group(self.path)
-        group.attrs.update({"fd3d": {key: value for key, value in full.items() if key not in ("shards", "scenes")}})
-        replace_text(self.path / MANIFEST, json.dumps(full, sort_keys=True, indent=1))
+        group = zarr.open_group(self.storage.zarr_store(), mode="r")
+        frames, coverage = sum(map(len, self.scenes.values())), {}
+        for name, total in cells.items():
+            counts = group[f"{name}/count"]
+            assert isinstance(counts, zarr.Array)
+            coverage[name] = round(float(np.asarray(counts[:]).sum()) / (frames * total), 5)
+        return coverage
+
+    def _other_files(self) -> dict[str, dict[str, Any]]:
+        """Size and checksum of what is not a shard: metadata, tokens, constants."""
+        names = sorted(self.metadata())
+        files = {}
+        for path, spec in self.schema.constants().items():
+            names += [f"{path.split('/')[0]}/zarr.json", f"{path}/zarr.json"]
+            names.append("/".join([path, "c", *["0"] * len(spec.shape)]))
+        for name, data in sorted(self.storage.read_many(dict.fromkeys(names)).items()):
+            files[name] = {"bytes": len(data), "crc32c": crc32c(data)}
+        return files
+
+
+def _marker_files(text: bytes | None, fingerprint: str) -> dict[str, Any] | None:
+    """Files that a done-marker names; None when there is none, or of another dump, or it is damaged."""
+    try:
+        marker = json.loads(text or b"")
+        return marker["files"] if marker["fingerprint"] == fingerprint else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _with_attributes(group: bytes, manifest: Mapping[str, Any]) -> bytes:
+    """The root group's metadata with the manifest as attribute ``fd3d``, without its long lists."""
+    metadata = json.loads(group)
+    metadata["attributes"] = {
+        "fd3d": {key: value for key, value in manifest.items() if key not in ("shards", "scenes", "files")}
+    }
+    return json.dumps(metadata, indent=2).encode()
 
 
 def plan_shards(scenes: Mapping[str, Sequence[str]], frames_per_shard: int) -> list[list[str]]:

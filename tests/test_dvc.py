@@ -3,10 +3,14 @@
 import itertools
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from store_schema import StoreReader
+from tests.store.test_store import digest, make_frame, write
 
 FAMILIES = ("bevformer", "detr3d")
 
@@ -83,3 +87,78 @@ def test_no_generated_world_with_data_of_ones_own(repo):
     params["data"]["generate"] = []
     (repo / "params.yaml").write_text(yaml.safe_dump(params))
     assert "world" not in dvc(repo, "stage", "list", "--name-only")
+
+
+DUMP = """
+import sys
+from pathlib import Path
+from tests.store.test_store import CONSTANTS, SCENES, STATISTICS, make_frame, writer
+
+with writer(Path("store")) as store:
+    store.write_constants(CONSTANTS)
+    for shard in store.pending():
+        store.write_shard(shard, {t: make_frame(t) for name in store.shard_scenes(shard) for t in SCENES[name]})
+        if not Path("healthy").exists():
+            sys.exit(9)
+    store.finalise(STATISTICS)
+"""
+STAGES = """
+stages:
+  dump:
+    cmd: {python} dump.py
+    deps: [dump.py]
+    outs:
+      - store: {{cache: false, persist: true}}
+  train:
+    cmd: cat store/manifest.json > trained
+    deps: [store/manifest.json]
+    outs: [trained]
+"""
+
+
+@pytest.fixture
+def dumping(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with a dump of two shards, which stops after the first unless it finds 'healthy', and a training."""
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    (tmp_path / "dump.py").write_text(DUMP)
+    (tmp_path / "dvc.yaml").write_text(STAGES.format(python=sys.executable))
+    dvc(tmp_path, "init", "--no-scm", "-q")
+    return tmp_path
+
+
+def shard_files(store: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of change of every file that a shard consists of."""
+    return {str(f): (f.stat().st_ino, f.stat().st_mtime_ns) for f in store.rglob("c/**/0") if f.is_file()}
+
+
+def test_a_resumed_dump_keeps_its_shards_and_the_store_is_not_copied(dumping: Path):
+    with pytest.raises(subprocess.CalledProcessError):
+        dvc(dumping, "repro", "-q")
+    before = shard_files(dumping / "store")
+    assert before and not (dumping / "store/manifest.json").exists()
+    (dumping / "healthy").touch()
+    dvc(dumping, "repro", "-q")
+    after = shard_files(dumping / "store")
+    assert len(after) > len(before) and before.items() <= after.items()
+    cached = [file for file in (dumping / ".dvc/cache/files").rglob("*") if file.is_file()]
+    assert [file.read_bytes() for file in cached] == [(dumping / "store/manifest.json").read_bytes()]  # 'trained'
+    assert changed(dumping) == set()
+    # training hangs on the manifest alone: the loss of a shard is the dump's affair
+    Path(next(iter(after))).unlink()
+    assert changed(dumping) == {"dump"}
+    (dumping / "store/manifest.json").write_text("{}")
+    assert changed(dumping) == {"dump", "train"}
+
+
+def test_a_store_travels_through_a_remote(tmp_path: Path):
+    write(tmp_path / "store")
+    want = digest(tmp_path / "store")
+    dvc(tmp_path, "init", "--no-scm", "-q")
+    dvc(tmp_path, "remote", "add", "-q", "-d", "shared", str(tmp_path / "remote"))
+    dvc(tmp_path, "add", "-q", "store")
+    dvc(tmp_path, "push", "-q")
+    shutil.rmtree(tmp_path / "store")
+    shutil.rmtree(tmp_path / ".dvc" / "cache")
+    dvc(tmp_path, "pull", "-q")
+    assert digest(tmp_path / "store") == want
+    assert StoreReader(tmp_path / "store").read("a" * 32).keys() == make_frame("a" * 32).keys()

@@ -291,7 +291,7 @@ def test_killed_dumps_resume_to_the_same_store(source, store, expert_config, exp
 
 def test_inspect_tells_and_draws(store, world, world_index, workspace):
     done = fd3d("inspect", store, "--index", world_index, "--root", world, "--out", "frame.png", cwd=workspace)
-    for word in ("bev/values", "query/sampling", "6 frames", "stored cells of bev", "checkpoint_sha256", "pc_range"):
+    for word in ("bev/values", "query/sampling", "6 frames", "stored cells", "checkpoint_sha256", "pc_range"):
         assert word in done.stdout
     assert (workspace / "frame.png").stat().st_size > 50_000
 

@@ -180,18 +180,19 @@ class LoadExpertTargets(BaseTransform):
 
     Args:
         store: path of a finished store; opened in the process that reads, at the first read.
+        cache_bytes: memory of each process for frames that were read before.
     """
 
     moves_pixels = False
 
-    def __init__(self, store: str) -> None:
+    def __init__(self, store: str, cache_bytes: int = 0) -> None:
         from store_schema import StoreReader
 
-        self.reader = StoreReader(store)
+        self.reader = StoreReader(store, cache_bytes=cache_bytes)
 
     def transform(self, results: Item) -> Item:
-        """Sets ``expert``, the reader's arrays by name."""
-        results["expert"] = self.reader.read(results["token"])
+        """Sets ``expert``, the reader's arrays by name, uint8 features as they are stored."""
+        results["expert"] = self.reader.read(results["token"], decode=False)
         return results
 
 

@@ -76,11 +76,18 @@ class BEVTargets:
     trust: Tensor
 
 
-def scatter_cells(values: np.ndarray, index: np.ndarray, cells: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Stored cells (k, C) at flat numbers (k,) to dense (cells, C) float32 and the mask of stored cells (cells,)."""
-    where = torch.from_numpy(index.astype(np.int64)).to(device)
+def scatter_cells(frame: CachedFrame, name: str, cells: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Stored cells of map ``name`` to dense (cells, C) float32 and the mask of stored cells (cells,).
+
+    Features that are stored as uint8 are decoded on ``device``.
+    """
+    where = torch.from_numpy(frame[f"{name}/index"].astype(np.int64)).to(device)
+    values = torch.from_numpy(frame[f"{name}/values"]).to(device).float()
+    if f"{name}/affine" in frame:
+        scale, offset = torch.from_numpy(frame[f"{name}/affine"]).to(device).split(1, dim=1)
+        values = values.mul_(scale).add_(offset)
     dense = torch.zeros(cells, values.shape[-1], device=device)
-    dense[where] = torch.from_numpy(values).to(device).float()
+    dense[where] = values
     stored = torch.zeros(cells, dtype=torch.bool, device=device)
     stored[where] = True
     return dense, stored
@@ -93,7 +100,7 @@ def _dense_bev(frame: CachedFrame, schema: StoreSchema, device: torch.device) ->
     if schema.layout == "dense":
         dense = torch.from_numpy(frame["bev/dense"]).to(device).float()
         return dense.permute(2, 0, 1), torch.ones(height, width, dtype=torch.bool, device=device)
-    dense, stored = scatter_cells(frame["bev/values"], frame["bev/index"], height * width, device)
+    dense, stored = scatter_cells(frame, "bev", height * width, device)
     return dense.T.reshape(channels, height, width), stored.view(height, width)
 
 
@@ -104,7 +111,7 @@ def _dense_pv(frame: CachedFrame, schema: StoreSchema, level: int, device: torch
     if schema.layout == "dense":
         dense = torch.from_numpy(frame[f"pv/{level}/dense"]).to(device).float()
         return dense.permute(0, 3, 1, 2), torch.ones(views, rows, cols, dtype=torch.bool, device=device)
-    dense, stored = scatter_cells(frame[f"pv/{level}/values"], frame[f"pv/{level}/index"], views * rows * cols, device)
+    dense, stored = scatter_cells(frame, f"pv/{level}", views * rows * cols, device)
     return dense.view(views, rows, cols, channels).permute(0, 3, 1, 2), stored.view(views, rows, cols)
 
 
@@ -124,7 +131,7 @@ def make_targets(
     Areas follow ``rule``, which is as tight as the store's or tighter, intersected with what is stored.
 
     Args:
-        frames: per sample what the store's reader gives.
+        frames: per sample what the store's reader gives, decoded or not.
         metas: per sample the metainfo of the apprentice's current frame: lidar2img to its unpadded image, pad_hw.
     """
     pc_range, statistics = manifest["coordinates"]["pc_range"], manifest["statistics"]

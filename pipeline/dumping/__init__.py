@@ -10,6 +10,7 @@ from .rows import (
     make_manifest,
     padded_size,
     scene_rows,
+    schema_of,
     store_row,
     stored_values,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "make_manifest",
     "padded_size",
     "scene_rows",
+    "schema_of",
     "store_row",
     "stored_values",
     "summary",

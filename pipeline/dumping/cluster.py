@@ -80,7 +80,7 @@ def run_shard(name: str, key: str, shard: int) -> None:
         with plugin.inferring:
             report(0)
             session, tokens = session_of(plugin.job), shard_tokens(plugin.writer, shard)
-            result = session.infer(tokens, session.decoded(tokens), report)
+            result = session.infer(plugin.writer.schema, tokens, session.decoded(tokens), report)
             plugin.writing.acquire()
         try:
             report(len(tokens))

@@ -83,7 +83,7 @@ class InProcess:
         # leaving the pool waits for the last shard, also after an error or Ctrl-C
         with ThreadPoolExecutor(1) as pool:
             for shard in shards:
-                result = session.infer(shard_tokens(writer, shard), batches, partial(report, shard))
+                result = session.infer(writer.schema, shard_tokens(writer, shard), batches, partial(report, shard))
                 if writing is not None:
                     writing.result()
                 writing = pool.submit(write, writer, shard, result)
@@ -146,7 +146,8 @@ def dump(
     """
     cluster = cluster or ClusterSettings()
     if not cluster.in_process:  # workers have working folders of their own
-        out, checkpoint = out.absolute(), checkpoint and checkpoint.absolute()
+        out = out if ":/" in str(out) else out.absolute()  # a URL stays one
+        checkpoint = checkpoint and checkpoint.absolute()
         source = replace(source, index=source.index.absolute(), root=source.root.absolute())
     cfg = load_config(config)
     build_adapter(cfg)  # a config without one is refused before anything starts

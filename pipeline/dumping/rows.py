@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +28,8 @@ from pipeline.focal import (
 )
 from pipeline.models.build import file_sha256
 from pipeline.training import FrameSource
-from store_schema import StoreSchema
+from store_schema import StoreSchema, dequantise, quantise
+from store_schema.schema import VALUES
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class DumpSettings:
     """Queries kept and areas stored around them."""
     layout: str = "focal"
     """``focal`` stores only the areas, ``dense`` the whole maps."""
+    values: str = "float16"
+    """Features of the areas as ``float16``, or as ``uint8`` with a scale and an offset per cell: half the bytes."""
+    layers: int | None = None
+    """Last decoder layers whose reading is stored, and whose positions' cells; all by default."""
     frames_per_shard: int = 40
     """Rows of one shard; a shard holds whole scenes, so this is at least the longest scene."""
     bev_capacity: float = 1.0
@@ -53,6 +58,14 @@ class DumpSettings:
     def __post_init__(self) -> None:
         if self.layout not in ("focal", "dense"):
             raise FD3DError(f"dump.layout is '{self.layout}'; use focal or dense")
+        if self.values not in VALUES:
+            raise FD3DError(f"dump.values is '{self.values}'; use {' or '.join(VALUES)}")
+        if self.values == "uint8" and self.layout == "dense":
+            raise FD3DError(
+                "dump.values is uint8 but dump.layout is dense; dense maps are float16, or use layout focal"
+            )
+        if self.layers is not None and self.layers < 1:
+            raise FD3DError(f"dump.layers is {self.layers}; it must be at least 1, or null for all layers")
         for name in ("bev_capacity", "pv_capacity"):
             if not 0 < getattr(self, name) <= 1:
                 raise FD3DError(f"dump.{name} is {getattr(self, name)}; it is a share in (0, 1]")
@@ -65,6 +78,7 @@ def query_areas(
 
     Args:
         lidar2img: (V, 4, 4) to pixels of the expert's unpadded image.
+        layers: last decoder layers whose positions count; 0 for all.
     """
     trusted = frame.score >= rule.min_score
     boxes, bev, levels = frame.boxes[trusted], None, []
@@ -80,22 +94,30 @@ def query_areas(
     return bev, levels
 
 
-def joined_cells(frame: ExpertFrame, areas: tuple[Tensor | None, list[Tensor]]) -> tuple[Tensor | None, list[Tensor]]:
-    """Cells to store, from :func:`query_areas`: BEV (H, W), and per pyramid level (V, Hl, Wl); boolean.
+def joined_cells(
+    frame: ExpertFrame, areas: tuple[Tensor | None, list[Tensor]], rule: FocalRule, layers: int = 0
+) -> tuple[Tensor | None, list[Tensor]]:
+    """Cells to store: BEV (H, W), and per pyramid level (V, Hl, Wl); boolean.
 
-    The areas of all queries, and in BEV every cell that sampling at the queries' positions reads.
+    Areas of the kept queries with their margins, and in BEV every cell that sampling at the same queries' positions reads.
+    Queries below the rule's score have neither: no loss gives them weight.
+
+    Args:
+        areas: of :func:`query_areas`.
+        layers: last decoder layers whose sampling is stored; 0 is all.
     """
     bev = None if areas[0] is None else union(areas[0])
     if bev is not None and isinstance(frame.reading, BEVReading):
-        bev = bev | sampling_neighbours(frame.reading.sampling, (bev.shape[0], bev.shape[1]))
+        sampling = frame.reading.sampling[-layers:, frame.score >= rule.min_score]
+        bev = bev | sampling_neighbours(sampling, (bev.shape[0], bev.shape[1]))
     return bev, [union(level) for level in areas[1]]
 
 
 def focal_cells(
-    frame: ExpertFrame, rule: FocalRule, pc_range: Sequence[float], lidar2img: Tensor
+    frame: ExpertFrame, rule: FocalRule, pc_range: Sequence[float], lidar2img: Tensor, layers: int = 0
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """Cells to store of one frame, see :func:`joined_cells`; arguments as of :func:`query_areas`."""
-    return joined_cells(frame, query_areas(frame, rule, pc_range, lidar2img))
+    """Cells to store of one frame, see :func:`joined_cells` and :func:`query_areas`."""
+    return joined_cells(frame, query_areas(frame, rule, pc_range, lidar2img), rule, layers)
 
 
 def padded_size(frame: ExpertFrame) -> tuple[int, int]:
@@ -111,43 +133,57 @@ def padded_size(frame: ExpertFrame) -> tuple[int, int]:
     return frame.image_hw
 
 
-def _packed(feature: Tensor, mask: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Channel-last values (k, C) float16 and flat cell numbers (k,) of the True cells; feature (..., C, H, W)."""
+def _packed(name: str, feature: Tensor, mask: Tensor, values: str) -> dict[str, np.ndarray]:
+    """The True cells of a map, channel last, as the store's arrays of that map; feature (..., C, H, W)."""
     last = feature.movedim(-3, -1)
     index = mask.flatten().nonzero()[:, 0]
-    values = last.reshape(-1, last.shape[-1])[index]
-    return values.half().cpu().numpy(), index.cpu().numpy()
+    cells = last.reshape(-1, last.shape[-1])[index]
+    packed = {f"{name}/index": index.cpu().numpy()}
+    if values == "float16":
+        return packed | {f"{name}/values": cells.half().cpu().numpy()}
+    codes, affine = quantise(cells.float().cpu().numpy())
+    return packed | {f"{name}/values": codes, f"{name}/affine": affine}
 
 
-def store_row(frame: ExpertFrame, cells: tuple[Tensor | None, list[Tensor]], layout: str) -> dict[str, np.ndarray]:
+def store_row(
+    frame: ExpertFrame, cells: tuple[Tensor | None, list[Tensor]], schema: StoreSchema
+) -> dict[str, np.ndarray]:
     """One frame as the store's writer takes it."""
     tensors = {"boxes": frame.boxes, "score": frame.score, "label": frame.label}
     if frame.features is not None and frame.reference is not None:
         tensors |= {"reference": frame.reference, "features": frame.features.half()}
+    last = slice(-schema.layers, None)
     if isinstance(frame.reading, BEVReading):
-        tensors |= {"sampling": frame.reading.sampling, "attention": frame.reading.attention.half()}
+        tensors |= {"sampling": frame.reading.sampling[last], "attention": frame.reading.attention[last].half()}
     elif isinstance(frame.reading, CameraReading):
         reading = frame.reading
         tensors |= {
-            "points": reading.points,
-            "camera_weights": reading.weights.half(),
-            "sampled": reading.sampled.half(),
+            "points": reading.points[last],
+            "camera_weights": reading.weights[last].half(),
+            "sampled": reading.sampled[last].half(),
         }
     row: dict[str, np.ndarray] = {f"query/{name}": tensor.cpu().numpy() for name, tensor in tensors.items()}
-    if layout == "dense":
+    if schema.layout == "dense":
         if frame.bev is not None:
             row["bev/dense"] = frame.bev.movedim(0, -1).half().cpu().numpy()
         return row | {f"pv/{i}/dense": f.movedim(1, -1).half().cpu().numpy() for i, f in enumerate(frame.pv)}
     bev, levels = cells
     if frame.bev is not None and bev is not None:
-        row["bev/values"], row["bev/index"] = _packed(frame.bev, bev)
+        row |= _packed("bev", frame.bev, bev, schema.values)
     for i, (feature, mask) in enumerate(zip(frame.pv, levels, strict=True)):
-        row[f"pv/{i}/values"], row[f"pv/{i}/index"] = _packed(feature, mask)
+        row |= _packed(f"pv/{i}", feature, mask, schema.values)
     return row
 
 
+def stored_constants(constants: Mapping[str, Tensor], schema: StoreSchema) -> dict[str, np.ndarray]:
+    """The expert's constants, of the layers that are stored."""
+    return {path: tensor[-schema.layers :].numpy() for path, tensor in constants.items()}
+
+
 def stored_values(row: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """Values (n, C) that a reader will see of a row's ``bev`` or pyramid level, in either layout."""
+    """Features (n, C) that a row holds of ``bev`` or of a pyramid level, in any layout, as readers decode them."""
+    if f"{name}/affine" in row:
+        return dequantise(row[f"{name}/values"], row[f"{name}/affine"])
     values = row[f"{name}/values"] if f"{name}/values" in row else row[f"{name}/dense"]
     return values.reshape(-1, values.shape[-1])
 
@@ -207,11 +243,17 @@ def schema_of(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
         )
     levels = [(f.shape[2], f.shape[3], f.shape[1], round(padded_size(frame)[0] / f.shape[2])) for f in frame.pv]
     reading: dict[str, Any] = {"reading": "none"}
+    known = 0
     if isinstance(frame.reading, BEVReading):
-        layers, _, heads, points = frame.reading.attention.shape
-        reading = {"reading": "bev", "layers": layers, "heads": heads, "points": points}
+        known, _, heads, points = frame.reading.attention.shape
+        reading = {"reading": "bev", "heads": heads, "points": points}
     elif isinstance(frame.reading, CameraReading):
-        reading = {"reading": "cameras", "layers": len(frame.reading.points)}
+        reading, known = {"reading": "cameras"}, len(frame.reading.points)
+    layers = known if settings.layers is None else settings.layers
+    if layers > known:
+        raise FD3DError(
+            f"dump.layers is {layers}, but the expert's reading is known of {known} layers; use null for all"
+        )
     bev = None if frame.bev is None else (*frame.bev.shape[-2:], frame.bev.shape[0])
     return StoreSchema(
         bev=bev,
@@ -220,6 +262,8 @@ def schema_of(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
         queries=len(frame.boxes),
         query_channels=0 if frame.features is None else frame.features.shape[-1],
         layout=settings.layout,
+        values=settings.values,
+        layers=layers,
         bev_kmax=0 if bev is None else max(1, round(settings.bev_capacity * bev[0] * bev[1])),
         pv_kmax=[max(1, round(settings.pv_capacity * len(CAMERAS) * h * w)) for h, w, _, _ in levels],
         **reading,

@@ -25,6 +25,7 @@ from pipeline.dumping.rows import (
     query_areas,
     schema_of,
     store_row,
+    stored_constants,
 )
 from pipeline.errors import FD3DError
 from pipeline.expert import ExpertFrame, TappedExpert, build_adapter
@@ -92,15 +93,20 @@ class Session:
         """The store's shape and its constants, from running a scene's first frame."""
         torch.set_num_threads(self.job.threads)
         (frame,), _ = self.expert.run(collate([self.dataset[self.number[token]]]))
-        constants = self.expert.adapter.constants(self.expert.model)
-        return schema_of(frame, self.job.settings), {path: tensor.numpy() for path, tensor in constants.items()}
+        schema = schema_of(frame, self.job.settings)
+        return schema, stored_constants(self.expert.adapter.constants(self.expert.model), schema)
 
     def infer(
-        self, tokens: Sequence[str], batches: Iterator[dict[str, Any]], report: Callable[[int], None]
+        self,
+        schema: StoreSchema,
+        tokens: Sequence[str],
+        batches: Iterator[dict[str, Any]],
+        report: Callable[[int], None],
     ) -> ShardResult:
         """Run the expert over a shard.
 
         Args:
+            schema: of the store.
             tokens: of the shard's frames; whole scenes in time order.
             batches: takes the collated batch of each of them from here.
             report: called with the number of frames done.
@@ -119,19 +125,20 @@ class Session:
                 check_finite(frame, token)
                 if converting is not None:
                     converting.result()
-                converting = pool.submit(self._convert, frame, batch["data_samples"][0].frames[-1], token, result)
+                converting = pool.submit(self._convert, schema, batch, frame, result)
                 report(done)
             if converting is not None:
                 converting.result()
         return result
 
-    def _convert(self, frame: ExpertFrame, meta: dict[str, Any], token: str, into: ShardResult) -> None:
+    def _convert(self, schema: StoreSchema, batch: dict[str, Any], frame: ExpertFrame, into: ShardResult) -> None:
         """Add a frame to a shard's result."""
+        token, meta = batch["data_samples"][0].token, batch["data_samples"][0].frames[-1]
         rule, pc_range = self.job.settings.rule, self.cfg.pc_range
         lidar2img = torch.as_tensor(meta["lidar2img"], dtype=torch.float32, device=self.expert.device)
         areas = query_areas(frame, rule, pc_range, lidar2img)
-        cells = joined_cells(frame, areas)
-        into.rows[token] = store_row(frame, cells, self.job.settings.layout)
+        cells = joined_cells(frame, areas, rule, schema.layers)
+        into.rows[token] = store_row(frame, cells, schema)
         counts = frame_coverage(frame, areas, cells, self.index[self.index.row(token)], pc_range, lidar2img)
         into.counts = join_counts([into.counts, counts])
 

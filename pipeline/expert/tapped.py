@@ -58,7 +58,8 @@ class TappedExpert:
         self.modules = {name: submodule(model, path) for name, path in adapter.taps(model).items()}
 
     @contextmanager
-    def _tapped(self) -> Iterator[Seen]:
+    def tapped(self) -> Iterator[Seen]:
+        """What the taps see while the model runs inside."""
         seen: Seen = {}
 
         def keep(name: str) -> Any:
@@ -82,7 +83,7 @@ class TappedExpert:
             FD3DError: a tapped module did not run.
         """
         context = torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
-        with self._tapped() as seen, context:
+        with self.tapped() as seen, context:
             batch = self.model.data_preprocessor(self.adapter.prepare(batch))
             samples = self.model.predict(batch["inputs"], batch["data_samples"])
         idle = [name for name in self.modules if name not in seen]

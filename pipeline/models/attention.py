@@ -37,9 +37,17 @@ def infers_on_cpu(*tensors: Tensor) -> bool:
     return tensors[0].device.type == "cpu" and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
-def row_blocks(length: int, size: int = 512) -> list[slice]:
+def row_blocks(length: int, size: int = 2048) -> list[slice]:
     """Slices of ``size`` rows: queries worked on at a time, so that what is made of them stays in a core's cache."""
     return [slice(begin, min(begin + size, length)) for begin in range(0, length, size)]
+
+
+def softmax_of_few(logits: Tensor) -> Tensor:
+    """Softmax over a short last dimension; on a CPU in inference by columns, where torch's kernel is four times faster."""
+    if not infers_on_cpu(logits):
+        return logits.softmax(-1)
+    columns = logits.reshape(-1, logits.shape[-1]).T.contiguous()
+    return columns.softmax(0).T.reshape(logits.shape)
 
 
 class DeformableSampler(nn.Module):

@@ -7,6 +7,7 @@ from mmengine.model import BaseModule, bias_init_with_prob
 from torch import Tensor, nn
 
 from .boxes import CODE_SIZE, decode_top, to_metres
+from .heatmap import HeatmapProposals, HeatmapQueries
 from .matching import SetLoss
 
 
@@ -19,12 +20,14 @@ class HeadOutput:
         code: (L, B, N, 10) with centres in metres.
         states: (L, B, N, C) query states.
         references: (L, B, N, 3) in 0..1, entering each layer.
+        proposals: of a heatmap, when the queries come from one.
     """
 
     logits: Tensor
     code: Tensor
     states: Tensor
     references: Tensor
+    proposals: HeatmapProposals | None = None
 
 
 class QueryHead(BaseModule):
@@ -39,6 +42,8 @@ class QueryHead(BaseModule):
     """
 
     pc_range: Tensor
+    transformer: nn.Module
+    heatmap_queries: HeatmapQueries | None
 
     def __init__(
         self,
@@ -74,9 +79,31 @@ class QueryHead(BaseModule):
         return nn.Sequential(*hidden, nn.Linear(dims, CODE_SIZE))
 
     def init_weights(self) -> None:
-        """Start classification at a prior of 0.01 (RetinaNet)."""
+        """The transformer's start, and classification at a prior of 0.01 (RetinaNet)."""
+        self.transformer.init_weights()
+        if self.heatmap_queries is not None:
+            self.heatmap_queries.init_weights()
         for branch in self.cls_branches:
             nn.init.constant_(branch[-1].bias, bias_init_with_prob(0.01))
+
+    @staticmethod
+    def is_learned(query_source: str) -> bool:
+        """Whether queries are learned (as published) or proposed by a heatmap.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        if query_source not in ("learned", "heatmap"):
+            raise ValueError(f"query_source is '{query_source}'; use 'learned' or 'heatmap'")
+        return query_source == "learned"
+
+    def start(self, proposals: HeatmapProposals | None, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Content and position (B, N, C) of the queries and their references (B, N, 3) in 0..1, entering the decoder."""
+        if proposals is not None:
+            return proposals.query, proposals.query_pos, proposals.references
+        pos, content = self.query_embedding.weight.chunk(2, -1)
+        query_pos, query = (t.expand(batch, -1, -1) for t in (pos, content))
+        return query, query_pos, self.transformer.reference_points(query_pos).float().sigmoid()
 
     def classify(self, states: Tensor) -> Tensor:
         """Query states (L, B, N, C) to logits (L, B, N, classes)."""
@@ -89,7 +116,10 @@ class QueryHead(BaseModule):
 
     def output_loss(self, out: HeadOutput, gt_boxes: list[Tensor], gt_labels: list[Tensor]) -> dict[str, Tensor]:
         """Losses by name; per frame gt_boxes (n, 9) with centres of gravity and gt_labels (n,)."""
-        return self.set_loss(out.logits, out.code, gt_boxes, gt_labels, self.code_weights)
+        losses = self.set_loss(out.logits, out.code, gt_boxes, gt_labels, self.code_weights)
+        if out.proposals is not None and self.heatmap_queries is not None:
+            losses |= self.heatmap_queries.loss(out.proposals, gt_boxes, gt_labels, self.code_weights)
+        return losses
 
     def decode(self, out: HeadOutput) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Per frame: boxes (n, 9), scores (n,), labels (n,), query numbers (n,)."""

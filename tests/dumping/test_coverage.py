@@ -35,8 +35,9 @@ def counted(queries: list, truth: list, labels: list[int], points: list[int]):
     annotated = SimpleNamespace(
         boxes=boxes, labels=np.array(labels), num_lidar_pts=np.array(points), num_radar_pts=np.zeros(len(points), int)
     )
-    areas = query_areas(frame, FocalRule(bev_margin=0.0, pv_margin=0.0), RANGE, LOOKING)
-    return frame_coverage(frame, areas, joined_cells(frame, areas), annotated, RANGE, LOOKING)
+    rule = FocalRule(bev_margin=0.0, pv_margin=0.0)
+    areas = query_areas(frame, rule, RANGE, LOOKING)
+    return frame_coverage(frame, areas, joined_cells(frame, areas, rule), annotated, RANGE, LOOKING)
 
 
 def test_found_missed_and_ignored_boxes():

@@ -55,12 +55,12 @@ def test_a_shard_is_written_while_the_next_is_inferred(scenes, settings, expert_
         log.append(("written", shard))
         write(writer, shard, result)
 
-    def noted_infer(self, tokens, batches, report):
+    def noted_infer(self, schema, tokens, batches, report):
         if begun:
             next_begun.release()
         begun.append(tokens)
         log.append(("inferring", len(begun) - 1))
-        return infer(self, tokens, batches, report)
+        return infer(self, schema, tokens, batches, report)
 
     monkeypatch.setattr("pipeline.dumping.engine.write", slow_write)
     monkeypatch.setattr(session.Session, "infer", noted_infer)

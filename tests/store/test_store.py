@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import store_schema
 from store_schema import StoreError, StoreReader, StoreSchema, StoreWriter
 
 SCHEMA = StoreSchema(
@@ -171,6 +172,7 @@ def broken(name: str, change) -> dict[str, np.ndarray]:
         ("query/boxes", lambda a: a[:1], r"query/boxes has shape \(1, 9\), expected \(2, 9\)"),
         ("bev/values", lambda a: a[:2], r"expected \(k, 3\) and \(k,\)"),
         ("bev/values", lambda a: a * np.float16("nan"), "NaN or infinite"),
+        ("query/boxes", lambda a: a * np.float32("inf"), "NaN or infinite"),
         ("query/features", lambda a: np.full_like(a, 1e6, dtype=np.float32), "beyond float16"),
         ("bev/index", lambda a: a[::-1].copy(), "must rise strictly"),
         ("bev/index", lambda a: np.array([0, 1, 2, 99]), r"within 0\.\.19"),
@@ -274,7 +276,48 @@ def test_readers_work_in_spawned_processes(store):
     np.testing.assert_array_equal(back["query/boxes"], make_frame("c" * 32)["query/boxes"])
 
 
-def test_import_needs_neither_torch_nor_mmcv():
-    code = "import sys, store_schema; print([m for m in ('torch', 'mmcv', 'mmdet3d', 'nuscenes') if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+def test_import_needs_numpy_and_zarr_only(store, tmp_path):
+    """An environment of links to numpy, zarr and what zarr brings; fsspec, dask and torch are not in it."""
+    wanted = ("numpy", "zarr", "numcodecs", "google_crc32c", "donfig", "yaml", "packaging", "typing_extensions")
+    for entry in Path(np.__file__).parents[1].iterdir():
+        if entry.name.lower().startswith(wanted):
+            (tmp_path / entry.name).symlink_to(entry)
+    (tmp_path / "store_schema").symlink_to(Path(store_schema.__file__).parent)
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import store_schema
+store_schema.StoreReader(sys.argv[2]).read("a" * 32)
+assert store_schema.verify(sys.argv[2]).problems == []
+try:
+    store_schema.open_storage("s3://bucket/store")
+except store_schema.StoreError as error:
+    print(error)
+"""
+    command = [sys.executable, "-I", "-S", "-c", code, str(tmp_path), str(store)]
+    out = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.startswith("store s3://bucket/store needs fd3d[s3]: No module named 'fsspec'")
+
+
+def test_a_shard_written_up_to_its_largest_frame_has_the_bytes_of_one_written_whole(tmp_path):
+    """zarr is given whole chunks up to the largest count only; what it never sees must not change a byte."""
+    import zarr
+
+    sizes = dict(WHOLE, bev=(60, 50, 3), bev_kmax=3000, reading="none")
+    schema, tokens = StoreSchema(**sizes), ["a" * 32, "b" * 32, "c" * 32]
+    rng, frames = np.random.default_rng(0), {}
+    for token, cells in zip(tokens, (1025, 0, 7), strict=True):
+        frame = {path: make_frame(token)[path] for path in schema.frame_keys() if not path.startswith("bev/")}
+        index = np.sort(rng.choice(3000, cells, replace=False))
+        frames[token] = frame | {"bev/values": rng.normal(size=(cells, 3)).astype(np.float16), "bev/index": index}
+    with StoreWriter(tmp_path / "s", schema, {}, {"s1": tokens}, 4) as store:
+        block = store.shards._block("bev/values", schema.arrays()["bev/values"], [frames[token] for token in tokens])
+        assert block.shape == (4, 2048, 3)
+        store.write_shard(0, frames)
+    written = (tmp_path / "s/bev/values/c/0/0/0").read_bytes()
+    array = zarr.open_array(tmp_path / "s/bev/values")
+    full = array[:]
+    (tmp_path / "s/bev/values/c/0/0/0").unlink()
+    array[:] = full
+    assert (tmp_path / "s/bev/values/c/0/0/0").read_bytes() == written

@@ -15,7 +15,10 @@ from ..attention import (
     init_ring_offsets,
     per_cell,
     row_blocks,
+    shapes_tensor,
+    softmax_of_few,
 )
+from ..gathering import gather
 
 
 @dataclass
@@ -63,26 +66,27 @@ class CameraTokens:
         ]
         return torch.cat(rows, 2).flatten(0, 1)
 
+    def project_camera(self, linear: nn.Linear, camera: int) -> tuple[Tensor, Tensor]:
+        """``linear(joined[camera])`` in two parts, for inference.
+
+        Args:
+            camera: in 0..B*V.
+
+        Returns:
+            (sum H*W, C) without bias and embeddings, valid until the next call, and what they add to each level's
+            cells, (levels, C).
+        """
+        start, view = 0, camera % len(self.embeddings)
+        for level in self.levels:
+            cells = level.flatten(0, 1)[camera].permute(1, 2, 0).flatten(0, 1)
+            torch.mm(cells, linear.weight.T, out=self._scratch[start : start + len(cells)])
+            start += len(cells)
+        return self._scratch, linear(self.embeddings[view])
+
     @cached_property
     def _scratch(self) -> Tensor:
-        """One buffer for the values of all layers: touching fresh memory costs as much as filling it."""
-        batch, views, channels = self.levels[0].shape[:3]
-        return self.levels[0].new_empty(batch * views, sum(h * w for h, w in self.shapes), channels)
-
-    def project(self, linear: nn.Linear) -> Tensor:
-        """``linear(joined)``, (B*V, sum H*W, C); in inference on a CPU valid until the next call."""
-        if not infers_on_cpu(linear.weight, *self.levels):
-            return linear(self.joined)
-        # embeddings are equal for all cells of a level: they are projected once, and levels are read where they lie
-        bias = linear(self.embeddings)
-        start, views = 0, len(bias)
-        for i, level in enumerate(self.levels):
-            cells = level.permute(0, 1, 3, 4, 2).flatten(2, 3).flatten(0, 1)  # (B*V, H*W, C)
-            for n, rows in enumerate(cells):
-                out = self._scratch[n, start : start + len(rows)]
-                torch.addmm(bias[n % views, i], rows, linear.weight.T, out=out)
-            start += cells.shape[1]
-        return self._scratch
+        """One buffer for all cameras and layers: touching fresh memory costs as much as filling it."""
+        return self.levels[0].new_empty(sum(h * w for h, w in self.shapes), self.levels[0].shape[2])
 
 
 def grid_points(height: int, width: int, device: torch.device) -> Tensor:
@@ -179,25 +183,39 @@ class TemporalSelfAttention(nn.Module):
             references: (B, 2, N, 2) in 0..1, where to look in each map.
             shapes: of the BEV grid, one level.
         """
-        value = self.value_proj(maps.flatten(0, 1)).unflatten(-1, (self.num_heads, -1))
-        blocks = row_blocks(query.shape[1]) if infers_on_cpu(query, maps, value) else [slice(None)]
-        sampled = [
-            self._sample(query[:, rows] + query_pos[:, rows], maps[:, 0, rows], value, references[:, :, rows], shapes)
-            for rows in blocks
-        ]
-        return query + self.dropout(self.output_proj(torch.cat(sampled, 1)))
+        attend = self._gather if infers_on_cpu(query, maps) else self._sample
+        return query + self.dropout(self.output_proj(attend(query + query_pos, maps, references, shapes)))
 
-    def _sample(self, posed: Tensor, history: Tensor, value: Tensor, references: Tensor, shapes: Shapes) -> Tensor:
-        """posed, history (B, n, C), value (B*2, N, M, C/M), references (B, 2, n, 2) -> (B, n, C)."""
-        batch, num, _ = posed.shape
-        heads, points = self.num_heads, self.num_points
-        joined = torch.cat([history, posed], -1)
-        offsets = self.sampling_offsets(joined).view(batch, num, heads, self.num_maps, 1, points, 2)
-        weights = self.attention_weights(joined).view(batch, num, heads, self.num_maps, 1, points).softmax(-1)
-        offsets = offsets.permute(0, 3, 1, 2, 4, 5, 6).flatten(0, 1) / per_cell(shapes, posed.device)
-        weights = weights.permute(0, 3, 1, 2, 4, 5).flatten(0, 1)
+    def _sample(self, posed: Tensor, maps: Tensor, references: Tensor, shapes: Shapes) -> Tensor:
+        """(B, N, C)."""
+        value = self.value_proj(maps.flatten(0, 1)).unflatten(-1, (self.num_heads, -1))
+        offsets, weights = self._reading(maps[:, 0], posed)
+        # each map is a sample of its own
+        offsets = offsets.permute(0, 3, 1, 2, 4, 5).flatten(0, 1)[..., None, :, :] / per_cell(shapes, posed.device)
+        weights = weights.permute(0, 3, 1, 2, 4).flatten(0, 1)[..., None, :]
         locations = references.flatten(0, 1)[:, :, None, None, None] + offsets
-        return self.sampler(value, shapes, locations, weights).unflatten(0, (batch, self.num_maps)).mean(1)
+        return self.sampler(value, shapes, locations, weights).unflatten(0, (-1, self.num_maps)).mean(1)
+
+    def _gather(self, posed: Tensor, maps: Tensor, references: Tensor, shapes: Shapes) -> Tensor:
+        """The same for inference on a CPU, where the two maps are levels of one table."""
+        sizes = shapes_tensor((*shapes, *shapes), posed.device)
+        bias = self.value_proj.bias.expand(self.num_maps, -1).unflatten(-1, (self.num_heads, -1))
+        out = torch.empty_like(posed)
+        for sample, own in enumerate(maps):
+            table = torch.mm(own.flatten(0, 1), self.value_proj.weight.T).unflatten(-1, (self.num_heads, -1))
+            for rows in row_blocks(posed.shape[1]):
+                offsets, weights = self._reading(own[0, rows], posed[sample, rows])
+                starts = references[sample, :, rows].transpose(0, 1)[:, :, None]
+                read = gather(table, sizes, offsets, weights / self.num_maps, references=starts, bias=bias)
+                out[sample, rows] = read.flatten(1)
+        return out
+
+    def _reading(self, history: Tensor, posed: Tensor) -> tuple[Tensor, Tensor]:
+        """Of (..., C) each: offsets in cells (..., M, 2, P, 2) and weights (..., M, 2, P)."""
+        joined = torch.cat([history, posed], -1)
+        split = (self.num_heads, self.num_maps, self.num_points)
+        offsets = self.sampling_offsets(joined).unflatten(-1, (*split, 2))
+        return offsets, softmax_of_few(self.attention_weights(joined).unflatten(-1, split))
 
 
 class MSDeformableAttention3D(nn.Module):
@@ -226,34 +244,48 @@ class MSDeformableAttention3D(nn.Module):
         nn.init.zeros_(self.attention_weights.bias)
         init_projections(self.value_proj)
 
-    def forward(self, query: Tensor, tokens: CameraTokens, points: Tensor, lengths: list[int]) -> Tensor:
+    def forward(self, query: Tensor, tokens: CameraTokens, points: Tensor) -> Tensor:
         """Attend.
 
         Args:
             query: (B*V, T, C).
             points: (B*V, T, D, 2) in 0..1 of the padded image.
-            lengths: B*V numbers of queries that count; what the others give is not defined.
 
         Returns:
             (B*V, T, C).
         """
-        shapes, value = tokens.shapes, tokens.project(self.value_proj).unflatten(-1, (self.num_heads, -1))
-        if not infers_on_cpu(query, value):
-            return self._sample(query, value, points, shapes)
-        out = torch.zeros_like(query)
-        for n, length in enumerate(lengths):
-            for rows in row_blocks(length):
-                out[n, rows] = self._sample(query[n, None, rows], value[n, None], points[n, None, rows], shapes)[0]
-        return out
+        value = self.value_proj(tokens.joined).unflatten(-1, (self.num_heads, -1))
+        offsets, weights = self._reading(query, points.shape[2])
+        locations = points[:, :, None, None, None] + offsets / per_cell(tokens.shapes, query.device)[:, None]
+        return self.sampler(value, tokens.shapes, locations.flatten(4, 5), weights)
 
-    def _sample(self, query: Tensor, value: Tensor, points: Tensor, shapes: Shapes) -> Tensor:
-        batch, num, _ = query.shape
-        heads, levels, samples, depth = self.num_heads, self.num_levels, self.num_points, points.shape[2]
-        offsets = self.sampling_offsets(query).view(batch, num, heads, levels, samples // depth, depth, 2)
-        weights = self.attention_weights(query).view(batch, num, heads, levels * samples).softmax(-1)
-        locations = points[:, :, None, None, None] + offsets / per_cell(shapes, query.device)[:, None]
-        weights = weights.view(batch, num, heads, levels, samples)
-        return self.sampler(value, shapes, locations.flatten(4, 5), weights)
+    def attend_camera(
+        self, query: Tensor, tokens: CameraTokens, camera: int, cells: Tensor, points: Tensor, out: Tensor
+    ) -> None:
+        """For inference on a CPU: add what one camera gives to the BEV cells that see it.
+
+        Args:
+            query: (N, C) of all cells.
+            camera: in 0..B*V.
+            cells: (t,) numbers of the cells.
+            points: (t, D, 2) in 0..1 of the padded image.
+            out: (N, C) added to.
+        """
+        table, bias = tokens.project_camera(self.value_proj, camera)
+        heads = (self.num_heads, -1)
+        table, bias = table.unflatten(-1, heads), bias.unflatten(-1, heads)
+        sizes = shapes_tensor(tuple(tokens.shapes), query.device)
+        for rows in row_blocks(len(cells)):
+            offsets, weights = self._reading(query[cells[rows]], points.shape[1])
+            read = gather(table, sizes, offsets.flatten(3, 4), weights, references=points[rows, None], bias=bias)
+            out.index_add_(0, cells[rows], read.flatten(1))
+
+    def _reading(self, query: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+        """Of queries (..., C): offsets in cells (..., M, levels, P/D, D, 2) and weights (..., M, levels, P)."""
+        heads, levels, samples = self.num_heads, self.num_levels, self.num_points
+        offsets = self.sampling_offsets(query).unflatten(-1, (heads, levels, samples // depth, depth, 2))
+        weights = self.attention_weights(query).unflatten(-1, (heads, levels * samples)).softmax(-1)
+        return offsets, weights.unflatten(-1, (levels, samples))
 
 
 class SpatialCrossAttention(nn.Module):
@@ -273,16 +305,33 @@ class SpatialCrossAttention(nn.Module):
 
     def forward(self, query: Tensor, tokens: CameraTokens, hits: CameraHits) -> Tensor:
         """query (B, N, C) -> (B, N, C)."""
+        slots = self._sum_cameras(query, tokens, hits)
+        return query + self.dropout(self.output_proj(slots / hits.count))
+
+    def _sum_cameras(self, query: Tensor, tokens: CameraTokens, hits: CameraHits) -> Tensor:
+        """(B, N, C)."""
         batch, num, dims = query.shape
         views = len(hits.index) // batch
+        if infers_on_cpu(query, *tokens.levels):
+            slots = torch.zeros_like(query)
+            for camera, length in enumerate(hits.lengths):
+                sample = camera // views
+                self.deformable_attention.attend_camera(
+                    query[sample],
+                    tokens,
+                    camera,
+                    hits.index[camera, :length],
+                    hits.points[camera, :length],
+                    slots[sample],
+                )
+            return slots
         # numbers of the cells in the batch's concatenated maps
-        sample = torch.arange(batch * views, device=query.device) // views
-        cells = (hits.index + (sample * num)[:, None]).flatten()
+        samples = torch.arange(batch * views, device=query.device) // views
+        cells = (hits.index + (samples * num)[:, None]).flatten()
         gathered = query.flatten(0, 1)[cells].unflatten(0, hits.index.shape)
-        attended = self.deformable_attention(gathered, tokens, hits.points, hits.lengths)
+        attended = self.deformable_attention(gathered, tokens, hits.points)
         attended = attended.masked_fill(~hits.valid[..., None], 0.0).flatten(0, 1)
-        slots = attended.new_zeros(batch * num, dims).index_add(0, cells, attended).view(batch, num, dims)
-        return query + self.dropout(self.output_proj(slots / hits.count))
+        return attended.new_zeros(batch * num, dims).index_add(0, cells, attended).view(batch, num, dims)
 
 
 class BEVFormerLayer(nn.Module):

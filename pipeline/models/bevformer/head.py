@@ -1,6 +1,5 @@
 """BEVFormer's detection head: BEV and object queries, box branches, losses and decoding."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from mmdet.models.layers import LearnedPositionalEncoding
@@ -8,15 +7,8 @@ from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 
 from ..query_head import HeadOutput, QueryHead
-from .queries import HeatmapQueries, Proposals
+from .queries import BEVHeatmapQueries
 from .transformer import PerceptionTransformer
-
-
-@dataclass
-class BEVHeadOutput(HeadOutput):
-    """With the proposals of a heatmap, when the queries come from one."""
-
-    proposals: Proposals | None
 
 
 @MODELS.register_module()
@@ -28,8 +20,8 @@ class BEVFormerHead(QueryHead):
         pc_range: (x0, y0, z0, x1, y1, z1) metres.
         num_query: object queries.
         transformer: settings of :class:`PerceptionTransformer`.
-        query_source: ``learned`` (as published) or ``heatmap`` (see :class:`HeatmapQueries`).
-        heatmap: further settings of :class:`HeatmapQueries`.
+        query_source: ``learned`` (as published) or ``heatmap`` (see :class:`BEVHeatmapQueries`).
+        heatmap: further settings of :class:`BEVHeatmapQueries`.
         kwargs: of :class:`~pipeline.models.query_head.QueryHead`.
     """
 
@@ -46,9 +38,7 @@ class BEVFormerHead(QueryHead):
         heatmap: dict | None = None,
         **kwargs: Any,
     ) -> None:
-        if query_source not in ("learned", "heatmap"):
-            raise ValueError(f"query_source is '{query_source}'; use 'learned' or 'heatmap'")
-        learned = query_source == "learned"
+        learned = self.is_learned(query_source)
         built = PerceptionTransformer(embed_dims=embed_dims, learned_references=learned, **transformer)
         super().__init__(pc_range, len(built.decoder.layers), num_classes, embed_dims, **kwargs)
         self.transformer = built
@@ -59,14 +49,7 @@ class BEVFormerHead(QueryHead):
             self.query_embedding = nn.Embedding(num_query, embed_dims * 2)
             self.heatmap_queries = None
         else:
-            self.heatmap_queries = HeatmapQueries(num_query, pc_range, embed_dims, num_classes, **(heatmap or {}))
-
-    def init_weights(self) -> None:
-        """The transformer's start, and classification at a prior of 0.01."""
-        self.transformer.init_weights()
-        super().init_weights()
-        if self.heatmap_queries is not None:
-            self.heatmap_queries.init_weights()
+            self.heatmap_queries = BEVHeatmapQueries(num_query, pc_range, embed_dims, num_classes, **(heatmap or {}))
 
     @property
     def bev_hw(self) -> tuple[int, int]:
@@ -97,24 +80,14 @@ class BEVFormerHead(QueryHead):
             has_history,
         )
 
-    def forward(self, bev: Tensor) -> BEVHeadOutput:
+    def forward(self, bev: Tensor) -> HeadOutput:
         """Detect objects on a BEV map (B, H*W, C)."""
-        proposals = None
-        if self.heatmap_queries is not None:
-            proposals = self.heatmap_queries(bev, self.bev_hw)
-            query, query_pos, references = proposals.query, proposals.query_pos, proposals.references
-        else:
-            pos, content = self.query_embedding.weight.chunk(2, -1)
-            query_pos, query = (t.expand(len(bev), -1, -1) for t in (pos, content))
-            references = self.transformer.reference_points(query_pos).float().sigmoid()
+        proposals = None if self.heatmap_queries is None else self.heatmap_queries(bev, self.bev_hw)
         context = (bev, [self.bev_hw])
-        states, code, entered = self.transformer.decoder(query, query_pos, references, self.reg_branches, context)
-        return BEVHeadOutput(self.classify(states), self.in_metres(code), states, entered, proposals)
+        start = self.start(proposals, len(bev))
+        states, code, entered = self.transformer.decoder(*start, self.reg_branches, context)
+        return HeadOutput(self.classify(states), self.in_metres(code), states, entered, proposals)
 
     def loss(self, bev: Tensor, gt_boxes: list[Tensor], gt_labels: list[Tensor]) -> dict[str, Tensor]:
         """Losses by name; per frame gt_boxes (n, 9) with centres of gravity and gt_labels (n,)."""
-        out = self(bev)
-        losses = self.output_loss(out, gt_boxes, gt_labels)
-        if out.proposals is not None and self.heatmap_queries is not None:
-            losses |= self.heatmap_queries.loss(out.proposals, gt_boxes, gt_labels, self.code_weights)
-        return losses
+        return self.output_loss(self(bev), gt_boxes, gt_labels)

@@ -7,34 +7,25 @@ the objects.
 from dataclasses import dataclass
 
 import torch
-from mmdet.models.losses import GaussianFocalLoss
-from mmengine.model import bias_init_with_prob
 from torch import Tensor, nn
 
-from ..boxes import encode_boxes, to_metres, to_unit
-from ..heatmap import splat_peaks, top_peaks
+from ..boxes import CODE_SIZE, encode_boxes, to_metres, to_unit
+from ..heatmap import HeatmapProposals, HeatmapQueries, splat_peaks, top_peaks
 from .encoder import grid_points
 
 
 @dataclass
-class Proposals:
-    """Queries from the heatmap.
+class BEVProposals(HeatmapProposals):
+    """With the dense boxes; the heatmap is (B, classes, H, W).
 
     Attributes:
-        query, query_pos: (B, N, C).
-        references: (B, N, 3) in 0..1 of pc_range, detached.
-        heatmap: (B, classes, H, W) logits.
         code: (B, H*W, 10) dense box code in metres.
     """
 
-    query: Tensor
-    query_pos: Tensor
-    references: Tensor
-    heatmap: Tensor
     code: Tensor
 
 
-class HeatmapQueries(nn.Module):
+class BEVHeatmapQueries(HeatmapQueries):
     """Top peaks of a class heatmap as queries, with a dense box prediction that places their references.
 
     Args:
@@ -44,7 +35,7 @@ class HeatmapQueries(nn.Module):
         box_weight: of the L1 loss of the dense boxes at true centres.
     """
 
-    pc_range: Tensor
+    box: nn.Conv2d
 
     def __init__(
         self,
@@ -56,30 +47,18 @@ class HeatmapQueries(nn.Module):
         heatmap_weight: float = 1.0,
         box_weight: float = 0.25,
     ) -> None:
-        super().__init__()
-        self.num_query, self.num_classes, self.min_sigma, self.box_weight = (
-            num_query,
-            num_classes,
-            min_sigma,
-            box_weight,
-        )
-        self.stem = nn.Sequential(nn.Conv2d(embed_dims, embed_dims, 3, padding=1), nn.ReLU())
-        self.heatmap = nn.Conv2d(embed_dims, num_classes, 1)
-        self.box = nn.Conv2d(embed_dims, 10, 1)
-        self.content = nn.Linear(embed_dims, embed_dims)
-        self.class_embedding = nn.Embedding(num_classes, embed_dims)
-        self.position = nn.Sequential(nn.Linear(3, embed_dims), nn.ReLU(), nn.Linear(embed_dims, embed_dims))
-        self.loss_heatmap = GaussianFocalLoss(loss_weight=heatmap_weight)
-        self.register_buffer("pc_range", torch.tensor(pc_range), persistent=False)
+        box = ("box", CODE_SIZE)
+        super().__init__(num_query, pc_range, embed_dims, num_classes, min_sigma, heatmap_weight, box)
+        self.box_weight = box_weight
 
     def init_weights(self) -> None:
-        """Heatmap bias of a one-in-a-hundred prior."""
-        for layer, start in ((self.heatmap, bias_init_with_prob(0.01)), (self.box, 0.0)):
-            assert layer.bias is not None
-            nn.init.constant_(layer.bias, start)
+        """Heatmap bias of a one-in-a-hundred prior, boxes of about no size in the middle of their cell."""
+        super().init_weights()
+        assert self.box.bias is not None
+        nn.init.zeros_(self.box.bias)
         nn.init.normal_(self.box.weight, std=0.001)
 
-    def forward(self, bev: Tensor, bev_hw: tuple[int, int]) -> Proposals:
+    def forward(self, bev: Tensor, bev_hw: tuple[int, int]) -> BEVProposals:
         """bev (B, H*W, C)."""
         height, width = bev_hw
         feature = self.stem(bev.transpose(1, 2).unflatten(-1, bev_hw))
@@ -95,11 +74,10 @@ class HeatmapQueries(nn.Module):
         cell, label = top_peaks(logits, self.num_query)
         references = unit.detach().gather(1, cell[..., None].expand(-1, -1, 3)).clamp(1e-3, 1 - 1e-3)
         at_peak = bev.gather(1, cell[..., None].expand(-1, -1, bev.shape[-1]))
-        query = self.content(at_peak) + self.class_embedding(label)
-        return Proposals(query, self.position(references * 2 - 1), references, logits, code)
+        return BEVProposals(*self.queries(at_peak, label, references), references, logits, code)
 
     def loss(
-        self, proposals: Proposals, gt_boxes: list[Tensor], gt_labels: list[Tensor], code_weights: Tensor
+        self, proposals: BEVProposals, gt_boxes: list[Tensor], gt_labels: list[Tensor], code_weights: Tensor
     ) -> dict[str, Tensor]:
         """Heatmap and dense box losses; boxes (n, 9) per frame."""
         batch, _, height, width = proposals.heatmap.shape
@@ -117,8 +95,5 @@ class HeatmapQueries(nn.Module):
             error = (proposals.code[b, row * width + col] - torch.nan_to_num(encode_boxes(boxes))).abs()
             terms.append((error * code_weights).sum())
             num += len(boxes)
-        loss_heatmap = self.loss_heatmap(
-            proposals.heatmap.sigmoid().clamp(1e-4, 1 - 1e-4), target, avg_factor=max(num, 1)
-        )
-        loss_box = torch.stack(terms).sum() / num if terms else proposals.code.sum() * 0
+        loss_heatmap, loss_box = self.losses(proposals.heatmap, target, proposals.code, terms, num)
         return {"loss_heatmap": loss_heatmap, "loss_dense_bbox": self.box_weight * loss_box}

@@ -1,6 +1,5 @@
 """DETR3D's detection head."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from mmdet3d.registry import MODELS
@@ -9,14 +8,7 @@ from torch import Tensor, nn
 from ..decoder import DetectionDecoder
 from ..query_head import HeadOutput, QueryHead
 from .cross_attention import CameraPyramid, ProjectedCrossAttention
-from .queries import ImageHeatmapQueries, ImageProposals
-
-
-@dataclass
-class CameraHeadOutput(HeadOutput):
-    """With the proposals of heatmaps, when the queries come from them."""
-
-    proposals: ImageProposals | None
+from .queries import ImageHeatmapQueries
 
 
 class DETR3DTransformer(nn.Module):
@@ -83,9 +75,7 @@ class DETR3DHead(QueryHead):
         heatmap: dict | None = None,
         **kwargs: Any,
     ) -> None:
-        if query_source not in ("learned", "heatmap"):
-            raise ValueError(f"query_source is '{query_source}'; use 'learned' or 'heatmap'")
-        learned = query_source == "learned"
+        learned = self.is_learned(query_source)
         built = DETR3DTransformer(pc_range, embed_dims=embed_dims, learned_references=learned, **transformer)
         super().__init__(pc_range, len(built.decoder.layers), num_classes, embed_dims, **kwargs)
         self.transformer = built
@@ -95,30 +85,12 @@ class DETR3DHead(QueryHead):
         else:
             self.heatmap_queries = ImageHeatmapQueries(num_query, pc_range, embed_dims, num_classes, **(heatmap or {}))
 
-    def init_weights(self) -> None:
-        """The transformer's start, and classification at a prior of 0.01."""
-        self.transformer.init_weights()
-        super().init_weights()
-        if self.heatmap_queries is not None:
-            self.heatmap_queries.init_weights()
-
-    def forward(self, levels: list[Tensor], lidar2img: Tensor, image_hw: tuple[int, int]) -> CameraHeadOutput:
+    def forward(self, levels: list[Tensor], lidar2img: Tensor, image_hw: tuple[int, int]) -> HeadOutput:
         """levels (B, V, C, Hl, Wl), lidar2img (B, V, 4, 4), image_hw of the padded image."""
         pyramid = CameraPyramid.from_levels(levels, lidar2img, image_hw)
         proposals = None
         if self.heatmap_queries is not None:
             proposals = self.heatmap_queries(levels[0], lidar2img, image_hw)
-            query, query_pos, references = proposals.query, proposals.query_pos, proposals.references
-        else:
-            pos, content = self.query_embedding.weight.chunk(2, -1)
-            query_pos, query = (t.expand(len(lidar2img), -1, -1) for t in (pos, content))
-            references = self.transformer.reference_points(query_pos).float().sigmoid()
-        states, code, entered = self.transformer.decoder(query, query_pos, references, self.reg_branches, (pyramid,))
-        return CameraHeadOutput(self.classify(states), self.in_metres(code), states, entered, proposals)
-
-    def output_loss(self, out: HeadOutput, gt_boxes: list[Tensor], gt_labels: list[Tensor]) -> dict[str, Tensor]:
-        """Losses by name, those of the proposals with them; arguments as :meth:`QueryHead.output_loss`."""
-        losses = super().output_loss(out, gt_boxes, gt_labels)
-        if isinstance(out, CameraHeadOutput) and out.proposals is not None and self.heatmap_queries is not None:
-            losses |= self.heatmap_queries.loss(out.proposals, gt_boxes, gt_labels)
-        return losses
+        start = self.start(proposals, len(lidar2img))
+        states, code, entered = self.transformer.decoder(*start, self.reg_branches, (pyramid,))
+        return HeadOutput(self.classify(states), self.in_metres(code), states, entered, proposals)

@@ -7,36 +7,27 @@ As for BEVFormer's heatmap queries: a few minutes of training are too short for 
 from dataclasses import dataclass
 
 import torch
-from mmdet.models.losses import GaussianFocalLoss
-from mmengine.model import bias_init_with_prob
 from torch import Tensor, nn
 
 from ..boxes import to_unit
-from ..heatmap import splat_peaks, top_peaks
+from ..heatmap import HeatmapProposals, HeatmapQueries, splat_peaks, top_peaks
 
 
 @dataclass
-class ImageProposals:
-    """Queries from the cameras' heatmaps.
+class ImageProposals(HeatmapProposals):
+    """With what places their centres; the heatmap is (B, V, classes, H, W).
 
     Attributes:
-        query, query_pos: (B, N, C).
-        references: (B, N, 3) in 0..1 of pc_range, detached.
-        heatmap: (B, V, classes, H, W) logits.
         geometry: (B, V, H, W, 6): offset of the centre from its cell (x, y, cells), log depth, log sizes.
         lidar2img: (B, V, 4, 4); stride: (2,) pixels of a cell in x and y.
     """
 
-    query: Tensor
-    query_pos: Tensor
-    references: Tensor
-    heatmap: Tensor
     geometry: Tensor
     lidar2img: Tensor
     stride: Tensor
 
 
-class ImageHeatmapQueries(nn.Module):
+class ImageHeatmapQueries(HeatmapQueries):
     """Top peaks of class heatmaps over all cameras as queries; predicted depth lifts them to 3D references.
 
     Args:
@@ -47,7 +38,7 @@ class ImageHeatmapQueries(nn.Module):
         start_depth: metres, what an untrained head predicts.
     """
 
-    pc_range: Tensor
+    geometry: nn.Conv2d
 
     def __init__(
         self,
@@ -60,22 +51,14 @@ class ImageHeatmapQueries(nn.Module):
         geometry_weight: float = 0.5,
         start_depth: float = 15.0,
     ) -> None:
-        super().__init__()
-        self.num_query, self.min_sigma = num_query, min_sigma
+        geometry = ("geometry", 6)
+        super().__init__(num_query, pc_range, embed_dims, num_classes, min_sigma, heatmap_weight, geometry)
         self.geometry_weight, self.start_depth = geometry_weight, start_depth
-        self.stem = nn.Sequential(nn.Conv2d(embed_dims, embed_dims, 3, padding=1), nn.ReLU())
-        self.heatmap = nn.Conv2d(embed_dims, num_classes, 1)
-        self.geometry = nn.Conv2d(embed_dims, 6, 1)
-        self.content = nn.Linear(embed_dims, embed_dims)
-        self.class_embedding = nn.Embedding(num_classes, embed_dims)
-        self.position = nn.Sequential(nn.Linear(3, embed_dims), nn.ReLU(), nn.Linear(embed_dims, embed_dims))
-        self.loss_heatmap = GaussianFocalLoss(loss_weight=heatmap_weight)
-        self.register_buffer("pc_range", torch.tensor(pc_range), persistent=False)
 
     def init_weights(self) -> None:
         """Heatmap bias of a one-in-a-hundred prior, depth of ``start_depth``."""
-        assert self.heatmap.bias is not None and self.geometry.bias is not None
-        nn.init.constant_(self.heatmap.bias, bias_init_with_prob(0.01))
+        super().init_weights()
+        assert self.geometry.bias is not None
         nn.init.normal_(self.geometry.weight, std=0.001)
         with torch.no_grad():
             self.geometry.bias.zero_()
@@ -106,11 +89,14 @@ class ImageHeatmapQueries(nn.Module):
         matrices = lidar2img.gather(1, view[..., None, None].expand(-1, -1, 4, 4))
         centre = unproject(pixels, found[..., 2].clamp(-1.0, 5.0).exp(), matrices)
         references = to_unit(centre, self.pc_range).clamp(1e-3, 1 - 1e-3)
-        query = self.content(pick(level.flatten(3).transpose(2, 3).flatten(1, 2))) + self.class_embedding(label)
-        return ImageProposals(query, self.position(references * 2 - 1), references, logits, geometry, lidar2img, stride)
+        at_peak = pick(level.flatten(3).transpose(2, 3).flatten(1, 2))
+        queries = self.queries(at_peak, label, references)
+        return ImageProposals(*queries, references, logits, geometry, lidar2img, stride)
 
-    def loss(self, proposals: ImageProposals, gt_boxes: list[Tensor], gt_labels: list[Tensor]) -> dict[str, Tensor]:
-        """Heatmap and centre geometry losses; boxes (n, 9) per frame."""
+    def loss(
+        self, proposals: ImageProposals, gt_boxes: list[Tensor], gt_labels: list[Tensor], code_weights: Tensor
+    ) -> dict[str, Tensor]:
+        """Heatmap and centre geometry losses, which no box code enters; boxes (n, 9) per frame."""
         views, _, height, width = proposals.heatmap.shape[1:]
         target = torch.zeros_like(proposals.heatmap)
         limit = proposals.stride.new_tensor([width, height])
@@ -134,10 +120,7 @@ class ImageHeatmapQueries(nn.Module):
                 wanted = torch.cat([uv - cell - 0.5, near.log()[:, None], sizes.log()], -1)
                 terms.append((proposals.geometry[b, v, row, col] - wanted).abs().sum())
                 num += len(near)
-        loss_heatmap = self.loss_heatmap(
-            proposals.heatmap.sigmoid().clamp(1e-4, 1 - 1e-4), target, avg_factor=max(num, 1)
-        )
-        loss_geometry = torch.stack(terms).sum() / num if terms else proposals.geometry.sum() * 0
+        loss_heatmap, loss_geometry = self.losses(proposals.heatmap, target, proposals.geometry, terms, num)
         return {"loss_heatmap": loss_heatmap, "loss_geometry": self.geometry_weight * loss_geometry}
 
 

@@ -1,0 +1,253 @@
+"""Ways to keep an expert's frames on disk, each with a writer and a reader of one frame by number.
+
+``focal uint8``, ``focal float16`` and ``focal uint8, zarr-python`` are the project's store; ``dense ...`` hold every cell
+as float16 with the same queries, the way features are usually cached.
+"""
+
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+
+from benchmarks.store_frames import real_frames
+from pipeline.dumping import DumpSettings, focal_cells, schema_of, store_row
+from pipeline.models.build import load_config
+from store_schema import StoreReader, StoreWriter
+from store_schema.reader import open_arrays, read_counts, read_row
+
+Row = dict[str, np.ndarray]
+Read = Callable[[int], Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the benchmark's frames come from, and how they are stored."""
+
+    config: Path
+    root: Path
+    version: str
+    scratch: Path
+    settings: DumpSettings
+    focal_frames: int
+    dense_frames: int
+
+    def frames_of(self, name: str) -> int:
+        """Frames that a contender holds."""
+        return self.focal_frames if name.startswith("focal") else self.dense_frames
+
+    def folder(self, name: str) -> Path:
+        """Of a contender; the two readers of one store share it."""
+        return self.scratch / name.removesuffix(", zarr-python").replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a contender costs; peaks are of a process that only wrote or only read it.
+
+    Attributes:
+        bytes_per_frame: on disk.
+        write_mb_s: MB on disk per second of writing, synced.
+        warm_ms, cold_ms: medians of reading a random frame from the page cache, or without it.
+        pread_warm_ms, pread_cold_ms: of one raw pread of as many bytes, taking turns with the above.
+        write_peak_mib, read_peak_mib: most memory of the process.
+    """
+
+    bytes_per_frame: float
+    write_mb_s: float
+    warm_ms: float
+    cold_ms: float
+    pread_warm_ms: float
+    pread_cold_ms: float
+    write_peak_mib: float
+    read_peak_mib: float
+
+
+def settings_of(source: Source, name: str) -> DumpSettings:
+    """How the store of a contender is dumped."""
+    if name.startswith("dense"):
+        return replace(source.settings, layout="dense", values="float16", frames_per_shard=source.dense_frames)
+    values = "float16" if "float16" in name else "uint8"
+    return replace(source.settings, values=values, frames_per_shard=source.focal_frames)
+
+
+def rows(source: Source, name: str) -> tuple[Any, dict[str, Row]]:
+    """Schema, and the real frames as store rows by token."""
+    settings, cfg = settings_of(source, name), load_config(source.config)
+    schema, made = None, {}
+    frames = source.scratch / "frames"
+    for frame in real_frames(source.config, source.root, source.version, frames, settings.rule.num_queries):
+        schema = schema or schema_of(frame.expert, settings)
+        cells = focal_cells(frame.expert, settings.rule, cfg.pc_range, frame.lidar2img, schema.layers)
+        made[frame.token] = store_row(frame.expert, cells, schema)
+    return schema, made
+
+
+def repeated(made: dict[str, Row], count: int) -> Iterator[tuple[str, Row]]:
+    """The real frames over and over, under tokens of their own."""
+    real = list(made.items())
+    for i in range(count):
+        token, row = real[i % len(real)]
+        yield f"{token[:26]}{i:06d}", row
+
+
+def write(source: Source, name: str) -> dict[str, float]:
+    """Write a contender's files; meant for a process of its own."""
+    schema, made = rows(source, name)
+    folder, count = source.folder(name), source.frames_of(name)
+    start = time.perf_counter()
+    WRITERS[name.removesuffix(", zarr-python")](folder, schema, made, count)
+    for path in files(folder):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    seconds = time.perf_counter() - start
+    size = sum(path.stat().st_size for path in files(folder))
+    return {"bytes_per_frame": size / count, "write_mb_s": size / seconds / 1e6, "write_peak_mib": peak_mib()}
+
+
+def read(source: Source, name: str, reads: int, cold_reads: int) -> dict[str, float]:
+    """Time random reads of a contender, taking turns with a pread of as many bytes; meant for a process of its own."""
+    folder, count = source.folder(name), source.frames_of(name)
+    size = sum(path.stat().st_size for path in files(folder)) // count
+    read_frame, raw = READERS[name](folder), source.scratch / "raw"
+    with open(raw, "wb") as file:  # as many frames as the contender has, no zeros that a file system could leave out
+        block = np.random.default_rng(0).bytes(size)
+        for _ in range(count):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    descriptor = os.open(raw, os.O_RDONLY)
+
+    def pread(i: int) -> bytes:
+        return os.pread(descriptor, size, i * size)
+
+    for i in range(count):
+        read_frame(i), pread(i)
+    order = np.random.default_rng(1).integers(0, count, reads + cold_reads).tolist()
+    times: dict[str, list[float]] = {key: [] for key in ("warm_ms", "cold_ms", "pread_warm_ms", "pread_cold_ms")}
+    for turn, i in enumerate(order):
+        kind = "warm_ms" if turn < reads else "cold_ms"
+        for key, function in ((kind, read_frame), (f"pread_{kind}", pread)):
+            if kind == "cold_ms":
+                forget([raw, *files(folder)])
+            start = time.perf_counter()
+            function(i)
+            times[key].append((time.perf_counter() - start) * 1e3)
+    os.close(descriptor)
+    raw.unlink()
+    return {key: statistics.median(values) for key, values in times.items()} | {"read_peak_mib": peak_mib()}
+
+
+def files(folder: Path) -> list[Path]:
+    """All files below a folder."""
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def forget(paths: list[Path]) -> None:
+    """Drop files, which must be synced, from the page cache."""
+    for path in paths:
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def peak_mib() -> float:
+    """Most memory that this process has held, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _write_store(folder: Path, schema: Any, made: dict[str, Row], count: int) -> None:
+    frames = dict(repeated(made, count))
+    constants = {path: np.ones(spec.shape, spec.dtype) for path, spec in schema.constants().items()}
+    manifest = {"expert": {"weights": "random"}, "focal": {}}
+    with StoreWriter(folder, schema, manifest, {"scene": list(frames)}, count) as writer:
+        writer.write_constants(constants)
+        writer.write_shard(0, frames)
+        writer.finalise({})
+
+
+def _write_npy(folder: Path, schema: Any, made: dict[str, Row], count: int) -> None:
+    folder.mkdir(parents=True)
+    arrays: dict[str, np.memmap] = {}
+    for i, (_, row) in enumerate(repeated(made, count)):
+        for path, array in row.items():
+            if path not in arrays:
+                file = folder / f"{path.replace('/', '.')}.npy"
+                arrays[path] = np.lib.format.open_memmap(file, "w+", array.dtype, (count, *array.shape))
+            arrays[path][i] = array
+    for memory in arrays.values():
+        memory.flush()
+
+
+def _write_torch(folder: Path, schema: Any, made: dict[str, Row], count: int) -> None:
+    folder.mkdir(parents=True)
+    for i, (_, row) in enumerate(repeated(made, count)):
+        torch.save({path: torch.from_numpy(array) for path, array in row.items()}, folder / f"{i}.pt")
+
+
+def _write_hdf5(folder: Path, schema: Any, made: dict[str, Row], count: int) -> None:
+    import h5py
+
+    folder.mkdir(parents=True)
+    with h5py.File(folder / "frames.h5", "w") as file:
+        for i, (_, row) in enumerate(repeated(made, count)):
+            for path, array in row.items():
+                if path not in file:
+                    file.create_dataset(path, (count, *array.shape), array.dtype, chunks=(1, *array.shape))
+                file[path][i] = array
+
+
+def _read_store(folder: Path) -> Read:
+    reader = StoreReader(folder)
+    tokens = reader.tokens
+    return lambda i: reader.read(tokens[i], decode=False)
+
+
+def _read_by_zarr(folder: Path) -> Read:
+    schema = StoreReader(folder).schema
+    arrays = open_arrays(zarr.open_group(folder, mode="r"), schema)
+    counts = read_counts(arrays, schema)
+    return lambda i: read_row(arrays, counts, schema, i)
+
+
+def _read_npy(folder: Path) -> Read:
+    arrays = [np.load(path, mmap_mode="r") for path in files(folder)]
+    return lambda i: [np.array(array[i]) for array in arrays]
+
+
+def _read_torch(folder: Path) -> Read:
+    return lambda i: torch.load(folder / f"{i}.pt", weights_only=True)
+
+
+def _read_hdf5(folder: Path) -> Read:
+    import h5py
+
+    file = h5py.File(folder / "frames.h5")
+    names: list[str] = []
+    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    return lambda i: [file[name][i] for name in names]
+
+
+WRITERS: dict[str, Callable[[Path, Any, dict[str, Row], int], None]] = {
+    "focal uint8": _write_store,
+    "focal float16": _write_store,
+    "dense zarr": _write_store,
+    "dense npy memmap": _write_npy,
+    "dense torch.save": _write_torch,
+    "dense hdf5": _write_hdf5,
+}
+READERS: dict[str, Callable[[Path], Read]] = {
+    "focal uint8": _read_store,
+    "focal uint8, zarr-python": _read_by_zarr,
+    "focal float16": _read_store,
+    "dense zarr": _read_by_zarr,
+    "dense npy memmap": _read_npy,
+    "dense torch.save": _read_torch,
+    "dense hdf5": _read_hdf5,
+}

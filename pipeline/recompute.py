@@ -1,0 +1,127 @@
+"""Run the expert again on some frames of a store and compare: is what is stored what this expert says?"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.data.index import FrameIndex
+from pipeline.dumping import focal_cells, hash_config, store_row
+from pipeline.errors import FD3DError
+from pipeline.expert import TappedExpert, build_adapter
+from pipeline.focal import FocalRule
+from pipeline.models.build import file_sha256, load_config
+from pipeline.models.detector import MultiCameraDetector
+from pipeline.models.fold import fold_batchnorm
+from pipeline.prediction import frame_batches, load_detector
+from pipeline.training import FrameSource
+from store_schema import StoreReader
+from store_schema.reader import decoded
+
+
+@dataclass
+class ArrayError:
+    """How far an array's stored values are from the recomputed ones, over all frames compared.
+
+    Attributes:
+        values: compared; of focal maps those of cells that both have.
+        largest: absolute difference.
+        cells: stored or recomputed, but not both; for focal maps.
+    """
+
+    values: int = 0
+    largest: float = 0.0
+    cells: int = 0
+    _difference: float = 0.0
+    _size: float = 0.0
+
+    @property
+    def relative(self) -> float:
+        """Norm of the difference over that of the recomputed values."""
+        return float(np.sqrt(self._difference / self._size)) if self._size else float(self._difference > 0)
+
+    def add(self, stored: np.ndarray, again: np.ndarray) -> None:
+        """Two arrays of one shape."""
+        a, b = stored.astype(np.float64), again.astype(np.float64)
+        self.values += a.size
+        self.largest = max(self.largest, float(np.abs(a - b).max(initial=0)))
+        self._difference += float(((a - b) ** 2).sum())
+        self._size += float((b**2).sum())
+
+
+def recompute(
+    reader: StoreReader, config: Path, checkpoint: Path, index: Path, root: Path, count: int, seed: int = 0
+) -> dict[str, ArrayError]:
+    """Recompute ``count`` random frames; each with the history of its scene from the first frame on, as stage 1 does.
+
+    Args:
+        seed: of the choice of frames.
+
+    Returns:
+        errors by array; ``index`` arrays count in their map's ``cells``.
+
+    Raises:
+        FD3DError: config, checkpoint or index are not those that made the store, or it was made with random weights.
+    """
+    made = reader.manifest
+    cfg = load_config(config)
+    if made["expert"]["checkpoint_sha256"] is None:
+        raise FD3DError(f"store {reader.storage} was dumped with random weights; only a checkpoint's can be recomputed")
+    frames = FrameIndex.load(index, root)
+    for what, old, now in (
+        (f"checkpoint {checkpoint}", made["expert"]["checkpoint_sha256"], file_sha256(_existing(checkpoint))),
+        (f"config {config} (model, image and range)", made["expert"]["config_sha256"], hash_config(cfg)),
+        (f"index {index}", made["data"]["index_sha256"], frames.sha256),
+    ):
+        if old != now:
+            raise FD3DError(
+                f"store {reader.storage} was not made by {what}: its SHA-256 is {now[:12]}, the manifest's {old[:12]}"
+            )
+    chosen = set(np.random.default_rng(seed).permutation(reader.tokens)[:count].tolist())
+    source = FrameSource(index, root, made["data"]["split"])
+    rows = [row for tokens in made["scenes"].values() for row in _up_to(frames, tokens, chosen)]
+    position = {row: i for i, row in enumerate(frames.select(source.split))}
+    rule = FocalRule(**made["focal"])
+    model = load_detector(cfg, checkpoint)
+    if isinstance(model, MultiCameraDetector):  # as the dump does
+        fold_batchnorm(model)
+    expert = TappedExpert(model, build_adapter(cfg), rule.num_queries, made["expert"]["autocast"])
+    errors: dict[str, ArrayError] = {}
+    for batch in frame_batches(cfg, source, [position[row] for row in rows], 0):
+        (frame,), _ = expert.run(batch)
+        token, meta = batch["data_samples"][0].token, batch["data_samples"][0].frames[-1]
+        if token in chosen:
+            lidar2img = torch.as_tensor(meta["lidar2img"], dtype=torch.float32, device=expert.device)
+            cells = focal_cells(frame, rule, cfg.pc_range, lidar2img, reader.schema.layers)
+            _compare(errors, reader.read(token), decoded(store_row(frame, cells, reader.schema)))
+    return errors
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise FD3DError(f"checkpoint {path} does not exist; give the one that made the store")
+    return path
+
+
+def _up_to(frames: FrameIndex, tokens: Iterable[str], chosen: set[str]) -> list[int]:
+    """Index rows of a scene up to its last chosen frame; none without one."""
+    tokens = list(tokens)
+    last = max((i for i, token in enumerate(tokens) if token in chosen), default=-1)
+    return [frames.row(token) for token in tokens[: last + 1]]
+
+
+def _compare(errors: dict[str, ArrayError], stored: dict[str, np.ndarray], again: dict[str, Any]) -> None:
+    for path, new in again.items():
+        old = stored[path]
+        if path.endswith("/index"):
+            continue
+        error = errors.setdefault(path, ArrayError())
+        if path.endswith("/values"):
+            name = path.replace("/values", "/index")
+            _, a, b = np.intersect1d(stored[name], again[name], assume_unique=True, return_indices=True)
+            error.cells += len(old) + len(new) - 2 * len(a)
+            old, new = old[a], new[b]
+        error.add(old, new)

@@ -1,0 +1,57 @@
+"""``verify``: is a store sound, and is it what its expert says?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import FD3DError
+from stages.params import CONFIG, DETECTOR, family_name, read_params
+
+LIMIT = 0.01
+"""Relative error of an array that still counts as the same."""
+
+
+def verify(
+    store: Annotated[str, typer.Argument(help="Folder or URL of a finished store.")],
+    recompute: Annotated[int, typer.Option(help="Random frames to run the expert on again.", min=0)] = 0,
+    family: Annotated[str | None, typer.Option(help="Of the profile; its first one by default.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Expert config; the expert stage's by default.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Expert checkpoint; the expert stage's by default.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Frame index; the profile's by default.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Data root; the profile's by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of frames.")] = 0,
+    params: Annotated[Path, typer.Option(help="Reads 'data' and 'families' with --recompute.")] = Path("params.yaml"),
+) -> None:
+    """Check every checksum, size, shape, count and token of a store; exit status 1 with all that is wrong."""
+    from tqdm import tqdm
+
+    from store_schema import StoreReader
+    from store_schema import verify as check
+
+    report = check(store, progress=lambda items, total: tqdm(items, total=total, leave=False, disable=None))
+    for problem in report.problems:
+        print(problem)
+    if report.problems:
+        raise FD3DError(f"{store} has {len(report.problems)} problems")
+    print(
+        f"{store} is sound: {report.files} files, {report.bytes / 1e6:.1f} MB, {report.frames} frames, {report.seconds:.1f} s"
+    )
+    if not recompute:
+        return
+    from pipeline.recompute import recompute as run
+
+    if None in (index, root):
+        data = read_params(params, "data")
+        index, root = index or Path(data["index"]), root or Path(data["root"])
+    if None in (config, checkpoint):
+        made_by = Path("runs") / family_name(params, family) / "expert"
+        config, checkpoint = config or made_by / CONFIG, checkpoint or made_by / DETECTOR
+    assert index and root and config and checkpoint
+    errors = run(StoreReader(store), config, checkpoint, index, root, recompute, seed)
+    print(f"{'array':24} {'values':>12} {'largest':>10} {'relative':>10} {'cells that differ':>18}")
+    for name, error in errors.items():
+        print(f"{name:24} {error.values:12} {error.largest:10.3g} {error.relative:10.2e} {error.cells:18}")
+    far = [name for name, error in errors.items() if error.relative > LIMIT or error.cells]
+    if far:
+        raise FD3DError(f"{store} is not what its expert says: {', '.join(far)} differ by more than {LIMIT:.0%}")

@@ -1,0 +1,218 @@
+"""Everything that can be checked of a finished store without the expert that made it."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from .errors import StoreError
+from .manifest import MANIFEST, RECIPE, differing, manifest_checksum
+from .reader import StoreReader
+from .shards import DONE, shard_file
+from .storage import LOCK, TEMPORARY, Storage, open_storage
+from .writer import StoreWriter
+
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+
+
+@dataclass
+class Verification:
+    """What :func:`verify` found.
+
+    Attributes:
+        problems: a line each; empty for a sound store.
+        files: that were read whole.
+        bytes: of them.
+        frames: in the store.
+        seconds: it took.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    files: int = 0
+    bytes: int = 0
+    frames: int = 0
+    seconds: float = 0.0
+
+
+def verify(
+    path: str | Path | Storage,
+    options: Mapping[str, Any] | None = None,
+    progress: Progress = lambda items, total: items,
+) -> Verification:
+    """Check manifest, recipe, file list, sizes, checksums, array metadata, tokens, counts and cell numbers.
+
+    Args:
+        options: of the URL's file system, see :func:`~store_schema.storage.open_storage`.
+        progress: wraps what is iterated over, given its length.
+
+    Returns:
+        all problems, not only the first.
+    """
+    start, report = time.perf_counter(), Verification()
+    storage = open_storage(path, options)
+    try:
+        reader = StoreReader(storage)
+        writer = _writer_of(reader)
+    except (StoreError, KeyError, TypeError, AttributeError) as error:
+        wanting = f"{MANIFEST} lacks or has a wrong {error}" if not isinstance(error, StoreError) else str(error)
+        report.problems.append(wanting)
+        report.seconds = time.perf_counter() - start
+        return report
+    report.frames = len(reader.tokens)
+    report.problems += _manifest_problems(reader, writer)
+    report.problems += _file_problems(reader, writer, report, progress)
+    report.problems += _metadata_problems(reader, writer)
+    report.problems += _content_problems(reader, writer, progress)
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def _writer_of(reader: StoreReader) -> StoreWriter:
+    """The writer that would make this store: it knows what belongs into it."""
+    made_by = {
+        key: value
+        for key, value in reader.manifest.items()
+        if key not in ("statistics", "coverage", "shards", "files", "crc32c")
+    }
+    own = ("schema_version", "schema", "frames_per_shard", "scenes")
+    return StoreWriter(
+        reader.storage,
+        reader.schema,
+        {key: value for key, value in made_by.items() if key not in own},
+        made_by["scenes"],
+        made_by["frames_per_shard"],
+    )
+
+
+def _manifest_problems(reader: StoreReader, writer: StoreWriter) -> Iterable[str]:
+    manifest, storage = reader.manifest, reader.storage
+    if manifest.get("crc32c") != manifest_checksum(manifest):
+        yield f"{MANIFEST} does not have the checksum that it states; it was changed or damaged"
+    tokens = [token for scene in manifest["scenes"].values() for token in scene]
+    if len(set(tokens)) != len(tokens):
+        yield f"{MANIFEST} lists {len(tokens) - len(set(tokens))} tokens twice"
+    for name, other in ((RECIPE, _json(storage, RECIPE)), ("zarr.json", _json(storage, "zarr.json"))):
+        inner = other if name == RECIPE else other.get("attributes", {}).get("fd3d", {})
+        whole = manifest if name == RECIPE else {key: manifest[key] for key in manifest if key != "scenes"}
+        if found := differing(whole, inner):
+            yield f"{name} has {found[0]} = {_short(found[2])}, {MANIFEST} {_short(found[1])}"
+    shards = manifest.get("shards") or {}
+    expected = [f"{shard:05d}" for shard in range(len(writer.plan))]
+    if odd := sorted(set(shards) ^ set(expected)):
+        yield f"{MANIFEST} has {len(shards)} shards, its scenes fill {len(expected)}; the first that differs is {odd[0]}"
+
+
+def _file_problems(reader: StoreReader, writer: StoreWriter, report: Verification, progress: Progress) -> Iterable[str]:
+    """Files that are missing, too many, or not what was written."""
+    storage, arrays = reader.storage, reader.schema.arrays()
+    expected: dict[str, dict[str, Any]] = dict(reader.manifest.get("files") or {})
+    for name in sorted(set(writer.metadata()) - set(expected)):
+        yield f"{MANIFEST} does not list {name}"
+    for shard, files in (reader.manifest.get("shards") or {}).items():
+        known = {shard_file(path, spec, int(shard)) for path, spec in arrays.items()}
+        for name in sorted(set(files) - known):
+            yield f"{MANIFEST} lists {name} in shard {shard}, where it does not belong"
+        expected |= files
+    there = storage.list()
+    for name in sorted(set(there) - set(expected)):
+        if name.startswith(f"{TEMPORARY}/"):
+            yield f"{name} was left by a killed writer; delete it"
+        elif name not in (MANIFEST, RECIPE, LOCK) and not name.startswith(f"{DONE}/"):
+            yield f"{name} is not in {MANIFEST}; delete it"
+    whole = []
+    for name, entry in expected.items():
+        if name not in there:
+            yield f"{name} is missing"
+        elif there[name] != entry["bytes"]:
+            yield f"{name} has {there[name]} bytes, {MANIFEST} says {entry['bytes']}"
+        else:
+            whole.append(name)
+    for name, checksum in progress(storage.checksums(whole), len(whole)):
+        report.files += 1
+        report.bytes += there[name]
+        if checksum != expected[name]["crc32c"]:
+            read = "cannot be read" if checksum is None else f"has checksum {checksum}"
+            yield f"{name} {read}, {MANIFEST} says {expected[name]['crc32c']}"
+
+
+def _metadata_problems(reader: StoreReader, writer: StoreWriter) -> Iterable[str]:
+    """Arrays whose shape, type, chunks, codecs, names or units are not the schema's."""
+    for name, data in writer.metadata().items():
+        if not name.endswith("/zarr.json"):
+            continue
+        found = differing(_json(reader.storage, name), json.loads(data))
+        if found:
+            yield f"{name} has {found[0]} = {_short(found[1])}, the schema wants {_short(found[2])}"
+    for path, spec in reader.schema.constants().items():
+        metadata = _json(reader.storage, f"{path}/zarr.json")
+        if metadata.get("shape") != list(spec.shape) or metadata.get("data_type") != spec.dtype:
+            yield f"{path}/zarr.json has shape {metadata.get('shape')}, the schema wants {list(spec.shape)} {spec.dtype}"
+
+
+def _content_problems(reader: StoreReader, writer: StoreWriter, progress: Progress) -> Iterable[str]:
+    """Tokens, counts and cell numbers that contradict the manifest, the schema or each other."""
+    try:
+        tokens = np.asarray(_array(reader.group, "frame/token")[:])
+        if tokens.shape != (writer.rows_total, 32) or (tokens != writer.token_rows()).any():
+            yield f"frame/token does not hold the tokens of {MANIFEST} in its order"
+    except Exception as error:
+        yield f"frame/token cannot be read: {_first_line(error)}"
+    used = (writer.token_rows() != 0).any(1)
+    size, coverage = writer.frames_per_shard, {}
+    for path, spec in reader.schema.arrays().items():
+        if spec.kind != "count":
+            continue
+        name, cells = path.removesuffix("/count"), spec.attributes["cells"]
+        kmax = reader.schema.arrays()[f"{name}/index"].shape[0]
+        try:
+            counts = np.asarray(_array(reader.group, path)[:])
+            index = _array(reader.group, f"{name}/index")
+        except Exception as error:
+            yield f"{path} cannot be read: {_first_line(error)}"
+            continue
+        if (counts[~used] != 0).any() or (counts < 0).any() or (counts > kmax).any():
+            yield f"{path} has counts beyond 0..{kmax}, or in padding rows"
+            continue
+        coverage[name] = round(float(counts.sum()) / (int(used.sum()) * cells), 5)
+        for shard in progress(range(len(writer.plan)), len(writer.plan)):
+            rows = slice(shard * size, (shard + 1) * size)
+            try:
+                numbers = np.asarray(index[rows]).astype(np.int64)
+            except Exception as error:
+                yield f"{name}/index of shard {shard} cannot be read: {_first_line(error)}"
+                continue
+            filled = np.arange(kmax) < counts[rows, None]
+            rising = np.diff(numbers, axis=1) > 0
+            if (numbers[~filled] != 0).any() or (numbers >= cells).any() or (~rising & filled[:, 1:]).any():
+                yield f"{name}/index of shard {shard} does not rise within 0..{cells - 1} over its rows' counts"
+    if reader.schema.layout == "focal" and coverage != reader.manifest.get("coverage"):
+        yield f"{MANIFEST} has coverage {reader.manifest.get('coverage')}, the counts give {coverage}"
+
+
+def _array(group: zarr.Group, path: str) -> zarr.Array:
+    array = group[path]
+    assert isinstance(array, zarr.Array)
+    return array
+
+
+def _json(storage: Storage, name: str) -> dict[str, Any]:
+    """A JSON file's object; empty where there is none, which the checks report as what is missing in it."""
+    try:
+        content = json.loads(storage.read(name))
+    except (OSError, ValueError, StoreError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -1,0 +1,206 @@
+"""Stores on an S3-compatible server that the test starts."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import crash
+from store_schema import StoreError, StoreReader, StoreWriter, open_storage, storage, verify
+
+PROJECT = Path(__file__).resolve().parents[2]
+SCENES = 3  # two shards
+# several leases and beats must fit a test
+LEASE = 1.2
+
+
+@pytest.fixture(scope="module")
+def server():
+    pytest.importorskip("moto", reason="moto[server] is not installed (extra 'dev')")
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        import s3fs
+
+        s3fs.S3FileSystem().mkdir("bucket")
+        yield f"http://127.0.0.1:{port}"
+        s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture
+def url(server: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(storage, "LEASE_SECONDS", LEASE)
+    return f"s3://bucket/{request.node.name.strip('[]')}/store"
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("local") / "store"
+    crash.dump(path, SCENES)
+    return path
+
+
+def contents(url: str) -> dict[str, bytes]:
+    """Every object of a store by name."""
+    remote = open_storage(url)
+    return remote.read_many(remote.list())
+
+
+def start(code: str, url: str) -> subprocess.Popen:
+    code = f"import sys; from benchmarks import crash; from store_schema import storage; storage.LEASE_SECONDS = {LEASE}\n{code}"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, url],
+        cwd=PROJECT,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_dump_to_s3_has_the_same_bytes_and_reads_alike(url, local):
+    crash.dump(url, SCENES)
+    assert contents(url) == {name: (local / name).read_bytes() for name in crash.digest(local)}
+    reader, near = StoreReader(url), StoreReader(local)
+    for token in near.tokens:
+        back, want = reader.read(token), near.read(token)
+        assert back.keys() == want.keys()
+        for name in want:
+            np.testing.assert_array_equal(back[name], want[name])
+    np.testing.assert_array_equal(
+        reader.constants["decoder/value_proj_weight"], near.constants["decoder/value_proj_weight"]
+    )
+    report = verify(url)
+    assert report.problems == [] and report.frames == len(near.tokens) and report.files > 30
+
+
+def test_options_reach_the_file_system(server, url, monkeypatch):
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    options = {"endpoint_url": server, "key": "test", "secret": "test"}
+    with StoreWriter(url, crash.SCHEMA, {"expert": {}}, crash.make_scenes(1), 4, options) as store:
+        store.write_constants(crash.make_constants())
+        crash.write_shard(store.shards, 0)
+        store.finalise({})
+    assert len(StoreReader(url, options).tokens) == 1 and verify(url, options).problems == []
+
+
+def test_a_dump_killed_while_writing_to_s3_resumes(url, local):
+    slow = "import time; write = crash.write_shard\ndef slowly(*a):\n write(*a); print('shard', flush=True); time.sleep(0.3)\n"
+    process = start(f"{slow}crash.write_shard = slowly\ncrash.dump(sys.argv[1], {SCENES})", url)
+    assert process.stdout is not None
+    while process.stdout.readline() != "shard\n":
+        assert process.poll() is None, process.stderr and process.stderr.read()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with pytest.raises(StoreError, match=r"not finished \([12] shards written\)"):
+        StoreReader(url)
+    begun = time.monotonic()
+    crash.dump(url, SCENES)  # waits until the dead process's lease has run out
+    assert time.monotonic() - begun > LEASE
+    assert contents(url) == {name: (local / name).read_bytes() for name in crash.digest(local)}
+
+
+def test_damage_on_s3_is_found_and_mended(url):
+    """A changed byte by verify and finalise; objects that are gone or have another length by the next dump."""
+    crash.dump(url, SCENES)
+    remote, name = open_storage(url), "bev/values/c/0/0/0"
+    data = bytearray(remote.read(name))
+    data[len(data) // 2] ^= 1
+    remote.write(name, bytes(data))
+    assert any(problem.startswith(f"{name} has checksum") for problem in verify(url).problems)
+    remote.delete("query/boxes/c/1/0/0")
+    with crash.open_writer(url, SCENES) as store:
+        assert store.pending() == [1]
+        with pytest.raises(StoreError, match="its dump is not finished"):
+            StoreReader(url)
+        crash.write_shard(store.shards, 1)
+        with pytest.raises(StoreError, match=f"{name} of s3://"):
+            store.finalise({})
+        assert store.pending() == [0]
+    remote.write("bev/values/c/1/0/0", b"short")
+    crash.dump(url, SCENES)
+    assert verify(url).problems == []
+
+
+def test_of_two_dumps_at_once_on_s3_one_is_refused_at_once(url):
+    hold = f"with crash.open_writer(sys.argv[1], {SCENES}):\n print('open', flush=True); sys.stdin.read()"
+    process = start(f"import time\n{hold.replace('sys.stdin.read()', 'time.sleep(60)')}", url)
+    assert process.stdout is not None and process.stdout.readline() == "open\n"
+    begun = time.monotonic()
+    with pytest.raises(StoreError, match=rf"is being written by process {process.pid} on "):
+        crash.dump(url, SCENES)
+    assert time.monotonic() - begun < LEASE
+    process.kill()
+    process.wait()
+    crash.dump(url, SCENES)
+    assert storage.LOCK not in open_storage(url).list()  # given back at the end
+
+
+def test_a_dump_whose_lease_was_taken_over_stops(url, monkeypatch):
+    monkeypatch.setattr(storage, "LEASE_SECONDS", 0.3)
+    with crash.open_writer(url, SCENES) as store:
+        open_storage(url).write(storage.LOCK, b"another 1 process 1 on elsewhere")
+        time.sleep(0.3)
+        with pytest.raises(StoreError, match="was taken over by another process"):
+            store.write_shard(0, {})
+    assert open_storage(url).read(storage.LOCK).startswith(b"another")  # not ours to remove
+
+
+def test_an_object_is_created_once_only(url):
+    """What the lock stands on: S3 refuses a conditional PUT."""
+    remote = open_storage(url)
+    remote.create("one", b"first")
+    with pytest.raises(FileExistsError):
+        remote.create("one", b"second")
+    assert remote.read("one") == b"first"
+
+
+def test_a_server_that_is_not_there_is_one_line():
+    options = {
+        "endpoint_url": "http://127.0.0.1:9",
+        "key": "a",
+        "secret": "b",
+        "config_kwargs": {"retries": {"total_max_attempts": 1}, "connect_timeout": 1},
+    }
+    pytest.importorskip("s3fs", reason="s3fs is not installed (extra 's3')")
+    with pytest.raises(StoreError, match="store s3://nowhere/store cannot be read: .*127.0.0.1:9") as caught:
+        StoreReader("s3://nowhere/store", options)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_urls(tmp_path):
+    pytest.importorskip("fsspec", reason="fsspec is not installed")
+    crash.dump(f"file://{tmp_path}/a%20store", 1)
+    assert verify(tmp_path / "a store").problems == []
+    crash.dump("memory://store", 1)  # lives and ends with this process
+    assert verify("memory://store").problems == []
+    with pytest.raises(StoreError, match="is not understood: .*; give a path or a URL"):
+        open_storage("nonsense://x")
+
+
+def test_without_the_package_the_extra_is_named():
+    pytest.importorskip("fsspec", reason="fsspec is not installed")
+    code = (
+        "import sys; sys.modules['s3fs'] = None; from store_schema import StoreReader; StoreReader('s3://bucket/store')"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert "StoreError: store s3://bucket/store needs fd3d[s3]: " in out.stderr.splitlines()[-1]

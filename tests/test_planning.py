@@ -1,0 +1,133 @@
+"""A plan says what a dump then takes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.complexity import rig_cameras
+from pipeline.dumping import DumpSettings
+from pipeline.errors import FD3DError
+from pipeline.focal import FocalRule
+from pipeline.models.build import load_config
+from pipeline.planning import Measured, coverage_of, expert_schema, plan_store, plan_work
+from stages.cli import app
+from store_schema import StoreReader, StoreSchema, StoreWriter, quantise
+
+SCHEMA = StoreSchema(
+    bev=(50, 50, 32),
+    pv=[(20, 36, 32, 8)],
+    cameras=("A", "B"),
+    queries=30,
+    bev_kmax=2500,
+    pv_kmax=[1440],
+    values="uint8",
+    layers=1,
+    heads=2,
+    points=4,
+    query_channels=32,
+)
+
+
+def disk_bytes(store: Path) -> int:
+    """Bytes of all shards and constants."""
+    return sum(f.stat().st_size for f in store.rglob("*") if f.is_file() and "c" in f.relative_to(store).parts)
+
+
+def write_store(path: Path, scenes: int, seed: int) -> Path:
+    """Scenes of four frames with features of some structure and some 300 cells per map, in shards of ten rows."""
+    rng = np.random.default_rng(seed)
+    tokens = {f"s{i}": [f"{seed:04d}{i:024d}{j:04d}" for j in range(4)] for i in range(scenes)}
+    mixing = np.random.default_rng(0).normal(size=(4, 32))
+    with StoreWriter(path, SCHEMA, {"expert": {}, "focal": {}}, tokens, 10) as writer:
+        writer.write_constants({p: rng.normal(size=s.shape).astype(s.dtype) for p, s in SCHEMA.constants().items()})
+        for shard in writer.pending():
+            frames = {t: make_frame(rng, mixing) for name in writer.shard_scenes(shard) for t in tokens[name]}
+            writer.write_shard(shard, frames)
+        writer.finalise({})
+    return path
+
+
+def make_frame(rng: np.random.Generator, mixing: np.ndarray) -> dict[str, np.ndarray]:
+    frame = {
+        path: rng.random(spec.shape).astype(spec.dtype if spec.dtype.startswith("f") else "float32")
+        for path, spec in SCHEMA.arrays().items()
+        if spec.kind == "plain"
+    }
+    frame["query/label"] = rng.integers(0, 10, 30)
+    for name, cells in (("bev", 2500), ("pv/0", 1440)):
+        count = int(rng.integers(200, 400))
+        start = rng.integers(0, cells - count)
+        frame[f"{name}/index"] = np.arange(start, start + count)
+        frame[f"{name}/values"], frame[f"{name}/affine"] = quantise(rng.normal(size=(count, 4)) @ mixing)
+    return frame
+
+
+def test_bytes_of_other_scenes_agree_within_five_per_cent(tmp_path):
+    known, other = write_store(tmp_path / "known", 20, 1), write_store(tmp_path / "other", 50, 2)
+    plan = plan_store(SCHEMA, 200, 10, Measured.of(known))
+    assert plan.total == pytest.approx(disk_bytes(other), rel=0.05)
+    reader = StoreReader(other)
+    for array in plan.arrays:
+        if array.total > 1e5:
+            assert array.total == pytest.approx(disk_bytes(other / array.path), rel=0.06), array.path
+    # two scenes of four fill eight of ten rows
+    assert plan.files == 25 * len(SCHEMA.arrays())
+    assert sum(len(files) for files in reader.manifest["shards"].values()) == plan.files
+
+
+def test_its_own_bytes_are_exact_but_for_the_constants(tmp_path):
+    store = write_store(tmp_path / "s", 4, 1)
+    plan = plan_store(SCHEMA, 16, 10, Measured.of(store))
+    for array in plan.arrays:
+        if array.path in SCHEMA.arrays():
+            assert array.total == pytest.approx(disk_bytes(store / array.path), abs=1), array.path
+
+
+def test_the_schema_is_the_one_that_the_expert_gives(store, expert_config):
+    schema = expert_schema(load_config(expert_config), rig_cameras(160, 288), DumpSettings(FocalRule()))
+    assert schema == StoreReader(store).schema
+
+
+@pytest.mark.parametrize(
+    ("config", "bev", "finest", "reading"),
+    [
+        ("bevformer/base.py", (200, 200, 256), (116, 200, 256, 8), "bev"),
+        ("detr3d/r101.py", None, (116, 200, 256, 8), "cameras"),
+    ],
+)
+def test_sizes_of_the_papers_experts(project, config, bev, finest, reading):
+    settings = DumpSettings(FocalRule(num_queries=300), values="uint8", layers=1)
+    schema = expert_schema(load_config(project / "configs" / config), rig_cameras(), settings)
+    assert (schema.bev, schema.pv[0], schema.reading) == (bev, finest, reading)
+    assert (schema.layers, schema.queries, schema.query_channels) == (1, 300, 256)
+    shares = coverage_of(["pv/0=0.5"], schema, {})
+    plan = plan_store(schema, 100, 40, Measured(shares, {}))
+    at = {array.path: array for array in plan.arrays}
+    assert at["pv/0/values"].dense == 6 * 116 * 200 * 256 * 2
+    assert at["pv/0/values"].frame == 0.5 * 6 * 116 * 200 * 256
+    assert plan.dense > (115e6 if bev else 94e6)
+
+
+def test_online_distillation_runs_the_expert_for_every_student_and_epoch():
+    once, online = plan_work(28130, 2.0, 8), plan_work(28130 * 24 * 3, 2.0, 8)
+    assert once.elapsed == pytest.approx(28130 / 2 / 3600 / 8) and once.hours == once.elapsed * 8
+    assert online.hours == pytest.approx(72 * once.hours)
+
+
+@pytest.mark.parametrize("text", ["pv/7=0.1", "bev=2", "bev", "bev=x"])
+def test_a_coverage_that_is_none_is_refused(text):
+    with pytest.raises(FD3DError, match="give MAP=SHARE with a map of bev, pv/0 and a share in 0..1"):
+        coverage_of([text], SCHEMA, {})
+
+
+def test_the_command_prints_store_and_work(store, expert_config, project):
+    options = ["--frames", "2000", "--rate", "5", "--students", "2", "--epochs", "10", "--like", str(store)]
+    size = ["--height", "160", "--width", "288", "--params", str(project / "params.yaml")]
+    done = CliRunner().invoke(app, ["plan", str(expert_config), *options, *size])
+    assert done.exit_code == 0, done.output
+    lines = {line[:24].strip(): line[24:].split() for line in done.output.splitlines()}
+    assert lines["dump once"][0] == "2000" and lines["online, 2 x 10 epochs"][0] == "40000"
+    assert float(lines["dump once"][3]) > 0 and lines["online, 2 x 10 epochs"][3] == "0.00"
+    assert "bev/values" in lines and "per GB" in done.output
