@@ -1,7 +1,6 @@
 """Stage ``dump``: the expert's targets into the store, and how much of the annotated boxes they cover."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +15,7 @@ def dump(
     config: Annotated[Path | None, typer.Option(help="Expert config; the expert stage's by default.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Expert checkpoint; the expert stage's by default.")] = None,
     random_weights: Annotated[bool, typer.Option(help="Run without a checkpoint; the manifest says so.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder of the store; runs/FAMILY/store by default.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder or URL of the store; runs/FAMILY/store by default.")] = None,
     index: Annotated[Path | None, typer.Option(help="Frame index; the profile's by default.")] = None,
     root: Annotated[Path | None, typer.Option(help="Data root; the profile's by default.")] = None,
     split: Annotated[str | None, typer.Option(help="Split to dump; the profile's training split by default.")] = None,
@@ -39,11 +38,13 @@ def dump(
     from pipeline.files import write_atomically
     from pipeline.focal import FocalRule
     from pipeline.training import FrameSource
-    from store_schema import StoreError
+    from store_schema import StoreError, open_storage
+    from store_schema.manifest import RECIPE
 
     data = read_params(params, "data")
     name = family_name(params, family)
-    target, made_by = out or Path("runs") / name / "store", Path("runs") / name / "expert"
+    made_by = Path("runs") / name / "expert"
+    target = open_storage(out or Path("runs") / name / "store")
     config = config or made_by / CONFIG
     if checkpoint is None and not random_weights:
         checkpoint = made_by / DETECTOR
@@ -65,7 +66,7 @@ def dump(
         print(f"{target}: {made['frames']} frames")
         for part, shares in coverage.items():
             print(f"{part}: {shares['cells']:.1%} of all cells, holding {shares['boxes']:.1%} of the annotated boxes")
-        path = metrics or (target.parent / "dump.json" if out is None else None)
+        path = metrics or (Path("runs") / name / "dump.json" if out is None else None)
         if path is not None:
             text = json.dumps({"frames": made["frames"], "coverage": coverage}, indent=1)
             write_atomically(path, lambda file: file.write(text + "\n"))
@@ -76,7 +77,7 @@ def dump(
     except StoreError as error:
         if not (replace and "was made with" in str(error)):
             raise
-        if not (target / "recipe.json").exists():
+        if not target.exists(RECIPE):
             raise FD3DError(f"{target} is no store; it is not deleted") from error
-        shutil.rmtree(target)
+        target.clear()
         run()

@@ -115,6 +115,10 @@ class Storage(ABC):
         """Remove what killed writers left half written."""
 
     @abstractmethod
+    def clear(self) -> None:
+        """Remove everything."""
+
+    @abstractmethod
     def zarr_store(self) -> Store:
         """For zarr, read-only."""
 
@@ -249,6 +253,12 @@ class LocalStorage(Storage):
     def sweep(self) -> None:
         shutil.rmtree(self.path / TEMPORARY, ignore_errors=True)
 
+    def clear(self) -> None:
+        try:
+            shutil.rmtree(self.path)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
     def zarr_store(self) -> Store:
         return zarr.storage.LocalStore(self.path, read_only=True)
 
@@ -377,6 +387,10 @@ class RemoteStorage(Storage):
 
     def sweep(self) -> None:
         """Nothing: an object that was not sent whole is not there."""
+
+    def clear(self) -> None:
+        with self._requests("written") as (fs, root), suppress(FileNotFoundError):
+            fs.rm(root, recursive=True)
 
     def zarr_store(self) -> Store:
         return zarr.storage.FsspecStore.from_url(

@@ -232,7 +232,9 @@ class StoreWriter:
 
     def sums(self) -> list[dict[str, Any]]:
         """What each shard's writer was given as ``sums``, in shard order, so that adding them up has one result."""
-        return [read_json(self.storage, self.shards.marker(shard))["sums"] for shard in range(len(self.plan))]
+        names = [self.shards.marker(shard) for shard in range(len(self.plan))]
+        found = self.storage.read_many(names)
+        return [json.loads(found[name])["sums"] for name in names]
 
     def finalise(self, statistics: Mapping[str, Any]) -> None:
         """Check every file and write the manifest, which makes the store readable; sweep temporary files.

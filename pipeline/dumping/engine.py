@@ -20,7 +20,8 @@ from pipeline.expert import build_adapter
 from pipeline.models.build import load_config
 from pipeline.prediction import frame_batches
 from pipeline.training import FrameSource
-from store_schema import ShardWriter, StoreSchema, StoreWriter
+from store_schema import ShardWriter, StoreSchema, StoreWriter, open_storage
+from store_schema.storage import LocalStorage, Storage
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def dump(
     config: Path,
     checkpoint: Path | None,
     source: FrameSource,
-    out: Path,
+    out: str | Path | Storage,
     settings: DumpSettings,
     workers: int = 1,
     scenes: Sequence[str] | None = None,
@@ -133,6 +134,7 @@ def dump(
 
     Args:
         checkpoint: None runs random weights, which the manifest says.
+        out: folder or URL.
         workers: processes that decode images; on a cluster threads of each worker.
         scenes: names to restrict the dump to.
         cluster: who runs the expert, by default this process.
@@ -145,8 +147,10 @@ def dump(
         StoreError: the store was made by another expert, config or index, is being written, or the disk is full.
     """
     cluster = cluster or ClusterSettings()
+    storage = open_storage(out)
     if not cluster.in_process:  # workers have working folders of their own
-        out = out if ":/" in str(out) else out.absolute()  # a URL stays one
+        if isinstance(storage, LocalStorage):
+            storage = LocalStorage(storage.path.absolute())
         checkpoint = checkpoint and checkpoint.absolute()
         source = replace(source, index=source.index.absolute(), root=source.root.absolute())
     cfg = load_config(config)
@@ -160,7 +164,7 @@ def dump(
     with make_engine(cluster) as engine:
         schema, constants = engine.probe(job, next(iter(tokens.values()))[0])
         manifest = make_manifest(cfg, config, checkpoint, index, source, settings)
-        with StoreWriter(out, schema, manifest, tokens, settings.frames_per_shard) as writer:
+        with StoreWriter(storage, schema, manifest, tokens, settings.frames_per_shard) as writer:
             writer.write_constants(constants)
             pending = writer.pending()
             total = sum(map(len, tokens.values()))

@@ -95,16 +95,15 @@ def query_areas(
 
 
 def joined_cells(
-    frame: ExpertFrame, areas: tuple[Tensor | None, list[Tensor]], rule: FocalRule, layers: int = 0
+    frame: ExpertFrame, areas: tuple[Tensor | None, list[Tensor]], rule: FocalRule, layers: int
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """Cells to store: BEV (H, W), and per pyramid level (V, Hl, Wl); boolean.
+    """Cells to store, from :func:`query_areas`: BEV (H, W), and per pyramid level (V, Hl, Wl); boolean.
 
-    Areas of the kept queries with their margins, and in BEV every cell that sampling at the same queries' positions reads.
-    Queries below the rule's score have neither: no loss gives them weight.
+    The areas of all queries, and in BEV every cell that sampling at the same queries' positions reads. Queries below the
+    rule's score have neither: no loss gives them weight.
 
     Args:
-        areas: of :func:`query_areas`.
-        layers: last decoder layers whose sampling is stored; 0 is all.
+        layers: last decoder layers whose positions count; 0 for all.
     """
     bev = None if areas[0] is None else union(areas[0])
     if bev is not None and isinstance(frame.reading, BEVReading):
@@ -116,7 +115,7 @@ def joined_cells(
 def focal_cells(
     frame: ExpertFrame, rule: FocalRule, pc_range: Sequence[float], lidar2img: Tensor, layers: int = 0
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """Cells to store of one frame, see :func:`joined_cells` and :func:`query_areas`."""
+    """Cells to store of one frame, see :func:`joined_cells`; arguments as of :func:`query_areas`."""
     return joined_cells(frame, query_areas(frame, rule, pc_range, lidar2img), rule, layers)
 
 

@@ -93,8 +93,9 @@ class Session:
         """The store's shape and its constants, from running a scene's first frame."""
         torch.set_num_threads(self.job.threads)
         (frame,), _ = self.expert.run(collate([self.dataset[self.number[token]]]))
+        constants = self.expert.adapter.constants(self.expert.model)
         schema = schema_of(frame, self.job.settings)
-        return schema, stored_constants(self.expert.adapter.constants(self.expert.model), schema)
+        return schema, stored_constants(constants, schema)
 
     def infer(
         self,
@@ -125,15 +126,18 @@ class Session:
                 check_finite(frame, token)
                 if converting is not None:
                     converting.result()
-                converting = pool.submit(self._convert, schema, batch, frame, result)
+                converting = pool.submit(
+                    self._convert, schema, frame, batch["data_samples"][0].frames[-1], token, result
+                )
                 report(done)
             if converting is not None:
                 converting.result()
         return result
 
-    def _convert(self, schema: StoreSchema, batch: dict[str, Any], frame: ExpertFrame, into: ShardResult) -> None:
+    def _convert(
+        self, schema: StoreSchema, frame: ExpertFrame, meta: dict[str, Any], token: str, into: ShardResult
+    ) -> None:
         """Add a frame to a shard's result."""
-        token, meta = batch["data_samples"][0].token, batch["data_samples"][0].frames[-1]
         rule, pc_range = self.job.settings.rule, self.cfg.pc_range
         lidar2img = torch.as_tensor(meta["lidar2img"], dtype=torch.float32, device=self.expert.device)
         areas = query_areas(frame, rule, pc_range, lidar2img)

@@ -37,7 +37,7 @@ def counted(queries: list, truth: list, labels: list[int], points: list[int]):
     )
     rule = FocalRule(bev_margin=0.0, pv_margin=0.0)
     areas = query_areas(frame, rule, RANGE, LOOKING)
-    return frame_coverage(frame, areas, joined_cells(frame, areas, rule), annotated, RANGE, LOOKING)
+    return frame_coverage(frame, areas, joined_cells(frame, areas, rule, 0), annotated, RANGE, LOOKING)
 
 
 def test_found_missed_and_ignored_boxes():
