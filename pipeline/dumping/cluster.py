@@ -178,7 +178,7 @@ class DaskEngine:
                 f"{error.last_worker.address}; is there enough memory? The same command goes on from here"
             ) from error
         except CancelledError as error:
-            where = self.settings.address or "of this dump"
+            where = f" at {self.settings.address}" if self.settings.address else ""
             raise FD3DError(
-                f"{what} is lost with the scheduler {where}; start it and run the same command, it goes on from here"
+                f"the dask scheduler{where} is gone; start it and run the same command, it goes on with what is missing"
             ) from error
