@@ -17,7 +17,8 @@ import zarr
 from numcodecs import blosc, zstd
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
-_MISSING = 2**64 - 1
+from .encoding import MISSING
+
 # Shards kept open per array: some twenty arrays, and a process may open 1,024 files. The index of a large store's shard
 # (48 frames of BEVFormer-Base, finest level) takes 104 kB.
 _KEPT = 8
@@ -77,7 +78,7 @@ class ShardFile:
             ValueError: the chunk is damaged.
         """
         offset, length = self.index[number].tolist()
-        if offset == _MISSING:
+        if offset == MISSING:
             return None
         data = np.frombuffer(os.pread(self.descriptor, length, offset), np.uint8)
         if len(data) != length:

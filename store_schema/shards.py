@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import zarr
-from zarr.core.buffer import Buffer, cpu
 
+from .encoding import encode_shard
 from .errors import StoreError
 from .manifest import MANIFEST
 from .schema import ArraySpec, StoreSchema, pack_sampling
@@ -65,11 +64,9 @@ class ShardWriter:
             raise StoreError(f"store {self.storage} is finished; a shard is redone by opening it for writing again")
         self.storage.delete(self.marker(shard))
         files = {}
-        arrays = self.schema.arrays()
-        metadata = self.storage.read_many(f"{path}/zarr.json" for path in arrays)
-        for path, spec in arrays.items():
+        for path, spec in self.schema.arrays().items():
             name = shard_file(path, spec, shard)
-            data = self._encode(shard, path, spec, metadata[f"{path}/zarr.json"], [frames[token] for token in tokens])
+            data = self._encode(path, spec, [frames[token] for token in tokens])
             if data is None:  # all empty; an earlier attempt's file would be read in its place
                 self.storage.delete(name)
                 continue
@@ -78,38 +75,21 @@ class ShardWriter:
         marker = {"fingerprint": self.fingerprint, "files": files, "sums": dict(sums or {})}
         self.storage.write(self.marker(shard), json.dumps(marker, sort_keys=True).encode())
 
-    def _encode(
-        self, shard: int, path: str, spec: ArraySpec, metadata: bytes, frames: Sequence[Mapping[str, np.ndarray]]
-    ) -> memoryview | None:
-        """An array's shard file; zarr encodes it in memory, so that one write makes it and its checksum is of what was meant."""
-        files: dict[str, Buffer] = {f"{path}/zarr.json": cpu.Buffer.from_bytes(metadata)}
-        array = zarr.open_array(zarr.storage.MemoryStore(files), path=path)
-        block = self._block(path, spec, frames)
-        start = shard * self.frames_per_shard
-        if block.size:
-            array[(slice(start, start + len(block)), *(slice(n) for n in block.shape[1:]))] = block
-        encoded = files.get(shard_file(path, spec, shard))
-        return None if encoded is None else memoryview(encoded.as_numpy_array().data)
+    def _encode(self, path: str, spec: ArraySpec, frames: Sequence[Mapping[str, np.ndarray]]) -> bytes | None:
+        """An array's shard file, made in memory, so that one write puts it there and its checksum is of what was meant."""
+        if spec.kind == "count":  # all frames in one chunk
+            counts = np.zeros(self.frames_per_shard, spec.dtype)
+            counts[: len(frames)] = [len(frame[path.replace("/count", "/index")]) for frame in frames]
+            whole = replace(spec, shape=counts.shape, chunk=counts.shape)
+            return encode_shard(whole, [counts], 1)
+        return encode_shard(spec, (_as_stored(path, spec, frame[path]) for frame in frames), self.frames_per_shard)
 
-    def _block(self, path: str, spec: ArraySpec, frames: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
-        shape = spec.shape
-        if spec.kind not in ("plain", "count"):
-            # whole chunks up to the shard's largest frame: the capacity may be a hundred times more
-            largest, chunk = max(len(frame[path]) for frame in frames), spec.chunk[0]
-            shape = (min(-(-largest // chunk) * chunk, shape[0]), *shape[1:])
-        block = np.zeros((self.frames_per_shard, *shape), spec.dtype)
-        for row, frame in enumerate(frames):
-            if spec.kind == "count":
-                block[row] = len(frame[path.replace("/count", "/index")])
-            elif spec.kind in ("values", "affine", "index"):
-                values = frame[path]
-                # adding zero turns -0.0 into 0.0, so that empty chunks stay empty
-                block[row, : len(values)] = values + 0 if spec.kind == "values" else values
-            elif path == "query/sampling":
-                block[row] = pack_sampling(frame[path])
-            else:
-                block[row] = frame[path]
-        return block
+
+def _as_stored(path: str, spec: ArraySpec, array: np.ndarray) -> np.ndarray:
+    if path == "query/sampling":
+        return pack_sampling(array)
+    # adding zero turns -0.0 into 0.0, so that empty chunks stay empty
+    return array + 0 if spec.kind == "values" else array
 
 
 def shard_file(path: str, spec: ArraySpec, shard: int) -> str:

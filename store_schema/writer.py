@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.core.buffer import Buffer
 
+from .encoding import compressor
 from .errors import StoreError
 from .manifest import MANIFEST, RECIPE, fingerprint, manifest_checksum, read_json, refuse_difference
 from .schema import SCHEMA_VERSION, ArraySpec, StoreSchema
@@ -130,15 +131,8 @@ class StoreWriter:
         return tokens
 
     def _array_arguments(self, group: zarr.Group, spec: ArraySpec) -> dict[str, Any]:
-        # Features do not compress (mantissas are noise), small query arrays and cell numbers do. All at the speed of
-        # copying: zstd takes 20 us a chunk before its first byte.
-        size = np.dtype(spec.dtype).itemsize
-        inner: list[Any] = [BytesCodec()]
-        if spec.kind == "values":  # takes out the last chunk's padding
-            inner.append(BloscCodec(cname="blosclz", clevel=1, shuffle="noshuffle", typesize=1, blocksize=1 << 14))
-        elif spec.kind in ("affine", "index") or spec.path.startswith("query/"):
-            half = spec.path.startswith("query/") and size == 2
-            inner.append(BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle" if half else "shuffle", typesize=size))
+        compress = compressor(spec)
+        inner: list[Any] = [BytesCodec(), *([] if compress is None else [compress])]
         inner.append(Crc32cCodec())
         if spec.kind == "count":
             chunk: tuple[int, ...] = (self.frames_per_shard,)

@@ -1,0 +1,75 @@
+"""Shard files as the Zarr v3 specification wants them, without zarr-python's cost per chunk (ten times less here).
+
+A shard file is encoded chunks, here in C order, so that a row lies in one piece, then the index: offset and length
+(uint64, little-endian) of every chunk of the shard's grid, then the index's CRC-32C. Chunks of zeros are left out.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import google_crc32c
+import numcodecs
+import numpy as np
+from zarr.codecs import BloscCodec
+
+from .schema import ArraySpec
+
+MISSING = 2**64 - 1
+"""Offset and length of a chunk that is left out."""
+_SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
+
+
+def compressor(spec: ArraySpec) -> BloscCodec | None:
+    """What an array's chunks are compressed with, before their checksum.
+
+    Features do not compress (mantissas are noise), small query arrays and cell numbers do. All at the speed of copying:
+    zstd takes 20 us a chunk before its first byte.
+    """
+    size = np.dtype(spec.dtype).itemsize
+    if spec.kind == "values":  # takes out the last chunk's padding
+        return BloscCodec(cname="blosclz", clevel=1, shuffle="noshuffle", typesize=1, blocksize=1 << 14)
+    if spec.kind in ("affine", "index") or spec.path.startswith("query/"):
+        half = spec.path.startswith("query/") and size == 2
+        return BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle" if half else "shuffle", typesize=size)
+    return None
+
+
+def encode_shard(spec: ArraySpec, rows: Iterable[np.ndarray], frames: int) -> bytes | None:
+    """The file of a shard of an array with :func:`compressor`; None when all of it is zero.
+
+    Args:
+        rows: of the shard's frames, (n, ...) each with n at most ``spec.shape[0]``; the rest of a row is zero.
+        frames: rows of a shard, of which the last may be left out.
+    """
+    encode, height = _encoder(spec), spec.chunk[0]
+    per_row = -(-spec.shape[0] // height)
+    index = np.full((frames * per_row, 2), MISSING, "<u8")
+    parts: list[Any] = []
+    end = 0
+    for number, row in enumerate(rows):
+        for i, start in enumerate(range(0, len(row), height)):
+            chunk = np.ascontiguousarray(row[start : start + height], spec.dtype)
+            if not chunk.view(f"u{chunk.itemsize}").any():
+                continue
+            if len(chunk) < height:
+                chunk = np.concatenate([chunk, np.zeros((height - len(chunk), *chunk.shape[1:]), chunk.dtype)])
+            data = encode(chunk)
+            index[number * per_row + i] = end, len(data) + 4
+            end += len(data) + 4
+            parts += [data, _crc32c(data)]
+    if not parts:
+        return None
+    table = index.tobytes()
+    return b"".join([*parts, table, _crc32c(table)])
+
+
+def _encoder(spec: ArraySpec) -> Any:
+    codec = compressor(spec)
+    if codec is None:
+        return lambda chunk: chunk.tobytes()
+    name, shuffle = codec.cname.value, _SHUFFLES[codec.shuffle.value]
+    return numcodecs.Blosc(name, codec.clevel, shuffle, codec.blocksize, typesize=codec.typesize).encode
+
+
+def _crc32c(data: bytes) -> bytes:
+    return google_crc32c.value(data).to_bytes(4, "little")
