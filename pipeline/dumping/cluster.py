@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import dask
 import distributed
 import numpy as np
 from distributed import CancelledError, Client, LocalCluster, WorkerPlugin, as_completed, get_worker, secede
@@ -115,16 +116,19 @@ class DaskEngine:
         if address is None:
             # Ctrl-C is this process's to handle: threads and processes that start under the mask inherit it
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            # dask has workers give memory back at every free, which makes tensors pay for fresh pages every time
+            trimming = "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_"
             try:
-                self.local = LocalCluster(
-                    n_workers=self.settings.workers,
-                    threads_per_worker=1,
-                    dashboard_address=None,
-                    # dask's share per worker counts the machine's cores, not the workers, and a paused worker never
-                    # resumes: what it holds is in use
-                    memory_limit=None,
-                    silence_logs=logging.CRITICAL,
-                )
+                with dask.config.set({trimming: None}):
+                    self.local = LocalCluster(
+                        n_workers=self.settings.workers,
+                        threads_per_worker=1,
+                        dashboard_address=None,
+                        # dask's share per worker counts the machine's cores, not the workers, and a paused worker never
+                        # resumes: what it holds is in use
+                        memory_limit=None,
+                        silence_logs=logging.CRITICAL,
+                    )
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
