@@ -1,0 +1,35 @@
+"""Every profile that comes with the project fits the code."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.distill import DistillSettings, from_mapping
+from pipeline.dumping import DumpSettings
+from pipeline.focal import FocalRule
+from pipeline.models.build import load_config
+from pipeline.training import RunSettings
+
+ROOT = Path(__file__).parents[1]
+PROFILES = [ROOT / "params.yaml", *sorted((ROOT / "configs/profiles").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_a_profile_names_configs_that_load_and_settings_that_are_known(path: Path):
+    profile = yaml.safe_load(path.read_text())
+    rule = from_mapping(FocalRule, profile["focal"], "focal")
+    from_mapping(DumpSettings, profile["dump"] | {"rule": rule}, "dump")
+    rule.check_covers(DistillSettings.from_dict(profile["distill"]).rule)
+    for pair in profile["families"].values():
+        assert "adapter" in load_config(ROOT / pair["expert"]["config"])
+        load_config(ROOT / pair["apprentice"]["config"])
+        for role in pair.values():
+            from_mapping(RunSettings, role["train"], "train")
+
+
+def test_the_active_profile_is_the_embedded_one():
+    active, embedded = (
+        yaml.safe_load(path.read_text()) for path in (PROFILES[0], ROOT / "configs/profiles/world.yaml")
+    )
+    assert active == embedded
