@@ -1,12 +1,13 @@
 """The code of docs/store.md runs and gives what the reader gives."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from store_schema import StoreReader, StoreSchema, StoreWriter
+from store_schema import StoreReader, StoreSchema, StoreWriter, quantise
 
 xarray = pytest.importorskip("xarray")
 
@@ -26,24 +27,27 @@ SCENES = {"s1": ["a" * 32, "b" * 32], "s2": ["c" * 30, "d" * 32]}  # shards of t
 PC_RANGE = [-40, -20, -5, 40, 60, 3]
 
 
-def make_frame(seed: int) -> dict[str, np.ndarray]:
+def make_frame(seed: int, kind: str) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     cells = np.sort(rng.choice(19, 4 + seed, replace=False))  # cell 19 is never stored
     plain = {name: rng.random(spec.shape) for name, spec in SCHEMA.arrays().items() if spec.kind == "plain"}
     plain["query/label"] = np.zeros(2, np.int64)
     values = rng.normal(size=(len(cells), 3)).astype(np.float16)
-    return plain | {"bev/values": values, "bev/index": cells}
+    if kind == "float16":
+        return plain | {"bev/values": values, "bev/index": cells}
+    codes, affine = quantise(values.astype(np.float32))
+    return plain | {"bev/values": codes, "bev/affine": affine, "bev/index": cells}
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Path:
+@pytest.fixture(scope="module", params=["float16", "uint8"])
+def store(request, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "store"
     manifest = {"expert": {}, "focal": {}, "coordinates": {"pc_range": PC_RANGE}}
-    with StoreWriter(path, SCHEMA, manifest, SCENES, 3) as writer:
+    with StoreWriter(path, replace(SCHEMA, values=request.param), manifest, SCENES, 3) as writer:
         writer.write_constants({name: np.ones(spec.shape, np.float32) for name, spec in SCHEMA.constants().items()})
         for shard in writer.pending():
             tokens = [token for name in writer.shard_scenes(shard) for token in SCENES[name]]
-            writer.write_shard(shard, {token: make_frame(ord(token[0]) - ord("a")) for token in tokens})
+            writer.write_shard(shard, {token: make_frame(ord(token[0]) - ord("a"), request.param) for token in tokens})
         writer.finalise({})
     return path
 
@@ -69,7 +73,7 @@ def test_a_frame_becomes_a_map(store, names):
     want = np.full((20, 3), np.nan)
     want[frame["bev/index"]] = frame["bev/values"]
     assert names["dense"].chunks[0] == (1, 1, 1, 1)  # lazy, a frame at a time
-    np.testing.assert_array_equal(names["first"], want.reshape(4, 5, 3))
+    np.testing.assert_allclose(names["first"], want.reshape(4, 5, 3), atol=1e-6)
 
 
 def test_means_are_over_the_frames_that_store_a_cell(store, names):
