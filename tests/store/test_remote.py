@@ -158,10 +158,16 @@ def test_of_two_dumps_at_once_on_s3_one_is_refused_at_once(url):
 def test_a_dump_whose_lease_was_taken_over_stops(url, monkeypatch):
     monkeypatch.setattr(storage, "LEASE_SECONDS", 0.3)
     with crash.open_writer(url, SCENES) as store:
-        open_storage(url).write(storage.LOCK, b"another 1 process 1 on elsewhere")
-        time.sleep(0.3)
-        with pytest.raises(StoreError, match="was taken over by another process"):
-            store.write_shard(0, {})
+        said = ""
+        for _ in range(50):  # a renewal that had begun may write over the first one
+            open_storage(url).write(storage.LOCK, b"another 1 process 1 on elsewhere")
+            time.sleep(0.2)
+            with pytest.raises(StoreError) as caught:
+                store.write_shard(0, {})  # refused in any case: its frames are missing
+            said = str(caught.value)
+            if "0 were given" not in said:
+                break
+        assert "was taken over by another process" in said
     assert open_storage(url).read(storage.LOCK).startswith(b"another")  # not ours to remove
 
 
