@@ -88,8 +88,11 @@ class ShardWriter:
 def _as_stored(path: str, spec: ArraySpec, array: np.ndarray) -> np.ndarray:
     if path == "query/sampling":
         return pack_sampling(array)
-    # adding zero turns -0.0 into 0.0, so that empty chunks stay empty
-    return array + 0 if spec.kind == "values" else array
+    if spec.kind != "values" or spec.dtype != "float16":
+        return array
+    # -0.0 becomes 0.0, so that empty chunks stay empty; on the bits, since numpy's half precision is emulated
+    bits = np.ascontiguousarray(array, np.float16).view(np.uint16)
+    return np.where(bits == 0x8000, np.uint16(0), bits).view(np.float16)
 
 
 def shard_file(path: str, spec: ArraySpec, shard: int) -> str:
