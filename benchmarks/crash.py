@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -78,27 +78,43 @@ def write_shard(writer: ShardWriter, shard: int) -> None:
     writer.write(shard, {t: make_frame(t) for name in writer.plan[shard] for t in writer.scenes[name]})
 
 
+def write_shards(jobs: Connection) -> None:
+    """A writer process: takes one job, a writer and its shards."""
+    writer, shards = jobs.recv()
+    for shard in shards:
+        write_shard(writer, shard)
+
+
 def dump(path: str | Path, scenes: int, workers: int = 0) -> None:
-    """The whole dump, or what is left of it, by ``workers`` processes besides this one; prints its phases."""
+    """The whole dump, or what is left of it, by ``workers`` processes besides this one; prints its phases.
+
+    Plain processes, each with a pipe of its own: a pool's processes share queues, and one killed with a queue's
+    lock in its hand hangs the pool.
+    """
     # started before the lock is taken, so that orphans do not hold it
-    pool = ProcessPoolExecutor(workers, get_context("fork")) if workers else None
-    if pool is not None:
-        list(pool.map(abs, range(workers)))
-        print("workers", *pool._processes, flush=True)
+    context = get_context("fork")
+    pipes = [context.Pipe(duplex=False) for _ in range(workers)]
+    writers = [context.Process(target=write_shards, args=(jobs,)) for jobs, _ in pipes]
+    for process in writers:
+        process.start()
+    if writers:
+        print("workers", *(process.pid for process in writers), flush=True)
     with open_writer(path, scenes) as store:
         print("writing", flush=True)
         store.write_constants(make_constants())
-        if pool is None:
-            for shard in store.pending():
+        pending = store.pending()
+        for i, (_, job) in enumerate(pipes):
+            job.send((store.shards, pending[i::workers]))
+        if not writers:
+            for shard in pending:
                 write_shard(store.shards, shard)
-        else:
-            for future in [pool.submit(write_shard, store.shards, shard) for shard in store.pending()]:
-                future.result()
+        for process in writers:
+            process.join()
+        if any(process.exitcode for process in writers):
+            raise SystemExit("a writer process died")
         print("finalising", flush=True)
         store.finalise({"bev": {"mean": [0.0] * 32, "std": [1.0] * 32}})
     print("done", flush=True)
-    if pool is not None:
-        pool.shutdown()
 
 
 def digest(path: Path) -> dict[str, str]:
@@ -137,7 +153,7 @@ class Run:
         elif alive:
             try:
                 os.kill(self.process.pid if victim == "main" else self.workers[0], signal.SIGKILL)
-            except ProcessLookupError:  # it ended just now
+            except ProcessLookupError:  # it has written its shards
                 alive = False
         self.process.wait()
         return alive
@@ -151,12 +167,12 @@ class Run:
 
 
 def wrong(path: Path) -> list[str]:
-    """What could be read of a store and is not right."""
+    """What could be read of a store and is not right; a temporary file, which a kill may leave, is never read."""
     try:
         StoreReader(path)
     except StoreError:
         return []
-    return verify(path).problems
+    return [problem for problem in verify(path).problems if not problem.startswith(".tmp/")]
 
 
 def crash(folder: Path, kills: int, scenes: int, workers: int, seed: int) -> dict[str, int]:
@@ -188,7 +204,7 @@ def crash(folder: Path, kills: int, scenes: int, workers: int, seed: int) -> dic
         else:
             run.wait_for("writing")
         time.sleep(delay)
-        victim = chance.choice(["main", "worker", "all"])
+        victim = chance.choice(["main", "all"] if phase == "finalising" else ["main", "worker", "all"])
         alive = run.kill(victim)
         counts[phase if alive else "after the end"] += 1
         done = len(list((path / ".done").glob("shard-*")))

@@ -251,9 +251,10 @@ class StoreWriter:
         self.storage.write("zarr.json", _with_attributes(self.storage.read("zarr.json"), full))
         full |= {"shards": shards, "files": self._other_files()}
         full["crc32c"] = manifest_checksum(full)
+        self.storage.sweep()  # before the store becomes readable, so that a kill in between leaves it tidy
         self._check_held()
         self.storage.write(MANIFEST, json.dumps(full, sort_keys=True, indent=1).encode())
-        self.storage.sweep()
+        self.storage.sweep()  # orphans of a killed dump may have gone on writing meanwhile
 
     def _check_shards(self, shards: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
         expected = {
