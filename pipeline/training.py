@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,14 @@ class RunSettings:
     """Iterations between checkpoints that a killed training resumes from."""
     cache_mb: int = 0
     """MB of the expert's targets that each of the ``workers`` keeps in memory."""
+    snapshots: tuple[int, ...] = ()
+    """Iterations whose weights are kept besides the last ones, as ``detector-ITERATION.pth``."""
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside mmengine's wrapper for several processes."""
+    inner = getattr(model, "module", None)
+    return inner if isinstance(inner, nn.Module) else model
 
 
 def _number(value: Any) -> float:
@@ -152,6 +160,23 @@ class NaNGuard(Hook):
             )
 
 
+class Snapshots(Hook):
+    """Keep the weights of early iterations, for experts of falling quality.
+
+    Args:
+        iterations: those kept.
+        save: writes the model's weights of an iteration.
+    """
+
+    def __init__(self, iterations: Sequence[int], save: Callable[[nn.Module, int], None]) -> None:
+        self.iterations, self.save = iterations, save
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Save where it is due."""
+        if runner.iter + 1 in self.iterations and is_main_process():
+            self.save(_unwrapped(runner.model), runner.iter + 1)
+
+
 class PlainCheckpoint(Hook):
     """Keep functions out of checkpoints, so that a resume can load them with ``weights_only``.
 
@@ -166,7 +191,7 @@ class PlainCheckpoint(Hook):
         checkpoint["param_schedulers"] = [{k: v for k, v in state.items() if not callable(v)} for state in states]
 
 
-for hook in (LossCurve, Progress, NaNGuard, PlainCheckpoint):
+for hook in (LossCurve, Progress, NaNGuard, Snapshots, PlainCheckpoint):
     HOOKS.register_module(module=hook)
 
 
@@ -283,6 +308,14 @@ def train(
         loader |= dict(multiprocessing_context="forkserver", prefetch_factor=4)
     recipe, recipe_file = _recipe_hash(cfg, model, source, settings, store), work_dir / "recipe.sha256"
     resume = recipe_file.exists() and recipe_file.read_text() == recipe
+
+    def save(trained: nn.Module, path: Path, facts: dict[str, Any]) -> None:
+        state = {name: tensor.detach().cpu() for name, tensor in export(trained).items()}
+        save_checkpoint({"state_dict": state, "training": facts}, path)
+
+    def keep(trained: nn.Module, steps: int) -> None:
+        save(trained, out.with_stem(f"{out.stem}-{steps}"), {"seed": settings.seed, "steps": steps})
+
     runner = Runner(
         model=model,
         work_dir=str(work_dir),
@@ -303,6 +336,7 @@ def train(
         custom_hooks=[
             dict(type="NaNGuard"),
             dict(type="LossCurve", path=work_dir / "losses.csv", interval=log_every),
+            dict(type="Snapshots", iterations=settings.snapshots, save=keep),
             dict(type="PlainCheckpoint"),
             dict(type="Progress"),
         ],
@@ -321,7 +355,6 @@ def train(
     started = time.perf_counter()
     trained = runner.train()
     seconds = time.perf_counter() - started
-    trained = trained.module if hasattr(trained, "module") else trained
     facts = {
         "seed": settings.seed,
         "seconds": round(seconds, 1),
@@ -329,8 +362,7 @@ def train(
         "world_size": get_world_size(),
     }
     if is_main_process():
-        state = {name: tensor.detach().cpu() for name, tensor in export(trained).items()}
-        save_checkpoint({"state_dict": state, "training": facts}, out)
+        save(_unwrapped(trained), out, facts)
         cfg.dump(work_dir / "config.py")
         for leftover in work_dir.glob("iter_*.pth"):
             leftover.unlink()
