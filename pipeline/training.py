@@ -25,7 +25,7 @@ from pipeline.data.transforms import refuse_pixel_moving
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 from pipeline.models.build import file_sha256
-from pipeline.models.checkpoints import save_checkpoint
+from pipeline.models.checkpoints import inherit_weights, save_checkpoint
 from store_schema import StoreReader
 from store_schema.manifest import fingerprint
 
@@ -73,6 +73,16 @@ class RunSettings:
     """MB of the expert's targets that each of the ``workers`` keeps in memory."""
     snapshots: tuple[int, ...] = ()
     """Iterations whose weights are kept besides the last ones, as ``detector-ITERATION.pth``."""
+
+
+@dataclass(frozen=True)
+class Inheritance:
+    """Weights that a training starts from."""
+
+    checkpoint: Path
+    """The expert's."""
+    modules: tuple[str, ...]
+    """Paths of the apprentice's modules that start from it."""
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -177,6 +187,21 @@ class Snapshots(Hook):
             self.save(_unwrapped(runner.model), runner.iter + 1)
 
 
+class Inherit(Hook):
+    """Start from inherited weights; a resumed training has them already."""
+
+    def __init__(self, inheritance: Inheritance) -> None:
+        self.inheritance = inheritance
+
+    def before_train(self, runner: Runner) -> None:
+        """Load them over the freshly initialised ones."""
+        if runner.iter == 0:
+            detector = _unwrapped(runner.model)
+            inherit_weights(
+                getattr(detector, "student", detector), self.inheritance.checkpoint, self.inheritance.modules
+            )
+
+
 class PlainCheckpoint(Hook):
     """Keep functions out of checkpoints, so that a resume can load them with ``weights_only``.
 
@@ -191,7 +216,7 @@ class PlainCheckpoint(Hook):
         checkpoint["param_schedulers"] = [{k: v for k, v in state.items() if not callable(v)} for state in states]
 
 
-for hook in (LossCurve, Progress, NaNGuard, Snapshots, PlainCheckpoint):
+for hook in (LossCurve, Progress, NaNGuard, Snapshots, Inherit, PlainCheckpoint):
     HOOKS.register_module(module=hook)
 
 
@@ -240,7 +265,12 @@ def _schedulers(policy: str, lr: float, max_iters: int, warmup: int) -> list[dic
 
 
 def _recipe_hash(
-    cfg: Config, model: dict | ConfigDict, source: FrameSource, settings: RunSettings, store: Path | None
+    cfg: Config,
+    model: dict | ConfigDict,
+    source: FrameSource,
+    settings: RunSettings,
+    store: Path | None,
+    inheritance: Inheritance | None,
 ) -> str:
     """SHA-256 over what decides a training's result: a checkpoint of another recipe is not resumed."""
     recipe = {
@@ -251,6 +281,8 @@ def _recipe_hash(
         "store": fingerprint(StoreReader(store).manifest) if store else None,
         "settings": {k: v for k, v in asdict(settings).items() if k in ("seed", "max_iters", "amp")},
     }
+    if inheritance:
+        recipe["inherited"] = [file_sha256(inheritance.checkpoint), *inheritance.modules]
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -262,6 +294,7 @@ def train(
     settings: RunSettings,
     store: Path | None = None,
     export: Callable[[nn.Module], dict[str, torch.Tensor]] = lambda model: model.state_dict(),
+    inheritance: Inheritance | None = None,
 ) -> dict[str, Any]:
     """Train ``model`` on the frames of ``source``; a killed training goes on from its last checkpoint.
 
@@ -273,6 +306,7 @@ def train(
         out: checkpoint of the finished detector; its ``config.py``, ``losses.csv`` and mmengine's work files go beside it.
         store: the expert's targets, when the model needs them.
         export: the state dict to save from the trained model.
+        inheritance: what the detector starts from; all else starts from random weights.
 
     Returns:
         seed, seconds of training in this process, steps, processes; the checkpoint has them under ``training``.
@@ -306,7 +340,7 @@ def train(
     if settings.workers:
         # A fork would copy the locks of torch's and OpenCV's threads in whatever state they are.
         loader |= dict(multiprocessing_context="forkserver", prefetch_factor=4)
-    recipe, recipe_file = _recipe_hash(cfg, model, source, settings, store), work_dir / "recipe.sha256"
+    recipe, recipe_file = _recipe_hash(cfg, model, source, settings, store, inheritance), work_dir / "recipe.sha256"
     resume = recipe_file.exists() and recipe_file.read_text() == recipe
 
     def save(trained: nn.Module, path: Path, facts: dict[str, Any]) -> None:
@@ -338,6 +372,7 @@ def train(
             dict(type="LossCurve", path=work_dir / "losses.csv", interval=log_every),
             dict(type="Snapshots", iterations=settings.snapshots, save=keep),
             dict(type="PlainCheckpoint"),
+            *([dict(type="Inherit", inheritance=inheritance)] if inheritance else []),
             dict(type="Progress"),
         ],
         log_processor=dict(by_epoch=False),

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,40 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
         )
     model.load_state_dict(found.state)
     return found
+
+
+def inherit_weights(model: nn.Module, path: str | Path, modules: Sequence[str]) -> int:
+    """Start modules of an apprentice from an expert's weights, as FD3D's released baseline starts its detection head.
+
+    Taken is every tensor below ``modules`` that both have with one shape: an apprentice may have fewer decoder layers or a
+    smaller BEV map.
+
+    Args:
+        model: the apprentice.
+        path: the expert's checkpoint.
+        modules: paths of modules.
+
+    Returns:
+        how many tensors were taken.
+
+    Raises:
+        FD3DError: the file cannot be read, or a module has nothing in common with it.
+    """
+    own, found = model.state_dict(), read_checkpoint(path).state
+    taken: dict[str, Tensor] = {}
+    for module in modules:
+        fit = {
+            name: tensor
+            for name, tensor in found.items()
+            if name.startswith(f"{module}.") and name in own and own[name].shape == tensor.shape
+        }
+        if not fit:
+            raise FD3DError(
+                f"nothing below '{module}' fits the expert in {path}; name a module that both detectors have"
+            )
+        taken |= fit
+    model.load_state_dict(taken, strict=False)
+    return len(taken)
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
