@@ -55,7 +55,7 @@ def train(
     if method == "plain":
         facts = run_training(cfg, cfg.model, source, target, settings)
     else:
-        model = distiller_config(cfg, store, read_params(params, "distill"))
+        model = distiller_config(cfg, store, "fd3d", read_params(params, "distill"))
         facts = run_training(cfg, model, source, target, settings, store, lambda trained: trained.student_state_dict())
     facts["method"] = method
     write_atomically(out / "train.json", lambda file: json.dump(facts, file, indent=1))
