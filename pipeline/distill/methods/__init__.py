@@ -20,7 +20,7 @@ def load_method(name: str) -> type[Distiller]:
         FD3DError: there is no such method.
     """
     if name not in method_names():
-        raise FD3DError(f"method '{name}' is unknown; use one of {', '.join(method_names())}")
+        raise FD3DError(f"method '{name}' is unknown; use plain or one of {', '.join(method_names())}")
     module = import_module(f"{__name__}.{name}")
     (found,) = (
         kind
