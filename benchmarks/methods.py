@@ -23,7 +23,7 @@ from pipeline.distill import distiller_config, method_names  # noqa: E402
 from pipeline.models.build import load_config  # noqa: E402
 from pipeline.prediction import best_device  # noqa: E402
 from pipeline.training import frame_dataset  # noqa: E402
-from stages.params import read_family, read_params  # noqa: E402
+from stages.params import read_family  # noqa: E402
 from stages.train import frame_source, method_settings  # noqa: E402
 from store_schema import StoreReader  # noqa: E402
 
