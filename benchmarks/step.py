@@ -24,8 +24,8 @@ from pipeline.distill import distiller_config  # noqa: E402
 from pipeline.models.build import load_config  # noqa: E402
 from pipeline.prediction import best_device  # noqa: E402
 from pipeline.training import frame_dataset  # noqa: E402
-from stages.params import read_family, read_params  # noqa: E402
-from stages.train import frame_source  # noqa: E402
+from stages.params import read_family  # noqa: E402
+from stages.train import frame_source, method_settings  # noqa: E402
 from store_schema import StoreReader  # noqa: E402
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -51,7 +51,7 @@ def main(
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0)).tolist()
     items = [dataset[places[i]] for i in order[: min(len(order), 8 * size)]]
     batches = [items[i : i + size] for i in range(0, len(items) - size + 1, size)]
-    model = MODELS.build(distiller_config(cfg, store, read_params(params, "distill"))).to(best_device())
+    model = MODELS.build(distiller_config(cfg, store, "fd3d", method_settings(params, name, "fd3d"))).to(best_device())
     model.train()
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
 

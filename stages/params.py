@@ -12,18 +12,29 @@ DETECTOR = "detector.pth"
 CONFIG = "config.py"
 
 
-def read_params(path: Path, section: str) -> dict[str, Any]:
-    """One section of a parameters file.
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        FD3DError: it is no YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise FD3DError(f"{path} is no YAML: {str(error).splitlines()[0]}") from error
+
+
+def read_params(path: Path, section: str, optional: bool = False) -> dict[str, Any]:
+    """One section of a parameters file; an empty one when it is missing and ``optional``.
 
     Raises:
         FD3DError: the file or the section is missing, or it is no YAML.
     """
     if not path.is_file():
         raise FD3DError(f"{path} does not exist; run from the project's root or give --params")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise FD3DError(f"{path} is no YAML: {str(error).splitlines()[0]}") from error
+    content = read_yaml(path)
+    if optional and isinstance(content, dict) and section not in content:
+        return {}
     if not isinstance(content, dict) or not isinstance(content.get(section), dict):
         raise FD3DError(f"{path} has no section '{section}'")
     return content[section]

@@ -1,4 +1,4 @@
-"""Stage ``apprentice``: train the small detector, plain or with FD3D's losses from the store."""
+"""Stage ``apprentice``: train the small detector, plain or with a distiller's losses from the store."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.errors import FD3DError
-from stages.params import DETECTOR, read_family, read_params
+from stages.params import DETECTOR, read_family, read_params, read_yaml
 
-METHODS = ("plain", "fd3d")
+DISTILL_CONFIGS = Path(__file__).parents[1] / "configs" / "distill"
+"""A file of settings per method other than fd3d; without one a method's defaults hold."""
 
 
 def frame_source(params: Path, split: str) -> Any:
@@ -28,24 +29,59 @@ def run_settings(values: dict[str, Any]) -> Any:
     return from_mapping(RunSettings, values, "train")
 
 
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``over``, mapping by mapping."""
+    both = {
+        name: merged(base[name], value)
+        for name, value in over.items()
+        if isinstance(value, dict) and isinstance(base.get(name), dict)
+    }
+    return base | over | both
+
+
+def method_settings(params: Path, family: str, method: str) -> dict[str, Any]:
+    """A distiller's settings for a family.
+
+    Those of fd3d are the section ``distill``, overridden by ``families.FAMILY.distill``; those of any other method
+    ``configs/distill/METHOD.yaml``, overridden by ``methods.METHOD``.
+
+    Raises:
+        FD3DError: a section is missing, or ``methods`` names one that does not exist.
+    """
+    from pipeline.distill import method_names
+
+    overrides = read_params(params, "methods", optional=True)
+    unknown = [name for name in overrides if name not in method_names() or name == "fd3d"]
+    if unknown:
+        others = ", ".join(name for name in method_names() if name != "fd3d")
+        raise FD3DError(f"{params}: methods.{unknown[0]} is no method; there are {others}, and 'distill' is fd3d's")
+    if method == "fd3d":
+        own = read_family(params, family)[1].get("distill") or {}
+        return merged(read_params(params, "distill"), own)
+    file = DISTILL_CONFIGS / f"{method}.yaml"
+    return merged((read_yaml(file) or {}) if file.is_file() else {}, overrides.get(method) or {})
+
+
 def train(
-    method: Annotated[str, typer.Option(help="plain, or fd3d to add the distillation losses.")] = "fd3d",
+    method: Annotated[str, typer.Option(help="plain, or a distiller: fd3d or another of docs/distillers.md.")] = "fd3d",
     family: Annotated[str | None, typer.Option(help="Of the profile; its first one by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for detector.pth; runs/FAMILY/METHOD by default.")] = None,
     store: Annotated[
         Path | None, typer.Option(help="The expert's cached targets; runs/FAMILY/store by default.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the apprentice's train.seed.")] = None,
-    params: Annotated[Path, typer.Option(help="Reads 'data', 'families' and 'distill'.")] = Path("params.yaml"),
+    params: Annotated[Path, typer.Option(help="Reads 'data', 'families', 'distill' and 'methods'.")] = Path(
+        "params.yaml"
+    ),
 ) -> None:
     """Train the apprentice; neither the expert's code path nor its checkpoint is touched."""
-    from pipeline.distill import distiller_config
+    from pipeline.distill import distiller_config, load_method
     from pipeline.files import write_atomically
     from pipeline.models.build import load_config
     from pipeline.training import train as run_training
 
-    if method not in METHODS:
-        raise FD3DError(f"method '{method}' is unknown; use {' or '.join(METHODS)}")
+    if method != "plain":
+        load_method(method)
     name, pair = read_family(params, family)
     section, store = pair["apprentice"], store or Path("runs") / name / "store"
     cfg = load_config(section["config"])
@@ -55,7 +91,7 @@ def train(
     if method == "plain":
         facts = run_training(cfg, cfg.model, source, target, settings)
     else:
-        model = distiller_config(cfg, store, read_params(params, "distill"))
+        model = distiller_config(cfg, store, method, method_settings(params, name, method))
         facts = run_training(cfg, model, source, target, settings, store, lambda trained: trained.student_state_dict())
     facts["method"] = method
     write_atomically(out / "train.json", lambda file: json.dump(facts, file, indent=1))

@@ -118,7 +118,7 @@ def test_losses_from_the_store_equal_those_from_the_live_expert(project, store, 
         targets = model.targets(rows, metas, pv[0].device)
         torch.manual_seed(3)  # the same hidden blocks
         with torch.no_grad():
-            losses.append(model.distillation_losses(None, list(pv), targets, metas))
+            losses.append(model.focal_losses(None, list(pv), targets, metas))
     assert losses[0].keys() == {"loss_pv", "loss_fine"}
     for name, value in losses[0].items():
         assert value.item() > 0

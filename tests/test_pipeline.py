@@ -110,7 +110,7 @@ def test_losses_from_the_store_equal_those_from_the_live_expert(project, store, 
     for targets in (cached, direct):
         torch.manual_seed(3)  # the same hidden blocks
         with torch.no_grad():
-            losses.append(model.distillation_losses(bev, pv, targets, metas))
+            losses.append(model.focal_losses(bev, pv, targets, metas))
     for name, value in losses[0].items():
         assert value.item() > 0
         assert value.item() == pytest.approx(losses[1][name].item(), rel=1e-3), name

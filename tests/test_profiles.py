@@ -10,6 +10,7 @@ from pipeline.dumping import DumpSettings
 from pipeline.focal import FocalRule
 from pipeline.models.build import load_config
 from pipeline.training import RunSettings
+from stages.train import merged
 
 ROOT = Path(__file__).parents[1]
 PROFILES = [ROOT / "params.yaml", *sorted((ROOT / "configs/profiles").glob("*.yaml"))]
@@ -24,8 +25,9 @@ def test_a_profile_names_configs_that_load_and_settings_that_are_known(path: Pat
     for pair in profile["families"].values():
         assert "adapter" in load_config(ROOT / pair["expert"]["config"])
         load_config(ROOT / pair["apprentice"]["config"])
-        for role in pair.values():
-            from_mapping(RunSettings, role["train"], "train")
+        DistillSettings.from_dict(merged(profile["distill"], pair.get("distill") or {}))
+        for role in ("expert", "apprentice"):
+            from_mapping(RunSettings, pair[role]["train"], "train")
 
 
 def test_the_active_profile_is_the_embedded_one():

@@ -1,14 +1,38 @@
 """What a user can set about distillation."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from pipeline.errors import FD3DError
 from pipeline.focal import FocalRule
 
 
 @dataclass(frozen=True)
-class DistillSettings:
+class MethodSettings:
+    """What every distiller has; weights are those settings whose names begin with ``w_``."""
+
+    section: ClassVar[str] = "distill"
+    """What messages call these settings."""
+    levels: tuple[int, ...] | None = None
+    """Pyramid levels distilled; all by default."""
+
+    def __post_init__(self) -> None:
+        for name in (f.name for f in fields(self) if f.name.startswith("w_")):
+            if getattr(self, name) < 0:
+                raise FD3DError(f"{self.section}.{name} is {getattr(self, name)}; it must not be negative")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """From plain values.
+
+        Raises:
+            FD3DError: an unknown name, or a value out of range.
+        """
+        return from_mapping(cls, values, cls.section)
+
+
+@dataclass(frozen=True)
+class DistillSettings(MethodSettings):
     """FD3D's losses: weights, masks and how far queries are trusted."""
 
     w_pv: float = 1.0
@@ -25,17 +49,15 @@ class DistillSettings:
     """Queries with a lower score have no say."""
     trust_power: float = 1.0
     """Say of a query is its score to this power."""
-    levels: tuple[int, ...] | None = None
-    """Pyramid levels distilled; all by default."""
     layers: tuple[int, ...] | None = None
     """Decoder layers of the fine-grained loss; all by default."""
     rule: FocalRule = field(default_factory=FocalRule)
     """Areas; as tight as the store's or tighter."""
 
     def __post_init__(self) -> None:
-        for name in ("w_pv", "w_bev", "w_fine", "trust_power"):
-            if getattr(self, name) < 0:
-                raise FD3DError(f"distill.{name} is {getattr(self, name)}; it must not be negative")
+        super().__post_init__()
+        if self.trust_power < 0:
+            raise FD3DError(f"distill.trust_power is {self.trust_power}; it must not be negative")
         for name in ("mask_ratio", "trust_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise FD3DError(f"distill.{name} is {getattr(self, name)}; it must be in 0..1")
@@ -43,7 +65,7 @@ class DistillSettings:
             raise FD3DError(f"distill.block is {self.block}; it must be at least 1")
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "DistillSettings":
+    def from_dict(cls, values: dict[str, Any]) -> Self:
         """From plain values, ``rule`` a mapping.
 
         Raises:

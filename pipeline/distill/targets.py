@@ -93,8 +93,8 @@ def scatter_cells(frame: CachedFrame, name: str, cells: int, device: torch.devic
     return dense, stored
 
 
-def _dense_bev(frame: CachedFrame, schema: StoreSchema, device: torch.device) -> tuple[Tensor, Tensor]:
-    """BEV (C, H, W) and stored mask (H, W)."""
+def dense_bev(frame: CachedFrame, schema: StoreSchema, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The expert's BEV map (C, H, W), 0 where not stored, and the mask of stored cells (H, W)."""
     assert schema.bev is not None
     height, width, channels = schema.bev
     if schema.layout == "dense":
@@ -104,8 +104,8 @@ def _dense_bev(frame: CachedFrame, schema: StoreSchema, device: torch.device) ->
     return dense.T.reshape(channels, height, width), stored.view(height, width)
 
 
-def _dense_pv(frame: CachedFrame, schema: StoreSchema, level: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """PV level (V, C, Hl, Wl) and stored mask (V, Hl, Wl)."""
+def dense_pv(frame: CachedFrame, schema: StoreSchema, level: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A pyramid level (V, C, Hl, Wl), 0 where not stored, and the mask of stored cells (V, Hl, Wl)."""
     rows, cols, channels, _ = schema.pv[level]
     views = len(schema.cameras)
     if schema.layout == "dense":
@@ -148,7 +148,7 @@ def make_targets(
         trust = query_trust(score, max(trust_threshold, rule.min_score), trust_power)
         trusts.append(trust)
         if schema.bev:
-            dense, stored = _dense_bev(frame, schema, device)
+            dense, stored = dense_bev(frame, schema, device)
             footprints = bev_footprints(boxes, pc_range, schema.bev[:2], rule.bev_margin)
             raw.append(dense)
             bev_trust.append(trust_map(footprints, trust) * stored)
@@ -157,7 +157,7 @@ def make_targets(
             rectangles, valid = project_boxes(boxes, lidar2img, meta["pad_hw"])
         for slot, level in enumerate(levels):
             rows, cols, _, _ = schema.pv[level]
-            feature, seen = _dense_pv(frame, schema, level, device)
+            feature, seen = dense_pv(frame, schema, level, device)
             cells = pv_rectangles_to_cells(rectangles, valid, (rows, cols), meta["pad_hw"][0] / rows, rule.pv_margin)
             pv[slot].append(scales[slot].standardise(feature))
             pv_trust[slot].append(trust_map(cells, trust) * seen)

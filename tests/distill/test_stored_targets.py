@@ -178,7 +178,7 @@ def gradients(apprentice, rows) -> dict[str, torch.Tensor]:
     modules = (model.restore, model.bev_generator, model.pv_generators)
     weights = [weight for module in modules for weight in module.parameters()]
     torch.manual_seed(3)  # the same hidden blocks
-    losses = model.distillation_losses(leaves[0], leaves[1:], model.targets(rows, metas, bev.device), metas)
+    losses = model.focal_losses(leaves[0], leaves[1:], model.targets(rows, metas, bev.device), metas)
     assert losses.keys() == {"loss_pv", "loss_bev", "loss_fine"}
     out = {}
     for name, loss in losses.items():
@@ -209,7 +209,7 @@ def test_gradients_from_stored_targets_are_those_from_the_experts(apprentice, st
     targets = model.targets(full, metas, bev.device)
     for _ in range(steps):
         optimiser.zero_grad()
-        losses = model.distillation_losses(bev, pv, targets, metas)
+        losses = model.focal_losses(bev, pv, targets, metas)
         sum(losses.values()).backward()
         optimiser.step()
     want = gradients(apprentice, full)

@@ -1,0 +1,203 @@
+"""What all distillers share: a student that is tapped, a store whose targets they read, losses added to the student's."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from pipeline.errors import FD3DError
+from store_schema import StoreReader
+
+from .generators import RestoreBEV
+from .settings import MethodSettings
+from .targets import CachedFrame, ChannelScale
+
+# where students of this repository have what can be tapped
+_TAPS = {"pv": "img_neck", "bev": "pts_bbox_head.transformer.encoder", "head": "pts_bbox_head"}
+
+
+class Taps:
+    """Outputs of modules by name, kept from the last forward pass until they are read.
+
+    Args:
+        model: holds the modules.
+        paths: module path by name.
+
+    Raises:
+        FD3DError: the model lacks a module.
+    """
+
+    def __init__(self, model: nn.Module, paths: dict[str, str]) -> None:
+        self.seen: dict[str, Any] = {}
+        for name, path in paths.items():
+            try:
+                module = model.get_submodule(path)
+            except AttributeError as error:
+                raise FD3DError(f"the student has no module '{path}' to tap as {name}") from error
+            module.register_forward_hook(self._keep(name))
+
+    def _keep(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self.seen[name] = output
+
+        return hook
+
+    def read(self, name: str) -> Any:
+        """The last output, which is then forgotten.
+
+        Raises:
+            FD3DError: the module did not run.
+        """
+        if name not in self.seen:
+            raise FD3DError(f"the student's tap '{name}' saw nothing; does its module run in training?")
+        return self.seen.pop(name)
+
+
+@dataclass
+class StudentOutputs:
+    """What a distiller reads of its student's last training pass, as far as it taps it.
+
+    Attributes:
+        pv: pyramid levels (B*V, C, Hl, Wl) of the current frame; empty where they are not distilled.
+        bev: map (B, C, h, w), None without one on both sides.
+        head: output of the detection head, None where no loss reads it.
+    """
+
+    pv: list[Tensor]
+    bev: Tensor | None
+    head: Any
+
+
+class Distiller(BaseModel):
+    """A student with distillation losses added to its own; what else it holds exists in training only.
+
+    A method is a subclass that names its ``settings_type`` and gives ``distillation_losses``.
+
+    Args:
+        student: detector config.
+        store: finished store of the expert's targets.
+        settings: of the method, as plain values.
+        bev_size: rows and columns of the student's BEV map; None for a student without one.
+        bev_channels, pv_channels: of the student's features.
+        taps: module paths of the student's pyramid ``pv``, BEV map ``bev`` and detection head ``head``, where they are
+            not those of this repository's detectors.
+
+    Attributes:
+        settings: the method's.
+        schema, manifest, constants: the store's.
+        levels: pyramid levels that are distilled.
+        bev_size: as above, None when expert or student has no BEV map.
+        restore: brings the student's BEV map to the expert's size; absent without ``bev_size``.
+
+    Raises:
+        FD3DError: a setting needs what the store lacks, or the two sides have nothing in common.
+    """
+
+    settings_type: ClassVar[type[MethodSettings]]
+    reads_maps: ClassVar[bool] = True
+    """Whether the losses compare pyramids and BEV maps."""
+    reads_head: ClassVar[bool] = False
+    """Whether they read the output of the student's detection head."""
+
+    def __init__(
+        self,
+        student: dict,
+        store: str,
+        settings: dict[str, Any],
+        bev_size: tuple[int, int] | None,
+        bev_channels: int,
+        pv_channels: int,
+        taps: dict[str, str] | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.student = MODELS.build(student)
+        self.data_preprocessor = self.student.data_preprocessor
+        self.settings: Any = self.settings_type.from_dict(settings)
+        reader = StoreReader(store)
+        self.store, self.schema, self.manifest = store, reader.schema, reader.manifest
+        self.constants = reader.constants
+        self.levels: tuple[int, ...] = ()
+        self.bev_size: tuple[int, int] | None = None
+        if self.reads_maps:
+            self.levels = self.chosen("levels", len(self.schema.pv))
+            if self.schema.bev and bev_size is not None:
+                self.bev_size = (bev_size[0], bev_size[1])
+                self.restore = RestoreBEV(bev_channels, self.bev_size, self.schema.bev[:2])
+            if not self.levels and self.bev_size is None:
+                raise FD3DError(
+                    f"store {store} holds no pyramid, and expert or student has no BEV map: nothing to distil"
+                )
+        needed = {"pv": bool(self.levels), "bev": self.bev_size is not None, "head": self.reads_head}
+        paths = _TAPS | (taps or {})
+        self.taps = Taps(self.student, {name: path for name, path in paths.items() if needed[name]})
+
+    def chosen(self, name: str, count: int) -> tuple[int, ...]:
+        """The setting ``name``, numbers of the store's ``count`` levels or layers; all of them when it is None.
+
+        Raises:
+            FD3DError: the store does not hold them.
+        """
+        numbers = getattr(self.settings, name)
+        numbers = tuple(range(count)) if numbers is None else numbers
+        if (count and not numbers) or any(not 0 <= number < count for number in numbers):
+            held = f"{name} 0..{count - 1}" if count else f"no {name}"
+            raise FD3DError(f"{self.settings.section}.{name} is {list(numbers)}, but the store has {held}")
+        return numbers
+
+    def student_state_dict(self) -> dict[str, Tensor]:
+        """The plain detector's state dict."""
+        return self.student.state_dict()
+
+    def forward(self, inputs: dict[str, Tensor], data_samples: list[Det3DDataSample], mode: str = "tensor") -> Any:
+        """As mmengine's models; ``loss`` adds the distillation losses to the student's terms."""
+        if mode != "loss":
+            return self.student(inputs, data_samples, mode=mode)
+        losses = self.student(inputs, data_samples, mode="loss")
+        frames = self.expert_frames(inputs, data_samples)
+        return losses | self.distillation_losses(self.student_outputs(), frames, data_samples)
+
+    def expert_frames(self, inputs: dict[str, Tensor], data_samples: list[Det3DDataSample]) -> list[CachedFrame]:
+        """What the expert says of every sample's current frame: the store's rows, which the data pipeline has read."""
+        return [sample.expert for sample in data_samples]
+
+    def student_outputs(self) -> StudentOutputs:
+        """What the taps saw in the student's last pass, which is then forgotten."""
+        return StudentOutputs(
+            pv=list(self.taps.read("pv")) if self.levels else [],
+            bev=self.taps.read("bev").transpose(1, 2).unflatten(-1, self.bev_size) if self.bev_size else None,
+            head=self.taps.read("head") if self.reads_head else None,
+        )
+
+    def distillation_losses(
+        self, outputs: StudentOutputs, frames: list[CachedFrame], data_samples: list[Det3DDataSample]
+    ) -> dict[str, Tensor]:
+        """The weighted losses by name.
+
+        Args:
+            outputs: of the student.
+            frames: per sample the expert's arrays by the store's names, features decoded or not.
+            data_samples: with ``frames``, metainfo of the student's queue whose last entry is the current frame (lidar2img to
+                its unpadded image, pad_hw), and ``gt_instances_3d``.
+        """
+        raise NotImplementedError
+
+    def check_grid(self, level: int, student: Tensor, expert: Tensor) -> None:
+        """Refuse pyramid levels whose cells do not lie on each other.
+
+        Raises:
+            FD3DError: rows or columns differ.
+        """
+        have, want = tuple(student.shape[-2:]), tuple(expert.shape[-2:])
+        if have != want:
+            raise FD3DError(
+                f"pyramid level {level} of the student is {have}, of the expert {want}; choose image sizes and strides that agree"
+            )
+
+    def scale(self, name: str, device: torch.device) -> ChannelScale:
+        """Channel statistics of the expert's map ``bev`` or ``pv/LEVEL``."""
+        return ChannelScale.from_manifest(self.manifest["statistics"][name], device)

@@ -1,0 +1,34 @@
+"""From an apprentice's config to what builds a distiller around it."""
+
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from .methods import load_method
+
+
+def distiller_config(cfg: Config, store: str | Path, method: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What builds the distiller of ``method`` around an apprentice.
+
+    Args:
+        cfg: the apprentice's config.
+        store: the expert's targets.
+        method: a file's name in ``pipeline/distill/methods``.
+        settings: of the method.
+
+    Raises:
+        FD3DError: the method or a setting is unknown, or a value out of range.
+    """
+    kind = load_method(method)
+    kind.settings_type.from_dict(settings)
+    head = cfg.model.pts_bbox_head
+    return dict(
+        type=kind.__name__,
+        student=cfg.model,
+        store=str(store),
+        settings=settings,
+        bev_size=(head.bev_h, head.bev_w) if "bev_h" in head else None,
+        bev_channels=head.get("embed_dims", 256),
+        pv_channels=cfg.model.img_neck.out_channels,
+    )

@@ -1,0 +1,51 @@
+"""Channel-wise distillation (Shu et al., ICCV 2021): where on the map a channel is active."""
+
+from dataclasses import dataclass
+
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample
+from torch import Tensor
+
+from pipeline.errors import FD3DError
+
+from ..settings import MethodSettings
+from ..whole_map import WholeMapDistiller
+
+
+@dataclass(frozen=True)
+class CWDSettings(MethodSettings):
+    """Temperature and weights."""
+
+    section = "methods.cwd"
+    w_pv: float = 5.0
+    """Of the pyramid's divergence, summed over levels."""
+    w_bev: float = 5.0
+    """Of the BEV map's divergence."""
+    tau: float = 1.0
+    """Temperature of the softmax over positions."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tau <= 0:
+            raise FD3DError(f"{self.section}.tau is {self.tau}; it must be positive")
+
+
+def channel_divergence(student: Tensor, expert: Tensor, tau: float) -> Tensor:
+    """``tau^2 / (N C) * sum_{n, c} KL(softmax_x(T / tau) || softmax_x(S / tau))``, softmax over positions x.
+
+    Args:
+        student, expert: (N, C, H, W).
+    """
+    log_s, log_t = ((feature.flatten(2) / tau).log_softmax(-1) for feature in (student, expert))
+    return tau**2 * (log_t.exp() * (log_t - log_s)).sum(-1).mean()
+
+
+@MODELS.register_module()
+class CWDDistiller(WholeMapDistiller):
+    """Divergence of every channel's distribution over positions."""
+
+    settings_type = CWDSettings
+
+    def map_loss(self, name: str, student: Tensor, expert: Tensor, data_samples: list[Det3DDataSample]) -> Tensor:
+        """:func:`channel_divergence`."""
+        return channel_divergence(student, expert, self.settings.tau)

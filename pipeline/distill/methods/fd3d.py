@@ -1,0 +1,154 @@
+"""FD3D around any student detector: generators and the three losses, fed from the store (Zeng et al., CVPR 2023)."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample
+from torch import Tensor, nn
+
+from pipeline.errors import FD3DError
+from pipeline.focal import FocalRule
+
+from ..base import Distiller, StudentOutputs
+from ..generators import FeatureGenerator
+from ..losses import block_mask, fine_grained_loss, masked_generation_loss
+from ..sampling import sample_cameras, sample_values
+from ..settings import DistillSettings
+from ..targets import CachedFrame, ExpertTargets, make_targets
+
+
+@MODELS.register_module()
+class FocalDistiller(Distiller):
+    """FD3D's losses added to the student's own; generators and restoring exist in training only.
+
+    A loss exists where both sides have what it compares: loss_pv with a stored pyramid, loss_bev with two BEV maps,
+    loss_fine with what queries read on the BEV map (BEVFormer) or from the cameras (DETR3D).
+
+    Args:
+        bev_size: rows and columns of the student's BEV map; None for a student without one.
+        bev_channels, pv_channels: of the student's features.
+        kwargs: of :class:`~pipeline.distill.base.Distiller`; settings are :class:`DistillSettings`.
+
+    Raises:
+        FD3DError: a setting needs what the store does not cover, or the two sides have nothing in common.
+    """
+
+    settings_type = DistillSettings
+
+    def __init__(self, bev_size: tuple[int, int] | None, bev_channels: int, pv_channels: int, **kwargs: Any) -> None:
+        super().__init__(bev_size=bev_size, bev_channels=bev_channels, pv_channels=pv_channels, **kwargs)
+        check_store_covers(self.manifest, self.settings.rule)
+        self.layers = self.chosen("layers", self.schema.layers)
+        self.fine = self._what_queries_read(bev_size is not None)
+        if self.schema.bev and self.bev_size is not None:
+            self.bev_generator = FeatureGenerator(bev_channels, self.schema.bev[2])
+        self.pv_generators = nn.ModuleList(FeatureGenerator(pv_channels, self.schema.pv[i][2]) for i in self.levels)
+        for path, constant in self.constants.items():
+            name = path.removeprefix("decoder/")
+            self.register_buffer(name, torch.from_numpy(constant[list(self.layers)]), persistent=False)
+
+    def _what_queries_read(self, student_has_bev: bool) -> str:
+        """``bev`` or ``cameras`` where the fine-grained loss is possible and wanted, else ``none``.
+
+        Raises:
+            FD3DError: the expert's queries read levels that are not distilled.
+        """
+        if not self.settings.w_fine or (self.schema.reading == "bev" and not student_has_bev):
+            return "none"
+        if self.schema.reading == "cameras" and len(self.levels) < len(self.schema.pv):
+            raise FD3DError(
+                f"distill.levels is {list(self.levels)}, but the expert's queries read all {len(self.schema.pv)} levels; "
+                "take all, or set distill.w_fine to 0"
+            )
+        return self.schema.reading
+
+    def distillation_losses(
+        self, outputs: StudentOutputs, frames: list[CachedFrame], data_samples: list[Det3DDataSample]
+    ) -> dict[str, Tensor]:
+        """loss_pv, loss_bev and loss_fine, those that both sides allow."""
+        metas = [sample.frames[-1] for sample in data_samples]
+        device = (outputs.pv[0] if outputs.bev is None else outputs.bev).device
+        return self.focal_losses(outputs.bev, outputs.pv, self.targets(frames, metas, device), metas)
+
+    def targets(self, frames: list[CachedFrame], metas: list[dict[str, Any]], device: torch.device) -> ExpertTargets:
+        """Dense targets of a batch of cached frames."""
+        s = self.settings
+        return make_targets(
+            frames, metas, self.schema, self.manifest, s.rule, s.trust_threshold, s.trust_power, self.levels, device
+        )
+
+    def focal_losses(
+        self, bev: Tensor | None, pv: list[Tensor], targets: ExpertTargets, metas: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        """The weighted losses that both sides allow.
+
+        Args:
+            bev: the student's map (B, C, h, w), None where one side has none.
+            pv: its pyramid, levels (B*V, C, Hl, Wl); empty where the store has none.
+            metas: per sample the metainfo of the student's current frame.
+
+        Raises:
+            FD3DError: a level's grid is not the expert's.
+        """
+        s = self.settings
+        losses: dict[str, Tensor] = {}
+        if self.levels:
+            generated_pv, loss = self._generate_pv(pv, targets)
+            losses["loss_pv"] = s.w_pv * loss
+        if bev is not None and targets.bev is not None:
+            hidden = block_mask(targets.bev.trust > 0, s.mask_ratio, s.block)
+            generated_bev = self.bev_generator(self.restore(bev) * hidden[:, None])
+            losses["loss_bev"] = s.w_bev * masked_generation_loss(
+                generated_bev, targets.bev.standardised, targets.bev.trust
+            )
+        layers, queries = list(self.layers), targets.queries
+        if self.fine == "bev" and targets.bev is not None:
+            read = partial(
+                sample_values,
+                weight=self.value_proj_weight,
+                bias=self.value_proj_bias,
+                locations=queries["sampling"][:, layers],
+                attention=queries["attention"][:, layers],
+            )
+            read_s = read(self.scale("bev", targets.trust.device).restore(generated_bev.float()))
+            with torch.no_grad():
+                read_t = read(targets.bev.raw)
+        elif self.fine == "cameras":
+            read_s = sample_cameras(
+                generated_pv,
+                queries["points"][:, layers],
+                queries["camera_weights"][:, layers],
+                torch.stack([torch.as_tensor(meta["lidar2img"]) for meta in metas]).to(targets.trust.device),
+                metas[0]["pad_hw"],
+            )
+            read_t = queries["sampled"][:, layers].transpose(0, 1)
+        else:
+            return losses
+        return losses | {"loss_fine": s.w_fine * fine_grained_loss(read_s, read_t, targets.trust)}
+
+    def _generate_pv(self, pv: list[Tensor], targets: ExpertTargets) -> tuple[list[Tensor], Tensor]:
+        """Generated levels (B, V, C, Hl, Wl) in the expert's scale, and their summed error."""
+        s, generated_pv, loss = self.settings, [], targets.trust.new_zeros(())
+        for slot, level in enumerate(self.levels):
+            student, target, trust = pv[level], targets.pv[slot], targets.pv_trust[slot]
+            self.check_grid(level, student, target)
+            hidden = block_mask(trust.flatten(0, 1) > 0, s.mask_ratio, s.block)
+            generated = self.pv_generators[slot](student * hidden[:, None])
+            loss = loss + masked_generation_loss(generated, target.flatten(0, 1), trust.flatten(0, 1))
+            scale = self.scale(f"pv/{level}", trust.device)
+            generated_pv.append(scale.restore(generated.float()).unflatten(0, trust.shape[:2]))
+        return generated_pv, loss
+
+
+def check_store_covers(manifest: dict[str, Any], rule: FocalRule) -> None:
+    """Refuse areas that need cells which the store lacks; a dense store covers every margin.
+
+    Raises:
+        FD3DError: naming the setting and what the store covers.
+    """
+    stored = FocalRule(**manifest["focal"])
+    if manifest["schema"]["layout"] == "dense":
+        stored = FocalRule(stored.num_queries, 0.0, float("inf"), float("inf"))
+    stored.check_covers(rule)

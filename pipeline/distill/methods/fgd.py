@@ -1,0 +1,120 @@
+"""Focal and Global Distillation (Yang et al., CVPR 2022): objects apart from background, by the expert's attention."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample
+from torch import Tensor, nn
+
+from pipeline.errors import FD3DError
+
+from ..foreground import area_weights, object_cells
+from ..settings import MethodSettings
+from ..whole_map import WholeMapDistiller
+
+
+@dataclass(frozen=True)
+class FGDSettings(MethodSettings):
+    """Temperature and weights; the terms' are those of RetinaNet in the authors' code."""
+
+    section = "methods.fgd"
+    w_pv: float = 1.0
+    """Of the pyramid's terms, summed over levels."""
+    w_bev: float = 1.0
+    """Of the BEV map's terms."""
+    w_foreground: float = 0.001
+    """Inside annotated boxes (alpha)."""
+    w_background: float = 0.0005
+    """Outside of them (beta)."""
+    w_attention: float = 0.001
+    """Of the attention masks' difference (gamma)."""
+    w_relation: float = 0.000005
+    """Of the global context's difference (lambda)."""
+    temperature: float = 0.5
+    """Of the attention masks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise FD3DError(f"{self.section}.temperature is {self.temperature}; it must be positive")
+
+
+def attention_masks(feature: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Spatial mask ``H W softmax(mean_c |F| / t)`` (N, 1, H, W) and channel mask ``C softmax(mean_x |F| / t)`` (N, C, 1, 1).
+
+    Args:
+        feature: (N, C, H, W).
+    """
+    batch, channels, height, width = feature.shape
+    strength = feature.abs()
+    spatial = (strength.mean(1).flatten(1) / temperature).softmax(-1) * height * width
+    channel = (strength.mean((2, 3)) / temperature).softmax(-1) * channels
+    return spatial.view(batch, 1, height, width), channel.view(batch, channels, 1, 1)
+
+
+def focal_terms(
+    student: Tensor, expert: Tensor, foreground: Tensor, background: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Foreground, background and attention loss, each a sum over cells and channels and a mean over images.
+
+    Squared errors are weighted by the expert's masks and by ``foreground`` or ``background``; the attention loss is the
+    L1 distance of both masks.
+
+    Args:
+        student, expert: (N, C, H, W).
+        foreground, background: (N, H, W), of :func:`~pipeline.distill.foreground.area_weights`.
+    """
+    spatial_s, channel_s = attention_masks(student, temperature)
+    spatial_t, channel_t = attention_masks(expert, temperature)
+    error = ((student - expert) ** 2 * spatial_t * channel_t).sum(1)
+    images = len(student)
+    attention = (spatial_s - spatial_t).abs().sum() + (channel_s - channel_t).abs().sum()
+    return (error * foreground).sum() / images, (error * background).sum() / images, attention / images
+
+
+class GlobalContext(nn.Module):
+    """A global context block (GCNet, Cao et al., 2019): features plus what an attended sum of all cells says.
+
+    The last convolution starts at zero, so the block starts as the identity.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.where = nn.Conv2d(channels, 1, 1)
+        nn.init.kaiming_normal_(self.where.weight, mode="fan_in")
+        hidden, last = channels // 2, nn.Linear(channels // 2, channels)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.add = nn.Sequential(nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.ReLU(inplace=True), last)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(N, C, H, W) to the same."""
+        share = self.where(feature).flatten(1).softmax(-1)
+        context = torch.einsum("nchw,nhw->nc", feature, share.unflatten(-1, feature.shape[-2:]))
+        return feature + self.add(context)[..., None, None]
+
+
+@MODELS.register_module()
+class FGDDistiller(WholeMapDistiller):
+    """Focal terms and the global relation of every map; foreground comes from annotations."""
+
+    settings_type = FGDSettings
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.context_s = nn.ModuleDict({name: GlobalContext(n) for name, n in self.channels.items()})
+        self.context_t = nn.ModuleDict({name: GlobalContext(n) for name, n in self.channels.items()})
+
+    def map_loss(self, name: str, student: Tensor, expert: Tensor, data_samples: list[Det3DDataSample]) -> Tensor:
+        """The four weighted terms."""
+        s = self.settings
+        level = None if name == "bev" else int(name.removeprefix("pv_"))
+        pc_range = self.manifest["coordinates"]["pc_range"]
+        cells = object_cells(data_samples, self.schema, pc_range, level, student.device)
+        weights = zip(*(area_weights(masks) for masks in cells), strict=True)
+        foreground, background = (torch.stack(part).view(-1, *student.shape[-2:]) for part in weights)
+        inside, outside, attention = focal_terms(student, expert, foreground, background, s.temperature)
+        relation = ((self.context_s[name](student) - self.context_t[name](expert)) ** 2).sum() / len(student)
+        return s.w_foreground * inside + s.w_background * outside + s.w_attention * attention + s.w_relation * relation

@@ -1,0 +1,92 @@
+"""The HeatmapDistiller of FD3D's authors, the only distiller in their release: cross-entropy on the pyramid, Gaussians on BEV."""
+
+from dataclasses import dataclass
+
+import torch
+from mmdet3d.models.utils import draw_heatmap_gaussian, gaussian_radius
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from pipeline.errors import FD3DError
+from pipeline.models.detector import gt_tensors
+
+from ..settings import MethodSettings
+from ..whole_map import WholeMapDistiller
+
+
+@dataclass(frozen=True)
+class HeatmapSettings(MethodSettings):
+    """As released."""
+
+    section = "methods.heatmap"
+    w_pv: float = 0.25
+    """Of each level's cross-entropy."""
+    w_bev: float = 0.1
+    """Of the BEV map's error."""
+    tau: float = 2.0
+    """Temperature of the softmax over positions."""
+    cell: float = 0.8
+    """Cell of the grid that Gaussians are drawn on, metres: 128 cells of the release's 102.4 m."""
+    min_overlap: float = 0.1
+    """Overlap of two boxes whose centres lie a radius apart (CornerNet, Law and Deng, 2018)."""
+    min_radius: int = 2
+    """Smallest radius, cells of that grid."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("tau", "cell", "min_overlap"):
+            if getattr(self, name) <= 0:
+                raise FD3DError(f"{self.section}.{name} is {getattr(self, name)}; it must be positive")
+
+
+def channel_cross_entropy(student: Tensor, expert: Tensor, tau: float) -> Tensor:
+    """``tau^2 / (C N) * sum -softmax_x(T / tau) log softmax_x(S / tau)``, softmax over positions x.
+
+    Its least value is the entropy of T, not zero.
+
+    Args:
+        student, expert: (N, C, H, W).
+    """
+    target = (expert.flatten(2) / tau).softmax(-1)
+    return -(tau**2) * (target * (student.flatten(2) / tau).log_softmax(-1)).sum(-1).mean()
+
+
+def object_gaussians(boxes: Tensor, pc_range: list[float], settings: HeatmapSettings) -> Tensor:
+    """Peaks of 1 at boxes' centres, of all classes on one map; the higher one where they overlap.
+
+    Args:
+        boxes: (n, 9) in the LiDAR frame.
+        pc_range: (x0, y0, z0, x1, y1, z1) metres that the map spans.
+
+    Returns:
+        (rows, columns) of the grid with ``settings.cell``, row = y.
+    """
+    x0, y0, _, x1, y1, _ = pc_range
+    heatmap = boxes.new_zeros(round((y1 - y0) / settings.cell), round((x1 - x0) / settings.cell))
+    for x, y, _, length, width, *_ in boxes.cpu():
+        col, row = int((x - x0) / settings.cell), int((y - y0) / settings.cell)
+        if not (0 <= row < heatmap.shape[0] and 0 <= col < heatmap.shape[1]):
+            continue
+        radius = gaussian_radius((width / settings.cell, length / settings.cell), settings.min_overlap)
+        draw_heatmap_gaussian(heatmap, torch.tensor([col, row]), max(settings.min_radius, int(radius)))
+    return heatmap
+
+
+@MODELS.register_module()
+class HeatmapDistiller(WholeMapDistiller):
+    """Raw features, as released: neither side is standardised."""
+
+    settings_type = HeatmapSettings
+    standardise = False
+
+    def map_loss(self, name: str, student: Tensor, expert: Tensor, data_samples: list[Det3DDataSample]) -> Tensor:
+        """:func:`channel_cross_entropy` of a level; on BEV ``sum(((S - T) * m)^2) / sum(m)``, m of :func:`object_gaussians`."""
+        if name != "bev":
+            return channel_cross_entropy(student, expert, self.settings.tau)
+        pc_range = self.manifest["coordinates"]["pc_range"]
+        drawn = [object_gaussians(b, pc_range, self.settings) for b in gt_tensors(data_samples, student.device)[0]]
+        mask = interpolate(torch.stack(drawn)[:, None], student.shape[-2:], mode="bilinear", align_corners=False)
+        # a batch without objects has no such loss
+        return (((student - expert) * mask) ** 2).sum() / mask.sum().clamp(min=1e-6)

@@ -1,0 +1,51 @@
+"""Masked Generative Distillation on whole maps (Yang et al., ECCV 2022)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample
+from torch import Tensor, nn
+
+from pipeline.errors import FD3DError
+
+from ..generators import FeatureGenerator
+from ..losses import block_mask
+from ..settings import MethodSettings
+from ..whole_map import WholeMapDistiller
+
+
+@dataclass(frozen=True)
+class MGDSettings(MethodSettings):
+    """Share of hidden pixels and weights."""
+
+    section = "methods.mgd"
+    w_pv: float = 1.0
+    """Of the pyramid's error, summed over levels."""
+    w_bev: float = 1.0
+    """Of the BEV map's error."""
+    mask_ratio: float = 0.65
+    """Share of pixels hidden, the same ones in all channels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.mask_ratio <= 1:
+            raise FD3DError(f"{self.section}.mask_ratio is {self.mask_ratio}; it must be in 0..1")
+
+
+@MODELS.register_module()
+class MGDDistiller(WholeMapDistiller):
+    """Random pixels of the student's map are hidden, and a generator re-creates the expert's whole map."""
+
+    settings_type = MGDSettings
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.generators = nn.ModuleDict({name: FeatureGenerator(n, n) for name, n in self.channels.items()})
+
+    def map_loss(self, name: str, student: Tensor, expert: Tensor, data_samples: list[Det3DDataSample]) -> Tensor:
+        """``mean((G(S * mask) - T)^2)`` over all cells, hidden or not."""
+        everywhere = torch.ones_like(student[:, 0], dtype=torch.bool)
+        hidden = block_mask(everywhere, self.settings.mask_ratio, block=1)
+        return ((self.generators[name](student * hidden[:, None]) - expert) ** 2).mean()
