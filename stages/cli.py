@@ -22,6 +22,7 @@ from stages.index import index  # noqa: E402
 from stages.inspect import inspect  # noqa: E402
 from stages.plan import plan  # noqa: E402
 from stages.report import report  # noqa: E402
+from stages.sweep import sweep  # noqa: E402
 from stages.train import train  # noqa: E402
 from stages.verify import verify  # noqa: E402
 from stages.world import world  # noqa: E402
@@ -41,6 +42,7 @@ for command in (
     train,
     evaluate,
     report,
+    sweep,
     inspect,
     verify,
     complexity,
