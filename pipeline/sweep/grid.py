@@ -18,7 +18,7 @@ from pipeline.models.build import file_sha256, load_config
 Params = dict[str, Any]
 EXPERT = "expert"
 """Method of the rows that hold an expert's own metrics."""
-PLAIN = "plain"
+PLAIN, FD3D = "plain", "fd3d"
 _FAMILY = "FAMILY"  # stands for the row's family in an override's key or text
 _ROW_KEYS = {"method", "store", "expert"}
 _OVERRIDES = {"distill", "methods", "families"}
@@ -323,8 +323,10 @@ class Grid:
         facts |= {"apprentice": apprentice | {"train": run}, "config": resolved_config(apprentice["config"])}
         if self.needs_expert(training):
             facts["expert"] = self._expert_facts(training.family, training.expert)
-        if training.method != PLAIN:
-            facts |= {"distill": values["distill"], "settings": values.get("methods", {}).get(training.method)}
+        if training.method == FD3D:
+            facts["settings"] = values["distill"]
+        elif training.method != PLAIN:
+            facts["settings"] = values.get("methods", {}).get(training.method)
         if training.store:
             facts["store"] = self.store_hash(training.family, training.expert, training.store)
         return short_hash(facts)
