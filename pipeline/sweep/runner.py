@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,57 +105,64 @@ class Sweep:
     def _needs(self, training: Training) -> list[_Task]:
         """Tasks that make what is not there yet; each comes after what it needs itself."""
         family, grid, data = training.family, self.grid, self.grid.profile["data"]
-        expert = grid.expert(family, training.expert)
-        tables, made = Path(data["root"]) / data["version"], f"expert {family}"
         tasks = []
 
-        def add(name: str, needs: list[str], run: Callable[[], None], ready: bool) -> None:
-            if not ready:
-                tasks.append(_Task(name, needs, run))
+        def add(
+            name: str, needs: list[str], folder: Path, ready: Callable[[], bool], make: Callable[[int], None]
+        ) -> None:
+            if not ready():
+                tasks.append(_Task(name, needs, lambda: self._once(folder, ready, make)))
 
-        add("world", [], self._make_world, tables.is_dir())
-        add("index", ["world"], self._make_index, grid.index.is_file())
-        if grid.needs_expert(training):
-            add(
-                made,
-                ["index"],
-                lambda: self._make_expert(family),
-                (grid.trained_expert(family) / "detector.pth").is_file(),
-            )
-            if not expert.checkpoint.is_file():
-                add(f"{made} {training.expert}", [made], lambda: self._check(expert.checkpoint), False)
+        tables = Path(data["root"]) / data["version"]
+        add("world", [], self.folder / "world", tables.is_dir, self._make_world)
+        add("index", ["world"], self.folder / "index", grid.index.is_file, self._make_index)
+        if not grid.needs_expert(training):
+            return tasks
+        trained, expert = grid.trained_expert(family), grid.expert(family, training.expert)
+        whole, own = f"expert {family}", f"expert {family} {training.expert}"
+        add(whole, ["index"], trained, (trained / "detector.pth").is_file, lambda lock: self._make_expert(family, lock))
+        if not expert.trained_fully:
+            add(own, [whole], trained, expert.checkpoint.is_file, lambda lock: _refuse_missing(expert.checkpoint))
         if training.store:
-            recipe, name = training.store, training.expert
-            needs = ["index", made, f"{made} {name}"]
-            ready = self._store_ready(family, name, recipe)
-            add(_store_name(training), needs, lambda: self._make_store(family, name, recipe), ready)
+            named, stored = (
+                (family, training.expert, training.store),
+                grid.store_folder(family, training.expert, training.store),
+            )
+            name = f"store {family} {stored.name}"
+            ready = partial(self._store_ready, *named)
+            add(name, ["index", whole, own], stored, ready, partial(self._make_store, *named))
         return tasks
 
     def missing(self, training: Training) -> list[str]:
         """Names of what is to be made before a training can run."""
         return [task.name for task in self._needs(training)]
 
-    def _make_world(self) -> None:
-        data = self.grid.profile["data"]
+    def _once(self, folder: Path, ready: Callable[[], bool], make: Callable[[int], None]) -> None:
+        """Make what several trainings need; a second sweep waits here until the first has made it."""
+        with folder_lock(folder, self.stopping.is_set) as lock:
+            if lock is None:
+                raise Stopped
+            if not ready():
+                make(lock)
+
+    def _make_world(self, lock: int) -> None:
+        data, folder = self.grid.profile["data"], self.folder / "world"
         if not data.get("generate"):
             raise FD3DError(
                 f"data root {data['root']} has no folder {data['version']}; see data in {self.grid.profile_path}"
             )
-        self._stage(self.folder / "world", self.grid.profile, "world", "--root", data["root"])
+        params = self._write_params(folder, self.grid.profile)
+        self._call(folder, lock, "world", "--root", data["root"], "--params", str(params))
 
-    def _make_index(self) -> None:
+    def _make_index(self, lock: int) -> None:
         data = self.grid.profile["data"]
         args = ("--root", data["root"], "--version", data["version"], "--out", data["index"])
-        self._stage(self.folder / "index", None, "index", *args)
+        self._call(self.folder / "index", lock, "index", *args)
 
-    def _make_expert(self, family: str) -> None:
+    def _make_expert(self, family: str, lock: int) -> None:
         folder = self.grid.trained_expert(family)
-        if not (folder / "detector.pth").is_file():
-            self._stage(folder, self.grid.profile, "expert", "--family", family, "--out", str(folder))
-
-    def _check(self, checkpoint: Path) -> None:
-        if not checkpoint.is_file():
-            raise FD3DError(f"{checkpoint} does not exist; add its iteration to the expert's train.snapshots")
+        params = self._write_params(folder, self.grid.profile)
+        self._call(folder, lock, "expert", "--family", family, "--out", str(folder), "--params", str(params))
 
     def _store_ready(self, family: str, expert: str, recipe: str) -> bool:
         folder = self.grid.store_folder(family, expert, recipe)
@@ -163,12 +171,12 @@ class Sweep:
             return fits and (folder / "store" / "manifest.json").is_file()
         return False
 
-    def _make_store(self, family: str, expert: str, recipe: str) -> None:
+    def _make_store(self, family: str, expert: str, recipe: str, lock: int) -> None:
         folder, found = self.grid.store_folder(family, expert, recipe), self.grid.expert(family, expert)
-        params = self.grid.params(Training(family, "", 0, expert, recipe, {}))
+        params = self._write_params(folder, self.grid.params(Training(family, "", 0, expert, recipe, {})))
         args = ("--family", family, "--config", str(found.config), "--checkpoint", str(found.checkpoint))
-        metrics = ("--out", str(folder / "store"), "--metrics", str(folder / "dump.json"), "--replace")
-        self._stage(folder, params, "dump", *args, *metrics)
+        outs = ("--out", str(folder / "store"), "--metrics", str(folder / "dump.json"))
+        self._call(folder, lock, "dump", *args, *outs, "--params", str(params), "--replace")
         made = self.grid.store_hash(family, expert, recipe)
         write_atomically(folder / "hash", lambda file: file.write(made))
 
@@ -267,14 +275,6 @@ class Sweep:
     def _write_params(self, folder: Path, params: dict[str, Any]) -> Path:
         write_atomically(folder / "params.yaml", lambda file: yaml.safe_dump(params, file, sort_keys=False))
         return folder / "params.yaml"
-
-    def _stage(self, folder: Path, params: dict[str, Any] | None, *args: str) -> None:
-        """Call a stage that makes what others need; a second sweep waits here until the first has made it."""
-        with folder_lock(folder, self.stopping.is_set) as lock:
-            if lock is None:
-                raise Stopped
-            given = [] if params is None else ["--params", str(self._write_params(folder, params))]
-            self._call(folder, lock, *args, *given)
 
     def _call(self, folder: Path, lock: int, *args: str) -> None:
         """Run a stage with its output in ``STAGE.log``; its process holds the folder's lock too.
@@ -386,8 +386,9 @@ class Sweep:
         tqdm.write(f"{task.name}: {why}")
 
 
-def _store_name(training: Training) -> str:
-    return f"store {training.family} {training.store} of {training.expert}"
+def _refuse_missing(checkpoint: Path) -> None:
+    if not checkpoint.is_file():
+        raise FD3DError(f"{checkpoint} does not exist; add its iteration to the expert's train.snapshots")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
