@@ -136,6 +136,9 @@ def test_parameters_are_the_profile_with_the_rows_overrides_and_the_stores_recip
     assert params["distill"]["rule"] == grid.profile["distill"]["rule"] | {"num_queries": 20}
     assert params["families"]["bevformer"]["apprentice"]["inherit"] is True
     assert params["dump"]["layout"] == "dense" and grid.profile["dump"]["layout"] == "focal"
+    grid.profile["families"]["bevformer"]["distill"] = {"rule": {"num_queries": 50, "pv_margin": 0.1}}
+    rule = grid.params(grid.trainings[1])["distill"]["rule"]  # the row's wins over the family's
+    assert (rule["num_queries"], rule["pv_margin"], rule["bev_margin"]) == (20, 0.1, 0.5)
     assert merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
 
 

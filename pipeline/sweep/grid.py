@@ -24,6 +24,7 @@ _ROW_KEYS = {"method", "store", "expert"}
 _OVERRIDES = {"distill", "methods", "families"}
 _GRID_KEYS = {"profile", "runs", "table", "experts", "stores", "experiments"}
 _GROUP_KEYS = {"families", "seeds", "rows", "store"}
+_METHODS = Path("configs/distill")  # default settings of the other distillers
 _INCIDENTAL = ("workers", "checkpoint_every", "cache_mb", "snapshots")  # of a training's settings
 
 
@@ -268,8 +269,10 @@ class Grid:
         expert = self.expert(training.family, training.expert)
         pair = out["families"][training.family]
         pair[EXPERT] = pair[EXPERT] | {"config": str(expert.config), "checkpoint": str(expert.checkpoint)}
+        # a family's own settings of FD3D would otherwise win over the row's
+        out["distill"] = merged(out.get("distill", {}), pair.pop("distill", {}))
         out["families"] = {training.family: pair}
-        out = merged({"focal": {}, "dump": {}, "distill": {}} | out, training.overrides)
+        out = merged({"focal": {}, "dump": {}} | out, training.overrides)
         return merged(out, self.stores[training.store]) if training.store else out
 
     def needs_expert(self, training: Training) -> bool:
@@ -326,7 +329,8 @@ class Grid:
         if training.method == FD3D:
             facts["settings"] = values["distill"]
         elif training.method != PLAIN:
-            facts["settings"] = values.get("methods", {}).get(training.method)
+            file = _METHODS / f"{training.method}.yaml"
+            facts["settings"] = [_yaml(file) if file.is_file() else {}, values.get("methods", {}).get(training.method)]
         if training.store:
             facts["store"] = self.store_hash(training.family, training.expert, training.store)
         return short_hash(facts)
