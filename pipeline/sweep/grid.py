@@ -24,7 +24,7 @@ _ROW_KEYS = {"method", "store", "expert"}
 _OVERRIDES = {"distill", "methods", "families"}
 _GRID_KEYS = {"profile", "runs", "table", "experts", "stores", "experiments"}
 _GROUP_KEYS = {"families", "seeds", "rows", "store"}
-_METHODS = Path("configs/distill")  # default settings of the other distillers
+_METHODS = Path(__file__).parents[2] / "configs" / "distill"  # default settings of the other distillers
 _INCIDENTAL = ("workers", "checkpoint_every", "cache_mb", "snapshots")  # of a training's settings
 
 
