@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from pipeline.errors import FD3DError
 from pipeline.sweep import COLUMNS, Grid, Sweep, chosen, put_lines, read_table
 from pipeline.sweep.grid import merged
+from stages.cli import app
 
 # Stands in for `fd3d`: notes what it was called with, and writes what a stage writes.
 STAGES = """
@@ -350,7 +352,9 @@ def test_the_shipped_grid_is_readable(project, monkeypatch):
     }
 
 
-def test_a_real_sweep_on_a_tiny_world(tmp_path, project, world, world_index, expert_config, expert_checkpoint):
+def test_a_real_sweep_on_a_tiny_world(
+    tmp_path, project, world, world_index, expert_config, expert_checkpoint, monkeypatch
+):
     profile = yaml.safe_load((project / "params.yaml").read_text())
     profile["data"] |= {"root": str(world), "index": str(world_index)}
     pair = profile["families"].pop("bevformer")
@@ -363,14 +367,15 @@ def test_a_real_sweep_on_a_tiny_world(tmp_path, project, world, world_index, exp
     (tmp_path / "profile.yaml").write_text(yaml.safe_dump(profile))
     grid = yaml.safe_load(GRID) | {"experiments": {"main": {"store": "focal", "rows": {"plain": {}, "fd3d": {}}}}}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
-    command = [sys.executable, "-m", "stages.cli", "sweep", "--grid", "sweep.yaml"]
-    environment = os.environ | {"PYTHONPATH": str(project)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    done = CliRunner().invoke(app, ["sweep", "--grid", "sweep.yaml"])
+    assert done.exit_code == 0, done
+    assert "3 rows made, 0 were there, 0 failed" in done.stdout
     lines = read_table(tmp_path / "results/evidence.csv")
     assert [line["row"] for line in lines] == ["expert", "fd3d", "plain"]
     assert float(lines[0]["NDS"]) > 20 and int(lines[1]["store_bytes"]) > 1_000_000
     facts = json.loads((tmp_path / "runs/sweep/main/bevformer/fd3d/0/train.json").read_text())
     assert facts["method"] == "fd3d" and facts["steps"] == 4
-    done = subprocess.run([*command, "--dry-run"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = CliRunner().invoke(app, ["sweep", "--grid", "sweep.yaml", "--dry-run"])
     assert [line.rsplit(": ")[1] for line in done.stdout.splitlines()] == ["done"] * 3
