@@ -1,4 +1,4 @@
-"""``fd3d``: one sub-command per stage, and ``plan``, ``inspect``, ``verify``, ``complexity``, ``convert`` and ``detect``."""
+"""``fd3d``: one sub-command per stage, and ``sweep``, ``evidence``, ``plan``, ``inspect``, ``verify``, ``complexity``, ``convert``, ``detect``."""
 
 import os
 import sys
@@ -17,11 +17,13 @@ from stages.convert import convert  # noqa: E402
 from stages.detect import detect  # noqa: E402
 from stages.dump import dump  # noqa: E402
 from stages.evaluate import evaluate  # noqa: E402
+from stages.evidence import evidence  # noqa: E402
 from stages.expert import expert  # noqa: E402
 from stages.index import index  # noqa: E402
 from stages.inspect import inspect  # noqa: E402
 from stages.plan import plan  # noqa: E402
 from stages.report import report  # noqa: E402
+from stages.sweep import sweep  # noqa: E402
 from stages.train import train  # noqa: E402
 from stages.verify import verify  # noqa: E402
 from stages.world import world  # noqa: E402
@@ -41,6 +43,8 @@ for command in (
     train,
     evaluate,
     report,
+    sweep,
+    evidence,
     inspect,
     verify,
     complexity,

@@ -4,6 +4,7 @@ import itertools
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,7 @@ def test_no_generated_world_with_data_of_ones_own(repo):
 
 DUMP = """
 import sys
+import time
 from pathlib import Path
 from tests.store.test_store import CONSTANTS, SCENES, STATISTICS, make_frame, writer
 
@@ -162,3 +164,78 @@ def test_a_store_travels_through_a_remote(tmp_path: Path):
     dvc(tmp_path, "pull", "-q")
     assert digest(tmp_path / "store") == want
     assert StoreReader(tmp_path / "store").read("a" * 32).keys() == make_frame("a" * 32).keys()
+
+
+FD3D = """
+import sys
+import time
+from pathlib import Path
+stage, args = sys.argv[1], dict(zip(sys.argv[2::2], sys.argv[3::2]))
+with open(Path(__file__).with_name("calls.txt"), "a") as file:
+    file.write(" ".join(sys.argv[1:]) + "\\n")
+run = f"runs/{args.get('--family')}"
+outs = {
+    "dump": [f"{run}/store/manifest.json", f"{run}/dump.json", f"{run}/coverage.csv"],
+    "train": [f"{run}/{args.get('--method')}/{name}" for name in ("detector.pth", "config.py", "train.json", "losses.csv")],
+    "evaluate": [f"{args.get('--out')}/submission.json", f"{args.get('--out')}/pr.csv", args.get("--metrics")],
+}
+for path in map(Path, outs[stage]):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+"""
+
+
+@pytest.fixture
+def experiments(repo: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The pipeline of one family in git, all stages run, with an ``fd3d`` that notes its calls; gives their file."""
+    bin = tmp_path_factory.mktemp("bin")
+    (bin / "fd3d").write_text(f"#!{sys.executable}\n{FD3D}")
+    (bin / "fd3d").chmod(0o755)
+    monkeypatch.setenv("PATH", str(bin), prepend=":")
+    params = yaml.safe_load((repo / "params.yaml").read_text())
+    del params["families"]["detr3d"]
+    (repo / "params.yaml").write_text(yaml.safe_dump(params))
+    for path in repo.rglob("*.json"):
+        path.write_text("{}")
+    (repo / ".gitignore").write_text("/data/\n/runs/\n/report/\n")
+    shutil.rmtree(repo / ".dvc")
+    (repo / "dvc.lock").unlink()
+    for command in ("git init -q", "git config user.name me", "git config user.email me@here", "dvc init -q"):
+        subprocess.run(command.split(), cwd=repo, check=True)
+    dvc(repo, "commit", "-f", "-q")
+    subprocess.run("git add -A && git commit -qm all", shell=True, cwd=repo, check=True)
+    return bin / "calls.txt"
+
+
+STUDENT = ["train --family bevformer --method fd3d", "evaluate --checkpoint runs/bevformer/fd3d/detector.pth"]
+
+
+def calls(file: Path) -> list[str]:
+    """Stages that ran, without where they wrote."""
+    return [line.split(" --out")[0] for line in file.read_text().splitlines()]
+
+
+def test_an_experiment_here_runs_the_student_and_its_evaluation_alone(repo, experiments):
+    dvc(repo, "exp", "run", "-q", "-S", "distill.w_pv=3", "evaluate@bevformer-fd3d")
+    assert calls(experiments) == STUDENT
+    assert yaml.safe_load((repo / "params.yaml").read_text())["distill"]["w_pv"] == 3
+
+
+def test_a_queued_experiment_dumps_in_a_folder_of_its_own(repo, experiments):
+    dvc(repo, "exp", "run", "-q", "--queue", "-S", "distill.w_pv=3", "-n", "three", "evaluate@bevformer-fd3d")
+    dvc(repo, "queue", "start", "-q")
+    for _ in range(300):
+        if "Success" in (status := dvc(repo, "queue", "status")) or "Failed" in status:
+            break
+        time.sleep(0.5)
+    assert "three" in status and "Success" in status
+    # the store is not in DVC's cache and has to be made there; the expert and the index come from the cache
+    assert calls(experiments) == ["dump --family bevformer --replace", *STUDENT]
+    assert yaml.safe_load((repo / "params.yaml").read_text())["distill"]["w_pv"] == 1
+
+
+def test_the_sweep_is_a_stage_that_repro_does_not_start(repo, project):
+    (repo / "benchmarks/results").mkdir(parents=True)
+    shutil.copy(project / "benchmarks/dvc.yaml", repo / "benchmarks/dvc.yaml")
+    assert "fd3d sweep" not in dvc(repo, "repro", "--dry")
+    assert "fd3d sweep" in dvc(repo, "repro", "--dry", "benchmarks/dvc.yaml")

@@ -1,0 +1,367 @@
+"""The grid file: which students are trained, from which experts and stores."""
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import FD3DError
+from pipeline.models.build import file_sha256, load_config
+
+Params = dict[str, Any]
+EXPERT = "expert"
+"""Method of the rows that hold an expert's own metrics."""
+PLAIN, FD3D = "plain", "fd3d"
+_FAMILY = "FAMILY"  # stands for the row's family in an override's key or text
+_ROW_KEYS = {"method", "store", "expert"}
+_OVERRIDES = {"distill", "methods", "families"}
+_GRID_KEYS = {"profile", "runs", "table", "experts", "stores", "experiments"}
+_GROUP_KEYS = {"families", "seeds", "rows", "store"}
+_METHODS = Path(__file__).parents[2] / "configs" / "distill"  # default settings of the other distillers
+_INCIDENTAL = ("workers", "checkpoint_every", "cache_mb", "snapshots")  # of a training's settings
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Params:
+    """``base`` with the values of ``over``, mappings merged at every depth; neither is changed."""
+    out = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        old = out.get(key)
+        out[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else copy.deepcopy(value)
+    return out
+
+
+def _for_family(value: Any, family: str) -> Any:
+    if isinstance(value, dict):
+        return {_for_family(k, family): _for_family(v, family) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_for_family(v, family) for v in value]
+    return value.replace(_FAMILY, family) if isinstance(value, str) else value
+
+
+def short_hash(value: Any) -> str:
+    """12 hexadecimal digits of the SHA-256 of a value as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=64)
+def _resolved(path: Path, changed: int) -> Params:
+    return load_config(path).to_dict()
+
+
+def resolved_config(path: str | Path) -> Params:
+    """A detector config with all that it inherits."""
+    path = Path(path)
+    return _resolved(path, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, changed: int) -> str:
+    return file_sha256(path)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, read again only when it has changed.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    return _sha256(path, path.stat().st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class Expert:
+    """An expert of a family: config and weights."""
+
+    name: str
+    config: Path
+    checkpoint: Path
+    trained_fully: bool
+    """Not the weights of an early iteration."""
+
+
+@dataclass
+class Training:
+    """One student training, or the evaluation of an expert; rows of several groups that agree in it share it.
+
+    Attributes:
+        rows: (group, row) of the table's lines that it gives.
+        store: name of the recipe; None when the method reads no store.
+        overrides: of the parameters file.
+    """
+
+    family: str
+    method: str
+    seed: int
+    expert: str
+    store: str | None
+    overrides: Params
+    rows: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Group, family, row and seed for people, and as a path."""
+        group, row = self.rows[0]
+        return f"{group}/{self.family}/{row}/{self.seed}"
+
+    def identity(self) -> str:
+        """Equal for trainings that give the same detector."""
+        return json.dumps(
+            [self.family, self.method, self.seed, self.expert, self.store, self.overrides], sort_keys=True
+        )
+
+
+def _section(values: Any, where: str, known: Collection[str] | None = None) -> Params:
+    """A mapping of the grid.
+
+    Raises:
+        FD3DError: it is none, or has unknown names.
+    """
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise FD3DError(f"{where} is '{values}'; it must be a mapping")
+    unknown = [name for name in values if known is not None and name not in known]
+    if unknown:
+        raise FD3DError(f"{where}.{unknown[0]} is no setting; there are {', '.join(sorted(known or ()))}")
+    return values
+
+
+def _seeds(values: Any, where: str) -> list[int]:
+    """Seeds of a list, a number, or a text as '0-4'."""
+    span = re.fullmatch(r"(\d+)-(\d+)", values) if isinstance(values, str) else None
+    if span:
+        return list(range(int(span[1]), int(span[2]) + 1))
+    seeds = values if isinstance(values, list) else [values]
+    if not all(isinstance(seed, int) for seed in seeds):
+        raise FD3DError(f"{where} is '{values}'; give a list of numbers, or first-last")
+    return seeds
+
+
+def _yaml(path: Path) -> Params:
+    if not path.is_file():
+        raise FD3DError(f"{path} does not exist; run from the project's root")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise FD3DError(f"{path} is no YAML: {str(error).splitlines()[0]}") from error
+    return _section(content, str(path))
+
+
+class Grid:
+    """A grid file and the profile that it stands on.
+
+    Args:
+        path: of the grid, see ``docs/sweep.md``.
+
+    Raises:
+        FD3DError: a file is missing, or a name in it is unknown.
+    """
+
+    def __init__(self, path: Path) -> None:
+        values = _section(_yaml(path), str(path), _GRID_KEYS)
+        for key in sorted(_GRID_KEYS):
+            if key not in values:
+                raise FD3DError(f"{path} has no '{key}'")
+        self.profile_path = Path(values["profile"])
+        self.profile = _yaml(self.profile_path)
+        for section in ("data", "families"):
+            if not isinstance(self.profile.get(section), dict):
+                raise FD3DError(f"{self.profile_path} has no section '{section}'")
+        self.runs, self.table = Path(values["runs"]), Path(values["table"])
+        self.experts = {
+            name: _section(v, f"experts.{name}", ("snapshot", "config"))
+            for name, v in _section(values["experts"], "experts").items()
+        }
+        self.stores = {
+            name: _section(v, f"stores.{name}", ("focal", "dump"))
+            for name, v in _section(values["stores"], "stores").items()
+        }
+        if not self.experts:
+            raise FD3DError(f"{path} has no experts")
+        self.trainings = self._trainings(_section(values["experiments"], "experiments"))
+
+    @property
+    def index(self) -> Path:
+        """The frame index."""
+        return Path(self.profile["data"]["index"])
+
+    def _trainings(self, groups: Params) -> list[Training]:
+        """All trainings, those of a lower seed first, experts before students."""
+        found: dict[str, Training] = {}
+        lines: set[tuple[Any, ...]] = set()
+        for training, row in self._expanded(groups):
+            line = (*row, training.family, training.method, training.seed)
+            if line in lines:
+                raise FD3DError(f"experiments.{row[0]}.rows has '{row[1]}' twice; row names are unique in a group")
+            lines.add(line)
+            found.setdefault(training.identity(), training).rows.append(row)
+        return sorted(found.values(), key=lambda t: (t.seed, t.method != EXPERT))
+
+    def _expanded(self, groups: Params) -> Iterator[tuple[Training, tuple[str, str]]]:
+        for group, body in groups.items():
+            where = f"experiments.{group}"
+            body = _section(body, where, _GROUP_KEYS)
+            seeds = _seeds(body.get("seeds", [0]), f"{where}.seeds")
+            for family in body.get("families", list(self.profile["families"])):
+                if family not in self.profile["families"]:
+                    raise FD3DError(f"{where}.families: {self.profile_path} has no family '{family}'")
+                used: dict[str, None] = {}
+                students = []
+                for name, row in _section(body.get("rows"), f"{where}.rows").items():
+                    for training, label in self._row(f"{where}.rows.{name}", str(name), row, family, body.get("store")):
+                        used[training.expert] = None
+                        students += [(training, label, seed) for seed in seeds]
+                for expert in used:
+                    train = self.profile["families"][family]["expert"].get("train", {})
+                    label = EXPERT if expert == self._first_expert else f"{EXPERT}-{expert}"
+                    yield Training(family, EXPERT, train.get("seed", 0), expert, None, {}), (group, label)
+                for training, label, seed in students:
+                    made = Training(family, training.method, seed, training.expert, training.store, training.overrides)
+                    yield made, (group, label)
+
+    @property
+    def _first_expert(self) -> str:
+        return next(iter(self.experts))
+
+    def _row(self, where: str, name: str, row: Any, family: str, store: str | None) -> Iterator[tuple[Training, str]]:
+        """A row's trainings: one, or one for each of its experts."""
+        row = _section(row, where, _ROW_KEYS | _OVERRIDES)
+        method = row.get("method", name)
+        overrides = _for_family({key: row[key] for key in _OVERRIDES if key in row}, family)
+        recipe = None if method == PLAIN else row.get("store", store)
+        if recipe is not None and recipe not in self.stores:
+            raise FD3DError(f"{where}.store is '{recipe}'; there are {', '.join(self.stores)}")
+        several = isinstance(row.get("expert"), list)
+        for expert in row["expert"] if several else [row.get("expert", self._first_expert)]:
+            if expert not in self.experts:
+                raise FD3DError(f"{where}.expert is '{expert}'; there are {', '.join(self.experts)}")
+            yield Training(family, method, 0, expert, recipe, overrides), f"{name}-{expert}" if several else name
+
+    def trained_expert(self, family: str) -> Path:
+        """Folder of the profile's expert, trained or taken by ``fd3d expert``."""
+        return self.runs / family / EXPERT
+
+    def expert(self, family: str, name: str) -> Expert:
+        """Config and weights of an expert; its files may not be there yet."""
+        folder, values = self.trained_expert(family), _for_family(self.experts[name], family)
+        steps = values.get("snapshot")
+        return Expert(
+            name,
+            Path(values["config"]) if "config" in values else folder / "config.py",
+            folder / ("detector.pth" if steps is None else f"detector-{steps}.pth"),
+            steps is None,
+        )
+
+    def store_folder(self, family: str, expert: str, recipe: str) -> Path:
+        """Folder of a store (``store``) and of what made it."""
+        return self.runs / family / "stores" / (recipe if expert == self._first_expert else f"{recipe}-{expert}")
+
+    def params(self, training: Training) -> Params:
+        """The parameters file of a training: the profile of one family, its expert as resolved, and the overrides."""
+        out = copy.deepcopy(self.profile)
+        expert = self.expert(training.family, training.expert)
+        pair = out["families"][training.family]
+        pair[EXPERT] = pair[EXPERT] | {"config": str(expert.config), "checkpoint": str(expert.checkpoint)}
+        # a family's own settings of FD3D would otherwise win over the row's
+        out["distill"] = merged(out.get("distill", {}), pair.pop("distill", {}))
+        out["families"] = {training.family: pair}
+        out = merged({"focal": {}, "dump": {}} | out, training.overrides)
+        return merged(out, self.stores[training.store]) if training.store else out
+
+    def needs_expert(self, training: Training) -> bool:
+        """Whether a training reads the expert's store or weights."""
+        apprentice = self.params(training)["families"][training.family]["apprentice"]
+        return training.method != PLAIN or bool(apprentice.get("inherit"))
+
+    def store_hash(self, family: str, expert: str, recipe: str) -> str:
+        """Of everything that decides a store's contents.
+
+        Raises:
+            FileNotFoundError: the index or the expert is not there yet.
+            FD3DError: the expert's config cannot be read.
+        """
+        values = self.params(Training(family, "", 0, expert, recipe, {}))
+        return short_hash(
+            {
+                "index": sha256(self.index),
+                "split": values["data"]["train"],
+                "expert": self._expert_facts(family, expert),
+                "focal": values["focal"],
+                "dump": values["dump"],
+            }
+        )
+
+    def _expert_facts(self, family: str, name: str) -> Params:
+        expert = self.expert(family, name)
+        return {"checkpoint": sha256(expert.checkpoint), "config": resolved_config(expert.config)}
+
+    def config_hash(self, training: Training) -> str:
+        """Of everything but the code that decides a training's result: 12 hexadecimal digits.
+
+        Resolved configs, parameters, seed, the index's and the expert's SHA-256, and what decides the store's contents.
+
+        Raises:
+            FileNotFoundError: the index or the expert is not there yet.
+            FD3DError: a config cannot be read.
+        """
+        values = self.params(training)
+        facts: Params = {
+            "family": training.family,
+            "method": training.method,
+            "seed": training.seed,
+            "index": sha256(self.index),
+            "splits": [values["data"]["train"], values["data"]["val"]],
+        }
+        if training.method == EXPERT:
+            return short_hash(facts | {"expert": self._expert_facts(training.family, training.expert)})
+        apprentice = values["families"][training.family]["apprentice"]
+        run = {k: v for k, v in apprentice.get("train", {}).items() if k not in (*_INCIDENTAL, "seed")}
+        facts |= {"apprentice": apprentice | {"train": run}, "config": resolved_config(apprentice["config"])}
+        if self.needs_expert(training):
+            facts["expert"] = self._expert_facts(training.family, training.expert)
+        if training.method == FD3D:
+            facts["settings"] = values["distill"]
+        elif training.method != PLAIN:
+            file = _METHODS / f"{training.method}.yaml"
+            facts["settings"] = [_yaml(file) if file.is_file() else {}, values.get("methods", {}).get(training.method)]
+        if training.store:
+            facts["store"] = self.store_hash(training.family, training.expert, training.store)
+        return short_hash(facts)
+
+
+def chosen(
+    trainings: Iterable[Training],
+    groups: Collection[str],
+    families: Collection[str],
+    rows: Collection[str],
+    seeds: Collection[int],
+) -> list[Training]:
+    """Trainings that a choice names; an empty choice of a kind names all.
+
+    Raises:
+        FD3DError: a group, family or row of that name is not in the grid.
+    """
+    trainings = list(trainings)
+    known = {
+        "group": (groups, {group for t in trainings for group, _ in t.rows}),
+        "family": (families, {t.family for t in trainings}),
+        "row": (rows, {row for t in trainings for _, row in t.rows}),
+    }
+    for kind, (wanted, have) in known.items():
+        for name in wanted:
+            if name not in have:
+                raise FD3DError(f"the grid has no {kind} '{name}'; it has {', '.join(sorted(have))}")
+    return [
+        t
+        for t in trainings
+        if (not families or t.family in families)
+        and (not seeds or t.seed in seeds)
+        and any((not groups or group in groups) and (not rows or row in rows) for group, row in t.rows)
+    ]

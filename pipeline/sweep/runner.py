@@ -1,0 +1,406 @@
+"""Runs a grid: what trainings need, the trainings and their evaluation, as a queue of processes."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from pipeline.errors import FD3DError
+from pipeline.files import write_atomically
+from pipeline.sweep.grid import EXPERT, Grid, Training
+from pipeline.sweep.table import METRICS, folder_lock, put_lines, read_table
+
+COMMAND = (sys.executable, "-m", "stages.cli")
+_CODE = ("pipeline", "stages", "store_schema", "configs", "params.yaml", "constraints.txt")
+_KEPT = ("params.yaml", "hash", "revision", "train.json", "losses.csv", "metrics.json", "config.py", "pr.csv")
+
+
+class Stopped(Exception):
+    """The sweep is being stopped."""
+
+
+class Claimed(Exception):
+    """Another sweep has the training in work."""
+
+
+@dataclass
+class Outcome:
+    """What a sweep did: names of trainings, and why some failed."""
+
+    done: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    claimed: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Task:
+    """A step of the queue; it runs when all that it needs has ended well."""
+
+    name: str
+    needs: list[str]
+    run: Callable[[], None]
+    training: Training | None = None
+
+
+def revision() -> str:
+    """The git revision, with '-dirty' when a file that decides results differs from it; 'unknown' outside git."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *_CODE)
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _last_words(log: Path) -> str:
+    """A log's last line, or its last error message of a command."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+    told = [line.removeprefix("fd3d: ") for line in lines[-20:] if line.startswith("fd3d: ")]
+    return told[-1] if told else (lines[-1] if lines else "no output")
+
+
+class Sweep:
+    """Trainings of a grid, ``jobs`` at a time.
+
+    Args:
+        jobs: processes at once.
+        force: train although the table has the row with the same hash.
+        keep: leave checkpoints and submissions; otherwise only losses, metrics and logs stay.
+        command: how a stage is called.
+    """
+
+    def __init__(
+        self, grid: Grid, jobs: int, force: bool = False, keep: bool = False, command: Sequence[str] = COMMAND
+    ) -> None:
+        self.grid, self.jobs, self.force, self.keep, self.command = grid, jobs, force, keep, tuple(command)
+        self.folder = grid.runs / "sweep"
+        self.stopping = threading.Event()
+        self.processes: set[subprocess.Popen] = set()
+        self.outcome = Outcome()
+
+    # What a training needs
+
+    def _needs(self, training: Training) -> list[_Task]:
+        """Tasks that make what is not there yet; each comes after what it needs itself."""
+        family, grid, data = training.family, self.grid, self.grid.profile["data"]
+        tasks = []
+
+        def add(
+            name: str, needs: list[str], folder: Path, ready: Callable[[], bool], make: Callable[[int], None]
+        ) -> None:
+            if not ready():
+                tasks.append(_Task(name, needs, lambda: self._once(folder, ready, make)))
+
+        tables = Path(data["root"]) / data["version"]
+        add("world", [], self.folder / "world", tables.is_dir, self._make_world)
+        add("index", ["world"], self.folder / "index", grid.index.is_file, self._make_index)
+        if not grid.needs_expert(training):
+            return tasks
+        trained, expert = grid.trained_expert(family), grid.expert(family, training.expert)
+        whole, own = f"expert {family}", f"expert {family} {training.expert}"
+        add(whole, ["index"], trained, (trained / "detector.pth").is_file, lambda lock: self._make_expert(family, lock))
+        if not expert.trained_fully:
+            add(own, [whole], trained, expert.checkpoint.is_file, lambda lock: _refuse_missing(expert.checkpoint))
+        if training.store:
+            named, stored = (
+                (family, training.expert, training.store),
+                grid.store_folder(family, training.expert, training.store),
+            )
+            name = f"store {family} {stored.name}"
+            ready = partial(self._store_ready, *named)
+            add(name, ["index", whole, own], stored, ready, partial(self._make_store, *named))
+        return tasks
+
+    def missing(self, training: Training) -> list[str]:
+        """Names of what is to be made before a training can run."""
+        return [task.name for task in self._needs(training)]
+
+    def _once(self, folder: Path, ready: Callable[[], bool], make: Callable[[int], None]) -> None:
+        """Make what several trainings need; a second sweep waits here until the first has made it."""
+        with folder_lock(folder, self.stopping.is_set) as lock:
+            if lock is None:
+                raise Stopped
+            if not ready():
+                make(lock)
+
+    def _make_world(self, lock: int) -> None:
+        data, folder = self.grid.profile["data"], self.folder / "world"
+        if not data.get("generate"):
+            raise FD3DError(
+                f"data root {data['root']} has no folder {data['version']}; see data in {self.grid.profile_path}"
+            )
+        params = self._write_params(folder, self.grid.profile)
+        self._call(folder, lock, "world", "--root", data["root"], "--params", str(params))
+
+    def _make_index(self, lock: int) -> None:
+        data = self.grid.profile["data"]
+        args = ("--root", data["root"], "--version", data["version"], "--out", data["index"])
+        self._call(self.folder / "index", lock, "index", *args)
+
+    def _make_expert(self, family: str, lock: int) -> None:
+        folder = self.grid.trained_expert(family)
+        params = self._write_params(folder, self.grid.profile)
+        self._call(folder, lock, "expert", "--family", family, "--out", str(folder), "--params", str(params))
+
+    def _store_ready(self, family: str, expert: str, recipe: str) -> bool:
+        folder = self.grid.store_folder(family, expert, recipe)
+        with suppress(FileNotFoundError, FD3DError):
+            fits = (folder / "hash").read_text() == self.grid.store_hash(family, expert, recipe)
+            return fits and (folder / "store" / "manifest.json").is_file()
+        return False
+
+    def _make_store(self, family: str, expert: str, recipe: str, lock: int) -> None:
+        folder, found = self.grid.store_folder(family, expert, recipe), self.grid.expert(family, expert)
+        params = self._write_params(folder, self.grid.params(Training(family, "", 0, expert, recipe, {})))
+        args = ("--family", family, "--config", str(found.config), "--checkpoint", str(found.checkpoint))
+        outs = ("--out", str(folder / "store"), "--metrics", str(folder / "dump.json"))
+        self._call(folder, lock, "dump", *args, *outs, "--params", str(params), "--replace")
+        made = self.grid.store_hash(family, expert, recipe)
+        write_atomically(folder / "hash", lambda file: file.write(made))
+
+    # A training
+
+    def run_folder(self, training: Training) -> Path:
+        """Where a training's files are."""
+        return self.folder / training.name
+
+    def is_done(self, training: Training) -> bool:
+        """Whether the table has all lines of a training with its hash."""
+        try:
+            made = self.grid.config_hash(training)
+        except (FileNotFoundError, FD3DError):
+            return False
+        return self._lines_have(training, made)
+
+    def _lines_have(self, training: Training, made: str) -> bool:
+        seed = str(training.seed)
+        have = {
+            (line["group"], line["row"])
+            for line in read_table(self.grid.table)
+            if (line["family"], line["method"], line["seed"], line["config"])
+            == (training.family, training.method, seed, made)
+        }
+        return have >= set(training.rows)
+
+    def _train(self, training: Training) -> None:
+        """Train and evaluate, or go on where a stopped sweep left off, and write the table's lines."""
+        folder, made = self.run_folder(training), self.grid.config_hash(training)
+        with folder_lock(folder) as lock:
+            if lock is None:
+                raise Claimed
+            if not self.force and self._lines_have(training, made):
+                return
+            state = folder / "hash"
+            if self.force or not state.is_file() or state.read_text() != made:
+                for file in ("detector.pth", "train.json", "metrics.json", "last_checkpoint", "resumed"):
+                    (folder / file).unlink(missing_ok=True)
+                write_atomically(state, lambda file: file.write(made))
+                write_atomically(folder / "revision", lambda file: file.write(revision()))
+            params = self._write_params(folder, self.grid.params(training))
+            if training.method == EXPERT:
+                expert = self.grid.expert(training.family, training.expert)
+                facts = _read_json(expert.checkpoint.with_name("train.json")) if expert.trained_fully else {}
+                detector, config = expert.checkpoint, expert.config
+            else:
+                detector, config = folder / "detector.pth", folder / "config.py"
+                if not (detector.is_file() and (folder / "train.json").is_file()):
+                    self._call_train(training, folder, params, lock)
+                facts = _read_json(folder / "train.json")
+            if not (folder / "metrics.json").is_file():
+                args = (
+                    "--checkpoint",
+                    str(detector),
+                    "--config",
+                    str(config),
+                    "--metrics",
+                    str(folder / "metrics.json"),
+                )
+                self._call(folder, lock, "evaluate", *args, "--out", str(folder), "--params", str(params))
+            self._put(training, made, facts, _read_json(folder / "metrics.json"))
+            if not self.keep:
+                _clean(folder)
+
+    def _call_train(self, training: Training, folder: Path, params: Path, lock: int) -> None:
+        if (folder / "last_checkpoint").exists():
+            (folder / "resumed").touch()  # its seconds are those of the last part only
+        args = ["--method", training.method, "--family", training.family, "--seed", str(training.seed)]
+        if training.store:
+            store = self.grid.store_folder(training.family, training.expert, training.store) / "store"
+            args += ["--store", str(store)]
+        if self.grid.params(training)["distill"].get("expert") == "online":
+            args += ["--expert", str(self.grid.trained_expert(training.family))]
+        self._call(folder, lock, "train", *args, "--out", str(folder), "--params", str(params))
+
+    def _put(self, training: Training, made: str, facts: dict[str, Any], metrics: dict[str, Any]) -> None:
+        folder, size = self.run_folder(training), 0
+        if training.store:
+            size = _size(self.grid.store_folder(training.family, training.expert, training.store) / "store")
+        seconds = "" if (folder / "resumed").exists() else facts.get("seconds", "")
+        line = {
+            "family": training.family,
+            "method": training.method,
+            "seed": training.seed,
+            "store": training.store or "",
+            "expert": training.expert,
+            "seconds": seconds,
+            "store_bytes": size,
+            "config": made,
+            "revision": (folder / "revision").read_text(),
+            "date": date.today().isoformat(),
+        } | {name: metrics[name] for name in METRICS}
+        put_lines(self.grid.table, [line | {"group": group, "row": row} for group, row in training.rows])
+
+    # Processes
+
+    def _write_params(self, folder: Path, params: dict[str, Any]) -> Path:
+        write_atomically(folder / "params.yaml", lambda file: yaml.safe_dump(params, file, sort_keys=False))
+        return folder / "params.yaml"
+
+    def _call(self, folder: Path, lock: int, *args: str) -> None:
+        """Run a stage with its output in ``STAGE.log``; its process holds the folder's lock too.
+
+        Raises:
+            FD3DError: it failed.
+            Stopped: the sweep is being stopped.
+        """
+        log = folder / f"{args[0]}.log"
+        with open(log, "w") as file:
+            if self.stopping.is_set():
+                raise Stopped
+            process = subprocess.Popen([*self.command, *args], stdout=file, stderr=subprocess.STDOUT, pass_fds=[lock])
+            self.processes.add(process)
+            try:
+                code = process.wait()
+            finally:
+                self.processes.discard(process)
+        if self.stopping.is_set():
+            raise Stopped
+        if code:
+            raise FD3DError(f"{args[0]}: {_last_words(log)} ({log})")
+
+    def _stop(self) -> None:
+        self.stopping.set()
+        for process in list(self.processes):
+            with suppress(ProcessLookupError):
+                process.terminate()
+
+    # The queue
+
+    def run(self, trainings: Sequence[Training]) -> Outcome:
+        """Run trainings in their order, as far as what they need is there.
+
+        Returns:
+            names of trainings by what became of them; those claimed are in work in another sweep.
+
+        Raises:
+            KeyboardInterrupt: after the running processes have been ended; the same call goes on from there.
+        """
+        bar = tqdm(total=len(trainings), unit="row", disable=None)
+        pending = self._queue(trainings, bar)
+        waiting, failed = {task.name for task in pending}, set[str]()
+        running: dict[Future, _Task] = {}
+        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            with ThreadPoolExecutor(self.jobs) as pool:
+                try:
+                    while pending or running:
+                        for task in list(pending):
+                            broken = [need for need in task.needs if need in failed]
+                            if broken:
+                                pending.remove(task)
+                                waiting.discard(task.name)
+                                self._failed(task, f"{broken[0]} failed", failed, bar)
+                            elif len(running) < self.jobs and not any(need in waiting for need in task.needs):
+                                pending.remove(task)
+                                running[pool.submit(task.run)] = task
+                        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                        for future in finished:
+                            task = running.pop(future)
+                            waiting.discard(task.name)
+                            self._ended(task, future, failed, bar)
+                except BaseException:
+                    self._stop()
+                    raise
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+            bar.close()
+        return self.outcome
+
+    def _queue(self, trainings: Sequence[Training], bar: tqdm) -> list[_Task]:
+        """Tasks in the order of the trainings, what they need before them."""
+        queue: dict[str, _Task] = {}
+        for training in trainings:
+            if not self.force and self.is_done(training):
+                self.outcome.skipped.append(training.name)
+                bar.update()
+                continue
+            needs = self._needs(training)
+            for task in needs:
+                queue.setdefault(task.name, task)
+
+            def run(training: Training = training) -> None:
+                self._train(training)
+
+            queue[training.name] = _Task(training.name, [task.name for task in needs], run, training)
+        return list(queue.values())
+
+    def _ended(self, task: _Task, future: Future, failed: set[str], bar: tqdm) -> None:
+        try:
+            future.result()
+        except Claimed:
+            self.outcome.claimed.append(task.name)
+        except (FD3DError, OSError) as error:
+            self._failed(task, str(error), failed, bar)
+            return
+        else:
+            if task.training is not None:
+                self.outcome.done.append(task.name)
+        if task.training is not None:
+            bar.update()
+
+    def _failed(self, task: _Task, why: str, failed: set[str], bar: tqdm) -> None:
+        failed.add(task.name)
+        self.outcome.failed[task.name] = why
+        if task.training is not None:
+            bar.update()
+        tqdm.write(f"{task.name}: {why}")
+
+
+def _refuse_missing(checkpoint: Path) -> None:
+    if not checkpoint.is_file():
+        raise FD3DError(f"{checkpoint} does not exist; add its iteration to the expert's train.snapshots")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _clean(folder: Path) -> None:
+    """Leave of a finished training what documents it."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name not in _KEPT and entry.suffix != ".log":
+            entry.unlink()

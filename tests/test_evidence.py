@@ -1,0 +1,103 @@
+"""What is read from a sweep's table: intervals, gains paired by seed, shares of the gap, figures, the document's tables."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline.errors import FD3DError
+from pipeline.evidence import BEGIN, END, Interval, between_markers, build_evidence, comparisons, curves_figure, paired
+from pipeline.sweep import COLUMNS, put_lines, read_table
+
+
+def line(row: str, seed: int, nds: float, group: str = "main", expert: str = "trained", **values: object) -> dict:
+    method = values.pop("method", row.split("-")[0])
+    known = {"group": group, "row": row, "method": method, "seed": seed, "NDS": nds, "mAP": nds / 2, "expert": expert}
+    rest = {"family": "bevformer", "seconds": 100, "store_bytes": 0, "revision": "abc", "date": "2025-01-01"}
+    return dict.fromkeys(COLUMNS, "") | rest | known | values
+
+
+MAIN = [
+    *(line("plain", seed, nds) for seed, nds in enumerate((20, 21, 22))),
+    *(line("fd3d", seed, nds, store_bytes=2_000_000) for seed, nds in enumerate((25, 27, 26))),
+    *(line("mgd", seed, nds) for seed, nds in enumerate((23, 24, 25))),
+    *(line("cwd", seed, nds) for seed, nds in enumerate((22, 22, 22))),
+    line("response", 1, 22.5),
+    line("expert", 0, 31),
+]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "evidence.csv"
+    put_lines(path, MAIN)
+    return path
+
+
+def test_an_interval_is_scipys_and_one_seed_has_none():
+    values = [3.1, 4.4, 2.7, 5.0, 3.9]
+    found = Interval.of(values)
+    low, high = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+    assert Interval.of([2.0]) == Interval(2.0, None, 1) and Interval.of([2.0]).text(True) == "+2.00"
+
+
+def test_gains_are_paired_by_seed(table):
+    (main,) = comparisons(read_table(table))
+    # differences 5, 6, 4: mean 5, standard deviation 1, t(0.975, 2) = 4.3027
+    gain = main.gain(main.find("fd3d"))
+    assert (gain.mean, gain.half) == pytest.approx((5, 4.3027 / 3**0.5), rel=1e-4)
+    # a seed that only one has does not count: 22.5 - 21
+    assert main.gain(main.find("response")) == Interval(1.5, None, 1)
+    assert paired({0: 1.0}, {1: 1.0}).count == 0
+
+
+def test_the_gap_reaches_from_the_plain_student_on_the_same_seeds_to_the_expert(table):
+    (main,) = comparisons(read_table(table))
+    assert main.share(main.find("fd3d")) == pytest.approx(5 / (31 - 21))
+    assert main.share(main.find("response")) == pytest.approx(1.5 / (31 - 21))
+
+
+def test_fd3d_is_compared_with_the_best_other(table):
+    (main,) = comparisons(read_table(table))
+    assert main.best_other().row == "mgd"
+    assert [r.row for r in main.results] == ["plain", "fd3d", "cwd", "mgd", "response", "expert"]
+
+
+def test_the_text_stands_in_the_document_and_is_written_again(table, tmp_path):
+    document = tmp_path / "docs" / "results.md"
+    document.parent.mkdir()
+    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    for _ in range(2):
+        build_evidence(table, tmp_path / "report" / "evidence.md", tmp_path / "docs" / "figures", document)
+    text = document.read_text()
+    assert text.startswith(f"before\n{BEGIN}\nNDS") and text.endswith(f"{END}\nafter\n") and "old" not in text
+    assert "| fd3d | 3 | 26.00 ± 2.48 | 13.00 ± 1.24 | +5.00 ± 2.48 | 50% |  | 100 | 2 |" in text
+    assert "| mgd | 3 | 24.00 ± 2.48 | 12.00 ± 1.24 | +3.00 ± 0.00 | 30% | +2.00 ± 2.48 | 100 |  |" in text
+    assert "| response | 1 | 22.50 | 11.25 | +1.50 | 15% | +4.50 | 100 |  |" in text
+    assert "FD3D minus the best other distiller (mgd): +2.00 ± 2.48 NDS." in text
+    assert "![main](figures/evidence_main.svg)" in text
+    assert "![main](../docs/figures/evidence_main.svg)" in (tmp_path / "report" / "evidence.md").read_text()
+    assert "<svg" in (tmp_path / "docs" / "figures" / "evidence_main.svg").read_text()
+
+
+def test_a_curve_runs_over_the_experts_own_quality(tmp_path):
+    lines = [line("plain", 0, 20, "imperfect")]
+    for expert, quality, gain in (("trained", 31, 5), ("steps-500", 24, 1), ("steps-1000", 28, 3), ("noise-2", 31, 2)):
+        lines.append(line(f"expert-{expert}", 0, quality, "imperfect", expert, method="expert"))
+        lines.append(line(f"fd3d-{expert}", 0, 20 + gain, "imperfect", expert))
+    put_lines(tmp_path / "evidence.csv", lines)
+    found = comparisons(read_table(tmp_path / "evidence.csv"))
+    curves = {axes.get_title(): axes.get_lines()[0].get_xydata().tolist() for axes in curves_figure(found).axes}
+    assert curves == {
+        "bevformer: steps": [[24, 1], [28, 3], [31, 5]],
+        "bevformer: noise": [[0, 5], [2, 2]],
+    }
+
+
+def test_no_rows_or_no_markers_are_told(tmp_path):
+    with pytest.raises(FD3DError, match="has no rows; run 'fd3d sweep'"):
+        build_evidence(tmp_path / "none.csv", tmp_path / "o.md", tmp_path, tmp_path / "d.md")
+    with pytest.raises(FD3DError, match="results.md lacks the lines"):
+        between_markers("text", "content", "results.md")

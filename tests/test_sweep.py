@@ -1,0 +1,381 @@
+"""A sweep: what a grid file unfolds to, when a row is trained again, and what a table holds after kills and failures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from pipeline.errors import FD3DError
+from pipeline.sweep import COLUMNS, Grid, Sweep, chosen, put_lines, read_table
+from pipeline.sweep.grid import merged
+from stages.cli import app
+
+# Stands in for `fd3d`: notes what it was called with, and writes what a stage writes.
+STAGES = """
+import json, os, sys, time
+from pathlib import Path
+stage, args = sys.argv[1], dict(zip(sys.argv[2::2], sys.argv[3::2]))
+with open("calls.txt", "a") as file:
+    file.write(" ".join([stage, args.get("--method", ""), args.get("--seed", ""), args.get("--out", "")]) + "\\n")
+out = Path(args["--out"]) if "--out" in args else None
+if stage == "index":
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("index")
+if stage == "world":
+    (Path(args["--root"]) / "v1.0-world").mkdir(parents=True)
+if stage == "expert":
+    (out / "config.py").write_text("model = dict()")
+    (out / "detector.pth").write_text("weights")
+    (out / "train.json").write_text('{"seconds": 9}')
+if stage == "dump":
+    (out).mkdir(parents=True, exist_ok=True)
+    (out / "manifest.json").write_text("x" * 10)
+if stage == "train":
+    if args["--method"] == "broken":
+        sys.exit("fd3d: method 'broken' is unknown")
+    (out / "detector.pth").touch()
+    if Path("slow").exists():
+        (out / "detector.pth").unlink()
+        (out / "last_checkpoint").touch()
+        while not Path("end").exists():
+            time.sleep(0.1)
+    (out / "iter_2.pth").write_text("big")
+    (out / "losses.csv").write_text("step,loss")
+    (out / "train.json").write_text('{"seconds": 5}')
+if stage == "evaluate":
+    if Path("no_evaluation").exists():
+        sys.exit("no")
+    names = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
+    (out / "submission.json").write_text("big")
+    Path(args["--metrics"]).write_text(json.dumps({name: 1.0 for name in names}))
+"""
+GRID = """
+profile: profile.yaml
+runs: runs
+table: results/evidence.csv
+experts: {trained: {}, steps-500: {snapshot: 500}}
+stores: {focal: {}, dense: {dump: {layout: dense}}}
+experiments:
+  main: {seeds: 0-1, store: focal, rows: {plain: {}, fd3d: {}, mgd: {store: dense}}}
+  more: {rows: {plain: {}, pv: {method: fd3d, store: focal, distill: {w_bev: 0}}}}
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a profile of one family, a grid, and stages that only pretend."""
+    monkeypatch.chdir(tmp_path)
+    profile = yaml.safe_load((project / "params.yaml").read_text())
+    profile["families"].pop("detr3d")
+    profile["families"]["bevformer"]["apprentice"]["config"] = str(project / "configs/world/apprentice.py")
+    (tmp_path / "profile.yaml").write_text(yaml.safe_dump(profile))
+    (tmp_path / "sweep.yaml").write_text(GRID)
+    (tmp_path / "stages.py").write_text(STAGES)
+    return tmp_path
+
+
+def read(**experiments: object) -> Grid:
+    """The grid of this folder, with other experiments if given."""
+    if experiments:
+        Path("sweep.yaml").write_text(
+            yaml.safe_dump(yaml.safe_load(GRID) | {"experiments": experiments}, sort_keys=False)
+        )
+    return Grid(Path("sweep.yaml"))
+
+
+def sweep(grid: Grid | None = None, **choice: object):
+    grid = grid or read()
+    options = {name: choice.pop(name) for name in ("force", "keep") if name in choice}
+    trainings = chosen(grid.trainings, *(choice.get(name, ()) for name in ("groups", "families", "rows", "seeds")))
+    return Sweep(grid, 2, **options, command=(sys.executable, "stages.py")).run(trainings)
+
+
+def calls(stage: str) -> Counter[str]:
+    path = Path("calls.txt")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return Counter(line for line in lines if line.startswith(stage))
+
+
+def trained() -> list[str]:
+    return sorted(" ".join(line.split()[1:3]) for line in calls("train").elements())
+
+
+def test_a_grid_unfolds_by_seed_and_shares_what_groups_have_in_common(place):
+    assert [(t.name, t.store, t.rows[1:]) for t in read().trainings] == [
+        ("main/bevformer/expert/0", None, [("more", "expert")]),
+        ("main/bevformer/plain/0", None, [("more", "plain")]),
+        ("main/bevformer/fd3d/0", "focal", []),
+        ("main/bevformer/mgd/0", "dense", []),
+        ("more/bevformer/pv/0", "focal", []),
+        ("main/bevformer/plain/1", None, []),
+        ("main/bevformer/fd3d/1", "focal", []),
+        ("main/bevformer/mgd/1", "dense", []),
+    ]
+
+
+def test_a_list_of_experts_is_a_row_for_each_and_their_own_evaluation(place):
+    rows = {"fd3d": {"store": "focal", "expert": ["trained", "steps-500"]}}
+    grid = read(imperfect={"rows": rows})
+    assert [t.rows[0][1] for t in grid.trainings] == ["expert", "expert-steps-500", "fd3d-trained", "fd3d-steps-500"]
+    params = grid.params(grid.trainings[3])
+    assert params["families"]["bevformer"]["expert"]["checkpoint"] == "runs/bevformer/expert/detector-500.pth"
+    assert grid.store_folder("bevformer", "steps-500", "focal") == Path("runs/bevformer/stores/focal-steps-500")
+
+
+def test_parameters_are_the_profile_with_the_rows_overrides_and_the_stores_recipe(place):
+    override = {"families": {"FAMILY": {"apprentice": {"inherit": True}}}, "distill": {"rule": {"num_queries": 20}}}
+    grid = read(main={"rows": {"x": {"method": "mgd", "store": "dense"} | override}})
+    params = grid.params(grid.trainings[1])
+    assert params["distill"]["rule"] == grid.profile["distill"]["rule"] | {"num_queries": 20}
+    assert params["families"]["bevformer"]["apprentice"]["inherit"] is True
+    assert params["dump"]["layout"] == "dense" and grid.profile["dump"]["layout"] == "focal"
+    grid.profile["families"]["bevformer"]["distill"] = {"rule": {"num_queries": 50, "pv_margin": 0.1}}
+    rule = grid.params(grid.trainings[1])["distill"]["rule"]  # the row's wins over the family's
+    assert (rule["num_queries"], rule["pv_margin"], rule["bev_margin"]) == (20, 0.1, 0.5)
+    assert merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"store": "nowhere"}, "rows.fd3d.store is 'nowhere'; there are focal, dense"),
+        ({"expert": "nobody"}, "rows.fd3d.expert is 'nobody'; there are trained, steps-500"),
+        ({"distil": {}}, "rows.fd3d.distil is no setting; there are distill"),
+        ("fd3d", "rows.fd3d is 'fd3d'; it must be a mapping"),
+    ],
+)
+def test_an_unknown_name_in_a_grid_is_refused(place, row, message):
+    with pytest.raises(FD3DError, match=message):
+        read(main={"rows": {"fd3d": row}})
+
+
+def test_a_choice_that_is_not_there_is_refused(place):
+    with pytest.raises(FD3DError, match="no row 'fd4d'; it has expert, fd3d, mgd, plain, pv"):
+        chosen(read().trainings, (), (), ["fd4d"], ())
+
+
+def hashes(**rows: object) -> dict[str, str]:
+    grid = read(main={"rows": rows})
+    return {t.rows[0][1]: grid.config_hash(t) for t in grid.trainings}
+
+
+def test_the_hash_changes_with_all_that_decides_a_result_and_with_nothing_else(place):
+    sweep(seeds=[0])
+    fd3d = {"method": "fd3d", "store": "focal"}
+    mgd = {"method": "mgd", "store": "dense"}
+    rows = {
+        "same": fd3d,
+        "weight": fd3d | {"distill": {"w_pv": 3}},
+        "nested": fd3d | {"distill": {"rule": {"num_queries": 20}}},
+        "store": fd3d | {"store": "dense"},
+        "inherit": fd3d | {"families": {"FAMILY": {"apprentice": {"inherit": True}}}},
+        "iterations": fd3d | {"families": {"FAMILY": {"apprentice": {"train": {"max_iters": 7}}}}},
+        "mgd": mgd,
+        "mgd weight": mgd | {"methods": {"mgd": {"w_bev": 2}}},
+        "plain": {"method": "plain"},
+    }
+    first = hashes(**rows)
+    assert len(set(first.values())) == len(first)
+    same = hashes(
+        again=fd3d | {"families": {"FAMILY": {"apprentice": {"train": {"workers": 3}}}}},
+        other=mgd | {"distill": {"w_pv": 3}, "methods": {"cwd": {"tau": 2}}},
+    )
+    assert (same["again"], same["other"]) == (first["same"], first["mgd"])
+    Path("runs/bevformer/expert/detector.pth").write_text("other weights")
+    later = hashes(**rows)
+    assert {name for name in later if later[name] == first[name]} == {"plain"}
+
+
+def test_a_sweep_makes_what_is_missing_once_and_writes_a_line_per_row(place):
+    outcome = sweep()
+    assert len(outcome.done) == 8 and not outcome.failed
+    for stage, count in {"world": 1, "index": 1, "expert": 1, "dump": 2, "train": 7, "evaluate": 8}.items():
+        assert sum(calls(stage).values()) == count, stage
+    lines = read_table(Path("results/evidence.csv"))
+    assert tuple(lines[0]) == COLUMNS
+    assert [(line["group"], line["row"], line["seed"]) for line in lines] == sorted(
+        [("main", row, seed) for row in ("plain", "fd3d", "mgd") for seed in "01"]
+        + [("main", "expert", "0"), ("more", "expert", "0"), ("more", "plain", "0"), ("more", "pv", "0")]
+    )
+    fd3d = next(line for line in lines if line["row"] == "fd3d")
+    assert (fd3d["store_bytes"], fd3d["seconds"], fd3d["NDS"]) == ("10", "5", "1.0")
+    kept = {path.name for path in Path("runs/sweep/main/bevformer/fd3d/0").iterdir()}
+    assert {"train.json", "losses.csv", "metrics.json", "params.yaml", "train.log"} <= kept
+    assert not kept & {"detector.pth", "iter_2.pth", "submission.json"}
+
+
+def test_rows_of_the_table_are_skipped_until_something_changes_or_force(place):
+    sweep()
+    before = calls("")
+    assert len(sweep().skipped) == 8 and calls("") == before
+    sweep(rows=["fd3d"], seeds=[1], force=True, keep=True)
+    assert calls("train") - before == Counter(["train fd3d 1 runs/sweep/main/bevformer/fd3d/1"])
+    assert Path("runs/sweep/main/bevformer/fd3d/1/detector.pth").exists()
+    before = calls("")
+    profile = yaml.safe_load(Path("profile.yaml").read_text())
+    profile["distill"]["w_pv"] = 2.0
+    Path("profile.yaml").write_text(yaml.safe_dump(profile))
+    sweep()
+    assert sorted(line.split()[1] for line in (calls("train") - before).elements()) == ["fd3d", "fd3d", "fd3d"]
+    assert not calls("dump") - before
+
+
+def test_a_store_of_another_recipe_is_dumped_again(place):
+    sweep(rows=["fd3d"])
+    profile = yaml.safe_load(Path("profile.yaml").read_text())
+    profile["focal"]["bev_margin"] = 2.0
+    Path("profile.yaml").write_text(yaml.safe_dump(profile))
+    sweep(rows=["fd3d", "plain"])
+    assert sum(calls("dump").values()) == 2
+    assert trained() == sorted(["fd3d 0", "fd3d 1"] * 2 + ["plain 0", "plain 1"])
+
+
+def test_a_failing_row_is_reported_and_stops_no_other(place):
+    grid = read(
+        main={"store": "focal", "rows": {"broken": {}, "early": {"method": "fd3d", "expert": "steps-500"}, "plain": {}}}
+    )
+    outcome = sweep(grid)
+    assert sorted(outcome.done) == ["main/bevformer/expert/0", "main/bevformer/plain/0"]
+    assert "method 'broken' is unknown" in outcome.failed["main/bevformer/broken/0"]
+    assert "detector-500.pth does not exist; add its iteration" in outcome.failed["expert bevformer steps-500"]
+    assert outcome.failed["main/bevformer/early/0"] == "expert bevformer steps-500 failed"
+    Path("stages.py").write_text(STAGES.replace("broken", "mended"))
+    assert "main/bevformer/broken/0" in sweep(grid).done
+
+
+def test_an_evaluation_that_failed_does_not_train_again(place):
+    Path("no_evaluation").touch()
+    assert set(sweep(rows=["plain"], seeds=[0]).failed) == {"main/bevformer/plain/0"}
+    Path("no_evaluation").unlink()
+    assert sweep(rows=["plain"], seeds=[0]).done == ["main/bevformer/plain/0"]
+    assert trained() == ["plain 0"]
+
+
+RUN = """
+import sys
+from pathlib import Path
+from pipeline.sweep import Grid, Sweep
+grid = Grid(Path("sweep.yaml"))
+try:
+    print(Sweep(grid, 2, command=(sys.executable, "stages.py")).run(grid.trainings))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def start(project: Path) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(project)}
+    return subprocess.Popen([sys.executable, "-c", RUN], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{path} did not appear")
+
+
+def test_a_stopped_sweep_ends_its_trainings_and_goes_on(place, project):
+    Path("slow").touch()
+    running = start(project)
+    wait_for(place / "runs/sweep/main/bevformer/plain/0/last_checkpoint")
+    os.kill(running.pid, signal.SIGINT)
+    running.communicate(timeout=60)
+    assert running.returncode == 130
+    Path("slow").unlink()
+    outcome = sweep(rows=["plain"])
+    assert sorted(outcome.done) == ["main/bevformer/plain/0", "main/bevformer/plain/1"]
+    seconds = {
+        line["seed"]: line["seconds"] for line in read_table(Path("results/evidence.csv")) if line["row"] == "plain"
+    }
+    assert seconds == {"0": "", "1": "5"}  # a resumed training does not know how long its first part took
+
+
+def test_a_training_whose_sweep_was_killed_is_still_claimed(place, project):
+    sweep(rows=["expert"])
+    Path("slow").touch()
+    running = start(project)
+    wait_for(place / "runs/sweep/main/bevformer/plain/0/last_checkpoint")
+    running.kill()
+    running.communicate()
+    Path("slow").unlink()
+    assert sweep(rows=["plain"], seeds=[0]).claimed == ["main/bevformer/plain/0"]
+    assert trained().count("plain 0") == 1
+    Path("end").touch()  # the training that nobody waits for
+
+
+def test_two_sweeps_at_once_train_each_row_once(place, project):
+    both = [start(project), start(project)]
+    for running in both:
+        running.communicate(timeout=120)
+        assert running.returncode == 0
+    sweep()
+    assert trained() == sorted(["fd3d 0"] * 2 + ["plain 0", "mgd 0", "plain 1", "fd3d 1", "mgd 1"])
+    assert sum(calls("dump").values()) == 2 and sum(calls("expert").values()) == 1
+    assert len(read_table(Path("results/evidence.csv"))) == 10
+
+
+def test_lines_written_side_by_side_are_all_there(tmp_path):
+    table = tmp_path / "evidence.csv"
+
+    def write(seed: int) -> None:
+        put_lines(table, [dict.fromkeys(COLUMNS, "x") | {"seed": seed}])
+
+    threads = [threading.Thread(target=write, args=(seed,)) for seed in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [line["seed"] for line in read_table(table)] == [str(seed) for seed in range(12)]
+    table.write_text("a,b\n1,2\n")
+    with pytest.raises(FD3DError, match="has other columns"):
+        put_lines(table, [])
+
+
+def test_the_shipped_grid_is_readable(project, monkeypatch):
+    monkeypatch.chdir(project)
+    grid = Grid(Path("configs/sweep.yaml"))
+    main = chosen(grid.trainings, ["main"], (), (), ())
+    methods = {"plain", "fd3d", "fitnets", "cwd", "mgd", "fgd", "heatmap", "response"}
+    assert Counter((t.family, t.method) for t in main if t.method != "expert") == {
+        (family, method): 5 for family in ("bevformer", "detr3d") for method in methods
+    }
+
+
+def test_a_real_sweep_on_a_tiny_world(
+    tmp_path, project, world, world_index, expert_config, expert_checkpoint, monkeypatch
+):
+    profile = yaml.safe_load((project / "params.yaml").read_text())
+    profile["data"] |= {"root": str(world), "index": str(world_index)}
+    pair = profile["families"].pop("bevformer")
+    pair["expert"] |= {"config": str(expert_config), "checkpoint": str(expert_checkpoint)}
+    pair["apprentice"] = {
+        "config": str(project / "configs/world/apprentice.py"),
+        "train": {"max_iters": 4, "workers": 0},
+    }
+    profile["families"], profile["dump"]["frames_per_shard"] = {"bevformer": pair}, 3
+    (tmp_path / "profile.yaml").write_text(yaml.safe_dump(profile))
+    grid = yaml.safe_load(GRID) | {"experiments": {"main": {"store": "focal", "rows": {"plain": {}, "fd3d": {}}}}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    done = CliRunner().invoke(app, ["sweep", "--grid", "sweep.yaml"])
+    assert done.exit_code == 0, done
+    assert "3 rows made, 0 were there, 0 failed" in done.stdout
+    lines = read_table(tmp_path / "results/evidence.csv")
+    assert [line["row"] for line in lines] == ["expert", "fd3d", "plain"]
+    assert float(lines[0]["NDS"]) > 20 and int(lines[1]["store_bytes"]) > 1_000_000
+    facts = json.loads((tmp_path / "runs/sweep/main/bevformer/fd3d/0/train.json").read_text())
+    assert facts["method"] == "fd3d" and facts["steps"] == 4
+    done = CliRunner().invoke(app, ["sweep", "--grid", "sweep.yaml", "--dry-run"])
+    assert [line.rsplit(": ")[1] for line in done.stdout.splitlines()] == ["done"] * 3
