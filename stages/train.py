@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.errors import FD3DError
-from stages.params import DETECTOR, read_family, read_params, read_yaml
+from stages.params import CONFIG, DETECTOR, read_family, read_params, read_yaml
 
 DISTILL_CONFIGS = Path(__file__).parents[1] / "configs" / "distill"
 """A file of settings per method other than fd3d; without one a method's defaults hold."""
@@ -69,12 +69,15 @@ def train(
     store: Annotated[
         Path | None, typer.Option(help="The expert's cached targets; runs/FAMILY/store by default.")
     ] = None,
+    expert: Annotated[
+        Path | None, typer.Option(help="Folder of an online expert (distill.expert); runs/FAMILY/expert by default.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the apprentice's train.seed.")] = None,
     params: Annotated[Path, typer.Option(help="Reads 'data', 'families', 'distill' and 'methods'.")] = Path(
         "params.yaml"
     ),
 ) -> None:
-    """Train the apprentice; neither the expert's code path nor its checkpoint is touched."""
+    """Train the apprentice; unless the expert is set to run online, neither its code path nor its checkpoint is touched."""
     from pipeline.distill import distiller_config, load_method
     from pipeline.files import write_atomically
     from pipeline.models.build import load_config
@@ -91,8 +94,18 @@ def train(
     if method == "plain":
         facts = run_training(cfg, cfg.model, source, target, settings)
     else:
-        model = distiller_config(cfg, store, method, method_settings(params, name, method))
-        facts = run_training(cfg, model, source, target, settings, store, lambda trained: trained.student_state_dict())
+        values, frames = method_settings(params, name, method), None
+        if values.get("expert") == "online":
+            from pipeline.distill.online import expert_frames
+
+            made_by = expert or Path("runs") / name / "expert"
+            model = distiller_config(cfg, store, method, values, (made_by / CONFIG, made_by / DETECTOR))
+            frames = expert_frames(load_config(made_by / CONFIG), cfg, source, values["history"])
+        else:
+            model = distiller_config(cfg, store, method, values)
+        facts = run_training(
+            cfg, model, source, target, settings, store, lambda trained: trained.student_state_dict(), frames
+        )
     facts["method"] = method
     write_atomically(out / "train.json", lambda file: json.dump(facts, file, indent=1))
     print(f"{target}: {facts}")

@@ -15,8 +15,23 @@ class MethodSettings:
     """What messages call these settings."""
     levels: tuple[int, ...] | None = None
     """Pyramid levels distilled; all by default."""
+    expert: str = "cached"
+    """``cached`` reads the store's frames, ``online`` runs the expert in the training step."""
+    history: str | None = None
+    """What an online expert sees: ``scene``, all frames from the scene's start as in stage 1, or the student's ``queue``."""
 
     def __post_init__(self) -> None:
+        if self.expert not in ("cached", "online"):
+            raise FD3DError(f"{self.section}.expert is '{self.expert}'; use cached or online")
+        if self.expert == "cached" and self.history is not None:
+            raise FD3DError(
+                f"{self.section}.history is '{self.history}' but {self.section}.expert is cached; leave history out, or "
+                "set expert to online"
+            )
+        if self.expert == "online" and self.history not in ("scene", "queue"):
+            raise FD3DError(
+                f"{self.section}.expert is online but {self.section}.history is {self.history!r}; use scene or queue"
+            )
         for name in (f.name for f in fields(self) if f.name.startswith("w_")):
             if getattr(self, name) < 0:
                 raise FD3DError(f"{self.section}.{name} is {getattr(self, name)}; it must not be negative")
