@@ -153,17 +153,17 @@ class Distiller(BaseModel):
 
         return OnlineExpert(**expert, manifest=self.manifest, schema=self.schema)
 
-    def chosen(self, name: str, count: int) -> tuple[int, ...]:
-        """The setting ``name``, numbers of the store's ``count`` levels or layers; all of them when it is None.
+    def chosen(self, name: str, count: int, holder: str = "the store") -> tuple[int, ...]:
+        """The setting ``name``, numbers of the holder's ``count`` levels or layers; all of them when it is None.
 
         Raises:
-            FD3DError: the store does not hold them.
+            FD3DError: the holder does not have them.
         """
         numbers = getattr(self.settings, name)
         numbers = tuple(range(count)) if numbers is None else numbers
         if (count and not numbers) or any(not 0 <= number < count for number in numbers):
             held = f"{name} 0..{count - 1}" if count else f"no {name}"
-            raise FD3DError(f"{self.settings.section}.{name} is {list(numbers)}, but the store has {held}")
+            raise FD3DError(f"{self.settings.section}.{name} is {list(numbers)}, but {holder} has {held}")
         return numbers
 
     def student_state_dict(self) -> dict[str, Tensor]:

@@ -6,6 +6,9 @@ from typing import Any, ClassVar, Self
 from pipeline.errors import FD3DError
 from pipeline.focal import FocalRule
 
+AREAS = ("queries", "annotations", "everywhere")
+HEADS = ("frozen", "trainable")
+
 
 @dataclass(frozen=True)
 class MethodSettings:
@@ -66,6 +69,13 @@ class DistillSettings(MethodSettings):
     """Say of a query is its score to this power."""
     layers: tuple[int, ...] | None = None
     """Decoder layers of the fine-grained loss; all by default."""
+    areas: str = "queries"
+    """What spans the areas of the masked generation losses: the expert's ``queries`` by their trust, or, all trusted alike
+    and from a dense store, the ``annotations`` or all cells (``everywhere``)."""
+    head: str = "frozen"
+    """``frozen``: queries are the expert's. ``trainable``: those of a head that learns to detect on the expert's dense BEV map."""
+    w_head: float = 1.0
+    """Weight of a trainable head's detection loss."""
     rule: FocalRule = field(default_factory=FocalRule)
     """Areas; as tight as the store's or tighter."""
 
@@ -76,6 +86,9 @@ class DistillSettings(MethodSettings):
         for name in ("mask_ratio", "trust_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise FD3DError(f"distill.{name} is {getattr(self, name)}; it must be in 0..1")
+        for name, known in (("areas", AREAS), ("head", HEADS)):
+            if getattr(self, name) not in known:
+                raise FD3DError(f"distill.{name} is '{getattr(self, name)}'; use {' or '.join(known)}")
         if self.block < 1:
             raise FD3DError(f"distill.block is {self.block}; it must be at least 1")
 
