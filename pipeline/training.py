@@ -71,6 +71,8 @@ class RunSettings:
     """Iterations between checkpoints that a killed training resumes from."""
     cache_mb: int = 0
     """MB of the expert's targets that each of the ``workers`` keeps in memory."""
+    curve_every: int | None = None
+    """Iterations averaged into one row of ``losses.csv``; by default a twentieth of the schedule, 50 at most."""
     snapshots: tuple[int, ...] = ()
     """Iterations whose weights are kept besides the last ones, as ``detector-ITERATION.pth``."""
 
@@ -353,7 +355,7 @@ def train(
         ),
         custom_hooks=[
             dict(type="NaNGuard"),
-            dict(type="LossCurve", path=work_dir / "losses.csv", interval=log_every),
+            dict(type="LossCurve", path=work_dir / "losses.csv", interval=settings.curve_every or log_every),
             dict(type="Snapshots", iterations=settings.snapshots, save=keep),
             dict(type="PlainCheckpoint"),
             dict(type="Progress"),

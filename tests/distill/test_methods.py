@@ -226,7 +226,7 @@ def test_responses_need_no_dense_store(project, store, source):
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
-        ("cwd", {"tua": 1}, "methods.cwd.tua is no setting; there are levels, tau, w_bev, w_pv"),
+        ("cwd", {"tua": 1}, "methods.cwd.tua is no setting; there are expert, history, levels, tau, w_bev, w_pv"),
         ("cwd", {"tau": 0}, "methods.cwd.tau is 0; it must be positive"),
         ("fitnets", {"w_pv": -1}, "methods.fitnets.w_pv is -1; it must not be negative"),
         ("mgd", {"mask_ratio": 2}, r"methods.mgd.mask_ratio is 2; it must be in 0..1"),

@@ -100,11 +100,12 @@ class FocalDistiller(Distiller):
         """loss_pv, loss_bev and loss_fine, those that both sides allow; with a trainable head also loss_head."""
         s, metas = self.settings, [sample.frames[-1] for sample in data_samples]
         device = (outputs.pv[0] if outputs.bev is None else outputs.bev).device
-        truth, spans = gt_tensors(data_samples, device), None
+        truth = gt_tensors(data_samples, device)
+        spans: list[Spans | None] | None = None
         if s.areas == "annotations":
             spans = [Spans(boxes, torch.ones(len(boxes), device=device)) for boxes in truth[0]]
         elif s.areas == "everywhere":
-            spans = [None] * len(frames)
+            spans = [None for _ in frames]
         if self.head is None:
             return self.focal_losses(outputs.bev, outputs.pv, self.targets(frames, metas, device, spans), metas)
         found = self.head(torch.stack([dense_bev(frame, self.schema, device)[0] for frame in frames]), *truth)
