@@ -48,7 +48,7 @@ def main(
     models: dict[str, tuple[nn.Module, Any]] = {}
     for method in ("plain", *method_names()):
         plain = method == "plain"
-        settings = {} if plain else method_settings(params, name, method)
+        settings = {} if plain else method_settings(params, name, method)[0]
         model = MODELS.build(cfg.model if plain else distiller_config(cfg, store, method, settings)).to(best_device())
         models[method] = (model.train(), build_optim_wrapper(model, cfg.optim_wrapper))
     seconds: dict[str, list[float]] = {method: [] for method in models}

@@ -71,6 +71,8 @@ class RunSettings:
     """Iterations between checkpoints that a killed training resumes from."""
     cache_mb: int = 0
     """MB of the expert's targets that each of the ``workers`` keeps in memory."""
+    curve_every: int | None = None
+    """Iterations averaged into one row of ``losses.csv``; by default a twentieth of the schedule, 50 at most."""
     snapshots: tuple[int, ...] = ()
     """Iterations whose weights are kept besides the last ones, as ``detector-ITERATION.pth``."""
 
@@ -220,11 +222,18 @@ for hook in (LossCurve, Progress, NaNGuard, Snapshots, Inherit, PlainCheckpoint)
     HOOKS.register_module(module=hook)
 
 
-def frame_pipeline(cfg: Config, train: bool, store: Path | None = None, cache_mb: int = 0) -> list[dict]:
-    """The transforms of a detector config: decode, augment, and with a store read the expert's targets.
+def frame_pipeline(
+    cfg: Config, train: bool, store: Path | None = None, cache_mb: int = 0, expert_frames: dict | None = None
+) -> list[dict]:
+    """The transforms of a detector config: decode, augment, and for a distiller load what it needs of the expert.
+
+    Args:
+        store: read the expert's targets from here.
+        expert_frames: instead load the expert's images: data set of
+            :class:`~pipeline.data.transforms.LoadExpertFrames`.
 
     Raises:
-        FD3DError: an augmentation moves pixels although cached targets are read.
+        FD3DError: an augmentation moves pixels beside the expert's targets.
     """
     augment = cfg.get("augment", {}) if train else {}
     steps: list[dict] = [dict(type="LoadMultiViewImages", scale=cfg.image.scale, to_rgb=cfg.image.to_rgb)]
@@ -234,22 +243,31 @@ def frame_pipeline(cfg: Config, train: bool, store: Path | None = None, cache_mb
         steps.append(dict(type="WorldFlip", prob=augment.world_flip))
     if train:
         steps.append(dict(type="LoadBoxes", pc_range=list(cfg.pc_range)))
-    if store is not None:
+    if expert_frames is not None:
+        steps.append(dict(type="LoadExpertFrames", dataset=expert_frames))
+    elif store is not None:
         steps.append(dict(type="LoadExpertTargets", store=str(store), cache_bytes=cache_mb * 1_000_000))
     steps.append(dict(type="PackFrames"))
     refuse_pixel_moving(steps)
     return steps
 
 
-def frame_dataset(cfg: Config, source: FrameSource, train: bool, store: Path | None = None, cache_mb: int = 0) -> dict:
-    """mmengine dataset config."""
+def frame_dataset(
+    cfg: Config,
+    source: FrameSource,
+    train: bool,
+    store: Path | None = None,
+    cache_mb: int = 0,
+    expert_frames: dict | None = None,
+) -> dict:
+    """mmengine dataset config; arguments as of :func:`frame_pipeline`."""
     return dict(
         type="FrameDataset",
         index=str(source.index),
         root=str(source.root),
         split=source.split,
         queue_length=cfg.queue_length if train else 1,
-        pipeline=frame_pipeline(cfg, train, store, cache_mb),
+        pipeline=frame_pipeline(cfg, train, store, cache_mb, expert_frames),
         test_mode=not train,
     )
 
@@ -295,6 +313,7 @@ def train(
     store: Path | None = None,
     export: Callable[[nn.Module], dict[str, torch.Tensor]] = lambda model: model.state_dict(),
     inheritance: Inheritance | None = None,
+    expert_frames: dict | None = None,
 ) -> dict[str, Any]:
     """Train ``model`` on the frames of ``source``; a killed training goes on from its last checkpoint.
 
@@ -307,6 +326,7 @@ def train(
         store: the expert's targets, when the model needs them.
         export: the state dict to save from the trained model.
         inheritance: what the detector starts from; all else starts from random weights.
+        expert_frames: for an online expert, see :func:`frame_pipeline`; the store's frames are then not read.
 
     Returns:
         seed, seconds of training in this process, steps, processes; the checkpoint has them under ``training``.
@@ -334,7 +354,7 @@ def train(
         persistent_workers=settings.workers > 0,
         sampler=dict(type="InfiniteSampler", shuffle=True, seed=settings.seed),
         collate_fn=dict(type="pseudo_collate"),
-        dataset=frame_dataset(cfg, source, True, store, settings.cache_mb),
+        dataset=frame_dataset(cfg, source, True, store, settings.cache_mb, expert_frames),
         drop_last=True,
     )
     if settings.workers:
@@ -369,7 +389,7 @@ def train(
         ),
         custom_hooks=[
             dict(type="NaNGuard"),
-            dict(type="LossCurve", path=work_dir / "losses.csv", interval=log_every),
+            dict(type="LossCurve", path=work_dir / "losses.csv", interval=settings.curve_every or log_every),
             dict(type="Snapshots", iterations=settings.snapshots, save=keep),
             dict(type="PlainCheckpoint"),
             *([dict(type="Inherit", inheritance=inheritance)] if inheritance else []),

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.errors import FD3DError
-from stages.params import DETECTOR, read_family, read_params, read_yaml
+from stages.params import CONFIG, DETECTOR, read_family, read_params, read_yaml
 
+PLAIN = "plain"
+"""The method that distils nothing."""
 DISTILL_CONFIGS = Path(__file__).parents[1] / "configs" / "distill"
 """A file of settings per method other than fd3d; without one a method's defaults hold."""
 
@@ -39,11 +41,12 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return base | over | both
 
 
-def method_settings(params: Path, family: str, method: str) -> dict[str, Any]:
-    """A distiller's settings for a family.
+def method_settings(params: Path, family: str, method: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A distiller's settings for a family, and which of the apprentice's modules start from the expert's weights.
 
     Those of fd3d are the section ``distill``, overridden by ``families.FAMILY.distill``; those of any other method
-    ``configs/distill/METHOD.yaml``, overridden by ``methods.METHOD``.
+    ``configs/distill/METHOD.yaml``, overridden by ``methods.METHOD``. The modules are listed there as ``inherit``, of
+    ``plain`` too.
 
     Raises:
         FD3DError: a section is missing, or ``methods`` names one that does not exist.
@@ -51,15 +54,22 @@ def method_settings(params: Path, family: str, method: str) -> dict[str, Any]:
     from pipeline.distill import method_names
 
     overrides = read_params(params, "methods", optional=True)
-    unknown = [name for name in overrides if name not in method_names() or name == "fd3d"]
+    others = [PLAIN, *(name for name in method_names() if name != "fd3d")]
+    unknown = [name for name in overrides if name not in others]
     if unknown:
-        others = ", ".join(name for name in method_names() if name != "fd3d")
-        raise FD3DError(f"{params}: methods.{unknown[0]} is no method; there are {others}, and 'distill' is fd3d's")
+        raise FD3DError(
+            f"{params}: methods.{unknown[0]} is no method; there are {', '.join(others)}, and 'distill' is fd3d's"
+        )
     if method == "fd3d":
         own = read_family(params, family)[1].get("distill") or {}
-        return merged(read_params(params, "distill"), own)
-    file = DISTILL_CONFIGS / f"{method}.yaml"
-    return merged((read_yaml(file) or {}) if file.is_file() else {}, overrides.get(method) or {})
+        values = merged(read_params(params, "distill"), own)
+    else:
+        file = DISTILL_CONFIGS / f"{method}.yaml"
+        values = merged((read_yaml(file) or {}) if file.is_file() else {}, overrides.get(method) or {})
+    modules = tuple(values.pop("inherit", None) or ())
+    if method == PLAIN and values:
+        raise FD3DError(f"{params}: methods.{PLAIN}.{next(iter(values))} is no setting; there is inherit")
+    return values, modules
 
 
 def train(
@@ -69,18 +79,23 @@ def train(
     store: Annotated[
         Path | None, typer.Option(help="The expert's cached targets; runs/FAMILY/store by default.")
     ] = None,
+    expert: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint of an expert that is inherited from or online; runs/FAMILY/expert's by default."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the apprentice's train.seed.")] = None,
     params: Annotated[Path, typer.Option(help="Reads 'data', 'families', 'distill' and 'methods'.")] = Path(
         "params.yaml"
     ),
 ) -> None:
-    """Train the apprentice; neither the expert's code path nor its checkpoint is touched."""
+    """Train the apprentice; unless the expert is set to run online, neither its code path nor its checkpoint is touched."""
     from pipeline.distill import distiller_config, load_method
     from pipeline.files import write_atomically
     from pipeline.models.build import load_config
+    from pipeline.training import Inheritance
     from pipeline.training import train as run_training
 
-    if method != "plain":
+    if method != PLAIN:
         load_method(method)
     name, pair = read_family(params, family)
     section, store = pair["apprentice"], store or Path("runs") / name / "store"
@@ -88,11 +103,30 @@ def train(
     values = section.get("train", {}) | ({} if seed is None else {"seed": seed})
     settings, out = run_settings(values), out or Path("runs") / name / method
     source, target = frame_source(params, "train"), out / DETECTOR
-    if method == "plain":
-        facts = run_training(cfg, cfg.model, source, target, settings)
+    values, modules = method_settings(params, name, method)
+    expert = expert or Path("runs") / name / "expert" / DETECTOR
+    inheritance = Inheritance(expert, modules) if modules else None
+    if method == PLAIN:
+        facts = run_training(cfg, cfg.model, source, target, settings, inheritance=inheritance)
     else:
-        model = distiller_config(cfg, store, method, method_settings(params, name, method))
-        facts = run_training(cfg, model, source, target, settings, store, lambda trained: trained.student_state_dict())
+        live, frames = None, None
+        if values.get("expert") == "online":
+            from pipeline.distill.online import expert_frames
+
+            live = (expert.with_name(CONFIG), expert)
+            frames = expert_frames(load_config(live[0]), cfg, source, values["history"])
+        model = distiller_config(cfg, store, method, values, live)
+        facts = run_training(
+            cfg,
+            model,
+            source,
+            target,
+            settings,
+            store,
+            lambda trained: trained.student_state_dict(),
+            inheritance,
+            frames,
+        )
     facts["method"] = method
     write_atomically(out / "train.json", lambda file: json.dump(facts, file, indent=1))
     print(f"{target}: {facts}")

@@ -5,7 +5,7 @@ Needs numpy, zarr and numcodecs only.
 
 from .errors import StoreError
 from .quantise import dequantise, quantise
-from .reader import StoreReader, describe
+from .reader import StoreReader, describe, read_back
 from .schema import SCHEMA_VERSION, ArraySpec, StoreSchema
 from .shards import ShardWriter
 from .storage import open_storage
@@ -25,5 +25,6 @@ __all__ = [
     "describe",
     "open_storage",
     "quantise",
+    "read_back",
     "verify",
 ]

@@ -15,7 +15,7 @@ from .errors import StoreError
 from .manifest import MANIFEST, RECIPE, read_json
 from .quantise import dequantise
 from .schema import SCHEMA_VERSION, StoreSchema, unpack_sampling
-from .shards import DONE
+from .shards import DONE, as_stored
 from .storage import LocalStorage, Storage, open_storage
 
 
@@ -208,6 +208,15 @@ def read_row(
             out[path] = np.asarray(arrays[path][row, : int(counts[path.rsplit("/", 1)[0]][row])])
         elif spec.kind != "count":
             out[path] = np.asarray(arrays[path][row])
+    if "query/sampling" in out:
+        out["query/sampling"] = unpack_sampling(out["query/sampling"])
+    return out
+
+
+def read_back(schema: StoreSchema, frame: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What ``read(token, decode=False)`` would give of a frame that the writer was given, without a store between."""
+    specs = {path: spec for path, spec in schema.arrays().items() if spec.kind != "count"}
+    out = {path: np.asarray(as_stored(path, spec, frame[path]), spec.dtype) for path, spec in specs.items()}
     if "query/sampling" in out:
         out["query/sampling"] = unpack_sampling(out["query/sampling"])
     return out

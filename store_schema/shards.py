@@ -82,10 +82,11 @@ class ShardWriter:
             counts[: len(frames)] = [len(frame[path.replace("/count", "/index")]) for frame in frames]
             whole = replace(spec, shape=counts.shape, chunk=counts.shape)
             return encode_shard(whole, [counts], 1)
-        return encode_shard(spec, (_as_stored(path, spec, frame[path]) for frame in frames), self.frames_per_shard)
+        return encode_shard(spec, (as_stored(path, spec, frame[path]) for frame in frames), self.frames_per_shard)
 
 
-def _as_stored(path: str, spec: ArraySpec, array: np.ndarray) -> np.ndarray:
+def as_stored(path: str, spec: ArraySpec, array: np.ndarray) -> np.ndarray:
+    """An array of a frame, given as the writer takes it, with the bits that are written."""
     if path == "query/sampling":
         return pack_sampling(array)
     if spec.kind != "values" or spec.dtype != "float16":

@@ -21,11 +21,13 @@ def test_a_profile_names_configs_that_load_and_settings_that_are_known(path: Pat
     profile = yaml.safe_load(path.read_text())
     rule = from_mapping(FocalRule, profile["focal"], "focal")
     from_mapping(DumpSettings, profile["dump"] | {"rule": rule}, "dump")
-    rule.check_covers(DistillSettings.from_dict(profile["distill"]).rule)
+    settings = profile["distill"]
+    assert settings.pop("inherit") == ["pts_bbox_head"]
+    rule.check_covers(DistillSettings.from_dict(settings).rule)
     for pair in profile["families"].values():
         assert "adapter" in load_config(ROOT / pair["expert"]["config"])
         load_config(ROOT / pair["apprentice"]["config"])
-        DistillSettings.from_dict(merged(profile["distill"], pair.get("distill") or {}))
+        DistillSettings.from_dict(merged(settings, pair.get("distill") or {}))
         for role in ("expert", "apprentice"):
             from_mapping(RunSettings, pair[role]["train"], "train")
 

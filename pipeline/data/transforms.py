@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
-from mmdet3d.registry import TRANSFORMS
+from mmdet3d.registry import DATASETS, TRANSFORMS
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
@@ -197,6 +197,33 @@ class LoadExpertTargets(BaseTransform):
 
 
 @TRANSFORMS.register_module()
+class LoadExpertFrames(BaseTransform):
+    """The expert's own images of the item's frame and of those before it, for an expert that runs in the training step.
+
+    They are decoded once more, by the expert's pipeline, so that no augmentation of the apprentice reaches them.
+
+    Args:
+        dataset: config of a :class:`~pipeline.data.dataset.FrameDataset` of the same split with the expert's transforms
+            and as long a queue as it sees.
+    """
+
+    moves_pixels = False
+
+    def __init__(self, dataset: dict) -> None:
+        self.dataset = DATASETS.build(dataset)
+        self.numbers = {self.dataset.index[row].token: number for number, row in enumerate(self.dataset.rows)}
+
+    def transform(self, results: Item) -> Item:
+        """Sets ``expert``: ``img`` (Q, V, 3, H, W) and ``frames``, their metainfo; without the repeats that fill a queue."""
+        raw = self.dataset.raw_item(self.numbers[results["token"]])
+        tokens = [entry["frame"].token for entry in raw["frames"]]
+        raw["frames"] = raw["frames"][tokens.count(tokens[0]) - 1 :]
+        packed = self.dataset.pipeline(raw)
+        results["expert"] = {"img": packed["inputs"]["img"], "frames": packed["data_samples"].frames}
+        return results
+
+
+@TRANSFORMS.register_module()
 class PackFrames(BaseTransform):
     """Resize and stack the queue's images and gather metainfo.
 
@@ -237,17 +264,17 @@ class PackFrames(BaseTransform):
 
 
 def refuse_pixel_moving(steps: list[dict]) -> None:
-    """Check that cached targets are read only by pipelines that leave every pixel in place.
+    """Check that the expert's targets are used only by pipelines that leave every pixel in place.
 
     Raises:
         FD3DError: a transform moves pixels, or does not say whether it does.
     """
-    if not any(step["type"] == "LoadExpertTargets" for step in steps):
+    if not any(step["type"] in ("LoadExpertTargets", "LoadExpertFrames") for step in steps):
         return
     for step in steps:
         kind = TRANSFORMS.get(step["type"])
         if getattr(kind, "moves_pixels", True):
             raise FD3DError(
-                f"{step['type']} moves pixels (or does not declare moves_pixels = False), so cached expert targets would "
+                f"{step['type']} moves pixels (or does not declare moves_pixels = False), so the expert's targets would "
                 "be wrong; take it out of the apprentice's augmentations"
             )

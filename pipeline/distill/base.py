@@ -1,7 +1,7 @@
 """What all distillers share: a student that is tapped, a store whose targets they read, losses added to the student's."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from mmdet3d.registry import MODELS
@@ -15,6 +15,9 @@ from store_schema import StoreReader
 from .generators import RestoreBEV
 from .settings import MethodSettings
 from .targets import CachedFrame, ChannelScale
+
+if TYPE_CHECKING:
+    from .online import OnlineExpert
 
 # where students of this repository have what can be tapped
 _TAPS = {"pv": "img_neck", "bev": "pts_bbox_head.transformer.encoder", "head": "pts_bbox_head"}
@@ -85,6 +88,7 @@ class Distiller(BaseModel):
         bev_channels, pv_channels: of the student's features.
         taps: module paths of the student's pyramid ``pv``, BEV map ``bev`` and detection head ``head``, where they are
             not those of this repository's detectors.
+        expert: ``config`` and ``checkpoint`` of the expert, for the setting ``expert: online``.
 
     Attributes:
         settings: the method's.
@@ -112,6 +116,7 @@ class Distiller(BaseModel):
         bev_channels: int,
         pv_channels: int,
         taps: dict[str, str] | None = None,
+        expert: dict[str, str] | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -121,6 +126,9 @@ class Distiller(BaseModel):
         reader = StoreReader(store)
         self.store, self.schema, self.manifest = store, reader.schema, reader.manifest
         self.constants = reader.constants
+        self.online: OnlineExpert | None = None
+        if self.settings.expert == "online":
+            self.online = self._online(expert)
         self.levels: tuple[int, ...] = ()
         self.bev_size: tuple[int, int] | None = None
         if self.reads_maps:
@@ -136,17 +144,26 @@ class Distiller(BaseModel):
         paths = _TAPS | (taps or {})
         self.taps = Taps(self.student, {name: path for name, path in paths.items() if needed[name]})
 
-    def chosen(self, name: str, count: int) -> tuple[int, ...]:
-        """The setting ``name``, numbers of the store's ``count`` levels or layers; all of them when it is None.
+    def _online(self, expert: dict[str, str] | None) -> "OnlineExpert":
+        if expert is None:
+            raise FD3DError(
+                f"{self.settings.section}.expert is online, but the distiller is given none; name its config and checkpoint"
+            )
+        from .online import OnlineExpert  # here, so that training from the store needs nothing of the expert
+
+        return OnlineExpert(**expert, manifest=self.manifest, schema=self.schema)
+
+    def chosen(self, name: str, count: int, holder: str = "the store") -> tuple[int, ...]:
+        """The setting ``name``, numbers of the holder's ``count`` levels or layers; all of them when it is None.
 
         Raises:
-            FD3DError: the store does not hold them.
+            FD3DError: the holder does not have them.
         """
         numbers = getattr(self.settings, name)
         numbers = tuple(range(count)) if numbers is None else numbers
         if (count and not numbers) or any(not 0 <= number < count for number in numbers):
             held = f"{name} 0..{count - 1}" if count else f"no {name}"
-            raise FD3DError(f"{self.settings.section}.{name} is {list(numbers)}, but the store has {held}")
+            raise FD3DError(f"{self.settings.section}.{name} is {list(numbers)}, but {holder} has {held}")
         return numbers
 
     def student_state_dict(self) -> dict[str, Tensor]:
@@ -162,8 +179,10 @@ class Distiller(BaseModel):
         return losses | self.distillation_losses(self.student_outputs(), frames, data_samples)
 
     def expert_frames(self, inputs: dict[str, Tensor], data_samples: list[Det3DDataSample]) -> list[CachedFrame]:
-        """What the expert says of every sample's current frame: the store's rows, which the data pipeline has read."""
-        return [sample.expert for sample in data_samples]
+        """What the expert says of every sample's current frame: the store's rows, which the data pipeline has read, or
+        those that an online expert makes now of the frames that the data pipeline has decoded."""
+        loaded = [sample.expert for sample in data_samples]
+        return loaded if self.online is None else self.online.rows(loaded)
 
     def student_outputs(self) -> StudentOutputs:
         """What the taps saw in the student's last pass, which is then forgotten."""

@@ -8,7 +8,13 @@ from mmengine.config import Config
 from .methods import load_method
 
 
-def distiller_config(cfg: Config, store: str | Path, method: str, settings: dict[str, Any]) -> dict[str, Any]:
+def distiller_config(
+    cfg: Config,
+    store: str | Path,
+    method: str,
+    settings: dict[str, Any],
+    expert: tuple[str | Path, str | Path] | None = None,
+) -> dict[str, Any]:
     """What builds the distiller of ``method`` around an apprentice.
 
     Args:
@@ -16,6 +22,7 @@ def distiller_config(cfg: Config, store: str | Path, method: str, settings: dict
         store: the expert's targets.
         method: a file's name in ``pipeline/distill/methods``.
         settings: of the method.
+        expert: config and checkpoint of an online expert.
 
     Raises:
         FD3DError: the method or a setting is unknown, or a value out of range.
@@ -31,4 +38,5 @@ def distiller_config(cfg: Config, store: str | Path, method: str, settings: dict
         bev_size=(head.bev_h, head.bev_w) if "bev_h" in head else None,
         bev_channels=head.get("embed_dims", 256),
         pv_channels=cfg.model.img_neck.out_channels,
+        expert=None if expert is None else dict(config=str(expert[0]), checkpoint=str(expert[1])),
     )

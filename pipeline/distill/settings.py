@@ -6,6 +6,9 @@ from typing import Any, ClassVar, Self
 from pipeline.errors import FD3DError
 from pipeline.focal import FocalRule
 
+AREAS = ("queries", "annotations", "everywhere")
+HEADS = ("frozen", "trainable")
+
 
 @dataclass(frozen=True)
 class MethodSettings:
@@ -15,8 +18,23 @@ class MethodSettings:
     """What messages call these settings."""
     levels: tuple[int, ...] | None = None
     """Pyramid levels distilled; all by default."""
+    expert: str = "cached"
+    """``cached`` reads the store's frames, ``online`` runs the expert in the training step."""
+    history: str | None = None
+    """What an online expert sees: ``scene``, all frames from the scene's start as in stage 1, or the student's ``queue``."""
 
     def __post_init__(self) -> None:
+        if self.expert not in ("cached", "online"):
+            raise FD3DError(f"{self.section}.expert is '{self.expert}'; use cached or online")
+        if self.expert == "cached" and self.history is not None:
+            raise FD3DError(
+                f"{self.section}.history is '{self.history}' but {self.section}.expert is cached; leave history out, or "
+                "set expert to online"
+            )
+        if self.expert == "online" and self.history not in ("scene", "queue"):
+            raise FD3DError(
+                f"{self.section}.expert is online but {self.section}.history is {self.history!r}; use scene or queue"
+            )
         for name in (f.name for f in fields(self) if f.name.startswith("w_")):
             if getattr(self, name) < 0:
                 raise FD3DError(f"{self.section}.{name} is {getattr(self, name)}; it must not be negative")
@@ -51,6 +69,13 @@ class DistillSettings(MethodSettings):
     """Say of a query is its score to this power."""
     layers: tuple[int, ...] | None = None
     """Decoder layers of the fine-grained loss; all by default."""
+    areas: str = "queries"
+    """What spans the areas of the masked generation losses: the expert's ``queries`` by their trust, or, all trusted alike
+    and from a dense store, the ``annotations`` or all cells (``everywhere``)."""
+    head: str = "frozen"
+    """``frozen``: queries are the expert's. ``trainable``: those of a head that learns to detect on the expert's dense BEV map."""
+    w_head: float = 1.0
+    """Weight of a trainable head's detection loss."""
     rule: FocalRule = field(default_factory=FocalRule)
     """Areas; as tight as the store's or tighter."""
 
@@ -61,6 +86,9 @@ class DistillSettings(MethodSettings):
         for name in ("mask_ratio", "trust_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise FD3DError(f"distill.{name} is {getattr(self, name)}; it must be in 0..1")
+        for name, known in (("areas", AREAS), ("head", HEADS)):
+            if getattr(self, name) not in known:
+                raise FD3DError(f"distill.{name} is '{getattr(self, name)}'; use {' or '.join(known)}")
         if self.block < 1:
             raise FD3DError(f"distill.block is {self.block}; it must be at least 1")
 

@@ -76,6 +76,19 @@ class BEVTargets:
     trust: Tensor
 
 
+@dataclass
+class Spans:
+    """Boxes that span a frame's areas.
+
+    Attributes:
+        boxes: (n, 9) LiDAR frame.
+        trust: (n,).
+    """
+
+    boxes: Tensor
+    trust: Tensor
+
+
 def scatter_cells(frame: CachedFrame, name: str, cells: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Stored cells of map ``name`` to dense (cells, C) float32 and the mask of stored cells (cells,).
 
@@ -125,6 +138,7 @@ def make_targets(
     trust_power: float,
     levels: Sequence[int],
     device: torch.device,
+    spans: Sequence[Spans | None] | None = None,
 ) -> ExpertTargets:
     """Targets of a batch.
 
@@ -133,6 +147,7 @@ def make_targets(
     Args:
         frames: per sample what the store's reader gives, decoded or not.
         metas: per sample the metainfo of the apprentice's current frame: lidar2img to its unpadded image, pad_hw.
+        spans: per sample what spans the areas in place of the expert's queries, None for all cells with trust 1.
     """
     pc_range, statistics = manifest["coordinates"]["pc_range"], manifest["statistics"]
     scales = [ChannelScale.from_manifest(statistics[f"pv/{level}"], device) for level in levels]
@@ -142,25 +157,31 @@ def make_targets(
     trusts: list[Tensor] = []
     pv: list[list[Tensor]] = [[] for _ in levels]
     pv_trust: list[list[Tensor]] = [[] for _ in levels]
-    for frame, meta in zip(frames, metas, strict=True):
+    for b, (frame, meta) in enumerate(zip(frames, metas, strict=True)):
         boxes = torch.from_numpy(frame["query/boxes"][:kept]).to(device)
         score = torch.from_numpy(frame["query/score"][:kept]).to(device)
         trust = query_trust(score, max(trust_threshold, rule.min_score), trust_power)
         trusts.append(trust)
+        span = Spans(boxes, trust) if spans is None else spans[b]
         if schema.bev:
             dense, stored = dense_bev(frame, schema, device)
-            footprints = bev_footprints(boxes, pc_range, schema.bev[:2], rule.bev_margin)
             raw.append(dense)
-            bev_trust.append(trust_map(footprints, trust) * stored)
-        if levels:
+            bev_trust.append(stored.float())
+            if span is not None:
+                footprints = bev_footprints(span.boxes, pc_range, schema.bev[:2], rule.bev_margin)
+                bev_trust[-1] = trust_map(footprints, span.trust) * stored
+        if levels and span is not None:
             lidar2img = torch.as_tensor(meta["lidar2img"], device=device)
-            rectangles, valid = project_boxes(boxes, lidar2img, meta["pad_hw"])
+            rectangles, valid = project_boxes(span.boxes, lidar2img, meta["pad_hw"])
         for slot, level in enumerate(levels):
             rows, cols, _, _ = schema.pv[level]
             feature, seen = dense_pv(frame, schema, level, device)
-            cells = pv_rectangles_to_cells(rectangles, valid, (rows, cols), meta["pad_hw"][0] / rows, rule.pv_margin)
             pv[slot].append(scales[slot].standardise(feature))
-            pv_trust[slot].append(trust_map(cells, trust) * seen)
+            pv_trust[slot].append(seen.float())
+            if span is not None:
+                stride = meta["pad_hw"][0] / rows
+                cells = pv_rectangles_to_cells(rectangles, valid, (rows, cols), stride, rule.pv_margin)
+                pv_trust[slot][-1] = trust_map(cells, span.trust) * seen
     bev = None
     if schema.bev:
         stacked = torch.stack(raw)

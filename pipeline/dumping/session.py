@@ -66,6 +66,25 @@ class ShardResult:
     counts: Counts
 
 
+def load_expert(
+    cfg: Config, checkpoint: Path | None, num_queries: int, autocast: str | None, seed: int = 0
+) -> TappedExpert:
+    """The expert as it runs over frames, tapped and frozen.
+
+    Args:
+        num_queries: K best queries kept.
+        autocast: see :class:`~pipeline.expert.TappedExpert`.
+        seed: of random weights without a checkpoint.
+
+    Raises:
+        FD3DError: the checkpoint is missing or does not fit, or the config's adapter does not.
+    """
+    model = load_detector(cfg, checkpoint, seed)
+    if isinstance(model, MultiCameraDetector):  # of other detectors it is not known in which order their layers run
+        fold_batchnorm(model)
+    return TappedExpert(model, build_adapter(cfg), num_queries, autocast)
+
+
 class Session:
     """The expert on this process's device, and the frames that it runs over.
 
@@ -81,10 +100,8 @@ class Session:
         torch.set_num_threads(job.threads)
         self.job, self.cfg = job, Config.fromstring(job.config, ".py")
         init_default_scope("mmdet3d")
-        model = load_detector(self.cfg, job.checkpoint, job.settings.seed)
-        if isinstance(model, MultiCameraDetector):  # of other detectors it is not known in which order their layers run
-            fold_batchnorm(model)
-        self.expert = TappedExpert(model, build_adapter(self.cfg), job.settings.rule.num_queries, job.settings.autocast)
+        settings = job.settings
+        self.expert = load_expert(self.cfg, job.checkpoint, settings.rule.num_queries, settings.autocast, settings.seed)
         self.dataset = DATASETS.build(frame_dataset(self.cfg, job.source, train=False))
         self.index = self.dataset.index
         self.number = {self.index[row].token: i for i, row in enumerate(self.dataset.rows)}

@@ -1,7 +1,7 @@
 """A frozen detector with hooks at its taps."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -75,6 +75,19 @@ class TappedExpert:
             for hook in hooks:
                 hook.remove()
 
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
+
+    @torch.no_grad()
+    def advance(self, batch: dict[str, Any]) -> None:
+        """One streamed step of which only the history is wanted: detectors that have ``stream`` detect nothing."""
+        with self._precision():
+            batch = self.model.data_preprocessor(self.adapter.prepare(batch))
+            if hasattr(self.model, "stream"):
+                self.model.stream(batch["inputs"]["img"], batch["data_samples"])
+            else:
+                self.model.predict(batch["inputs"], batch["data_samples"])
+
     @torch.no_grad()
     def run(self, batch: dict[str, Any]) -> tuple[list[ExpertFrame], list[Det3DDataSample]]:
         """One streamed step: a collated batch of the next frame of B different scenes.
@@ -82,8 +95,7 @@ class TappedExpert:
         Raises:
             FD3DError: a tapped module did not run.
         """
-        context = torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
-        with self.tapped() as seen, context:
+        with self.tapped() as seen, self._precision():
             batch = self.model.data_preprocessor(self.adapter.prepare(batch))
             samples = self.model.predict(batch["inputs"], batch["data_samples"])
         idle = [name for name in self.modules if name not in seen]

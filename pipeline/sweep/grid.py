@@ -277,8 +277,7 @@ class Grid:
 
     def needs_expert(self, training: Training) -> bool:
         """Whether a training reads the expert's store or weights."""
-        apprentice = self.params(training)["families"][training.family]["apprentice"]
-        return training.method != PLAIN or bool(apprentice.get("inherit"))
+        return training.method != PLAIN or bool(self.params(training).get("methods", {}).get(PLAIN))
 
     def store_hash(self, family: str, expert: str, recipe: str) -> str:
         """Of everything that decides a store's contents.
@@ -328,7 +327,7 @@ class Grid:
             facts["expert"] = self._expert_facts(training.family, training.expert)
         if training.method == FD3D:
             facts["settings"] = values["distill"]
-        elif training.method != PLAIN:
+        elif training.method != PLAIN or self.needs_expert(training):
             file = _METHODS / f"{training.method}.yaml"
             facts["settings"] = [_yaml(file) if file.is_file() else {}, values.get("methods", {}).get(training.method)]
         if training.store:

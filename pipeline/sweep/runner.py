@@ -249,8 +249,8 @@ class Sweep:
         if training.store:
             store = self.grid.store_folder(training.family, training.expert, training.store) / "store"
             args += ["--store", str(store)]
-        if self.grid.params(training)["distill"].get("expert") == "online":
-            args += ["--expert", str(self.grid.trained_expert(training.family))]
+        if self.grid.needs_expert(training):
+            args += ["--expert", str(self.grid.expert(training.family, training.expert).checkpoint)]
         self._call(folder, lock, "train", *args, "--out", str(folder), "--params", str(params))
 
     def _put(self, training: Training, made: str, facts: dict[str, Any], metrics: dict[str, Any]) -> None:

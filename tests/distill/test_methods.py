@@ -36,7 +36,7 @@ WHOLE_MAP = [name for name in method_names() if issubclass(load_method(name), Wh
 def build(project: Path, store: Path, method: str, family: str = "bevformer", **settings):
     cfg = load_config(project / f"configs/world/{APPRENTICES[family]}.py")
     torch.manual_seed(0)
-    values = method_settings(project / "params.yaml", family, method) | settings
+    values = method_settings(project / "params.yaml", family, method)[0] | settings
     model = MODELS.build(distiller_config(cfg, store, method, values))
     model.init_weights()
     return cfg, model
@@ -226,7 +226,7 @@ def test_responses_need_no_dense_store(project, store, source):
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
-        ("cwd", {"tua": 1}, "methods.cwd.tua is no setting; there are levels, tau, w_bev, w_pv"),
+        ("cwd", {"tua": 1}, "methods.cwd.tua is no setting; there are expert, history, levels, tau, w_bev, w_pv"),
         ("cwd", {"tau": 0}, "methods.cwd.tau is 0; it must be positive"),
         ("fitnets", {"w_pv": -1}, "methods.fitnets.w_pv is -1; it must not be negative"),
         ("mgd", {"mask_ratio": 2}, r"methods.mgd.mask_ratio is 2; it must be in 0..1"),
@@ -246,6 +246,7 @@ def test_every_method_has_its_file_of_settings_with_known_names():
     files = {file.stem: yaml.safe_load(file.read_text()) for file in DISTILL_CONFIGS.glob("*.yaml")}
     assert files.keys() == set(method_names()) - {"fd3d"}
     for name, values in files.items():
+        assert values.pop("inherit") == ["pts_bbox_head"]
         load_method(name).settings_type.from_dict(values)
 
 
@@ -255,12 +256,13 @@ def test_settings_of_a_profile_override_those_of_files_and_families_those_of_the
     params["families"]["detr3d"]["distill"] = {"w_fine": 4.0, "rule": {"num_queries": 10}}
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(params))
-    assert method_settings(path, "detr3d", "cwd") == {"tau": 3.0, "w_pv": 5.0, "w_bev": 5.0}
-    assert method_settings(path, "bevformer", "fd3d") == params["distill"]
-    own = method_settings(path, "detr3d", "fd3d")
-    assert own == params["distill"] | {"w_fine": 4.0, "rule": params["distill"]["rule"] | {"num_queries": 10}}
+    assert method_settings(path, "detr3d", "cwd") == ({"tau": 3.0, "w_pv": 5.0, "w_bev": 5.0}, ("pts_bbox_head",))
+    whole = {name: value for name, value in params["distill"].items() if name != "inherit"}
+    assert method_settings(path, "bevformer", "fd3d") == (whole, ("pts_bbox_head",))
+    own, _ = method_settings(path, "detr3d", "fd3d")
+    assert own == whole | {"w_fine": 4.0, "rule": params["distill"]["rule"] | {"num_queries": 10}}
     path.write_text(yaml.safe_dump(params | {"methods": {"magic": {}}}))
-    with pytest.raises(FD3DError, match="methods.magic is no method; there are cwd, fgd"):
+    with pytest.raises(FD3DError, match="methods.magic is no method; there are plain, cwd, fgd"):
         method_settings(path, "bevformer", "cwd")
 
 

@@ -1,5 +1,7 @@
 """FD3D around any student detector: generators and the three losses, fed from the store (Zeng et al., CVPR 2023)."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,13 +12,15 @@ from torch import Tensor, nn
 
 from pipeline.errors import FD3DError
 from pipeline.focal import FocalRule
+from pipeline.models.detector import gt_tensors
 
 from ..base import Distiller, StudentOutputs
 from ..generators import FeatureGenerator
-from ..losses import block_mask, fine_grained_loss, masked_generation_loss
+from ..head import DistillationHead
+from ..losses import block_mask, fine_grained_loss, masked_generation_loss, query_trust
 from ..sampling import sample_cameras, sample_values
 from ..settings import DistillSettings
-from ..targets import CachedFrame, ExpertTargets, make_targets
+from ..targets import CachedFrame, ExpertTargets, Spans, dense_bev, make_targets
 
 
 @MODELS.register_module()
@@ -40,14 +44,38 @@ class FocalDistiller(Distiller):
     def __init__(self, bev_size: tuple[int, int] | None, bev_channels: int, pv_channels: int, **kwargs: Any) -> None:
         super().__init__(bev_size=bev_size, bev_channels=bev_channels, pv_channels=pv_channels, **kwargs)
         check_store_covers(self.manifest, self.settings.rule)
-        self.layers = self.chosen("layers", self.schema.layers)
+        self.head = self._trainable_head(kwargs["student"]["pts_bbox_head"])
+        if self.settings.areas != "queries" and self.schema.layout != "dense":
+            raise FD3DError(
+                f"distill.areas is {self.settings.areas}, but store {self.store} holds the cells around the expert's queries "
+                "only; dump one with dump.layout: dense"
+            )
+        if self.head is None:
+            self.layers = self.chosen("layers", self.schema.layers)
+        else:
+            self.layers = self.chosen("layers", len(self.head.attentions), "the trainable head")
         self.fine = self._what_queries_read(bev_size is not None)
         if self.schema.bev and self.bev_size is not None:
             self.bev_generator = FeatureGenerator(bev_channels, self.schema.bev[2])
         self.pv_generators = nn.ModuleList(FeatureGenerator(pv_channels, self.schema.pv[i][2]) for i in self.levels)
-        for path, constant in self.constants.items():
+        for path, constant in self.constants.items() if self.head is None else ():
             name = path.removeprefix("decoder/")
             self.register_buffer(name, torch.from_numpy(constant[list(self.layers)]), persistent=False)
+
+    def _trainable_head(self, student_head: dict[str, Any]) -> DistillationHead | None:
+        """The head of the setting ``head: trainable``.
+
+        Raises:
+            FD3DError: there is no dense BEV map for it, or the student's head reads none.
+        """
+        if self.settings.head == "frozen":
+            return None
+        if not self.schema.bev or self.schema.layout != "dense":
+            raise FD3DError(
+                f"distill.head is trainable, but store {self.store} holds no whole BEV map; dump one of a BEVFormer with "
+                "dump.layout: dense, or set head to frozen"
+            )
+        return DistillationHead(student_head, self.schema.bev, self.settings.rule.num_queries)
 
     def _what_queries_read(self, student_has_bev: bool) -> str:
         """``bev`` or ``cameras`` where the fine-grained loss is possible and wanted, else ``none``.
@@ -55,6 +83,8 @@ class FocalDistiller(Distiller):
         Raises:
             FD3DError: the expert's queries read levels that are not distilled.
         """
+        if self.settings.w_fine and self.head is not None:
+            return "bev"
         if not self.settings.w_fine or (self.schema.reading == "bev" and not student_has_bev):
             return "none"
         if self.schema.reading == "cameras" and len(self.levels) < len(self.schema.pv):
@@ -67,20 +97,57 @@ class FocalDistiller(Distiller):
     def distillation_losses(
         self, outputs: StudentOutputs, frames: list[CachedFrame], data_samples: list[Det3DDataSample]
     ) -> dict[str, Tensor]:
-        """loss_pv, loss_bev and loss_fine, those that both sides allow."""
-        metas = [sample.frames[-1] for sample in data_samples]
+        """loss_pv, loss_bev and loss_fine, those that both sides allow; with a trainable head also loss_head."""
+        s, metas = self.settings, [sample.frames[-1] for sample in data_samples]
         device = (outputs.pv[0] if outputs.bev is None else outputs.bev).device
-        return self.focal_losses(outputs.bev, outputs.pv, self.targets(frames, metas, device), metas)
+        truth = gt_tensors(data_samples, device)
+        spans: list[Spans | None] | None = None
+        if s.areas == "annotations":
+            spans = [Spans(boxes, torch.ones(len(boxes), device=device)) for boxes in truth[0]]
+        elif s.areas == "everywhere":
+            spans = [None for _ in frames]
+        if self.head is None:
+            return self.focal_losses(outputs.bev, outputs.pv, self.targets(frames, metas, device, spans), metas)
+        found = self.head(torch.stack([dense_bev(frame, self.schema, device)[0] for frame in frames]), *truth)
+        trust = query_trust(found.score, max(s.trust_threshold, s.rule.min_score), s.trust_power)
+        if spans is None:
+            spans = [Spans(*span) for span in zip(found.boxes, trust, strict=True)]
+        targets = self.targets(frames, metas, device, spans)
+        targets = replace(targets, trust=trust, queries={"sampling": found.sampling, "attention": found.attention})
+        layers = list(self.layers)
+        projection = found.value_weight[layers], found.value_bias[layers]
+        losses = self.focal_losses(outputs.bev, outputs.pv, targets, metas, projection)
+        return losses | {"loss_head": s.w_head * found.loss}
 
-    def targets(self, frames: list[CachedFrame], metas: list[dict[str, Any]], device: torch.device) -> ExpertTargets:
-        """Dense targets of a batch of cached frames."""
+    def targets(
+        self,
+        frames: list[CachedFrame],
+        metas: list[dict[str, Any]],
+        device: torch.device,
+        spans: Sequence[Spans | None] | None = None,
+    ) -> ExpertTargets:
+        """Dense targets of a batch of cached frames; ``spans`` as of :func:`~pipeline.distill.targets.make_targets`."""
         s = self.settings
         return make_targets(
-            frames, metas, self.schema, self.manifest, s.rule, s.trust_threshold, s.trust_power, self.levels, device
+            frames,
+            metas,
+            self.schema,
+            self.manifest,
+            s.rule,
+            s.trust_threshold,
+            s.trust_power,
+            self.levels,
+            device,
+            spans,
         )
 
     def focal_losses(
-        self, bev: Tensor | None, pv: list[Tensor], targets: ExpertTargets, metas: list[dict[str, Any]]
+        self,
+        bev: Tensor | None,
+        pv: list[Tensor],
+        targets: ExpertTargets,
+        metas: list[dict[str, Any]],
+        projection: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """The weighted losses that both sides allow.
 
@@ -88,6 +155,8 @@ class FocalDistiller(Distiller):
             bev: the student's map (B, C, h, w), None where one side has none.
             pv: its pyramid, levels (B*V, C, Hl, Wl); empty where the store has none.
             metas: per sample the metainfo of the student's current frame.
+            projection: weight (L, C, C) and bias (L, C) of the value projections that queries read the BEV map through;
+                the expert's by default.
 
         Raises:
             FD3DError: a level's grid is not the expert's.
@@ -105,10 +174,11 @@ class FocalDistiller(Distiller):
             )
         layers, queries = list(self.layers), targets.queries
         if self.fine == "bev" and targets.bev is not None:
+            weight, bias = projection or (self.value_proj_weight, self.value_proj_bias)
             read = partial(
                 sample_values,
-                weight=self.value_proj_weight,
-                bias=self.value_proj_bias,
+                weight=weight,
+                bias=bias,
                 locations=queries["sampling"][:, layers],
                 attention=queries["attention"][:, layers],
             )

@@ -1,0 +1,383 @@
+"""What distilling costs from a store and with the expert online: ``python -m benchmarks.cost``.
+
+Measures on a small embedded world, by turns in one process with one thread, images decoded in it: a scene of the dump per
+frame, and training steps of the plain apprentice, of FD3D from the store, and of FD3D with the expert online, which sees the
+apprentice's queue or streams the whole scene. From these rates and the profile's frames and steps follow the
+hours of one and of ten student runs, and from multiply-adds (:mod:`pipeline.complexity`) their FLOPs. Peak memory is that of a
+process which makes one kind of step only.
+"""
+
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+# Read when torch is imported.
+for name, value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0")):
+    os.environ.setdefault(name, value)
+
+import torch  # noqa: E402
+import typer  # noqa: E402
+from mmdet3d.registry import DATASETS, MODELS  # noqa: E402
+from mmengine.dataset import pseudo_collate  # noqa: E402
+from mmengine.logging import MMLogger  # noqa: E402
+from mmengine.optim import build_optim_wrapper  # noqa: E402
+
+from benchmarks.online import make_world  # noqa: E402
+from pipeline.complexity import count, rig_cameras  # noqa: E402
+from pipeline.data.index import FrameIndex  # noqa: E402
+from pipeline.distill import distiller_config, from_mapping  # noqa: E402
+from pipeline.distill.online import expert_frames  # noqa: E402
+from pipeline.dumping import ClusterSettings, DumpSettings, dump, make_manifest, scene_rows  # noqa: E402
+from pipeline.dumping.engine import make_engine  # noqa: E402
+from pipeline.dumping.rows import library_versions  # noqa: E402
+from pipeline.dumping.session import Job  # noqa: E402
+from pipeline.focal import FocalRule  # noqa: E402
+from pipeline.models.build import load_config  # noqa: E402
+from pipeline.prediction import best_device  # noqa: E402
+from pipeline.training import FrameSource, frame_dataset  # noqa: E402
+from stages.params import read_family, read_params  # noqa: E402
+from stages.train import method_settings  # noqa: E402
+from store_schema import StoreWriter  # noqa: E402
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+KINDS = ("plain", "cached", "queue", "scene")
+"""Steps: without an expert, from the store, with the expert online by what it sees."""
+BACKWARD = 2
+"""Multiply-adds of a backward pass in units of the forward pass: one product each for the gradients of inputs and weights."""
+PAIRS = (
+    ("configs/bevformer/base_r101.py", "configs/bevformer/tiny.py"),
+    ("configs/bevformer/base.py", "configs/bevformer/small.py"),
+    ("configs/detr3d/r101.py", "configs/detr3d/r50.py"),
+)
+"""Expert and apprentice of FD3D's results on nuScenes."""
+MARKERS = ("<!-- python -m benchmarks.cost -->", "<!-- end -->")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family on a world: paths and settings that another process can build it from."""
+
+    expert_config: str
+    expert_checkpoint: str
+    apprentice_config: str
+    settings: dict[str, Any]
+    source: FrameSource
+    store: Path
+    frames: int
+    """Per scene."""
+
+
+class Steps:
+    """Training steps of one kind.
+
+    Args:
+        case: what to train.
+        kind: one of ``KINDS``.
+
+    Attributes:
+        size: frames of a step.
+        loading: seconds that each step took to load its batch.
+    """
+
+    def __init__(self, case: Case, kind: str) -> None:
+        MMLogger.get_current_instance().setLevel("WARNING")  # else a line per parameter
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        self.loading: list[float] = []
+        cfg, made_by = load_config(case.apprentice_config), (case.expert_config, case.expert_checkpoint)
+        self.frames, self.size, model, queues = case.frames, cfg.schedule.batch_size, cfg.model, None
+        if kind in ("queue", "scene"):
+            online = case.settings | {"expert": "online", "history": kind}
+            model = distiller_config(cfg, case.store, "fd3d", online, made_by)
+            queues = expert_frames(load_config(case.expert_config), cfg, case.source, kind)
+        elif kind == "cached":
+            model = distiller_config(cfg, case.store, "fd3d", case.settings)
+        store = None if kind == "plain" else case.store
+        self.dataset = DATASETS.build(frame_dataset(cfg, case.source, True, store, expert_frames=queues))
+        self.model = MODELS.build(model).to(best_device()).train()
+        self.optimizer = build_optim_wrapper(self.model, cfg.optim_wrapper)
+
+    def __call__(self, turn: int) -> float:
+        """Load and train on one batch; seconds.
+
+        The frames' places in their scenes are mirrored within a batch, so that batches of an even size see scenes of
+        the same mean length.
+        """
+        scenes, places = len(self.dataset) // self.frames, []
+        for b in range(self.size):
+            place = turn % self.frames
+            place = place if b % 2 == 0 else self.frames - 1 - place
+            places.append((turn + b) % scenes * self.frames + place)
+        started = time.perf_counter()
+        batch = pseudo_collate([self.dataset[i] for i in places])
+        self.loading.append(time.perf_counter() - started)
+        self.model.train_step(batch, self.optimizer)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    @property
+    def passes(self) -> int:
+        """Frames that the expert has run."""
+        online = getattr(self.model, "online", None)
+        return 0 if online is None else int(online.passes)
+
+
+def resident() -> float:
+    """Largest resident set of this process so far, MiB; Linux. ``getrusage`` would give the parent's where that is larger."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
+
+
+def peak_memory(case: Case, kind: str, steps: int = 3) -> tuple[float, float]:
+    """MiB that this process takes at most: when its imports are done, and in steps of a kind."""
+    before, step = resident(), Steps(case, kind)
+    for turn in range(steps):
+        step(turn + case.frames - 1)  # the first one has a scene's last frame
+    return before, resident()
+
+
+def measure(case: Case, dumping: DumpSettings, repeats: int) -> dict[str, Any]:
+    """Median seconds of a dumped frame and of each kind of step and its loading, the median of each kind's ratio to a plain step within a
+    turn, expert passes per frame of a step, peak memory."""
+    steps = {kind: Steps(case, kind) for kind in KINDS}
+    seconds: dict[str, list[float]] = {kind: [] for kind in ("dump", *KINDS)}
+    cfg, source = load_config(case.expert_config), case.source
+    config, checkpoint = Path(case.expert_config), Path(case.expert_checkpoint)
+    index = FrameIndex.load(source.index, source.root)
+    tokens = {n: [index[row].token for row in rows] for n, rows in scene_rows(index, source.split, None).items()}
+    job = Job(cfg.pretty_text, checkpoint, source, dumping, 1, 0, tuple(library_versions().items()))
+    manifest = make_manifest(cfg, config, checkpoint, index, source, dumping)
+    with tempfile.TemporaryDirectory(prefix="fd3d-cost-") as folder, make_engine(ClusterSettings()) as engine:
+        schema, constants = engine.probe(job, next(iter(tokens.values()))[0])
+        with StoreWriter(Path(folder) / "store", schema, manifest, tokens, case.frames) as writer:
+            writer.write_constants(constants)
+            shards = writer.pending()
+            for turn in range(-1, repeats):  # the first turn warms up
+                started = time.perf_counter()
+                engine.run(job, writer.shards, [shards[turn % len(shards)]], lambda shard, done: None)
+                seconds["dump"].append((time.perf_counter() - started) / case.frames)
+                for kind, step in steps.items():
+                    seconds[kind].append(step(turn % case.frames))
+                if turn < 0:
+                    warm_up = {kind: step.passes for kind, step in steps.items()}
+    timed = {name: values[1:] for name, values in seconds.items()}
+    frames = repeats * steps["plain"].size
+    context = multiprocessing.get_context("spawn")
+    memory = {}
+    for kind in KINDS:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            memory[kind] = [round(value) for value in pool.submit(peak_memory, case, kind).result()]
+    return {
+        "seconds": {name: statistics.median(values) for name, values in timed.items()},
+        "loading": {kind: statistics.median(step.loading[1:]) for kind, step in steps.items()},
+        "to_plain": {
+            name: statistics.median(a / b for a, b in zip(values, timed["plain"], strict=True))
+            for name, values in timed.items()
+        },
+        "passes": {kind: (step.passes - warm_up[kind]) / frames for kind, step in steps.items()},
+        "memory": memory,
+    }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is trained: the profile's."""
+
+    frames: int
+    """Of the training split."""
+    steps: int
+    batch: int
+
+
+def total_hours(measured: dict[str, Any], plan: Plan, kind: str, runs: int) -> float:
+    """Hours of ``runs`` students of a kind; from the store with its dump."""
+    dumped = plan.frames * measured["seconds"]["dump"] if kind == "cached" else 0.0
+    return float(dumped + runs * plan.steps * measured["seconds"][kind]) / 3600
+
+
+def total_passes(measured: dict[str, Any], plan: Plan, kind: str, runs: int) -> float:
+    """Frames that the expert runs."""
+    return plan.frames if kind == "cached" else runs * plan.steps * plan.batch * float(measured["passes"][kind])
+
+
+def work(config: str, image_hw: tuple[int, int]) -> dict[str, float]:
+    """Multiply-adds of one frame: ``whole``, and ``history``, what a frame of the history takes."""
+    found = count(load_config(config), rig_cameras(*image_hw))
+    return {"whole": found.full(), "history": sum(found.full(part) for part in ("backbone", "neck", "encoder"))}
+
+
+def total_flops(
+    measured: dict[str, Any],
+    plan: Plan,
+    kind: str,
+    runs: int,
+    expert: dict[str, float],
+    apprentice: dict[str, float],
+    queue: int,
+) -> float:
+    """FLOPs, two per multiply-add, of ``runs`` students of a kind; from the store with its dump.
+
+    Left out are the distiller's generators, which are the same from the store and online, and the losses.
+
+    Args:
+        expert, apprentice: of :func:`work`.
+        queue: frames of the apprentice's queue; its history is run without gradients.
+    """
+    student = (1 + BACKWARD) * apprentice["whole"] + (queue - 1) * apprentice["history"]
+    macs = runs * plan.steps * plan.batch * student
+    if kind == "cached":
+        macs += plan.frames * expert["whole"]
+    elif kind in ("queue", "scene"):
+        seen = measured["passes"][kind]
+        macs += runs * plan.steps * plan.batch * (expert["whole"] + (seen - 1) * expert["history"])
+    return 2 * macs
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Markdown: a row per family and kind of step."""
+    lines = [
+        "| family | expert | s a step | of it loading | x plain | expert passes a frame | passes, 1 / 10 runs | hours, 1 / 10 runs | TFLOP, 1 / 10 runs | "
+        "peak memory, MiB |",
+        "|" + "---|" * 10,
+    ]
+    names = {"plain": "none", "cached": "store, dump included", "queue": "online, queue", "scene": "online, scene"}
+    for family, found in results.items():
+        for kind in KINDS:
+            sums = [found["totals"][kind][str(runs)] for runs in (1, 10)]
+            cells = [
+                family,
+                names[kind],
+                f"{found['seconds'][kind]:.3f}",
+                f"{found['loading'][kind]:.3f}",
+                f"{found['to_plain'][kind]:.2f}",
+                f"{found['passes'][kind]:.2f}",
+                " / ".join(f"{one['passes']:,.0f}" for one in sums),
+                " / ".join(f"{one['hours']:.2f}" for one in sums),
+                " / ".join(f"{one['flops'] / 1e12:,.0f}" for one in sums),
+                f"{found['memory'][kind][1]:,}",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def summary(family: str, found: dict[str, Any]) -> str:
+    """A sentence about ten runs."""
+    ten = {kind: found["totals"][kind]["10"] for kind in KINDS}
+    shares = {
+        name: {kind: ten["cached"][name] / ten[kind][name] for kind in ("queue", "scene")}
+        for name in ("hours", "flops")
+    }
+    return (
+        f"- {family}: a dumped frame takes {found['seconds']['dump']:.3f} s, {found['to_plain']['dump']:.2f} of a plain step. Ten runs from the store take "
+        f"{shares['hours']['queue']:.2f} of the wall time of ten online runs with the queue and {shares['hours']['scene']:.2f} with the scene; "
+        f"FLOPs {shares['flops']['queue']:.2f} and {shares['flops']['scene']:.2f}. An expert's frame is {found['macs']['expert']['whole'] / 1e9:.2f}e9 "
+        f"multiply-adds, an apprentice's {found['macs']['apprentice']['whole'] / 1e9:.2f}e9."
+    )
+
+
+def published_pairs() -> str:
+    """Markdown: FLOPs of the paper's pairs on nuScenes, where nothing is measured: 28,130 frames in scenes of 40, 24 epochs."""
+    lines = [
+        "| expert | apprentice | expert passes a frame | EFLOP from the store, 1 / 10 runs | online, queue | ratio |",
+        "|" + "---|" * 6,
+    ]
+    for pair in PAIRS:
+        expert, apprentice = (work(path, (900, 1600)) for path in pair)
+        queue = load_config(pair[1]).queue_length
+        passes = statistics.mean(min(place + 1, queue) for place in range(40))
+        plan, sums = Plan(28130, 24 * 28130, 1), {}
+        for kind in ("cached", "queue"):
+            found = {"passes": {kind: passes}}
+            sums[kind] = [total_flops(found, plan, kind, runs, expert, apprentice, queue) for runs in (1, 10)]
+        cells = [
+            *(Path(path).relative_to("configs").with_suffix("").as_posix() for path in pair),
+            f"{passes:.2f}",
+            *(" / ".join(f"{one / 1e18:.1f}" for one in sums[kind]) for kind in sums),
+            " / ".join(f"{a / b:.2f}" for a, b in zip(*sums.values(), strict=True)),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def put_into(document: Path, text: str) -> None:
+    """Replace what stands between the markers of a document."""
+    before, rest = document.read_text().split(MARKERS[0])
+    document.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{rest.split(MARKERS[1])[1]}")
+
+
+@app.command()
+def main(
+    families: Annotated[list[str] | None, typer.Option("--family", help="Of the profile; all by default.")] = None,
+    repeats: Annotated[int, typer.Option(help="Turns, of which medians are taken.", min=1)] = 10,
+    scenes: Annotated[int, typer.Option(help="Of the world that is measured on.", min=1)] = 4,
+    frames: Annotated[int | None, typer.Option(help="Per scene; the profile's by default.", min=2)] = None,
+    json_out: Annotated[Path, typer.Option("--json", help="Figures.")] = Path("benchmarks/results/cost.json"),
+    document: Annotated[Path | None, typer.Option(help="Gets the table between its markers.")] = None,
+    params: Annotated[Path, typer.Option(help="Reads 'world', 'families', 'focal' and 'distill'.")] = Path(
+        "params.yaml"
+    ),
+) -> None:
+    """Print the table and write the figures."""
+    world = read_params(params, "world")
+    frames, image_hw = frames or world["frames_per_scene"], (world["height"], world["width"])
+    dumping = DumpSettings(
+        from_mapping(FocalRule, read_params(params, "focal"), "focal"),
+        **{k: v for k, v in read_params(params, "dump").items() if k not in ("frames_per_shard", "cluster")},
+        frames_per_shard=frames,
+    )
+    results: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory(prefix="fd3d-cost-") as temporary:
+        source = make_world(Path(temporary), scenes, frames)
+        for family in families or list(read_params(params, "families")):
+            pair = read_family(params, family)[1]
+            made_by = pair["expert"]["config"], pair["expert"]["checkpoint"]
+            cfg, store = load_config(pair["apprentice"]["config"]), Path(temporary) / family
+            dump(Path(made_by[0]), Path(made_by[1]), source, store, dumping, workers=0)
+            settings = method_settings(params, family, "fd3d")[0]
+            found = measure(
+                Case(*made_by, pair["apprentice"]["config"], settings, source, store, frames), dumping, repeats
+            )
+            plan = Plan(
+                world["train_scenes"] * world["frames_per_scene"], cfg.schedule.max_iters, cfg.schedule.batch_size
+            )
+            macs = {role: work(pair[role]["config"], image_hw) for role in ("expert", "apprentice")}
+            totals = {
+                kind: {
+                    str(runs): {
+                        "passes": total_passes(found, plan, kind, runs),
+                        "hours": total_hours(found, plan, kind, runs),
+                        "flops": total_flops(found, plan, kind, runs, **macs, queue=cfg.queue_length),
+                    }
+                    for runs in (1, 10)
+                }
+                for kind in KINDS
+            }
+            results[family] = found | {"plan": asdict(plan), "macs": macs, "totals": totals}
+    machine = {
+        "device": str(best_device()),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 1),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "repeats": repeats,
+    }
+    json_out.parent.mkdir(parents=True, exist_ok=True)
+    json_out.write_text(json.dumps({"machine": machine, "families": results}, indent=1) + "\n")
+    sentences = [summary(family, found) for family, found in results.items()]
+    text = "\n".join(["", table(results), "", *sentences, "", published_pairs(), ""])
+    print(f"{machine}\n{text}")
+    if document is not None:
+        put_into(document, text)
+
+
+if __name__ == "__main__":
+    app()

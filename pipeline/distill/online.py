@@ -1,0 +1,105 @@
+"""The expert inside the training step, in place of the store's frames: what the published, online form does.
+
+Rows are made by the code that stage 1 stores them with, in the store's precision and of its areas, so a frame that was
+streamed from its scene's start has the arrays that the store has. The store still gives sizes, areas and channel
+statistics; its frames are not read.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet3d.registry import DATASETS, MODELS
+from mmdet3d.structures import Det3DDataSample
+from mmengine.config import Config
+
+from pipeline.dumping import focal_cells, hash_config, store_row
+from pipeline.dumping.session import load_expert
+from pipeline.errors import FD3DError
+from pipeline.focal import FocalRule
+from pipeline.models.build import file_sha256, load_config
+from pipeline.models.detector import MultiCameraDetector
+from pipeline.training import FrameSource, frame_dataset
+from store_schema import StoreSchema, read_back
+
+from .targets import CachedFrame
+
+
+class OnlineExpert:
+    """A frozen expert that runs over the frames which come with each sample.
+
+    It is no module: neither optimiser nor checkpoint of a training holds it, and making it draws no random number of theirs.
+
+    Args:
+        config, checkpoint: those that made the store.
+        manifest, schema: of the store.
+
+    Attributes:
+        passes: frames that it has run.
+
+    Raises:
+        FD3DError: the store was made by another expert.
+    """
+
+    def __init__(self, config: str | Path, checkpoint: str | Path, manifest: Mapping[str, Any], schema: StoreSchema):
+        cfg, made_by = load_config(config), manifest["expert"]
+        if not Path(checkpoint).is_file():
+            raise FD3DError(f"distill.expert is online, but its checkpoint {checkpoint} does not exist")
+        here = {"config_sha256": hash_config(cfg), "checkpoint_sha256": file_sha256(checkpoint)}
+        for name, value in here.items():
+            if made_by[name] != value:
+                raise FD3DError(
+                    f"distill.expert is online with {name} {value}, but the store was made with {made_by[name]}; "
+                    "give that expert, or dump this one"
+                )
+        self.schema, self.rule = schema, FocalRule(**manifest["focal"])
+        self.pc_range = manifest["coordinates"]["pc_range"]
+        with torch.random.fork_rng():
+            self.expert = load_expert(cfg, Path(checkpoint), self.rule.num_queries, made_by["autocast"])
+        self.passes = 0
+
+    @torch.no_grad()
+    def rows(self, queues: Sequence[Mapping[str, Any]]) -> list[CachedFrame]:
+        """Arrays of the last frame of every queue, as the store's reader gives them.
+
+        Args:
+            queues: of :class:`~pipeline.data.transforms.LoadExpertFrames`; each begins without history.
+        """
+        # the student may train in mixed precision; the expert runs as it did for the store
+        with torch.autocast(self.expert.device.type, enabled=False):
+            return [self._row(queue["img"], queue["frames"]) for queue in queues]
+
+    def _row(self, img: torch.Tensor, metas: Sequence[dict[str, Any]]) -> CachedFrame:
+        # frame by frame and sample by sample as in stage 1: other batches would change the last bits
+        for step in range(len(metas) - 1):
+            self.expert.advance(_one_frame(img, metas, step))
+        batch = _one_frame(img, metas, len(metas) - 1)
+        (frame,), _ = self.expert.run(batch)
+        self.passes += len(metas)
+        lidar2img = torch.as_tensor(metas[-1]["lidar2img"], dtype=torch.float32, device=self.expert.device)
+        cells = focal_cells(frame, self.rule, self.pc_range, lidar2img, self.schema.layers)
+        return read_back(self.schema, store_row(frame, cells, self.schema))
+
+
+def _one_frame(img: torch.Tensor, metas: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
+    meta = {"token": metas[step]["token"], "frames": [metas[step]]}
+    return {"inputs": {"img": [img[step : step + 1]]}, "data_samples": [Det3DDataSample(metainfo=meta)]}
+
+
+def expert_frames(expert: Config, apprentice: Config, source: FrameSource, history: str) -> dict[str, Any]:
+    """Data set of the frames that an online expert sees, for :class:`~pipeline.data.transforms.LoadExpertFrames`.
+
+    An expert without history (a detector of this project that does not stream) sees the current frame only.
+
+    Args:
+        expert, apprentice: detector configs.
+        history: ``scene`` for the scene from its start, as in stage 1, or ``queue`` for the apprentice's queue.
+    """
+    kind = MODELS.get(expert.model.type)
+    single = isinstance(kind, type) and issubclass(kind, MultiCameraDetector) and not hasattr(kind, "stream")
+    config = frame_dataset(expert, source, train=False) | {"test_mode": False}
+    length = 1 if single else apprentice.queue_length
+    if history == "scene" and not single:
+        length = max(len(rows) for rows in DATASETS.build(config).index.scenes.values())
+    return config | {"queue_length": length}
