@@ -336,6 +336,10 @@ def train(
     """
     if settings.amp and not torch.cuda.is_available():
         raise FD3DError("amp is set but there is no GPU; leave it off on a CPU")
+    if inheritance and not inheritance.checkpoint.is_file():
+        raise FD3DError(
+            f"the expert's checkpoint {inheritance.checkpoint} does not exist; run the expert stage, or inherit nothing"
+        )
     schedule = cfg.schedule
     max_iters = settings.max_iters or schedule.max_iters
     if max_iters < 4:

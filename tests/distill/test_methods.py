@@ -311,13 +311,20 @@ def test_the_command_trains_with_a_method_and_saves_the_plain_detector(
     }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     command = [sys.executable, "-m", "stages.cli", "train", "--family", "detr3d", "--method", "cwd", "--out", "run"]
-    done = subprocess.run(
-        [*command, "--store", str(dense_stores["detr3d"])],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(project)},
+    command += ["--store", str(dense_stores["detr3d"])]
+    weights = ["--expert", str(project / "checkpoints/world_detr3d_expert.pth")]
+    without, done = (
+        subprocess.run(
+            [*command, *more],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(project)},
+        )
+        for more in ([], weights)
     )
+    assert without.returncode == 1
+    assert "expert's checkpoint runs/detr3d/expert/detector.pth does not exist" in without.stderr.splitlines()[-1]
     assert done.returncode == 0, done.stderr[-2000:]
     plain = MODELS.build(load_config(tmp_path / "run/config.py").model)
     plain.load_state_dict(torch.load(tmp_path / "run/detector.pth", weights_only=True)["state_dict"], strict=True)
