@@ -350,9 +350,7 @@ class StoreSchema:
             elif spec.kind == "plain" and array.shape != spec.shape:
                 raise StoreError(f"frame {token}: {path} has shape {array.shape}, expected {spec.shape}")
             if array.dtype.kind == "f":
-                with np.errstate(over="ignore"):
-                    stored = array.astype(np.float16) if spec.dtype == "float16" else array
-                if not np.isfinite(stored).all():
+                if not _fits(array, spec.dtype):
                     what = "NaN or infinite values" if not np.isfinite(array).all() else "values beyond float16's 65504"
                     raise StoreError(f"frame {token}: {path} holds {what}; nothing of its shard was written")
             elif spec.dtype.startswith("float"):
@@ -381,6 +379,15 @@ class StoreSchema:
             or (np.diff(index.astype(np.int64)) <= 0).any()
         ):
             raise StoreError(f"frame {token}: the cell numbers of {path} must rise strictly within 0..{cells - 1}")
+
+
+def _fits(array: np.ndarray, dtype: str) -> bool:
+    """Whether floating point values are finite in the type that they are stored in."""
+    if array.dtype == np.float16:  # on the bits: numpy's half precision is emulated
+        return int((array.view(np.uint16) & 0x7FFF).max(initial=0)) < 0x7C00
+    if dtype == "float16":  # from 65520 on values round to infinity; a comparison with NaN is false
+        return bool(np.abs(array).max(initial=0) < 65520)
+    return bool(np.isfinite(array).all())
 
 
 def sampling_attributes() -> dict[str, float]:

@@ -22,8 +22,9 @@ from pipeline.focal import (
     FocalRule,
     bev_footprints,
     project_boxes,
-    pv_rectangles_to_cells,
+    pv_spans,
     sampling_neighbours,
+    spans_union,
     union,
 )
 from pipeline.models.build import file_sha256
@@ -71,31 +72,58 @@ class DumpSettings:
                 raise FD3DError(f"dump.{name} is {getattr(self, name)}; it is a share in (0, 1]")
 
 
-def query_areas(
-    frame: ExpertFrame, rule: FocalRule, pc_range: Sequence[float], lidar2img: Tensor
-) -> tuple[Tensor | None, list[Tensor]]:
-    """Cells around each query that is kept, best first: BEV (K, H, W), and per pyramid level (K, V, Hl, Wl); boolean.
+@dataclass(frozen=True)
+class Areas:
+    """Cells around each of K boxes; those of pyramid levels as the rows and columns of rectangles.
+
+    Attributes:
+        bev: bool (K, H, W); None without a BEV map.
+        pv: per level bool (K, V, Hl) and (K, V, Wl), see :func:`~pipeline.focal.pv_spans`.
+        rectangles: (K, V, 4) in pixels; None without a pyramid.
+        valid: bool (K, V); None likewise.
+    """
+
+    bev: Tensor | None
+    pv: list[tuple[Tensor, Tensor]]
+    rectangles: Tensor | None = None
+    valid: Tensor | None = None
+
+
+def areas_of(
+    boxes: Tensor,
+    frame: ExpertFrame,
+    pc_range: Sequence[float],
+    lidar2img: Tensor,
+    bev_margin: float = 0.0,
+    pv_margin: float = 0.0,
+) -> Areas:
+    """Cells around boxes (K, 9) on the maps of an expert's frame; margins as a :class:`~pipeline.focal.FocalRule` has them.
 
     Args:
         lidar2img: (V, 4, 4) to pixels of the expert's unpadded image.
-        layers: last decoder layers whose positions count; 0 for all.
     """
-    trusted = frame.score >= rule.min_score
-    boxes, bev, levels = frame.boxes[trusted], None, []
+    bev = None
     if frame.bev is not None:
-        bev = bev_footprints(boxes, pc_range, (frame.bev.shape[-2], frame.bev.shape[-1]), rule.bev_margin)
-    if frame.pv:
-        image_hw = padded_size(frame)
-        rectangles, valid = project_boxes(boxes, lidar2img, image_hw)
-        for level in frame.pv:
-            stride = image_hw[0] / level.shape[-2]
-            grid = (level.shape[-2], level.shape[-1])
-            levels.append(pv_rectangles_to_cells(rectangles, valid, grid, stride, rule.pv_margin))
-    return bev, levels
+        bev = bev_footprints(boxes, pc_range, (frame.bev.shape[-2], frame.bev.shape[-1]), bev_margin)
+    if not frame.pv:
+        return Areas(bev, [])
+    image_hw = padded_size(frame)
+    rectangles, valid = project_boxes(boxes, lidar2img, image_hw)
+    spans = []
+    for level in frame.pv:
+        height, width = level.shape[-2:]
+        spans.append(pv_spans(rectangles, valid, (height, width), image_hw[0] / height, pv_margin))
+    return Areas(bev, spans, rectangles, valid)
+
+
+def query_areas(frame: ExpertFrame, rule: FocalRule, pc_range: Sequence[float], lidar2img: Tensor) -> Areas:
+    """Cells around each query that is kept, best first; ``lidar2img`` as of :func:`areas_of`."""
+    boxes = frame.boxes[frame.score >= rule.min_score]
+    return areas_of(boxes, frame, pc_range, lidar2img, rule.bev_margin, rule.pv_margin)
 
 
 def joined_cells(
-    frame: ExpertFrame, areas: tuple[Tensor | None, list[Tensor]], rule: FocalRule, layers: int
+    frame: ExpertFrame, areas: Areas, rule: FocalRule, layers: int
 ) -> tuple[Tensor | None, list[Tensor]]:
     """Cells to store, from :func:`query_areas`: BEV (H, W), and per pyramid level (V, Hl, Wl); boolean.
 
@@ -105,11 +133,11 @@ def joined_cells(
     Args:
         layers: last decoder layers whose positions count; 0 for all.
     """
-    bev = None if areas[0] is None else union(areas[0])
+    bev = None if areas.bev is None else union(areas.bev)
     if bev is not None and isinstance(frame.reading, BEVReading):
         sampling = frame.reading.sampling[-layers:, frame.score >= rule.min_score]
         bev = bev | sampling_neighbours(sampling, (bev.shape[0], bev.shape[1]))
-    return bev, [union(level) for level in areas[1]]
+    return bev, [spans_union(*spans) for spans in areas.pv]
 
 
 def focal_cells(
