@@ -5,23 +5,24 @@ Everything is counted in whole cells and boxes, per frame, so that sums over fra
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pipeline.data import CLASSES
 from pipeline.data.index import Frame
-from pipeline.dumping.rows import Areas, areas_of, padded_size
+from pipeline.dumping.rows import Areas, padded_size
 from pipeline.expert import ExpertFrame
 from pipeline.files import write_atomically
 from pipeline.focal import spans_union, union
 
 DISTANCES = (0, 20, 40, float("inf"))
 """Edges of the distance bins, metres from the LiDAR."""
+_BINS = len(DISTANCES) - 1
 
 Cells = tuple[Tensor | None, list[Tensor]]
 Counts = dict[str, dict[str, np.ndarray]]
@@ -35,37 +36,52 @@ those whose centre's cell is in a focal area;
 """
 
 
+@dataclass(frozen=True)
+class Annotated:
+    """The annotated boxes of a frame that count.
+
+    Attributes:
+        boxes: (n, 9) float32, LiDAR frame.
+        groups: (n,) class and distance bin as one number.
+    """
+
+    boxes: np.ndarray
+    groups: np.ndarray
+
+    @classmethod
+    def of(cls, truth: Frame, pc_range: Sequence[float]) -> "Annotated":
+        """Those that have a LiDAR or radar point, and their centre within ``pc_range``."""
+        x0, y0, x1, y1 = (float(pc_range[i]) for i in (0, 1, 3, 4))
+        x, y = truth.boxes[:, 0], truth.boxes[:, 1]
+        kept = (truth.num_lidar_pts + truth.num_radar_pts > 0) & (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+        near = np.digitize(np.hypot(x, y)[kept], DISTANCES[1:-1])
+        return cls(truth.boxes[kept].astype(np.float32), truth.labels[kept].astype(np.int64) * _BINS + near)
+
+
 def frame_coverage(
-    frame: ExpertFrame, areas: Areas, cells: Cells, truth: Frame, pc_range: Sequence[float], lidar2img: Tensor
+    frame: ExpertFrame, areas: Areas, around: Areas, cells: Cells, annotated: Annotated, pc_range: Sequence[float]
 ) -> Counts:
-    """Counts of one frame; boxes count that have a LiDAR or radar point and their centre within ``pc_range``.
+    """Counts of one frame.
 
     Args:
-        areas: of :func:`~pipeline.dumping.rows.query_areas`.
+        areas, around: of the queries and of the annotated boxes, see :func:`~pipeline.dumping.rows.areas_beside`.
         cells: of :func:`~pipeline.dumping.rows.joined_cells`.
-        lidar2img: (V, 4, 4) to pixels of the expert's unpadded image.
     """
     x0, y0, x1, y1 = (float(pc_range[i]) for i in (0, 1, 3, 4))
-    x, y = truth.boxes[:, 0], truth.boxes[:, 1]
-    kept = (truth.num_lidar_pts + truth.num_radar_pts > 0) & (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
-    boxes = truth.boxes[kept].astype(np.float32)
-    near = np.digitize(np.hypot(x, y)[kept], DISTANCES[1:-1])
-    groups = truth.labels[kept].astype(np.int64) * (len(DISTANCES) - 1) + near
-    queries, counts = len(frame.boxes), {}
-    annotated = areas_of(torch.from_numpy(boxes).to(frame.boxes.device), frame, pc_range, lidar2img)
+    boxes, groups, queries, counts = annotated.boxes, annotated.groups, len(frame.boxes), {}
     # areas stay on the device; what is counted is small
-    if areas.bev is not None and annotated.bev is not None and cells[0] is not None:
+    if areas.bev is not None and around.bev is not None and cells[0] is not None:
         height, width = cells[0].shape
         row = ((boxes[:, 1] - y0) / (y1 - y0) * height).astype(np.int64).clip(max=height - 1)
         column = ((boxes[:, 0] - x0) / (x1 - x0) * width).astype(np.int64).clip(max=width - 1)
         hit = areas.bev[:, row, column].cpu().numpy()
-        counts["bev"] = _count(hit, cells[0], union(annotated.bev), (row, column), groups, queries)
-    if annotated.rectangles is None or annotated.valid is None:
+        counts["bev"] = _count(hit, cells[0], union(around.bev), (row, column), groups, queries)
+    if around.rectangles is None or around.valid is None:
         return counts
-    rectangles = annotated.rectangles.cpu().numpy()
-    box, camera = annotated.valid.cpu().numpy().nonzero()
+    rectangles = around.rectangles.cpu().numpy()
+    box, camera = around.valid.cpu().numpy().nonzero()
     centres = (rectangles[box, camera, :2] + rectangles[box, camera, 2:]) / 2
-    for i, (spans, inside, stored) in enumerate(zip(areas.pv, annotated.pv, cells[1], strict=True)):
+    for i, (spans, inside, stored) in enumerate(zip(areas.pv, around.pv, cells[1], strict=True)):
         height, width = stored.shape[-2:]
         column, row = (centres / (padded_size(frame)[0] / height)).astype(np.int64).T
         row, column = row.clip(max=height - 1), column.clip(max=width - 1)
@@ -89,7 +105,7 @@ def _count(
     """
     stored, boxes = cells.cpu().numpy(), inside.cpu().numpy()
     first = np.where(hit.any(0), hit.argmax(0), queries) if len(hit) else np.full(len(groups), queries)
-    size = (len(CLASSES), len(DISTANCES) - 1)
+    size = (len(CLASSES), _BINS)
     return {
         "cells": np.array([stored.size, np.count_nonzero(stored)]),
         "box_cells": np.array([np.count_nonzero(boxes), np.count_nonzero(boxes & stored)]),

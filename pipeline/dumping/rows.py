@@ -88,38 +88,40 @@ class Areas:
     rectangles: Tensor | None = None
     valid: Tensor | None = None
 
+    def __getitem__(self, some: slice) -> "Areas":
+        bev, rectangles, valid = (None if t is None else t[some] for t in (self.bev, self.rectangles, self.valid))
+        return Areas(bev, [(rows[some], columns[some]) for rows, columns in self.pv], rectangles, valid)
 
-def areas_of(
-    boxes: Tensor,
-    frame: ExpertFrame,
-    pc_range: Sequence[float],
-    lidar2img: Tensor,
-    bev_margin: float = 0.0,
-    pv_margin: float = 0.0,
-) -> Areas:
-    """Cells around boxes (K, 9) on the maps of an expert's frame; margins as a :class:`~pipeline.focal.FocalRule` has them.
+
+def query_areas(frame: ExpertFrame, rule: FocalRule, pc_range: Sequence[float], lidar2img: Tensor) -> Areas:
+    """Cells around each query that is kept, best first; ``lidar2img`` as of :func:`areas_beside`."""
+    return areas_beside(frame, rule, frame.boxes[:0], pc_range, lidar2img)[0]
+
+
+def areas_beside(
+    frame: ExpertFrame, rule: FocalRule, boxes: Tensor, pc_range: Sequence[float], lidar2img: Tensor
+) -> tuple[Areas, Areas]:
+    """:func:`query_areas`, and in the same pass those of other boxes (n, 9) on the same maps, without margins.
 
     Args:
         lidar2img: (V, 4, 4) to pixels of the expert's unpadded image.
     """
-    bev = None
+    queries = frame.boxes[frame.score >= rule.min_score]
+    together, first = torch.cat([queries, boxes]), slice(len(queries))
+    margin = torch.zeros(len(together), 1, 1, dtype=boxes.dtype, device=boxes.device)
+    bev, spans, rectangles, valid = None, [], None, None
     if frame.bev is not None:
-        bev = bev_footprints(boxes, pc_range, (frame.bev.shape[-2], frame.bev.shape[-1]), bev_margin)
-    if not frame.pv:
-        return Areas(bev, [])
-    image_hw = padded_size(frame)
-    rectangles, valid = project_boxes(boxes, lidar2img, image_hw)
-    spans = []
-    for level in frame.pv:
-        height, width = level.shape[-2:]
-        spans.append(pv_spans(rectangles, valid, (height, width), image_hw[0] / height, pv_margin))
-    return Areas(bev, spans, rectangles, valid)
-
-
-def query_areas(frame: ExpertFrame, rule: FocalRule, pc_range: Sequence[float], lidar2img: Tensor) -> Areas:
-    """Cells around each query that is kept, best first; ``lidar2img`` as of :func:`areas_of`."""
-    boxes = frame.boxes[frame.score >= rule.min_score]
-    return areas_of(boxes, frame, pc_range, lidar2img, rule.bev_margin, rule.pv_margin)
+        margin[first] = rule.bev_margin
+        bev = bev_footprints(together, pc_range, (frame.bev.shape[-2], frame.bev.shape[-1]), margin)
+    if frame.pv:
+        margin[first] = rule.pv_margin
+        image_hw = padded_size(frame)
+        rectangles, valid = project_boxes(together, lidar2img, image_hw)
+        for level in frame.pv:
+            height, width = level.shape[-2:]
+            spans.append(pv_spans(rectangles, valid, (height, width), image_hw[0] / height, margin))
+    everything = Areas(bev, spans, rectangles, valid)
+    return everything[first], everything[slice(len(queries), None)]
 
 
 def joined_cells(

@@ -15,14 +15,14 @@ from mmdet3d.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from pipeline.dumping.coverage import Counts, frame_coverage, join_counts, to_plain
+from pipeline.dumping.coverage import Annotated, Counts, frame_coverage, join_counts, to_plain
 from pipeline.dumping.moments import shard_moments
 from pipeline.dumping.rows import (
     DumpSettings,
+    areas_beside,
     check_finite,
     joined_cells,
     library_versions,
-    query_areas,
     schema_of,
     store_row,
     stored_constants,
@@ -140,11 +140,12 @@ class Session:
         check_finite(frame, token)
         rule, pc_range = self.job.settings.rule, self.cfg.pc_range
         lidar2img = torch.as_tensor(meta["lidar2img"], dtype=torch.float32, device=self.expert.device)
-        areas = query_areas(frame, rule, pc_range, lidar2img)
+        annotated = Annotated.of(self.index[self.index.row(token)], pc_range)
+        boxes = torch.from_numpy(annotated.boxes).to(self.expert.device)
+        areas, around = areas_beside(frame, rule, boxes, pc_range, lidar2img)
         cells = joined_cells(frame, areas, rule, schema.layers)
         into.rows[token] = store_row(frame, cells, schema)
-        truth = self.index[self.index.row(token)]
-        into.counts.append(frame_coverage(frame, areas, cells, truth, pc_range, lidar2img))
+        into.counts.append(frame_coverage(frame, areas, around, cells, annotated, pc_range))
 
     def decoded(self, tokens: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Collated batches of one frame each, decoded ahead by threads: a worker of dask may not have child processes."""

@@ -16,14 +16,16 @@ def _rotation(yaw: Tensor) -> tuple[Tensor, Tensor]:
     return yaw.cos(), yaw.sin()
 
 
-def bev_footprints(boxes: Tensor, pc_range: Sequence[float], size: tuple[int, int], margin: float = 0.0) -> Tensor:
+def bev_footprints(
+    boxes: Tensor, pc_range: Sequence[float], size: tuple[int, int], margin: float | Tensor = 0.0
+) -> Tensor:
     """Cells whose centre lies in a box's rotated footprint; a box always has the cell that holds its own centre.
 
     Args:
         boxes: (K, 9) in the LiDAR frame.
         pc_range: (x0, y0, z0, x1, y1, z1) metres that the grid spans.
         size: rows (y) and columns (x).
-        margin: added on every side, metres.
+        margin: added on every side, metres; one, or (K, 1, 1).
 
     Returns:
         bool (K, H, W).
@@ -88,7 +90,7 @@ def pv_rectangles_to_cells(
 
 
 def pv_spans(
-    rectangles: Tensor, valid: Tensor, size: tuple[int, int], stride: float, margin: float = 0.0
+    rectangles: Tensor, valid: Tensor, size: tuple[int, int], stride: float, margin: float | Tensor = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Rows and columns of a pyramid level that a rectangle touches; a cell is touched when both of its are.
 
@@ -97,7 +99,7 @@ def pv_spans(
         valid: (K, V).
         size: rows and columns of the level.
         stride: pixels of a cell.
-        margin: added on every side, as a share of the rectangle's width and height.
+        margin: added on every side, as a share of the rectangle's width and height; one, or (K, 1, 1).
 
     Returns:
         bool (K, V, Hl), none where not ``valid``, and bool (K, V, Wl).

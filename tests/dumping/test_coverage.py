@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline.data import CLASSES
-from pipeline.dumping.coverage import frame_coverage, join_counts, summary, to_plain
-from pipeline.dumping.rows import joined_cells, query_areas
+from pipeline.dumping.coverage import Annotated, frame_coverage, join_counts, summary, to_plain
+from pipeline.dumping.rows import areas_beside, joined_cells
 from pipeline.expert import ExpertFrame
 from pipeline.focal import FocalRule
 
@@ -36,8 +36,9 @@ def counted(queries: list, truth: list, labels: list[int], points: list[int]):
         boxes=boxes, labels=np.array(labels), num_lidar_pts=np.array(points), num_radar_pts=np.zeros(len(points), int)
     )
     rule = FocalRule(bev_margin=0.0, pv_margin=0.0)
-    areas = query_areas(frame, rule, RANGE, LOOKING)
-    return frame_coverage(frame, areas, joined_cells(frame, areas, rule, 0), annotated, RANGE, LOOKING)
+    chosen = Annotated.of(annotated, RANGE)
+    areas, around = areas_beside(frame, rule, torch.from_numpy(chosen.boxes), RANGE, LOOKING)
+    return frame_coverage(frame, areas, around, joined_cells(frame, areas, rule, 0), chosen, RANGE)
 
 
 def test_found_missed_and_ignored_boxes():
