@@ -94,12 +94,14 @@ class ShardWriter:
 def _as_stored(path: str, spec: ArraySpec, array: np.ndarray) -> np.ndarray:
     if path == "query/sampling":
         return pack_sampling(array)
-    if spec.kind != "values" or spec.dtype != "float16":
+    if spec.kind != "values" or spec.dtype == "uint8":
         return array
     # -0.0 becomes 0.0, so that empty chunks stay empty; on the bits, since numpy's half precision is emulated
-    bits = np.ascontiguousarray(array, np.float16).view(np.uint16)
-    negative = bits == 0x8000
-    return np.where(negative, np.uint16(0), bits).view(np.float16) if negative.any() else bits.view(np.float16)
+    stored = np.ascontiguousarray(array, spec.dtype)
+    bits = stored.view(f"u{stored.itemsize}")
+    sign = bits.dtype.type(1 << 8 * stored.itemsize - 1)
+    negative = bits == sign
+    return np.where(negative, bits.dtype.type(0), bits).view(spec.dtype) if negative.any() else stored
 
 
 def shard_file(path: str, spec: ArraySpec, shard: int) -> str:

@@ -42,7 +42,8 @@ class DumpSettings:
     layout: str = "focal"
     """``focal`` stores only the areas, ``dense`` the whole maps."""
     values: str = "float16"
-    """Features of the areas as ``float16``, or as ``uint8`` with a scale and an offset per cell: half the bytes."""
+    """Features as ``float16``, as ``float32``: twice the bytes, nothing rounded; or, in layout ``focal``, as ``uint8`` with
+    a scale and an offset per cell: half the bytes."""
     layers: int | None = None
     """Last decoder layers whose reading is stored, and whose positions' cells; all by default."""
     frames_per_shard: int = 40
@@ -60,10 +61,10 @@ class DumpSettings:
         if self.layout not in ("focal", "dense"):
             raise FD3DError(f"dump.layout is '{self.layout}'; use focal or dense")
         if self.values not in VALUES:
-            raise FD3DError(f"dump.values is '{self.values}'; use {' or '.join(VALUES)}")
+            raise FD3DError(f"dump.values is '{self.values}'; use {', '.join(VALUES)}")
         if self.values == "uint8" and self.layout == "dense":
             raise FD3DError(
-                "dump.values is uint8 but dump.layout is dense; dense maps are float16, or use layout focal"
+                "dump.values is uint8 but dump.layout is dense; dense maps are float16 or float32, or use layout focal"
             )
         if self.layers is not None and self.layers < 1:
             raise FD3DError(f"dump.layers is {self.layers}; it must be at least 1, or null for all layers")
@@ -124,9 +125,7 @@ def areas_beside(
     return everything[first], everything[slice(len(queries), None)]
 
 
-def joined_cells(
-    frame: ExpertFrame, areas: Areas, rule: FocalRule, layers: int
-) -> tuple[Tensor | None, list[Tensor]]:
+def joined_cells(frame: ExpertFrame, areas: Areas, rule: FocalRule, layers: int) -> tuple[Tensor | None, list[Tensor]]:
     """Cells to store, from :func:`query_areas`: BEV (H, W), and per pyramid level (V, Hl, Wl); boolean.
 
     The areas of all queries, and in BEV every cell that sampling at the same queries' positions reads. Queries below the
@@ -168,8 +167,8 @@ def _packed(name: str, feature: Tensor, mask: Tensor, values: str) -> dict[str, 
     index = mask.flatten().nonzero()[:, 0]
     cells = last.reshape(-1, last.shape[-1])[index]
     packed = {f"{name}/index": index.cpu().numpy()}
-    if values == "float16":
-        return packed | {f"{name}/values": cells.half().cpu().numpy()}
+    if values != "uint8":
+        return packed | {f"{name}/values": cells.to(getattr(torch, values)).cpu().numpy()}
     codes, affine = quantise(cells.float().cpu().numpy())
     return packed | {f"{name}/values": codes, f"{name}/affine": affine}
 
@@ -193,13 +192,15 @@ def store_row(
         }
     row: dict[str, np.ndarray] = {f"query/{name}": tensor.cpu().numpy() for name, tensor in tensors.items()}
     if schema.layout == "dense":
+        dtype = getattr(torch, schema.values)  # a copy in any case: a detector may reuse its map's memory
         if frame.bev is not None:
-            row["bev/dense"] = frame.bev.movedim(0, -1).half().cpu().numpy()
-        return row | {f"pv/{i}/dense": f.movedim(1, -1).half().cpu().numpy() for i, f in enumerate(frame.pv)}
-    bev, levels = cells
+            row["bev/dense"] = frame.bev.movedim(0, -1).to(dtype, copy=True).cpu().numpy()
+        levels = {f"pv/{i}/dense": f.movedim(1, -1).to(dtype, copy=True) for i, f in enumerate(frame.pv)}
+        return row | {path: level.cpu().numpy() for path, level in levels.items()}
+    bev, masks = cells
     if frame.bev is not None and bev is not None:
         row |= _packed("bev", frame.bev, bev, schema.values)
-    for i, (feature, mask) in enumerate(zip(frame.pv, levels, strict=True)):
+    for i, (feature, mask) in enumerate(zip(frame.pv, masks, strict=True)):
         row |= _packed(f"pv/{i}", feature, mask, schema.values)
     return row
 
