@@ -10,7 +10,7 @@ from .errors import StoreError
 
 SCHEMA_VERSION = 1
 READINGS = ("bev", "cameras", "none")
-VALUES = ("float16", "uint8")
+VALUES = ("float16", "float32", "uint8")
 CHUNK_CELLS = 1024
 # Cell numbers and affine maps are small, so more of them make a chunk: a sixteenth of a row, of which focal areas fill
 # one or two. Whole rows would be mostly padding to decode.
@@ -61,7 +61,7 @@ class StoreSchema:
     layout: str = "focal"
     """``focal`` (cells in areas) or ``dense`` (whole maps)."""
     values: str = "float16"
-    """Features of focal cells as ``float16``, or as ``uint8`` with an affine map per cell."""
+    """Features of the maps as ``float16`` or ``float32``; those of focal cells also as ``uint8`` with an affine map per cell."""
     reading: str = "bev"
     """What queries read: ``bev`` (positions on the BEV map), ``cameras`` (projected points) or ``none`` (not known)."""
     layers: int = 0
@@ -77,10 +77,10 @@ class StoreSchema:
         if self.layout not in ("focal", "dense"):
             raise StoreError(f"schema.layout is '{self.layout}'; use focal or dense")
         if self.values not in VALUES:
-            raise StoreError(f"schema.values is '{self.values}'; use {' or '.join(VALUES)}")
+            raise StoreError(f"schema.values is '{self.values}'; use {', '.join(VALUES)}")
         if self.values == "uint8" and self.layout == "dense":
             raise StoreError(
-                "schema.values is uint8 but schema.layout is dense; dense maps are float16, or use layout focal"
+                "schema.values is uint8 but schema.layout is dense; dense maps are float16 or float32, or use layout focal"
             )
         if len(self.pv) != len(self.pv_kmax):
             raise StoreError(
@@ -153,7 +153,9 @@ class StoreSchema:
             height, width, channels = self.bev
             if self.layout == "dense":
                 specs.append(
-                    ArraySpec("bev/dense", self.bev, ("y", "x", "channel"), "float16", self.bev, about="expert BEV map")
+                    ArraySpec(
+                        "bev/dense", self.bev, ("y", "x", "channel"), self.values, self.bev, about="expert BEV map"
+                    )
                 )
             else:
                 specs += self._focal("bev", self.bev_kmax, channels, height * width, "row * columns + column", "")
@@ -165,7 +167,7 @@ class StoreSchema:
                         f"pv/{i}/dense",
                         shape,
                         ("camera", "row", "col", f"channel_{i}"),
-                        "float16",
+                        self.values,
                         shape,
                         about="expert pyramid level",
                         attributes={"stride": stride},
@@ -350,10 +352,9 @@ class StoreSchema:
             elif spec.kind == "plain" and array.shape != spec.shape:
                 raise StoreError(f"frame {token}: {path} has shape {array.shape}, expected {spec.shape}")
             if array.dtype.kind == "f":
-                with np.errstate(over="ignore"):
-                    stored = array.astype(np.float16) if spec.dtype == "float16" else array
-                if not np.isfinite(stored).all():
-                    what = "NaN or infinite values" if not np.isfinite(array).all() else "values beyond float16's 65504"
+                if not _fits(array, spec.dtype):
+                    beyond = f"values beyond {spec.dtype}'s {np.finfo(spec.dtype).max:g}"
+                    what = beyond if np.isfinite(array).all() else "NaN or infinite values"
                     raise StoreError(f"frame {token}: {path} holds {what}; nothing of its shard was written")
             elif spec.dtype.startswith("float"):
                 raise StoreError(f"frame {token}: {path} has type {array.dtype}, expected floating point")
@@ -381,6 +382,16 @@ class StoreSchema:
             or (np.diff(index.astype(np.int64)) <= 0).any()
         ):
             raise StoreError(f"frame {token}: the cell numbers of {path} must rise strictly within 0..{cells - 1}")
+
+
+def _fits(array: np.ndarray, dtype: str) -> bool:
+    """Whether floating point values are finite in the type that they are stored in."""
+    if array.dtype == np.float16:  # on the bits: numpy's half precision is emulated
+        return int((array.view(np.uint16) & 0x7FFF).max(initial=0)) < 0x7C00
+    if dtype == "float16":  # from 65520 on values round to infinity; a comparison with NaN is false
+        return bool(np.abs(array).max(initial=0) < 65520)
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
 
 
 def sampling_attributes() -> dict[str, float]:

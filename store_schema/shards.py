@@ -1,7 +1,7 @@
 """Writing one shard; what a worker of a dump needs to know of the store."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,17 +63,23 @@ class ShardWriter:
         if self.storage.exists(MANIFEST):
             raise StoreError(f"store {self.storage} is finished; a shard is redone by opening it for writing again")
         self.storage.delete(self.marker(shard))
-        files = {}
+        files: dict[str, dict[str, Any]] = {}
+        self.storage.write_all(self._files(shard, [frames[token] for token in tokens], files))
+        marker = {"fingerprint": self.fingerprint, "files": files, "sums": dict(sums or {})}
+        self.storage.write(self.marker(shard), json.dumps(marker, sort_keys=True).encode())
+
+    def _files(
+        self, shard: int, frames: Sequence[Mapping[str, np.ndarray]], listed: dict[str, dict[str, Any]]
+    ) -> Iterator[tuple[str, bytes]]:
+        """Names and contents of a shard's files, one in memory at a time; what a marker says of each goes to ``listed``."""
         for path, spec in self.schema.arrays().items():
             name = shard_file(path, spec, shard)
-            data = self._encode(path, spec, [frames[token] for token in tokens])
+            data = self._encode(path, spec, frames)
             if data is None:  # all empty; an earlier attempt's file would be read in its place
                 self.storage.delete(name)
                 continue
-            self.storage.write(name, data)
-            files[name] = {"bytes": len(data), "crc32c": crc32c(data)}
-        marker = {"fingerprint": self.fingerprint, "files": files, "sums": dict(sums or {})}
-        self.storage.write(self.marker(shard), json.dumps(marker, sort_keys=True).encode())
+            listed[name] = {"bytes": len(data), "crc32c": crc32c(data)}
+            yield name, data
 
     def _encode(self, path: str, spec: ArraySpec, frames: Sequence[Mapping[str, np.ndarray]]) -> bytes | None:
         """An array's shard file, made in memory, so that one write puts it there and its checksum is of what was meant."""
@@ -89,11 +95,14 @@ def as_stored(path: str, spec: ArraySpec, array: np.ndarray) -> np.ndarray:
     """An array of a frame, given as the writer takes it, with the bits that are written."""
     if path == "query/sampling":
         return pack_sampling(array)
-    if spec.kind != "values" or spec.dtype != "float16":
+    if spec.kind != "values" or spec.dtype == "uint8":
         return array
     # -0.0 becomes 0.0, so that empty chunks stay empty; on the bits, since numpy's half precision is emulated
-    bits = np.ascontiguousarray(array, np.float16).view(np.uint16)
-    return np.where(bits == 0x8000, np.uint16(0), bits).view(np.float16)
+    stored = np.ascontiguousarray(array, spec.dtype)
+    bits = stored.view(f"u{stored.itemsize}")
+    sign = bits.dtype.type(1 << 8 * stored.itemsize - 1)
+    negative = bits == sign
+    return np.where(negative, bits.dtype.type(0), bits).view(spec.dtype) if negative.any() else stored
 
 
 def shard_file(path: str, spec: ArraySpec, shard: int) -> str:

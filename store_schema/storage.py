@@ -13,7 +13,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -75,12 +75,16 @@ class Storage(ABC):
         """Small files by name; those that are not there are left out."""
 
     @abstractmethod
-    def write(self, name: str, data: bytes | memoryview) -> None:
-        """Write a file whole and durably: when this returns it is on the disk, when it fails the old one stays.
+    def write_all(self, files: Iterable[tuple[str, bytes | memoryview]]) -> None:
+        """Write files by name, each whole: when this returns all are on the disk; when it fails each is the old or the new one.
 
         Raises:
             StoreError: the disk is full, or the place cannot be written.
         """
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Write one file, as :meth:`write_all` does."""
+        self.write_all([(name, data)])
 
     @abstractmethod
     def delete(self, name: str) -> None:
@@ -177,27 +181,38 @@ class LocalStorage(Storage):
                 continue
         return found
 
-    def write(self, name: str, data: bytes | memoryview) -> None:
-        target, temporary = self.path / name, None
+    def write_all(self, files: Iterable[tuple[str, bytes | memoryview]]) -> None:
+        temporary: dict[str, str] = {}  # by the file's own path
         try:
-            made = _make_folders(target.parent)
-            made |= _make_folders(self.path / TEMPORARY)
-            descriptor, temporary = tempfile.mkstemp(dir=self.path / TEMPORARY)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(descriptor)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-            temporary = None
+            gained = _make_folders(f"{self.path}/{TEMPORARY}")
+            with ExitStack() as opened:
+                descriptors = []
+                for name, data in files:
+                    descriptor, place = tempfile.mkstemp(dir=f"{self.path}/{TEMPORARY}")
+                    temporary[f"{self.path}/{name}"] = place
+                    file = opened.enter_context(os.fdopen(descriptor, "wb", buffering=0))
+                    rest = memoryview(data)
+                    while rest:
+                        rest = rest[file.write(rest) :]
+                    os.fchmod(descriptor, 0o644)
+                    descriptors.append(descriptor)
+                # one after the other: a file system that keeps a journal writes all at the first
+                for descriptor in descriptors:
+                    os.fsync(descriptor)
+            for target in temporary:
+                folder = os.path.dirname(target)
+                gained |= _make_folders(folder) | {folder}
+            for target in list(temporary):
+                os.replace(temporary[target], target)
+                del temporary[target]
             # a file is safe when the entries that lead to it are
-            for folder in {target.parent, *(folder.parent for folder in made)}:
+            for folder in sorted(gained):
                 _sync_folder(folder)
         except OSError as error:
             raise self._unwritable(error) from error
         finally:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
+            for place in temporary.values():
+                Path(place).unlink(missing_ok=True)
 
     def _unwritable(self, error: OSError) -> StoreError:
         place = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
@@ -213,7 +228,7 @@ class LocalStorage(Storage):
             return
         except OSError as error:
             raise self._unwritable(error) from error
-        _sync_folder((self.path / name).parent)
+        _sync_folder(os.path.dirname(f"{self.path}/{name}"))
 
     def list(self, folder: str = "") -> dict[str, int]:
         found = {}
@@ -267,14 +282,18 @@ def _is_held(storage: Storage, by: str = "another process") -> StoreError:
     return StoreError(f"store {storage} is being written by {by}; wait for it or stop it")
 
 
-def _make_folders(folder: Path) -> set[Path]:
-    """Create a folder; those that were missing."""
-    missing = {place for place in (folder, *folder.parents) if not place.exists()} if not folder.exists() else set()
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
+def _make_folders(folder: str) -> set[str]:
+    """Create a folder; the folders that have a new entry since."""
+    if os.path.isdir(folder):
+        return set()
+    parent = os.path.dirname(folder) or "."
+    gained = _make_folders(parent)
+    with suppress(FileExistsError):
+        os.mkdir(folder)
+    return gained | {parent}
 
 
-def _sync_folder(path: Path) -> None:
+def _sync_folder(path: str) -> None:
     """Flush a folder's entries to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -333,9 +352,10 @@ class RemoteStorage(Storage):
                 raise failed[0]
         return {name: found[path] for path, name in paths.items() if isinstance(found[path], bytes)}
 
-    def write(self, name: str, data: bytes | memoryview) -> None:
-        with self._requests("written") as (fs, root):
-            fs.pipe_file(f"{root}/{name}", bytes(data))
+    def write_all(self, files: Iterable[tuple[str, bytes | memoryview]]) -> None:
+        for name, data in files:
+            with self._requests("written") as (fs, root):
+                fs.pipe_file(f"{root}/{name}", bytes(data))
 
     def create(self, name: str, data: bytes) -> None:
         """Write an object that is not there.

@@ -96,8 +96,7 @@ class StoreWriter:
             self.storage.write(RECIPE, json.dumps(self.manifest, sort_keys=True).encode())
         self.storage.sweep()
         if not self.storage.exists(f"{DONE}/arrays"):
-            for name, data in self.metadata().items():
-                self.storage.write(name, data)
+            self.storage.write_all(self.metadata().items())
             self.storage.write(f"{DONE}/arrays", self.fingerprint.encode())
         if self.pending():
             # while shards are redone nothing of this store is to be read
@@ -214,9 +213,8 @@ class StoreWriter:
                 attributes={"about": spec.about},
             )
             array[:] = constants[path]
-        for name, buffer in files.items():
-            if name != "zarr.json":  # the root's is there
-                self.storage.write(name, buffer.to_bytes())
+        # the root's metadata is there
+        self.storage.write_all((name, buffer.to_bytes()) for name, buffer in files.items() if name != "zarr.json")
         self.storage.write(f"{DONE}/constants", self.fingerprint.encode())
 
     def write_shard(self, shard: int, frames: Mapping[str, Mapping[str, np.ndarray]]) -> None:

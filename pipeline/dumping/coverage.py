@@ -5,25 +5,26 @@ Everything is counted in whole cells and boxes, per frame, so that sums over fra
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pipeline.data import CLASSES
 from pipeline.data.index import Frame
-from pipeline.dumping.rows import padded_size
+from pipeline.dumping.rows import Areas, padded_size
 from pipeline.expert import ExpertFrame
 from pipeline.files import write_atomically
-from pipeline.focal import bev_footprints, project_boxes, pv_rectangles_to_cells, union
+from pipeline.focal import spans_union, union
 
 DISTANCES = (0, 20, 40, float("inf"))
 """Edges of the distance bins, metres from the LiDAR."""
+_BINS = len(DISTANCES) - 1
 
-Areas = tuple[Tensor | None, list[Tensor]]
+Cells = tuple[Tensor | None, list[Tensor]]
 Counts = dict[str, dict[str, np.ndarray]]
 """By map (``bev``, ``pv/0``, ...):
 
@@ -35,71 +36,82 @@ those whose centre's cell is in a focal area;
 """
 
 
+@dataclass(frozen=True)
+class Annotated:
+    """The annotated boxes of a frame that count.
+
+    Attributes:
+        boxes: (n, 9) float32, LiDAR frame.
+        groups: (n,) class and distance bin as one number.
+    """
+
+    boxes: np.ndarray
+    groups: np.ndarray
+
+    @classmethod
+    def of(cls, truth: Frame, pc_range: Sequence[float]) -> "Annotated":
+        """Those that have a LiDAR or radar point, and their centre within ``pc_range``."""
+        x0, y0, x1, y1 = (float(pc_range[i]) for i in (0, 1, 3, 4))
+        x, y = truth.boxes[:, 0], truth.boxes[:, 1]
+        kept = (truth.num_lidar_pts + truth.num_radar_pts > 0) & (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+        near = np.digitize(np.hypot(x, y)[kept], DISTANCES[1:-1])
+        return cls(truth.boxes[kept].astype(np.float32), truth.labels[kept].astype(np.int64) * _BINS + near)
+
+
 def frame_coverage(
-    frame: ExpertFrame, areas: Areas, cells: Areas, truth: Frame, pc_range: Sequence[float], lidar2img: Tensor
+    frame: ExpertFrame, areas: Areas, around: Areas, cells: Cells, annotated: Annotated, pc_range: Sequence[float]
 ) -> Counts:
-    """Counts of one frame; boxes count that have a LiDAR or radar point and their centre within ``pc_range``.
+    """Counts of one frame.
 
     Args:
-        areas: of :func:`~pipeline.dumping.rows.query_areas`.
+        areas, around: of the queries and of the annotated boxes, see :func:`~pipeline.dumping.rows.areas_beside`.
         cells: of :func:`~pipeline.dumping.rows.joined_cells`.
-        lidar2img: (V, 4, 4) to pixels of the expert's unpadded image.
     """
     x0, y0, x1, y1 = (float(pc_range[i]) for i in (0, 1, 3, 4))
-    x, y = truth.boxes[:, 0], truth.boxes[:, 1]
-    kept = (truth.num_lidar_pts + truth.num_radar_pts > 0) & (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
-    boxes = torch.as_tensor(truth.boxes[kept], dtype=torch.float32, device=frame.boxes.device)
-    near = np.digitize(np.hypot(x, y)[kept], DISTANCES[1:-1])
-    groups = np.stack([truth.labels[kept].astype(np.int64), near])  # (2, n) class and distance bin
-    queries, counts = len(frame.boxes), {}
-    if areas[0] is not None and cells[0] is not None:
+    boxes, groups, queries, counts = annotated.boxes, annotated.groups, len(frame.boxes), {}
+    # areas stay on the device; what is counted is small
+    if areas.bev is not None and around.bev is not None and cells[0] is not None:
         height, width = cells[0].shape
-        inside = union(bev_footprints(boxes, pc_range, (height, width)))
-        row = ((boxes[:, 1] - y0) / (y1 - y0) * height).long().clamp(max=height - 1)
-        column = ((boxes[:, 0] - x0) / (x1 - x0) * width).long().clamp(max=width - 1)
-        counts["bev"] = _count(areas[0], cells[0], inside, (row, column), groups, queries)
-    if not areas[1]:
+        row = ((boxes[:, 1] - y0) / (y1 - y0) * height).astype(np.int64).clip(max=height - 1)
+        column = ((boxes[:, 0] - x0) / (x1 - x0) * width).astype(np.int64).clip(max=width - 1)
+        hit = areas.bev[:, row, column].cpu().numpy()
+        counts["bev"] = _count(hit, cells[0], union(around.bev), (row, column), groups, queries)
+    if around.rectangles is None or around.valid is None:
         return counts
-    image_hw = padded_size(frame)
-    rectangles, valid = project_boxes(boxes, lidar2img, image_hw)  # (n, V, 4), (n, V)
-    box, camera = valid.nonzero().unbind(1)
+    rectangles = around.rectangles.cpu().numpy()
+    box, camera = around.valid.cpu().numpy().nonzero()
     centres = (rectangles[box, camera, :2] + rectangles[box, camera, 2:]) / 2
-    for i, (area, stored) in enumerate(zip(areas[1], cells[1], strict=True)):
+    for i, (spans, inside, stored) in enumerate(zip(areas.pv, around.pv, cells[1], strict=True)):
         height, width = stored.shape[-2:]
-        stride = image_hw[0] / height
-        inside = union(pv_rectangles_to_cells(rectangles, valid, (height, width), stride))
-        column, row = (centres / stride).long().unbind(1)
-        at = (camera, row.clamp(max=height - 1), column.clamp(max=width - 1))
-        counts[f"pv/{i}"] = _count(area, stored, inside, at, groups[:, box.cpu().numpy()], queries)
+        column, row = (centres / (padded_size(frame)[0] / height)).astype(np.int64).T
+        row, column = row.clip(max=height - 1), column.clip(max=width - 1)
+        rows, columns = (span.cpu().numpy() for span in spans)
+        hit = rows[:, camera, row] & columns[:, camera, column]
+        counts[f"pv/{i}"] = _count(hit, stored, spans_union(*inside), (camera, row, column), groups[box], queries)
     return counts
 
 
 def _count(
-    areas: Tensor, cells: Tensor, inside: Tensor, at: tuple[Tensor, ...], groups: np.ndarray, queries: int
+    hit: np.ndarray, cells: Tensor, inside: Tensor, at: tuple[np.ndarray, ...], groups: np.ndarray, queries: int
 ) -> dict[str, np.ndarray]:
     """Counts of one map.
 
     Args:
-        areas: (K', ...) of the queries with an area; cells, inside: (...) focal cells and those of annotated boxes.
+        hit: (K', n) whether the area of a query, best first, holds the centre of an annotated box.
+        cells, inside: (...) focal cells and those of annotated boxes.
         at: cell numbers (n,) of the boxes' centres, one per dimension of ``cells``.
-        groups: (2, n) class and distance bin of the boxes.
+        groups: (n,) class and distance bin of the boxes as one number.
         queries: K.
     """
-    hit = areas[(slice(None), *at)].T  # (n, K')
-    none = torch.full_like(hit[:, :1], True)  # past the last query with an area
-    first = torch.cat([hit, none], 1).int().argmax(1)
-    first = torch.where(first == hit.shape[1], queries, first)
-    covered = cells[at].cpu().numpy()
-    tables = np.zeros((2, len(CLASSES), len(DISTANCES) - 1), np.int64)
-    np.add.at(tables[0], tuple(groups), 1)
-    np.add.at(tables[1], tuple(groups), covered)
-    sums = torch.stack([cells.sum(), inside.sum(), (inside & cells).sum()]).tolist()
+    stored, boxes = cells.cpu().numpy(), inside.cpu().numpy()
+    first = np.where(hit.any(0), hit.argmax(0), queries) if len(hit) else np.full(len(groups), queries)
+    size = (len(CLASSES), _BINS)
     return {
-        "cells": np.array([cells.numel(), sums[0]]),
-        "box_cells": np.array(sums[1:]),
-        "boxes": tables[0],
-        "covered": tables[1],
-        "rank": np.bincount(first.cpu().numpy(), minlength=queries + 1),
+        "cells": np.array([stored.size, np.count_nonzero(stored)]),
+        "box_cells": np.array([np.count_nonzero(boxes), np.count_nonzero(boxes & stored)]),
+        "boxes": np.bincount(groups, minlength=size[0] * size[1]).reshape(size),
+        "covered": np.bincount(groups[stored[at]], minlength=size[0] * size[1]).reshape(size),
+        "rank": np.bincount(first, minlength=queries + 1),
     }
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline.dumping.rows import stored_values
 
@@ -29,10 +30,11 @@ class RunningMoments:
 
     def add(self, values: np.ndarray) -> None:
         """values: (n, C)."""
-        wide = values.astype(np.float64)
+        # torch widens half precision, which numpy emulates; numpy adds in the same order whatever the processor
+        wide = torch.from_numpy(values).float().double()
         self.count += len(wide)
-        self.sum += wide.sum(0)
-        self.square += np.square(wide, out=wide).sum(0)
+        self.sum += wide.numpy().sum(0)
+        self.square += wide.square_().numpy().sum(0)
 
     def merge(self, other: "RunningMoments") -> None:
         """Add the sums of another."""

@@ -22,8 +22,9 @@ from pipeline.focal import (
     FocalRule,
     bev_footprints,
     project_boxes,
-    pv_rectangles_to_cells,
+    pv_spans,
     sampling_neighbours,
+    spans_union,
     union,
 )
 from pipeline.models.build import file_sha256
@@ -41,7 +42,8 @@ class DumpSettings:
     layout: str = "focal"
     """``focal`` stores only the areas, ``dense`` the whole maps."""
     values: str = "float16"
-    """Features of the areas as ``float16``, or as ``uint8`` with a scale and an offset per cell: half the bytes."""
+    """Features as ``float16``, as ``float32``: twice the bytes, nothing rounded; or, in layout ``focal``, as ``uint8`` with
+    a scale and an offset per cell: half the bytes."""
     layers: int | None = None
     """Last decoder layers whose reading is stored, and whose positions' cells; all by default."""
     frames_per_shard: int = 40
@@ -59,10 +61,10 @@ class DumpSettings:
         if self.layout not in ("focal", "dense"):
             raise FD3DError(f"dump.layout is '{self.layout}'; use focal or dense")
         if self.values not in VALUES:
-            raise FD3DError(f"dump.values is '{self.values}'; use {' or '.join(VALUES)}")
+            raise FD3DError(f"dump.values is '{self.values}'; use {', '.join(VALUES)}")
         if self.values == "uint8" and self.layout == "dense":
             raise FD3DError(
-                "dump.values is uint8 but dump.layout is dense; dense maps are float16, or use layout focal"
+                "dump.values is uint8 but dump.layout is dense; dense maps are float16 or float32, or use layout focal"
             )
         if self.layers is not None and self.layers < 1:
             raise FD3DError(f"dump.layers is {self.layers}; it must be at least 1, or null for all layers")
@@ -71,32 +73,59 @@ class DumpSettings:
                 raise FD3DError(f"dump.{name} is {getattr(self, name)}; it is a share in (0, 1]")
 
 
-def query_areas(
-    frame: ExpertFrame, rule: FocalRule, pc_range: Sequence[float], lidar2img: Tensor
-) -> tuple[Tensor | None, list[Tensor]]:
-    """Cells around each query that is kept, best first: BEV (K, H, W), and per pyramid level (K, V, Hl, Wl); boolean.
+@dataclass(frozen=True)
+class Areas:
+    """Cells around each of K boxes; those of pyramid levels as the rows and columns of rectangles.
+
+    Attributes:
+        bev: bool (K, H, W); None without a BEV map.
+        pv: per level bool (K, V, Hl) and (K, V, Wl), see :func:`~pipeline.focal.pv_spans`.
+        rectangles: (K, V, 4) in pixels; None without a pyramid.
+        valid: bool (K, V); None likewise.
+    """
+
+    bev: Tensor | None
+    pv: list[tuple[Tensor, Tensor]]
+    rectangles: Tensor | None = None
+    valid: Tensor | None = None
+
+    def __getitem__(self, some: slice) -> "Areas":
+        bev, rectangles, valid = (None if t is None else t[some] for t in (self.bev, self.rectangles, self.valid))
+        return Areas(bev, [(rows[some], columns[some]) for rows, columns in self.pv], rectangles, valid)
+
+
+def query_areas(frame: ExpertFrame, rule: FocalRule, pc_range: Sequence[float], lidar2img: Tensor) -> Areas:
+    """Cells around each query that is kept, best first; ``lidar2img`` as of :func:`areas_beside`."""
+    return areas_beside(frame, rule, frame.boxes[:0], pc_range, lidar2img)[0]
+
+
+def areas_beside(
+    frame: ExpertFrame, rule: FocalRule, boxes: Tensor, pc_range: Sequence[float], lidar2img: Tensor
+) -> tuple[Areas, Areas]:
+    """:func:`query_areas`, and in the same pass those of other boxes (n, 9) on the same maps, without margins.
 
     Args:
         lidar2img: (V, 4, 4) to pixels of the expert's unpadded image.
-        layers: last decoder layers whose positions count; 0 for all.
     """
-    trusted = frame.score >= rule.min_score
-    boxes, bev, levels = frame.boxes[trusted], None, []
+    queries = frame.boxes[frame.score >= rule.min_score]
+    together, first = torch.cat([queries, boxes]), slice(len(queries))
+    margin = torch.zeros(len(together), 1, 1, dtype=boxes.dtype, device=boxes.device)
+    bev, spans, rectangles, valid = None, [], None, None
     if frame.bev is not None:
-        bev = bev_footprints(boxes, pc_range, (frame.bev.shape[-2], frame.bev.shape[-1]), rule.bev_margin)
+        margin[first] = rule.bev_margin
+        bev = bev_footprints(together, pc_range, (frame.bev.shape[-2], frame.bev.shape[-1]), margin)
     if frame.pv:
+        margin[first] = rule.pv_margin
         image_hw = padded_size(frame)
-        rectangles, valid = project_boxes(boxes, lidar2img, image_hw)
+        rectangles, valid = project_boxes(together, lidar2img, image_hw)
         for level in frame.pv:
-            stride = image_hw[0] / level.shape[-2]
-            grid = (level.shape[-2], level.shape[-1])
-            levels.append(pv_rectangles_to_cells(rectangles, valid, grid, stride, rule.pv_margin))
-    return bev, levels
+            height, width = level.shape[-2:]
+            spans.append(pv_spans(rectangles, valid, (height, width), image_hw[0] / height, margin))
+    everything = Areas(bev, spans, rectangles, valid)
+    return everything[first], everything[slice(len(queries), None)]
 
 
-def joined_cells(
-    frame: ExpertFrame, areas: tuple[Tensor | None, list[Tensor]], rule: FocalRule, layers: int
-) -> tuple[Tensor | None, list[Tensor]]:
+def joined_cells(frame: ExpertFrame, areas: Areas, rule: FocalRule, layers: int) -> tuple[Tensor | None, list[Tensor]]:
     """Cells to store, from :func:`query_areas`: BEV (H, W), and per pyramid level (V, Hl, Wl); boolean.
 
     The areas of all queries, and in BEV every cell that sampling at the same queries' positions reads. Queries below the
@@ -105,11 +134,11 @@ def joined_cells(
     Args:
         layers: last decoder layers whose positions count; 0 for all.
     """
-    bev = None if areas[0] is None else union(areas[0])
+    bev = None if areas.bev is None else union(areas.bev)
     if bev is not None and isinstance(frame.reading, BEVReading):
         sampling = frame.reading.sampling[-layers:, frame.score >= rule.min_score]
         bev = bev | sampling_neighbours(sampling, (bev.shape[0], bev.shape[1]))
-    return bev, [union(level) for level in areas[1]]
+    return bev, [spans_union(*spans) for spans in areas.pv]
 
 
 def focal_cells(
@@ -138,8 +167,8 @@ def _packed(name: str, feature: Tensor, mask: Tensor, values: str) -> dict[str, 
     index = mask.flatten().nonzero()[:, 0]
     cells = last.reshape(-1, last.shape[-1])[index]
     packed = {f"{name}/index": index.cpu().numpy()}
-    if values == "float16":
-        return packed | {f"{name}/values": cells.half().cpu().numpy()}
+    if values != "uint8":
+        return packed | {f"{name}/values": cells.to(getattr(torch, values)).cpu().numpy()}
     codes, affine = quantise(cells.float().cpu().numpy())
     return packed | {f"{name}/values": codes, f"{name}/affine": affine}
 
@@ -163,13 +192,15 @@ def store_row(
         }
     row: dict[str, np.ndarray] = {f"query/{name}": tensor.cpu().numpy() for name, tensor in tensors.items()}
     if schema.layout == "dense":
+        dtype = getattr(torch, schema.values)  # a copy in any case: a detector may reuse its map's memory
         if frame.bev is not None:
-            row["bev/dense"] = frame.bev.movedim(0, -1).half().cpu().numpy()
-        return row | {f"pv/{i}/dense": f.movedim(1, -1).half().cpu().numpy() for i, f in enumerate(frame.pv)}
-    bev, levels = cells
+            row["bev/dense"] = frame.bev.movedim(0, -1).to(dtype, copy=True).cpu().numpy()
+        levels = {f"pv/{i}/dense": f.movedim(1, -1).to(dtype, copy=True) for i, f in enumerate(frame.pv)}
+        return row | {path: level.cpu().numpy() for path, level in levels.items()}
+    bev, masks = cells
     if frame.bev is not None and bev is not None:
         row |= _packed("bev", frame.bev, bev, schema.values)
-    for i, (feature, mask) in enumerate(zip(frame.pv, levels, strict=True)):
+    for i, (feature, mask) in enumerate(zip(frame.pv, masks, strict=True)):
         row |= _packed(f"pv/{i}", feature, mask, schema.values)
     return row
 

@@ -15,14 +15,14 @@ from mmdet3d.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from pipeline.dumping.coverage import Counts, frame_coverage, join_counts, to_plain
+from pipeline.dumping.coverage import Annotated, Counts, frame_coverage, join_counts, to_plain
 from pipeline.dumping.moments import shard_moments
 from pipeline.dumping.rows import (
     DumpSettings,
+    areas_beside,
     check_finite,
     joined_cells,
     library_versions,
-    query_areas,
     schema_of,
     store_row,
     stored_constants,
@@ -60,10 +60,10 @@ class Job:
 
 @dataclass
 class ShardResult:
-    """A shard as inference leaves it: rows by token as the writer takes them, and the coverage's counts."""
+    """A shard as inference leaves it: rows by token as the writer takes them, and the coverage's counts of each frame."""
 
     rows: dict[str, dict[str, np.ndarray]]
-    counts: Counts
+    counts: list[Counts]
 
 
 def load_expert(
@@ -134,13 +134,12 @@ class Session:
         """
         # OpenMP keeps this number per thread
         torch.set_num_threads(self.job.threads)
-        result, converting = ShardResult({}, {}), None
+        result, converting = ShardResult({}, []), None
         # a thread makes a frame's row while the next frame is inferred; at most one frame waits for it
         with ThreadPoolExecutor(1, "rows", torch.set_num_threads, (self.job.threads,)) as pool:
             for done, token in enumerate(tokens, 1):
                 batch = next(batches)
                 (frame,), _ = self.expert.run(batch)
-                check_finite(frame, token)
                 if converting is not None:
                     converting.result()
                 converting = pool.submit(
@@ -154,14 +153,16 @@ class Session:
     def _convert(
         self, schema: StoreSchema, frame: ExpertFrame, meta: dict[str, Any], token: str, into: ShardResult
     ) -> None:
-        """Add a frame to a shard's result."""
+        """Check a frame and add it to a shard's result."""
+        check_finite(frame, token)
         rule, pc_range = self.job.settings.rule, self.cfg.pc_range
         lidar2img = torch.as_tensor(meta["lidar2img"], dtype=torch.float32, device=self.expert.device)
-        areas = query_areas(frame, rule, pc_range, lidar2img)
+        annotated = Annotated.of(self.index[self.index.row(token)], pc_range)
+        boxes = torch.from_numpy(annotated.boxes).to(self.expert.device)
+        areas, around = areas_beside(frame, rule, boxes, pc_range, lidar2img)
         cells = joined_cells(frame, areas, rule, schema.layers)
         into.rows[token] = store_row(frame, cells, schema)
-        counts = frame_coverage(frame, areas, cells, self.index[self.index.row(token)], pc_range, lidar2img)
-        into.counts = join_counts([into.counts, counts])
+        into.counts.append(frame_coverage(frame, areas, around, cells, annotated, pc_range))
 
     def decoded(self, tokens: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Collated batches of one frame each, decoded ahead by threads: a worker of dask may not have child processes."""
@@ -186,7 +187,7 @@ def shard_tokens(writer: ShardWriter, shard: int) -> list[str]:
 
 def write(writer: ShardWriter, shard: int, result: ShardResult) -> None:
     """Write a shard, with the sums over its rows in its done-marker."""
-    sums = {"moments": shard_moments(result.rows.values()), "coverage": to_plain(result.counts)}
+    sums = {"moments": shard_moments(result.rows.values()), "coverage": to_plain(join_counts(result.counts))}
     writer.write(shard, result.rows, sums)
 
 

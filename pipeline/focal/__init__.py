@@ -4,7 +4,9 @@ from .areas import (
     bev_footprints,
     project_boxes,
     pv_rectangles_to_cells,
+    pv_spans,
     sampling_neighbours,
+    spans_union,
     trust_map,
     union,
 )
@@ -15,7 +17,9 @@ __all__ = [
     "bev_footprints",
     "project_boxes",
     "pv_rectangles_to_cells",
+    "pv_spans",
     "sampling_neighbours",
+    "spans_union",
     "trust_map",
     "union",
 ]

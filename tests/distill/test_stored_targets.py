@@ -118,7 +118,7 @@ def test_more_layers_than_the_expert_has_are_refused(source, expert_config, expe
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(values="int8"), "dump.values is 'int8'; use float16 or uint8"),
+        (dict(values="int8"), "dump.values is 'int8'; use float16, float32, uint8"),
         (dict(values="uint8", layout="dense"), "dump.values is uint8 but dump.layout is dense"),
         (dict(layers=0), "dump.layers is 0; it must be at least 1"),
     ],

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from pipeline.data import CLASSES
-from pipeline.dumping.coverage import frame_coverage, join_counts, summary, to_plain
-from pipeline.dumping.rows import joined_cells, query_areas
+from pipeline.dumping.coverage import Annotated, frame_coverage, join_counts, summary, to_plain
+from pipeline.dumping.rows import areas_beside, joined_cells, query_areas
 from pipeline.expert import ExpertFrame
-from pipeline.focal import FocalRule
+from pipeline.focal import FocalRule, bev_footprints
 
 RANGE = (-50.0, -50.0, -5.0, 50.0, 50.0, 3.0)
 # one camera at the origin that looks along +y: 10 pixels per unit of x/y and z/y, principal point (20, 20)
@@ -36,8 +36,9 @@ def counted(queries: list, truth: list, labels: list[int], points: list[int]):
         boxes=boxes, labels=np.array(labels), num_lidar_pts=np.array(points), num_radar_pts=np.zeros(len(points), int)
     )
     rule = FocalRule(bev_margin=0.0, pv_margin=0.0)
-    areas = query_areas(frame, rule, RANGE, LOOKING)
-    return frame_coverage(frame, areas, joined_cells(frame, areas, rule, 0), annotated, RANGE, LOOKING)
+    chosen = Annotated.of(annotated, RANGE)
+    areas, around = areas_beside(frame, rule, torch.from_numpy(chosen.boxes), RANGE, LOOKING)
+    return frame_coverage(frame, areas, around, joined_cells(frame, areas, rule, 0), chosen, RANGE)
 
 
 def test_found_missed_and_ignored_boxes():
@@ -70,6 +71,22 @@ def test_cameras_count_the_boxes_they_see():
 def test_a_frame_without_boxes(queries):
     counts = counted(queries=queries, truth=[], labels=[], points=[])
     assert summary(counts)["bev"]["boxes"] == 0.0 and counts["bev"]["rank"].sum() == 0
+
+
+def test_what_is_stored_does_not_depend_on_the_annotated_boxes_beside_it():
+    generator = torch.Generator().manual_seed(0)
+    boxes, others = (torch.randn(n, 9, generator=generator) * 20 for n in (30, 17))
+    maps = dict(bev=torch.zeros(1, 50, 50), pv=[torch.zeros(1, 1, 5, 5)], image_hw=(40, 40))
+    frame = ExpertFrame(boxes, torch.linspace(0.9, 0.01, 30), torch.zeros(30, dtype=torch.long), **maps)
+    rule = FocalRule()
+    alone = query_areas(frame, rule, RANGE, LOOKING)
+    beside, around = areas_beside(frame, rule, others, RANGE, LOOKING)
+    assert len(around.bev) == 17 and len(alone.bev) < 30
+    for one, two in zip(joined_cells(frame, alone, rule, 0)[1], joined_cells(frame, beside, rule, 0)[1], strict=True):
+        assert torch.equal(one, two) and one.any()
+    assert torch.equal(alone.bev, beside.bev) and torch.equal(alone.rectangles, beside.rectangles)
+    # the others have no margin
+    assert torch.equal(around.bev, bev_footprints(others, RANGE, (50, 50)))
 
 
 def test_counts_add_up():

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from pipeline.dumping.moments import RunningMoments, join_moments, shard_moments
 from pipeline.errors import FD3DError
 from pipeline.expert import TappedExpert
 from pipeline.focal import FocalRule
-from store_schema import StoreReader
+from store_schema import StoreReader, verify
 
 
 def scene_names(source) -> list[str]:
@@ -91,6 +92,23 @@ def test_the_manifest_has_the_moments_of_what_is_stored(scenes, layout, expert_c
         values = np.concatenate([row[key].reshape(-1, row[key].shape[-1]) for row in rows]).astype(np.float64)
         np.testing.assert_allclose(reader.manifest["statistics"][name]["mean"], values.mean(0), rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(reader.manifest["statistics"][name]["std"], values.std(0), rtol=1e-7)
+
+
+def test_float32_features_are_the_experts_own(scenes, settings, expert_config, whole, tmp_path):
+    stores = {"float16": StoreReader(whole)}
+    for layout in ("focal", "dense"):
+        path = tmp_path / layout
+        chosen = replace(settings, values="float32", layout=layout)
+        dump(expert_config, None, scenes, path, chosen, workers=0, scenes=scene_names(scenes)[:1])
+        stores[layout] = StoreReader(path)
+        assert verify(path).problems == []
+    for token in stores["focal"].tokens:
+        half, focal, dense = (store.read(token) for store in stores.values())
+        for name in ("bev", "pv/0", "pv/1"):
+            values, index = focal[f"{name}/values"], focal[f"{name}/index"]
+            assert values.dtype == np.float32
+            np.testing.assert_array_equal(dense[f"{name}/dense"].reshape(-1, values.shape[1])[index], values)
+            np.testing.assert_array_equal(half[f"{name}/values"], values.astype(np.float16))
 
 
 def test_moments_survive_json_bit_for_bit():

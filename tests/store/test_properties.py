@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from store_schema import StoreError, StoreReader, StoreSchema, StoreWriter, dequantise, quantise
+from store_schema.schema import VALUES
 
 few = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 many = settings(max_examples=200, deadline=None, derandomize=True)
@@ -33,8 +34,8 @@ def focal(values: np.ndarray, index: list[int], coded: bool) -> dict[str, np.nda
 
 
 @st.composite
-def stores(draw: st.DrawFn, coded: bool) -> tuple[StoreSchema, dict[str, np.ndarray], dict[str, dict[str, Any]], int]:
-    """A schema, each frame's features float16, the frames, and rows per shard."""
+def stores(draw: st.DrawFn, values: str) -> tuple[StoreSchema, dict[str, np.ndarray], dict[str, dict[str, Any]], int]:
+    """A schema, each frame's features before they are coded, the frames, and rows per shard."""
     rows, columns, channels = draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.integers(1, 3))
     cells, kept = rows * columns, draw(st.integers(1, 3))
     kmax = draw(st.sampled_from([cells, draw(st.integers(1, cells))]))
@@ -46,14 +47,15 @@ def stores(draw: st.DrawFn, coded: bool) -> tuple[StoreSchema, dict[str, np.ndar
         bev_kmax=kmax,
         pv_kmax=[],
         reading="none",
-        values="uint8" if coded else "float16",
+        values=values,
     )
+    kind = np.float32 if values == "float32" else np.float16
     exact, frames = {}, {}
     for token in (letter * 32 for letter in "abcdef"[: draw(st.integers(1, 6))]):
         k = draw(st.sampled_from([0, kmax, draw(st.integers(0, kmax))]))  # empty, full, in between
         index = sorted(draw(st.permutations(range(cells)))[:k])
-        exact[token] = draw(arrays(np.float16, (k, channels), elements=halves | st.sampled_from([-0.0, 65504.0])))
-        frames[token] = focal(exact[token], index, coded) | {
+        exact[token] = draw(arrays(kind, (k, channels), elements=halves | st.sampled_from([-0.0, 65504.0])))
+        frames[token] = focal(exact[token], index, values == "uint8") | {
             "query/boxes": draw(
                 arrays(np.float32, (kept, 9), elements=st.floats(width=32, allow_nan=False, allow_infinity=False))
             ),
@@ -63,7 +65,7 @@ def stores(draw: st.DrawFn, coded: bool) -> tuple[StoreSchema, dict[str, np.ndar
     return schema, exact, frames, draw(st.integers(1, 3))
 
 
-def check(made: tuple[StoreSchema, dict[str, np.ndarray], dict[str, dict[str, Any]], int], coded: bool) -> None:
+def check(made: tuple[StoreSchema, dict[str, np.ndarray], dict[str, dict[str, Any]], int]) -> None:
     schema, exact, frames, per_shard = made
     with tempfile.TemporaryDirectory() as folder:
         reader = write(Path(folder) / "s", schema, frames, per_shard)
@@ -75,7 +77,7 @@ def check(made: tuple[StoreSchema, dict[str, np.ndarray], dict[str, dict[str, An
                 np.testing.assert_array_equal(as_stored[path], array, err_msg=path)
             values, wide = plain["bev/values"], exact[token].astype(np.float64)
             assert values.shape == wide.shape and not np.signbit(values[values == 0]).any()  # -0.0 became 0.0
-            if coded:
+            if schema.values == "uint8":
                 margin = 0.5001 * as_stored["bev/affine"][:, :1] + 2e-7 * np.abs(wide).max(initial=0)
                 assert (np.abs(values - wide) <= margin).all()
             else:
@@ -83,20 +85,20 @@ def check(made: tuple[StoreSchema, dict[str, np.ndarray], dict[str, dict[str, An
 
 
 @few
-@given(stores(coded=False))
-def test_float16_frames_come_back_as_they_were_given(made):
-    check(made, coded=False)
+@given(st.sampled_from(["float16", "float32"]).flatmap(stores))
+def test_floating_point_frames_come_back_as_they_were_given(made):
+    check(made)
 
 
 @few
-@given(stores(coded=True))
+@given(stores("uint8"))
 def test_uint8_frames_come_back_within_half_a_step(made):
-    check(made, coded=True)
+    check(made)
 
 
 @few
 @given(
-    made=st.booleans().flatmap(stores),
+    made=st.sampled_from(VALUES).flatmap(stores),
     path=st.sampled_from(["bev/values", "query/boxes", "query/score"]),
     bad=st.sampled_from(BROKEN),
     data=st.data(),

@@ -131,7 +131,7 @@ def test_features_that_are_not_finite_do_not_get_through(tmp_path, bad):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(values="int4"), "schema.values is 'int4'; use float16 or uint8"),
+        (dict(values="int4"), "schema.values is 'int4'; use float16, float32, uint8"),
         (dict(layout="dense"), "schema.values is uint8 but schema.layout is dense"),
     ],
 )
