@@ -51,7 +51,9 @@ def main(
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0)).tolist()
     items = [dataset[places[i]] for i in order[: min(len(order), 8 * size)]]
     batches = [items[i : i + size] for i in range(0, len(items) - size + 1, size)]
-    model = MODELS.build(distiller_config(cfg, store, "fd3d", method_settings(params, name, "fd3d")[0])).to(best_device())
+    model = MODELS.build(distiller_config(cfg, store, "fd3d", method_settings(params, name, "fd3d")[0])).to(
+        best_device()
+    )
     model.train()
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
 
