@@ -390,7 +390,9 @@ class Sweep:
 
 def _refuse_missing(checkpoint: Path) -> None:
     if not checkpoint.is_file():
-        raise FD3DError(f"{checkpoint} does not exist; add its iteration to the expert's train.snapshots")
+        raise FD3DError(
+            f"{checkpoint} does not exist; train the expert with 'fd3d expert --retrain' and the iteration in its train.snapshots"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
