@@ -7,6 +7,7 @@ from outside (stage 1) and what the detector predicts (evaluation) is therefore 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,16 +98,15 @@ def corrupt(model: nn.Module, corruption: Corruption) -> None:
     """
     if not isinstance(model, MultiCameraDetector):
         raise FD3DError(f"corruption is for this project's detectors, not for {type(model).__name__}; leave it out")
-    head, tokens = model.pts_bbox_head, []
+    head = model.pts_bbox_head
+    tokens: list[str] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], batch: dict[str, Any]) -> None:
         tokens[:] = [sample.token for sample in batch["data_samples"]]
 
     def pyramid(module: nn.Module, args: tuple[Any, ...], levels: Any) -> list[Tensor]:
-        return [
-            _per_frame(level, tokens, lambda maps, token, i=i: corruption.noisy(maps, token, f"pv/{i}"))
-            for i, level in enumerate(levels)
-        ]
+        changes = [partial(corruption.noisy, what=f"pv/{i}") for i in range(len(levels))]
+        return [_per_frame(level, tokens, change) for level, change in zip(levels, changes, strict=True)]
 
     def bev(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         def one(cells: Tensor, token: str) -> Tensor:  # (1, H*W, C)
