@@ -11,6 +11,7 @@ from mmengine.config import Config
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
+from pipeline.expert import Corruption, corrupt
 from pipeline.models.build import build_detector
 from pipeline.models.checkpoints import load_checkpoint
 from pipeline.training import FrameSource, frame_dataset
@@ -24,6 +25,8 @@ def best_device() -> torch.device:
 def load_detector(cfg: Config, checkpoint: Path | None, seed: int = 0) -> nn.Module:
     """A detector in evaluation mode on the best device; without a checkpoint its weights are random from ``seed``.
 
+    A config with ``corruption`` makes it worse on purpose (:mod:`pipeline.expert.corruption`).
+
     Raises:
         FD3DError: the checkpoint is missing or does not fit.
     """
@@ -32,6 +35,8 @@ def load_detector(cfg: Config, checkpoint: Path | None, seed: int = 0) -> nn.Mod
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
     model.eval()
+    if "corruption" in cfg:
+        corrupt(model, Corruption.from_config(cfg.corruption))
     return model.to(best_device())
 
 

@@ -231,6 +231,7 @@ def make_manifest(
             "weights": "checkpoint" if checkpoint else f"random, seed {settings.seed}",
             "autocast": settings.autocast,
             "adapter": dict(cfg.adapter),
+            **({"corruption": dict(cfg.corruption)} if "corruption" in cfg else {}),
         },
         "data": {"index_sha256": index.sha256, "split": source.split},
         "image": {
@@ -259,8 +260,8 @@ def library_versions() -> dict[str, str]:
 
 
 def hash_config(cfg: Config) -> str:
-    """SHA-256 of what decides the expert's outputs: model, images, ranges."""
-    relevant = {name: cfg[name] for name in ("model", "image", "pc_range")}
+    """SHA-256 of what decides the expert's outputs: model, images, ranges, and corruption where there is one."""
+    relevant = {name: cfg[name] for name in ("model", "image", "pc_range", "corruption") if name in cfg}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -1,6 +1,7 @@
 """The expert seen from outside: a detector run frame by frame, tapped by module path through an adapter."""
 
 from .adapters import BEVFormerAdapter, DetectorAdapter, DETR3DAdapter, ExpertAdapter
+from .corruption import Corruption, corrupt
 from .frame import BEVReading, CameraReading, ExpertFrame
 from .tapped import TappedExpert, build_adapter
 
@@ -8,10 +9,12 @@ __all__ = [
     "BEVFormerAdapter",
     "BEVReading",
     "CameraReading",
+    "Corruption",
     "DETR3DAdapter",
     "DetectorAdapter",
     "ExpertAdapter",
     "ExpertFrame",
     "TappedExpert",
     "build_adapter",
+    "corrupt",
 ]

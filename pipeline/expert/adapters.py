@@ -159,20 +159,7 @@ class QueryAdapter(ABC):
 
 @TASK_UTILS.register_module()
 class BEVFormerAdapter(QueryAdapter):
-    """BEVFormer: its encoder's map, and where the decoder's deformable attention looks on it.
-
-    Args:
-        bev: path of the module that returns the BEV map (B, H*W, C).
-        kwargs: of :class:`QueryAdapter`.
-    """
-
-    def __init__(self, bev: str = "pts_bbox_head.transformer.encoder", **kwargs: str) -> None:
-        super().__init__(**kwargs)
-        self.bev = bev
-
-    def taps(self, model: nn.Module) -> dict[str, str]:
-        """With the BEV map."""
-        return super().taps(model) | {"bev": self.bev}
+    """BEVFormer: the map that its head is called with (B, H*W, C), and where the decoder's deformable attention looks on it."""
 
     def constants(self, model: nn.Module) -> dict[str, Tensor]:
         """The value projections (L, C, C) and (L, C) that queries read BEV features through."""
@@ -184,7 +171,7 @@ class BEVFormerAdapter(QueryAdapter):
         }
 
     def _bev(self, model: nn.Module, seen: Seen, b: int) -> Tensor:
-        return seen["bev"][1][b].transpose(0, 1).unflatten(-1, submodule(model, self.head).bev_hw).float()
+        return seen["head"][0][0][b].transpose(0, 1).unflatten(-1, submodule(model, self.head).bev_hw).float()
 
     def _reading(self, model: nn.Module, seen: Seen, b: int, batch: int, kept: Tensor) -> BEVReading:
         calls = [seen[f"sampler.{i}"][0] for i in range(self.num_layers(model))]
