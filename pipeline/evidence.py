@@ -22,7 +22,6 @@ BEGIN, END = "<!-- evidence: written by 'fd3d evidence' -->", "<!-- /evidence --
 CONFIDENCE = 0.95
 MAIN = "main"
 """The group of the main comparison."""
-_STEPS = "steps"  # experts of this kind are early weights: their own NDS tells their quality
 
 
 @dataclass(frozen=True)
@@ -262,8 +261,7 @@ def _profile_expert(found: Comparison) -> float | None:
 def curves_figure(compared: Sequence[Comparison]) -> Figure:
     """Gain over the plain student against the expert's quality, a panel per family and kind of expert.
 
-    Experts are named KIND-NUMBER. Early weights (steps) are placed at the expert's own NDS, corrupted ones at their number, and the
-    uncorrupted expert at 0.
+    Experts are named KIND-NUMBER and placed at their own NDS.
     """
     kinds = [(c, match[1]) for c in compared for match in (_kind(r.expert) for r in c.students) if match]
     panels = [panel for i, panel in enumerate(kinds) if panel not in kinds[:i]]
@@ -282,19 +280,18 @@ def curves_figure(compared: Sequence[Comparison]) -> Figure:
                 label=method,
             )
         axes.axhline(0, color="black", lw=0.8)
-        label = "NDS of the expert (early weights)" if kind == _STEPS else f"{kind} in the expert's features"
-        axes.set(title=f"{found.family}: {kind}", xlabel=label, ylabel="gain in NDS over plain")
+        axes.set(title=f"{found.family}: {kind}", xlabel="NDS of the expert", ylabel="gain in NDS over plain")
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     return figure
 
 
 def _curve(found: Comparison, kind: str, method: str) -> Iterator[tuple[float, Interval]]:
-    """Expert quality and gain of a method's students whose expert is of a kind, or neither early nor corrupted."""
+    """Expert quality and gain of a method's students whose expert is of a kind, or the whole one."""
     for r in found.students:
         match = _kind(r.expert)
         if r.method == method and (match is None or match[1] == kind):
-            at = found.expert_nds(r.expert) if kind == _STEPS else float(match[2]) if match else 0.0
+            at = found.expert_nds(r.expert)
             if at is not None:
                 yield at, found.gain(r)
 
