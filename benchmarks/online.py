@@ -97,7 +97,9 @@ def compare(
         out = folder / family / name / "detector.pth"
         model = distiller_config(cfg, store, "fd3d", distill | values, made_by if online else None)
         queues = expert_frames(expert, cfg, source, values["history"]) if online else None
-        train(cfg, model, source, out, settings, store, lambda trained: trained.student_state_dict(), queues)
+        train(
+            cfg, model, source, out, settings, store, lambda trained: trained.student_state_dict(), expert_frames=queues
+        )
         state = torch.load(out, weights_only=True)["state_dict"]
         weights.update({} if weights else state)
         found[name] = read_curves(out.with_name("losses.csv")), all(torch.equal(weights[k], state[k]) for k in state)

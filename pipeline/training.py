@@ -312,6 +312,7 @@ def train(
     settings: RunSettings,
     store: Path | None = None,
     export: Callable[[nn.Module], dict[str, torch.Tensor]] = lambda model: model.state_dict(),
+    *,
     inheritance: Inheritance | None = None,
     expert_frames: dict | None = None,
 ) -> dict[str, Any]:

@@ -124,8 +124,8 @@ def train(
             settings,
             store,
             lambda trained: trained.student_state_dict(),
-            inheritance,
-            frames,
+            inheritance=inheritance,
+            expert_frames=frames,
         )
     facts["method"] = method
     write_atomically(out / "train.json", lambda file: json.dump(facts, file, indent=1))
