@@ -176,6 +176,7 @@ def workspace(tmp_path, project, world, world_index, store):
     }
     # the apprentice's config inherits from the expert's file: flatten it, then the expert's is gone
     load_config(project / APPRENTICE).dump(tmp_path / "apprentice.py")
+    params["distill"]["inherit"] = []
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     return tmp_path
 

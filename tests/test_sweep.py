@@ -246,7 +246,7 @@ def test_a_failing_row_is_reported_and_stops_no_other(place):
     outcome = sweep(grid)
     assert sorted(outcome.done) == ["main/bevformer/expert/0", "main/bevformer/plain/0"]
     assert "method 'broken' is unknown" in outcome.failed["main/bevformer/broken/0"]
-    assert "detector-500.pth does not exist; add its iteration" in outcome.failed["expert bevformer steps-500"]
+    assert "detector-500.pth does not exist; train the expert" in outcome.failed["expert bevformer steps-500"]
     assert outcome.failed["main/bevformer/early/0"] == "expert bevformer steps-500 failed"
     Path("stages.py").write_text(STAGES.replace("broken", "mended"))
     assert "main/bevformer/broken/0" in sweep(grid).done
@@ -289,7 +289,7 @@ def test_a_stopped_sweep_ends_its_trainings_and_goes_on(place, project):
     Path("slow").touch()
     running = start(project)
     wait_for(place / "runs/sweep/main/bevformer/plain/0/last_checkpoint")
-    os.kill(running.pid, signal.SIGINT)
+    os.kill(running.pid, signal.SIGTERM)  # SIGINT may be ignored where tests run in the background
     running.communicate(timeout=60)
     assert running.returncode == 130
     Path("slow").unlink()
