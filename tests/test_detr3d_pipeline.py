@@ -125,6 +125,27 @@ def test_losses_from_the_store_equal_those_from_the_live_expert(project, store, 
         assert value.item() == pytest.approx(losses[1][name].item(), rel=1e-3), name
 
 
+def test_generating_where_losses_read_changes_neither_loss(project, store, source, monkeypatch):
+    model = distiller(project, store)
+    data = DATASETS.build(frame_dataset(load_config(project / APPRENTICE), source, train=True))
+    batch = model.data_preprocessor(collate([data[0], data[4]]))
+    with torch.no_grad():
+        model.student.detect(batch["inputs"]["img"], batch["data_samples"])
+    pv, metas = model.taps.read("pv"), [sample.frames[-1] for sample in batch["data_samples"]]
+    targets = model.targets([StoreReader(store).read(meta["token"]) for meta in metas], metas, pv[0].device)
+    monkeypatch.setattr("pipeline.distill.generators._MAX_SHARE", 1.0)
+    found = []
+    for gathers in (False, True):
+        for generator in model.pv_generators:
+            monkeypatch.setattr(generator, "gathers", gathers)
+        torch.manual_seed(3)  # the same hidden blocks
+        losses = model.focal_losses(None, list(pv), targets, metas)
+        found.append([*losses.values(), *torch.autograd.grad(sum(losses.values()), model.pv_generators.parameters())])
+    assert all(torch.isfinite(value).all() and value.abs().max() > 0 for value in found[0])
+    for want, have in zip(*found, strict=True):
+        assert ((have - want).norm() / want.norm()).item() < 1e-4
+
+
 def test_the_experts_own_pyramid_reads_what_its_queries_read(project, store, expert, source):
     cfg, detector, adapter = expert
     (frame,), _ = TappedExpert(detector, adapter, 20).run(next(frame_batches(cfg, source, [0], 0)))

@@ -29,6 +29,22 @@ def sample_values(bev: Tensor, weight: Tensor, bias: Tensor, locations: Tensor, 
     return summed.transpose(2, 3)
 
 
+def camera_positions(points: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]) -> Tensor:
+    """Where 3D points lie in the images.
+
+    Args:
+        points: (B, L, K, 3) metres, LiDAR frame.
+        lidar2img: (B, V, 4, 4) to pixels of the unpadded image.
+        image_hw: rows and columns of the *padded* image, which the levels divide.
+
+    Returns:
+        (B, V, L*K, 2) x, y in 0..1 of the padded image; of no meaning for points behind the camera.
+    """
+    homogeneous = torch.cat([points, torch.ones_like(points[..., :1])], -1).flatten(1, 2)  # (B, L*K, 4)
+    cam = torch.einsum("bvij,bnj->bvni", lidar2img.to(points), homogeneous)
+    return cam[..., :2] / cam[..., 2:3].clamp(min=1e-5) / cam.new_tensor([image_hw[1], image_hw[0]])
+
+
 def sample_cameras(
     levels: Sequence[Tensor], points: Tensor, weights: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]
 ) -> Tensor:
@@ -45,9 +61,7 @@ def sample_cameras(
         (L, B, K, C).
     """
     batch, layers, queries, views, _ = weights.shape
-    homogeneous = torch.cat([points, torch.ones_like(points[..., :1])], -1).flatten(1, 2)  # (B, L*K, 4)
-    cam = torch.einsum("bvij,bnj->bvni", lidar2img.to(points), homogeneous)
-    uv = cam[..., :2] / cam[..., 2:3].clamp(min=1e-5) / cam.new_tensor([image_hw[1], image_hw[0]])
+    uv = camera_positions(points, lidar2img, image_hw)
     # points behind a camera have no weight there, but must not become NaN
     grid = uv.clamp(-1, 2).flatten(0, 1)[:, :, None] * 2 - 1  # (B*V, L*K, 1, 2)
     total = points.new_zeros(())

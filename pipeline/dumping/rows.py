@@ -137,7 +137,7 @@ def joined_cells(frame: ExpertFrame, areas: Areas, rule: FocalRule, layers: int)
     bev = None if areas.bev is None else union(areas.bev)
     if bev is not None and isinstance(frame.reading, BEVReading):
         sampling = frame.reading.sampling[-layers:, frame.score >= rule.min_score]
-        bev = bev | sampling_neighbours(sampling, (bev.shape[0], bev.shape[1]))
+        bev = bev | sampling_neighbours(sampling.flatten(0, -2), (bev.shape[0], bev.shape[1]))
     return bev, [spans_union(*spans) for spans in areas.pv]
 
 

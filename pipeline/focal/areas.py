@@ -142,17 +142,18 @@ def sampling_neighbours(locations: Tensor, size: tuple[int, int]) -> Tensor:
     """Cells that bilinear sampling reads (``grid_sample``, align_corners=False, zeros outside).
 
     Args:
-        locations: (..., 2) x, y in 0..1 of the map's extent.
-        size: rows and columns.
+        locations: (..., P, 2) x, y in 0..1 of the extent of each map.
+        size: rows and columns of a map.
 
     Returns:
-        bool (H, W).
+        bool (..., H, W).
     """
     height, width = size
-    cell = locations.reshape(-1, 2).double() * locations.new_tensor([width, height]).double() - 0.5
+    maps, points = locations.shape[:-2], locations.flatten(0, -3) if locations.dim() > 2 else locations[None]
+    cell = points.double() * locations.new_tensor([width, height]).double() - 0.5
     # a position reads the cell below it, from -1 on, and the next in each direction; what is farther out goes to a border
-    x, y = (cell[:, i].floor().long().clamp(-2, n) + 2 for i, n in enumerate((width, height)))
-    below = torch.zeros(height + 3, width + 3, dtype=torch.bool, device=locations.device)
-    below.view(-1)[y * (width + 3) + x] = True
-    rows = below[1:-2] | below[2:-1]
-    return rows[:, 1:-2] | rows[:, 2:-1]
+    x, y = (cell[..., i].floor().long().clamp(-2, n) + 2 for i, n in enumerate((width, height)))
+    below = torch.zeros(len(points), height + 3, width + 3, dtype=torch.bool, device=locations.device)
+    below.flatten(1).scatter_(1, y * (width + 3) + x, True)
+    rows = below[:, 1:-2] | below[:, 2:-1]
+    return (rows[..., 1:-2] | rows[..., 2:-1]).view(*maps, height, width)

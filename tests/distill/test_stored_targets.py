@@ -218,3 +218,19 @@ def test_gradients_from_stored_targets_are_those_from_the_experts(apprentice, st
         errors = {name: ((found[name] - g).norm() / g.norm()).item() for name, g in want.items()}
         print(f"after {steps} steps, {label}:", {name: f"{100 * error:.3f} %" for name, error in errors.items()})
         assert all(0 < error < limit for error in errors.values()), (label, errors)
+
+
+def test_generating_where_losses_read_changes_none_of_them(apprentice, store, monkeypatch):
+    model, _, _, metas = apprentice
+    rows = [StoreReader(store).read(meta["token"]) for meta in metas]
+    want = gradients(apprentice, rows)
+    calls = []
+    for generator in (model.bev_generator, *model.pv_generators):
+        monkeypatch.setattr(generator, "gathers", True)
+        at = generator.forward_at
+        monkeypatch.setattr(generator, "forward_at", lambda *args, at=at: calls.append(args[1]) or at(*args))
+    monkeypatch.setattr("pipeline.distill.generators._MAX_SHARE", 1.0)
+    found = gradients(apprentice, rows)
+    assert len(calls) == 4
+    for name, gradient in want.items():
+        assert ((found[name] - gradient).norm() / gradient.norm()).item() < 1e-4, name

@@ -11,16 +11,19 @@ from mmdet3d.structures import Det3DDataSample
 from torch import Tensor, nn
 
 from pipeline.errors import FD3DError
-from pipeline.focal import FocalRule
+from pipeline.focal import FocalRule, sampling_neighbours
 from pipeline.models.detector import gt_tensors
 
 from ..base import Distiller, StudentOutputs
 from ..generators import FeatureGenerator
 from ..head import DistillationHead
 from ..losses import block_mask, fine_grained_loss, masked_generation_loss, query_trust
-from ..sampling import sample_cameras, sample_values
+from ..sampling import camera_positions, sample_cameras, sample_values
 from ..settings import DistillSettings
 from ..targets import CachedFrame, ExpertTargets, Spans, dense_bev, make_targets
+
+_OUTSIDE = -9.0
+"""A position that reads no cell."""
 
 
 @MODELS.register_module()
@@ -164,11 +167,12 @@ class FocalDistiller(Distiller):
         s = self.settings
         losses: dict[str, Tensor] = {}
         if self.levels:
-            generated_pv, loss = self._generate_pv(pv, targets)
+            generated_pv, loss = self._generate_pv(pv, targets, metas)
             losses["loss_pv"] = s.w_pv * loss
         if bev is not None and targets.bev is not None:
             hidden = block_mask(targets.bev.trust > 0, s.mask_ratio, s.block)
-            generated_bev = self.bev_generator(self.restore(bev) * hidden[:, None])
+            cells = self._needed_of_bev(targets) if self.bev_generator.gathers else None
+            generated_bev = self.bev_generator(self.restore(bev) * hidden[:, None], cells)
             losses["loss_bev"] = s.w_bev * masked_generation_loss(
                 generated_bev, targets.bev.standardised, targets.bev.trust
             )
@@ -190,7 +194,7 @@ class FocalDistiller(Distiller):
                 generated_pv,
                 queries["points"][:, layers],
                 queries["camera_weights"][:, layers],
-                torch.stack([torch.as_tensor(meta["lidar2img"]) for meta in metas]).to(targets.trust.device),
+                lidar2img(metas, targets.trust.device),
                 metas[0]["pad_hw"],
             )
             read_t = queries["sampled"][:, layers].transpose(0, 1)
@@ -198,18 +202,50 @@ class FocalDistiller(Distiller):
             return losses
         return losses | {"loss_fine": s.w_fine * fine_grained_loss(read_s, read_t, targets.trust)}
 
-    def _generate_pv(self, pv: list[Tensor], targets: ExpertTargets) -> tuple[list[Tensor], Tensor]:
+    def _generate_pv(
+        self, pv: list[Tensor], targets: ExpertTargets, metas: list[dict[str, Any]]
+    ) -> tuple[list[Tensor], Tensor]:
         """Generated levels (B, V, C, Hl, Wl) in the expert's scale, and their summed error."""
         s, generated_pv, loss = self.settings, [], targets.trust.new_zeros(())
+        positions = None
+        if self.fine == "cameras" and any(generator.gathers for generator in self.pv_generators):
+            positions = self._read_of_cameras(targets, metas)
         for slot, level in enumerate(self.levels):
             student, target, trust = pv[level], targets.pv[slot], targets.pv_trust[slot]
             self.check_grid(level, student, target)
-            hidden = block_mask(trust.flatten(0, 1) > 0, s.mask_ratio, s.block)
-            generated = self.pv_generators[slot](student * hidden[:, None])
+            inside = trust.flatten(0, 1) > 0
+            hidden = block_mask(inside, s.mask_ratio, s.block)
+            cells = inside
+            if positions is not None:
+                cells = inside | sampling_neighbours(positions, self.schema.pv[level][:2])
+            generated = self.pv_generators[slot](student * hidden[:, None], cells)
             loss = loss + masked_generation_loss(generated, target.flatten(0, 1), trust.flatten(0, 1))
             scale = self.scale(f"pv/{level}", trust.device)
             generated_pv.append(scale.restore(generated.float()).unflatten(0, trust.shape[:2]))
         return generated_pv, loss
+
+    def _needed_of_bev(self, targets: ExpertTargets) -> Tensor:
+        """Cells of the generated BEV map that a loss reads, bool (B, H, W)."""
+        assert targets.bev is not None and self.schema.bev is not None
+        cells = targets.bev.trust > 0
+        if self.fine != "bev":
+            return cells
+        trusted = targets.trust[:, None, :, None, None, None] > 0
+        locations = torch.where(trusted, targets.queries["sampling"][:, list(self.layers)], _OUTSIDE)
+        return cells | sampling_neighbours(locations.flatten(1, -2), self.schema.bev[:2])
+
+    def _read_of_cameras(self, targets: ExpertTargets, metas: list[dict[str, Any]]) -> Tensor:
+        """Positions in the cameras that trusted queries read, (B*V, L*K, 2) in 0..1 of the padded image."""
+        layers, queries = list(self.layers), targets.queries
+        uv = camera_positions(queries["points"][:, layers], lidar2img(metas, targets.trust.device), metas[0]["pad_hw"])
+        weights = queries["camera_weights"][:, layers].amax(-1) * targets.trust[:, None, :, None]  # (B, L, K, V)
+        seen = weights.permute(0, 3, 1, 2).flatten(2) > 0
+        return torch.where(seen[..., None], uv, _OUTSIDE).flatten(0, 1)
+
+
+def lidar2img(metas: list[dict[str, Any]], device: torch.device) -> Tensor:
+    """Projections of a batch's current frames, (B, V, 4, 4)."""
+    return torch.stack([torch.as_tensor(meta["lidar2img"]) for meta in metas]).to(device)
 
 
 def check_store_covers(manifest: dict[str, Any], rule: FocalRule) -> None:
