@@ -135,7 +135,7 @@ class Distiller(BaseModel):
             self.levels = self.chosen("levels", len(self.schema.pv))
             if self.schema.bev and bev_size is not None:
                 self.bev_size = (bev_size[0], bev_size[1])
-                self.restore = RestoreBEV(bev_channels, self.bev_size, self.schema.bev[:2])
+                self.restore = RestoreBEV(bev_channels, self.bev_size, self.schema.bev[:2], self.restores_residually)
             if not self.levels and self.bev_size is None:
                 raise FD3DError(
                     f"store {store} holds no pyramid, and expert or student has no BEV map: nothing to distil"
@@ -143,6 +143,11 @@ class Distiller(BaseModel):
         needed = {"pv": bool(self.levels), "bev": self.bev_size is not None, "head": self.reads_head}
         paths = _TAPS | (taps or {})
         self.taps = Taps(self.student, {name: path for name, path in paths.items() if needed[name]})
+
+    @property
+    def restores_residually(self) -> bool:
+        """Whether the restored BEV map starts as the student's, interpolated."""
+        return False
 
     def _online(self, expert: dict[str, str] | None) -> "OnlineExpert":
         if expert is None:

@@ -10,6 +10,13 @@ from .cells import conv_at, grow
 _MIN_CHANNELS, _MAX_SHARE = 128, 0.25
 
 
+def start_at_zero(conv: nn.Conv2d) -> None:
+    """Make a residual branch's last convolution give nothing at first."""
+    nn.init.zeros_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
 class FeatureGenerator(nn.Sequential):
     """conv3x3 - ReLU - conv3x3 (Masked Generative Distillation, Yang et al., 2022), after a 1x1 conv where channels differ."""
 
@@ -63,11 +70,12 @@ class RestoreBEV(nn.Module):
     Args:
         size: the apprentice's rows and columns.
         target: the expert's.
+        residual: add all this, from zero on, to the bilinearly interpolated map.
     """
 
-    def __init__(self, channels: int, size: tuple[int, int], target: tuple[int, int]) -> None:
+    def __init__(self, channels: int, size: tuple[int, int], target: tuple[int, int], residual: bool = False) -> None:
         super().__init__()
-        self.target = target
+        self.target, self.residual = target, residual
         ratio = min(target[0] / size[0], target[1] / size[1])
         stages: list[nn.Module] = []
         while ratio >= 2:
@@ -79,10 +87,16 @@ class RestoreBEV(nn.Module):
             ratio /= 2
         self.upsample = nn.Sequential(*stages)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        if residual:
+            start_at_zero(self.conv)
 
     def forward(self, bev: Tensor) -> Tensor:
         """(B, C, h, w) to (B, C, H, W)."""
         out = self.upsample(bev)
         if out.shape[-2:] != self.target:
-            out = nn.functional.interpolate(out, self.target, mode="bilinear", align_corners=False)
-        return self.conv(out)
+            out = self._interpolated(out)
+        out = self.conv(out)
+        return out + self._interpolated(bev) if self.residual else out
+
+    def _interpolated(self, bev: Tensor) -> Tensor:
+        return nn.functional.interpolate(bev, self.target, mode="bilinear", align_corners=False)

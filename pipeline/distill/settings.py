@@ -72,6 +72,9 @@ class DistillSettings(MethodSettings):
     areas: str = "queries"
     """What spans the areas of the masked generation losses: the expert's ``queries`` by their trust, or, all trusted alike
     and from a dense store, the ``annotations`` or all cells (``everywhere``)."""
+    residual: bool = False
+    """Restoring and generators start as the identity and learn what is to be added: the student's own maps are drawn to the
+    expert's, which suits modules that start from the expert's weights."""
     head: str = "frozen"
     """``frozen``: queries are the expert's. ``trainable``: those of a head that learns to detect on the expert's dense BEV map."""
     w_head: float = 1.0

@@ -94,3 +94,10 @@ def test_bev_is_restored_at_any_ratio(size, target):
 def test_generator_aligns_channels():
     assert FeatureGenerator(3, 5)(torch.randn(1, 3, 4, 4)).shape == (1, 5, 4, 4)
     assert len(FeatureGenerator(5, 5)) == 3
+
+
+@pytest.mark.parametrize("target", [(4, 4), (8, 8), (7, 9)])
+def test_residual_restoring_starts_as_interpolation(target):
+    bev = torch.randn(2, 6, 4, 4)
+    want = torch.nn.functional.interpolate(bev, target, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(RestoreBEV(6, (4, 4), target, residual=True)(bev), want)

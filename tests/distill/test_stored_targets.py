@@ -5,6 +5,7 @@ import pytest
 import torch
 from mmdet3d.registry import DATASETS, MODELS
 
+from pipeline.distill.losses import masked_generation_loss
 from pipeline.distill.targets import scatter_cells
 from pipeline.dumping import DumpSettings, dump
 from pipeline.errors import FD3DError
@@ -128,7 +129,7 @@ def test_contradictory_settings_are_refused(changes, message):
         DumpSettings(FocalRule(), **changes)
 
 
-def distiller(project, store):
+def distiller(project, store, **settings):
     cfg = load_config(project / "configs/world/apprentice.py")
     torch.manual_seed(0)
     model = MODELS.build(
@@ -136,7 +137,7 @@ def distiller(project, store):
             type="FocalDistiller",
             student=cfg.model,
             store=str(store),
-            settings={"w_pv": 1.0},
+            settings={"w_pv": 1.0} | settings,
             bev_size=(25, 25),
             bev_channels=64,
             pv_channels=64,
@@ -234,3 +235,26 @@ def test_generating_where_losses_read_changes_none_of_them(apprentice, store, mo
     assert len(calls) == 4
     for name, gradient in want.items():
         assert ((found[name] - gradient).norm() / gradient.norm()).item() < 1e-4, name
+
+
+def test_residual_generators_start_at_what_the_student_has(project, apprentice, store):
+    _, model = distiller(project, store, residual=True, mask_ratio=0.0)
+    _, bev, pv, metas = apprentice
+    targets = model.targets([StoreReader(store).read(meta["token"]) for meta in metas], metas, bev.device)
+    losses = model.focal_losses(bev, pv, targets, metas)
+    want = torch.zeros(())
+    for level, feature in enumerate(pv):
+        own = model.scale(f"pv/{level}", bev.device).standardise(feature)
+        want = want + masked_generation_loss(
+            own, targets.pv[level].flatten(0, 1), targets.pv_trust[level].flatten(0, 1)
+        )
+    assert losses["loss_pv"].item() == pytest.approx(want.item(), rel=1e-5)
+    sum(losses.values()).backward()
+    assert all(generator[-1].weight.grad.abs().sum() > 0 for generator in (model.bev_generator, *model.pv_generators))
+
+
+def test_residual_generators_need_equal_channels(project, store):
+    cfg = load_config(project / "configs/world/apprentice.py")
+    kwargs = dict(type="FocalDistiller", student=cfg.model, store=str(store), settings={"residual": True})
+    with pytest.raises(FD3DError, match="pyramid level 0 has 32 channels and the expert's 64; unset it"):
+        MODELS.build(kwargs | dict(bev_size=(25, 25), bev_channels=64, pv_channels=32))

@@ -15,7 +15,7 @@ from pipeline.focal import FocalRule, sampling_neighbours
 from pipeline.models.detector import gt_tensors
 
 from ..base import Distiller, StudentOutputs
-from ..generators import FeatureGenerator
+from ..generators import FeatureGenerator, start_at_zero
 from ..head import DistillationHead
 from ..losses import block_mask, fine_grained_loss, masked_generation_loss, query_trust
 from ..sampling import camera_positions, sample_cameras, sample_values
@@ -61,9 +61,35 @@ class FocalDistiller(Distiller):
         if self.schema.bev and self.bev_size is not None:
             self.bev_generator = FeatureGenerator(bev_channels, self.schema.bev[2])
         self.pv_generators = nn.ModuleList(FeatureGenerator(pv_channels, self.schema.pv[i][2]) for i in self.levels)
+        if self.settings.residual:
+            self._start_as_identity(bev_channels, pv_channels)
         for path, constant in self.constants.items() if self.head is None else ():
             name = path.removeprefix("decoder/")
             self.register_buffer(name, torch.from_numpy(constant[list(self.layers)]), persistent=False)
+
+    @property
+    def restores_residually(self) -> bool:
+        """The setting ``residual``."""
+        return bool(self.settings.residual)
+
+    def _start_as_identity(self, bev_channels: int, pv_channels: int) -> None:
+        """Zero the generators' last convolutions.
+
+        Raises:
+            FD3DError: student and expert differ in channels, so that nothing can be added.
+        """
+        pairs = [(f"pyramid level {i}", pv_channels, self.schema.pv[i][2]) for i in self.levels]
+        generators = list(self.pv_generators)
+        if self.schema.bev and self.bev_size is not None:
+            pairs.append(("BEV map", bev_channels, self.schema.bev[2]))
+            generators.append(self.bev_generator)
+        for name, have, want in pairs:
+            if have != want:
+                raise FD3DError(
+                    f"distill.residual is set, but the student's {name} has {have} channels and the expert's {want}; unset it"
+                )
+        for generator in generators:
+            start_at_zero(generator[-1])
 
     def _trainable_head(self, student_head: dict[str, Any]) -> DistillationHead | None:
         """The head of the setting ``head: trainable``.
@@ -172,7 +198,7 @@ class FocalDistiller(Distiller):
         if bev is not None and targets.bev is not None:
             hidden = block_mask(targets.bev.trust > 0, s.mask_ratio, s.block)
             cells = self._needed_of_bev(targets) if self.bev_generator.gathers else None
-            generated_bev = self.bev_generator(self.restore(bev) * hidden[:, None], cells)
+            generated_bev = self._generate(self.bev_generator, "bev", self.restore(bev), hidden, cells)
             losses["loss_bev"] = s.w_bev * masked_generation_loss(
                 generated_bev, targets.bev.standardised, targets.bev.trust
             )
@@ -202,6 +228,15 @@ class FocalDistiller(Distiller):
             return losses
         return losses | {"loss_fine": s.w_fine * fine_grained_loss(read_s, read_t, targets.trust)}
 
+    def _generate(
+        self, generator: nn.Module, name: str, student: Tensor, hidden: Tensor, cells: Tensor | None
+    ) -> Tensor:
+        """The expert's standardised map ``name`` from the student's (N, C, H, W), of which only cells with ``hidden`` 1 are seen."""
+        generated: Tensor = generator(student * hidden[:, None], cells)
+        if self.settings.residual:
+            generated = generated + self.scale(name, student.device).standardise(student) * hidden[:, None]
+        return generated
+
     def _generate_pv(
         self, pv: list[Tensor], targets: ExpertTargets, metas: list[dict[str, Any]]
     ) -> tuple[list[Tensor], Tensor]:
@@ -218,7 +253,7 @@ class FocalDistiller(Distiller):
             cells = inside
             if positions is not None:
                 cells = inside | sampling_neighbours(positions, self.schema.pv[level][:2])
-            generated = self.pv_generators[slot](student * hidden[:, None], cells)
+            generated = self._generate(self.pv_generators[slot], f"pv/{level}", student, hidden, cells)
             loss = loss + masked_generation_loss(generated, target.flatten(0, 1), trust.flatten(0, 1))
             scale = self.scale(f"pv/{level}", trust.device)
             generated_pv.append(scale.restore(generated.float()).unflatten(0, trust.shape[:2]))
