@@ -22,7 +22,10 @@ def test_a_profile_names_configs_that_load_and_settings_that_are_known(path: Pat
     rule = from_mapping(FocalRule, profile["focal"], "focal")
     from_mapping(DumpSettings, profile["dump"] | {"rule": rule}, "dump")
     settings = profile["distill"]
-    assert settings.pop("inherit") == ["pts_bbox_head"]
+    inherited = settings.pop("inherit")
+    assert inherited[0] == "pts_bbox_head"
+    for method, values in profile.get("methods", {}).items():
+        assert values == {"inherit": inherited}, f"{method} starts otherwise than FD3D"
     rule.check_covers(DistillSettings.from_dict(settings).rule)
     for pair in profile["families"].values():
         assert "adapter" in load_config(ROOT / pair["expert"]["config"])
