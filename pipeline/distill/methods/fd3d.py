@@ -229,12 +229,12 @@ class FocalDistiller(Distiller):
         return losses | {"loss_fine": s.w_fine * fine_grained_loss(read_s, read_t, targets.trust)}
 
     def _generate(
-        self, generator: nn.Module, name: str, student: Tensor, hidden: Tensor, cells: Tensor | None
+        self, generator: nn.Module, name: str, student: Tensor, visible: Tensor, cells: Tensor | None
     ) -> Tensor:
-        """The expert's standardised map ``name`` from the student's (N, C, H, W), of which only cells with ``hidden`` 1 are seen."""
-        generated: Tensor = generator(student * hidden[:, None], cells)
+        """The expert's standardised map ``name`` from the student's (N, C, H, W), seen where ``visible`` (N, H, W) is 1."""
+        generated: Tensor = generator(student * visible[:, None], cells)
         if self.settings.residual:
-            generated = generated + self.scale(name, student.device).standardise(student) * hidden[:, None]
+            generated = generated + self.scale(name, student.device).standardise(student) * visible[:, None]
         return generated
 
     def _generate_pv(
