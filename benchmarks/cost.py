@@ -5,6 +5,9 @@ frame, and training steps of the plain apprentice, of FD3D from the store, and o
 apprentice's queue or streams the whole scene. From these rates and the profile's frames and steps follow the
 hours of one and of ten student runs, and from multiply-adds (:mod:`pipeline.complexity`) their FLOPs. Peak memory is that of a
 process which makes one kind of step only.
+
+``--published`` measures FD3D's own pairs at nuScenes' image size instead, with random weights: no published expert is at hand,
+and none is needed to see what passes take.
 """
 
 import json
@@ -14,6 +17,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,12 +44,13 @@ from pipeline.dumping.engine import make_engine  # noqa: E402
 from pipeline.dumping.rows import library_versions  # noqa: E402
 from pipeline.dumping.session import Job  # noqa: E402
 from pipeline.focal import FocalRule  # noqa: E402
-from pipeline.models.build import load_config  # noqa: E402
+from pipeline.models.build import build_detector, load_config  # noqa: E402
+from pipeline.models.checkpoints import save_checkpoint  # noqa: E402
 from pipeline.prediction import best_device  # noqa: E402
 from pipeline.training import FrameSource, frame_dataset  # noqa: E402
 from stages.params import read_family, read_params  # noqa: E402
 from stages.train import method_settings  # noqa: E402
-from store_schema import StoreWriter  # noqa: E402
+from store_schema import StoreReader, StoreWriter  # noqa: E402
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 KINDS = ("plain", "cached", "queue", "scene")
@@ -58,13 +63,21 @@ PAIRS = (
     ("configs/detr3d/r101.py", "configs/detr3d/r50.py"),
 )
 """Expert and apprentice of FD3D's results on nuScenes."""
-MARKERS = ("<!-- python -m benchmarks.cost -->", "<!-- end -->")
+NUSCENES = Path("configs/profiles/nuscenes.yaml")
+IMAGE_HW = (900, 1600)
+FRAMES, SCENE, EPOCHS = 28130, 40, 24
+"""Of nuScenes: training frames, frames of a scene, epochs of FD3D's schedule."""
+QUERIES = 100
+"""Kept at that size; where random weights put their boxes, these span about the share of the maps that real frames' boxes do."""
+EMBEDDED, PUBLISHED = "<!-- python -m benchmarks.cost -->", "<!-- python -m benchmarks.cost --published -->"
+END = "<!-- end -->"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A family on a world: paths and settings that another process can build it from."""
+    """A pair on a world: paths and settings that another process can build it from."""
 
+    name: str
     expert_config: str
     expert_checkpoint: str
     apprentice_config: str
@@ -73,6 +86,8 @@ class Case:
     store: Path
     frames: int
     """Per scene."""
+    first: int = 0
+    """First place in a scene whose frames are trained on."""
 
 
 class Steps:
@@ -93,7 +108,7 @@ class Steps:
         torch.manual_seed(0)
         self.loading: list[float] = []
         cfg, made_by = load_config(case.apprentice_config), (case.expert_config, case.expert_checkpoint)
-        self.frames, self.size, model, queues = case.frames, cfg.schedule.batch_size, cfg.model, None
+        self.case, self.size, model, queues = case, cfg.schedule.batch_size, cfg.model, None
         if kind in ("queue", "scene"):
             online = case.settings | {"expert": "online", "history": kind}
             model = distiller_config(cfg, case.store, "fd3d", online, made_by)
@@ -111,11 +126,11 @@ class Steps:
         The frames' places in their scenes are mirrored within a batch, so that batches of an even size see scenes of
         the same mean length.
         """
-        scenes, places = len(self.dataset) // self.frames, []
+        frames, first, places = self.case.frames, self.case.first, []
         for b in range(self.size):
-            place = turn % self.frames
-            place = place if b % 2 == 0 else self.frames - 1 - place
-            places.append((turn + b) % scenes * self.frames + place)
+            place = turn % (frames - first)
+            place = first + place if b % 2 == 0 else frames - 1 - place
+            places.append((turn + b) % (len(self.dataset) // frames) * frames + place)
         started = time.perf_counter()
         batch = pseudo_collate([self.dataset[i] for i in places])
         self.loading.append(time.perf_counter() - started)
@@ -137,19 +152,19 @@ def resident() -> float:
     return float(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
 
 
-def peak_memory(case: Case, kind: str, steps: int = 3) -> tuple[float, float]:
+def peak_memory(case: Case, kind: str, steps: int) -> tuple[float, float]:
     """MiB that this process takes at most: when its imports are done, and in steps of a kind."""
     before, step = resident(), Steps(case, kind)
     for turn in range(steps):
-        step(turn + case.frames - 1)  # the first one has a scene's last frame
+        step(turn - 1)  # the first one has a scene's last frame
     return before, resident()
 
 
-def measure(case: Case, dumping: DumpSettings, repeats: int) -> dict[str, Any]:
+def measure(case: Case, dumping: DumpSettings, repeats: int, kinds: Sequence[str] = KINDS) -> dict[str, Any]:
     """Median seconds of a dumped frame and of each kind of step and its loading, the median of each kind's ratio to a plain step within a
     turn, expert passes per frame of a step, peak memory."""
-    steps = {kind: Steps(case, kind) for kind in KINDS}
-    seconds: dict[str, list[float]] = {kind: [] for kind in ("dump", *KINDS)}
+    steps = {kind: Steps(case, kind) for kind in kinds}
+    seconds: dict[str, list[float]] = {kind: [] for kind in ("dump", *kinds)}
     cfg, source = load_config(case.expert_config), case.source
     config, checkpoint = Path(case.expert_config), Path(case.expert_checkpoint)
     index = FrameIndex.load(source.index, source.root)
@@ -166,16 +181,16 @@ def measure(case: Case, dumping: DumpSettings, repeats: int) -> dict[str, Any]:
                 engine.run(job, writer.shards, [shards[turn % len(shards)]], lambda shard, done: None)
                 seconds["dump"].append((time.perf_counter() - started) / case.frames)
                 for kind, step in steps.items():
-                    seconds[kind].append(step(turn % case.frames))
+                    seconds[kind].append(step(turn))
                 if turn < 0:
                     warm_up = {kind: step.passes for kind, step in steps.items()}
     timed = {name: values[1:] for name, values in seconds.items()}
     frames = repeats * steps["plain"].size
     context = multiprocessing.get_context("spawn")
     memory = {}
-    for kind in KINDS:
+    for kind in kinds:
         with ProcessPoolExecutor(1, mp_context=context) as pool:
-            memory[kind] = [round(value) for value in pool.submit(peak_memory, case, kind).result()]
+            memory[kind] = [round(value) for value in pool.submit(peak_memory, case, kind, min(3, repeats)).result()]
     return {
         "seconds": {name: statistics.median(values) for name, values in timed.items()},
         "loading": {kind: statistics.median(step.loading[1:]) for kind, step in steps.items()},
@@ -251,7 +266,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     ]
     names = {"plain": "none", "cached": "store, dump included", "queue": "online, queue", "scene": "online, scene"}
     for family, found in results.items():
-        for kind in KINDS:
+        for kind in found["totals"]:
             sums = [found["totals"][kind][str(runs)] for runs in (1, 10)]
             cells = [
                 family,
@@ -271,30 +286,32 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def summary(family: str, found: dict[str, Any]) -> str:
     """A sentence about ten runs."""
-    ten = {kind: found["totals"][kind]["10"] for kind in KINDS}
-    shares = {
-        name: {kind: ten["cached"][name] / ten[kind][name] for kind in ("queue", "scene")}
+    ten = {kind: total["10"] for kind, total in found["totals"].items()}
+    online = [kind for kind in ("queue", "scene") if kind in ten]
+    hours, flops = (
+        " and ".join(f"{ten['cached'][name] / ten[kind][name]:.2f} with the {kind}" for kind in online)
         for name in ("hours", "flops")
-    }
+    )
     return (
         f"- {family}: a dumped frame takes {found['seconds']['dump']:.3f} s, {found['to_plain']['dump']:.2f} of a plain step. Ten runs from the store take "
-        f"{shares['hours']['queue']:.2f} of the wall time of ten online runs with the queue and {shares['hours']['scene']:.2f} with the scene; "
-        f"FLOPs {shares['flops']['queue']:.2f} and {shares['flops']['scene']:.2f}. An expert's frame is {found['macs']['expert']['whole'] / 1e9:.2f}e9 "
-        f"multiply-adds, an apprentice's {found['macs']['apprentice']['whole'] / 1e9:.2f}e9."
+        f"{hours} of the wall time of ten online runs; of their FLOPs {flops}. An expert's frame is {found['macs']['expert']['whole'] / 1e9:.2f}e9 "
+        f"multiply-adds, an apprentice's {found['macs']['apprentice']['whole'] / 1e9:.2f}e9; the store holds "
+        + ", ".join(f"{share:.1%} of {name}" for name, share in found["cells"].items())
+        + "."
     )
 
 
 def published_pairs() -> str:
-    """Markdown: FLOPs of the paper's pairs on nuScenes, where nothing is measured: 28,130 frames in scenes of 40, 24 epochs."""
+    """Markdown: FLOPs of the paper's pairs on nuScenes, where nothing is measured."""
     lines = [
         "| expert | apprentice | expert passes a frame | EFLOP from the store, 1 / 10 runs | online, queue | ratio |",
         "|" + "---|" * 6,
     ]
     for pair in PAIRS:
-        expert, apprentice = (work(path, (900, 1600)) for path in pair)
+        expert, apprentice = (work(path, IMAGE_HW) for path in pair)
         queue = load_config(pair[1]).queue_length
-        passes = statistics.mean(min(place + 1, queue) for place in range(40))
-        plan, sums = Plan(28130, 24 * 28130, 1), {}
+        passes = statistics.mean(min(place + 1, queue) for place in range(SCENE))
+        plan, sums = Plan(FRAMES, EPOCHS * FRAMES, 1), {}
         for kind in ("cached", "queue"):
             found = {"passes": {kind: passes}}
             sums[kind] = [total_flops(found, plan, kind, runs, expert, apprentice, queue) for runs in (1, 10)]
@@ -308,10 +325,85 @@ def published_pairs() -> str:
     return "\n".join(lines)
 
 
-def put_into(document: Path, text: str) -> None:
-    """Replace what stands between the markers of a document."""
-    before, rest = document.read_text().split(MARKERS[0])
-    document.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{rest.split(MARKERS[1])[1]}")
+def put_into(document: Path, text: str, marker: str) -> None:
+    """Replace what stands between a marker and the end of its part of a document."""
+    before, rest = document.read_text().split(marker)
+    document.write_text(f"{before}{marker}\n{text}\n{END}{rest.split(END, 1)[1]}")
+
+
+Measured = tuple[Case, DumpSettings, Plan, tuple[int, int]]
+"""What to measure, and the size of the images."""
+
+
+def embedded_cases(
+    folder: Path, params: Path, families: list[str] | None, scenes: int, frames: int | None
+) -> Iterator[Measured]:
+    """The profile's families on a small embedded world, with their stores."""
+    world = read_params(params, "world")
+    frames = frames or int(world["frames_per_scene"])
+    dumping = DumpSettings(
+        from_mapping(FocalRule, read_params(params, "focal"), "focal"),
+        **{k: v for k, v in read_params(params, "dump").items() if k not in ("frames_per_shard", "cluster")},
+        frames_per_shard=frames,
+    )
+    source = make_world(folder, scenes, frames)
+    for family in families or list(read_params(params, "families")):
+        pair = read_family(params, family)[1]
+        made_by, apprentice = (pair["expert"]["config"], pair["expert"]["checkpoint"]), pair["apprentice"]["config"]
+        schedule, settings = load_config(apprentice).schedule, method_settings(params, family, "fd3d")[0]
+        case = Case(family, *made_by, apprentice, settings, source, folder / family, frames)
+        dump(Path(made_by[0]), Path(made_by[1]), source, case.store, dumping, workers=0)
+        plan = Plan(world["train_scenes"] * world["frames_per_scene"], schedule.max_iters, schedule.batch_size)
+        yield case, dumping, plan, (world["height"], world["width"])
+
+
+def published_cases(folder: Path, pairs: Sequence[tuple[str, str]]) -> Iterator[Measured]:
+    """FD3D's pairs with random weights, images and settings of nuScenes' profile, on frames whose queue is full, as it is for 37 of a
+    nuScenes scene's 40."""
+    focal = read_params(NUSCENES, "focal") | {"num_queries": QUERIES, "min_score": 0.0}
+    values = {k: v for k, v in read_params(NUSCENES, "dump").items() if k not in ("frames_per_shard", "cluster")}
+    settings = method_settings(NUSCENES, "bevformer", "fd3d")[0] | {"rule": focal, "trust_threshold": 0.0}
+    queue = max(load_config(apprentice).queue_length for _, apprentice in pairs)
+    source = make_world(folder, 1, queue, *IMAGE_HW)
+    dumping = DumpSettings(from_mapping(FocalRule, focal, "focal"), **values, frames_per_shard=queue)
+    for i, (expert, apprentice) in enumerate(pairs):
+        torch.manual_seed(0)
+        weights, batch = folder / f"expert-{i}.pth", load_config(apprentice).schedule.batch_size
+        save_checkpoint({"state_dict": build_detector(load_config(expert)).state_dict(), "meta": {}}, weights)
+        names = [Path(path).relative_to("configs").with_suffix("").as_posix() for path in (expert, apprentice)]
+        case = Case(
+            " to ".join(names), expert, str(weights), apprentice, settings, source, folder / str(i), queue, queue - 1
+        )
+        dump(Path(expert), weights, source, case.store, dumping, workers=0)
+        yield case, dumping, Plan(FRAMES, EPOCHS * FRAMES // batch, batch), IMAGE_HW
+
+
+def costs(measured: Measured, repeats: int, kinds: Sequence[str]) -> dict[str, Any]:
+    """All figures of a case."""
+    case, dumping, plan, image_hw = measured
+    found, queue = measure(case, dumping, repeats, kinds), load_config(case.apprentice_config).queue_length
+    macs = {"expert": work(case.expert_config, image_hw), "apprentice": work(case.apprentice_config, image_hw)}
+    totals = {
+        kind: {
+            str(runs): {
+                "passes": total_passes(found, plan, kind, runs),
+                "hours": total_hours(found, plan, kind, runs),
+                "flops": total_flops(found, plan, kind, runs, **macs, queue=queue),
+            }
+            for runs in (1, 10)
+        }
+        for kind in kinds
+    }
+    return found | {"plan": asdict(plan), "macs": macs, "cells": shares(case.store), "totals": totals}
+
+
+def shares(store: Path) -> dict[str, float]:
+    """Share of every map's cells that a focal store holds."""
+    reader = StoreReader(store)
+    schema, frames = reader.schema, [reader.read(token, decode=False) for token in reader.tokens]
+    cells = {f"pv/{level}": count for level, count in enumerate(schema.pv_cells)}
+    cells |= {"bev": schema.bev_cells} if schema.bev else {}
+    return {name: statistics.mean(len(frame[f"{name}/index"]) for frame in frames) / cells[name] for name in cells}
 
 
 @app.command()
@@ -320,48 +412,26 @@ def main(
     repeats: Annotated[int, typer.Option(help="Turns, of which medians are taken.", min=1)] = 10,
     scenes: Annotated[int, typer.Option(help="Of the world that is measured on.", min=1)] = 4,
     frames: Annotated[int | None, typer.Option(help="Per scene; the profile's by default.", min=2)] = None,
-    json_out: Annotated[Path, typer.Option("--json", help="Figures.")] = Path("benchmarks/results/cost.json"),
+    published: Annotated[bool, typer.Option(help="Measure FD3D's pairs on large images, with random weights.")] = False,
+    pairs: Annotated[
+        list[int] | None, typer.Option("--pair", help="Of those, by number from 0; all by default.")
+    ] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Figures; benchmarks/results/cost[_published].json by default.")
+    ] = None,
     document: Annotated[Path | None, typer.Option(help="Gets the table between its markers.")] = None,
     params: Annotated[Path, typer.Option(help="Reads 'world', 'families', 'focal' and 'distill'.")] = Path(
         "params.yaml"
     ),
 ) -> None:
     """Print the table and write the figures."""
-    world = read_params(params, "world")
-    frames, image_hw = frames or world["frames_per_scene"], (world["height"], world["width"])
-    dumping = DumpSettings(
-        from_mapping(FocalRule, read_params(params, "focal"), "focal"),
-        **{k: v for k, v in read_params(params, "dump").items() if k not in ("frames_per_shard", "cluster")},
-        frames_per_shard=frames,
-    )
-    results: dict[str, dict[str, Any]] = {}
+    kinds, marker = (KINDS[:3], PUBLISHED) if published else (KINDS, EMBEDDED)
     with tempfile.TemporaryDirectory(prefix="fd3d-cost-") as temporary:
-        source = make_world(Path(temporary), scenes, frames)
-        for family in families or list(read_params(params, "families")):
-            pair = read_family(params, family)[1]
-            made_by = pair["expert"]["config"], pair["expert"]["checkpoint"]
-            cfg, store = load_config(pair["apprentice"]["config"]), Path(temporary) / family
-            dump(Path(made_by[0]), Path(made_by[1]), source, store, dumping, workers=0)
-            settings = method_settings(params, family, "fd3d")[0]
-            found = measure(
-                Case(*made_by, pair["apprentice"]["config"], settings, source, store, frames), dumping, repeats
-            )
-            plan = Plan(
-                world["train_scenes"] * world["frames_per_scene"], cfg.schedule.max_iters, cfg.schedule.batch_size
-            )
-            macs = {role: work(pair[role]["config"], image_hw) for role in ("expert", "apprentice")}
-            totals = {
-                kind: {
-                    str(runs): {
-                        "passes": total_passes(found, plan, kind, runs),
-                        "hours": total_hours(found, plan, kind, runs),
-                        "flops": total_flops(found, plan, kind, runs, **macs, queue=cfg.queue_length),
-                    }
-                    for runs in (1, 10)
-                }
-                for kind in KINDS
-            }
-            results[family] = found | {"plan": asdict(plan), "macs": macs, "totals": totals}
+        if published:
+            cases = published_cases(Path(temporary), [PAIRS[i] for i in pairs or range(len(PAIRS))])
+        else:
+            cases = embedded_cases(Path(temporary), params, families, scenes, frames)
+        results = {measured[0].name: costs(measured, repeats, kinds) for measured in cases}
     machine = {
         "device": str(best_device()),
         "cores": len(os.sched_getaffinity(0)),
@@ -370,13 +440,14 @@ def main(
         "python": platform.python_version(),
         "repeats": repeats,
     }
+    json_out = json_out or Path(f"benchmarks/results/cost{'_published' if published else ''}.json")
     json_out.parent.mkdir(parents=True, exist_ok=True)
     json_out.write_text(json.dumps({"machine": machine, "families": results}, indent=1) + "\n")
     sentences = [summary(family, found) for family, found in results.items()]
-    text = "\n".join(["", table(results), "", *sentences, "", published_pairs(), ""])
+    text = "\n".join(["", table(results), "", *sentences, "", *([] if published else [published_pairs(), ""])])
     print(f"{machine}\n{text}")
     if document is not None:
-        put_into(document, text)
+        put_into(document, text, marker)
 
 
 if __name__ == "__main__":

@@ -40,9 +40,10 @@ Curves = dict[str, np.ndarray]
 """Losses by term, one value per step."""
 
 
-def make_world(folder: Path, scenes: int, frames: int) -> FrameSource:
+def make_world(folder: Path, scenes: int, frames: int, height: int = 160, width: int = 288) -> FrameSource:
     """A training split of that many scenes, and its index."""
-    generate_world(folder / "world", WorldConfig(train_scenes=scenes, val_scenes=1, frames_per_scene=frames), workers=0)
+    config = WorldConfig(train_scenes=scenes, val_scenes=1, frames_per_scene=frames, height=height, width=width)
+    generate_world(folder / "world", config, workers=0)
     build_index(folder / "world", "v1.0-world", folder / "index.npz")
     return FrameSource(folder / "index.npz", folder / "world", "world_train")
 

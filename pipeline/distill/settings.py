@@ -67,6 +67,9 @@ class DistillSettings(MethodSettings):
     """Queries with a lower score have no say."""
     trust_power: float = 1.0
     """Say of a query is its score to this power."""
+    size_power: float = 0.0
+    """Say of a query in a cell of its area is divided by the area's cells to this power: 0 counts cells alike, so that lorries outweigh
+    pedestrians, 1 objects alike."""
     layers: tuple[int, ...] | None = None
     """Decoder layers of the fine-grained loss; all by default."""
     areas: str = "queries"
@@ -84,8 +87,9 @@ class DistillSettings(MethodSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.trust_power < 0:
-            raise FD3DError(f"distill.trust_power is {self.trust_power}; it must not be negative")
+        for name in ("trust_power", "size_power"):
+            if getattr(self, name) < 0:
+                raise FD3DError(f"distill.{name} is {getattr(self, name)}; it must not be negative")
         for name in ("mask_ratio", "trust_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise FD3DError(f"distill.{name} is {getattr(self, name)}; it must be in 0..1")

@@ -139,6 +139,7 @@ def make_targets(
     levels: Sequence[int],
     device: torch.device,
     spans: Sequence[Spans | None] | None = None,
+    size_power: float = 0.0,
 ) -> ExpertTargets:
     """Targets of a batch.
 
@@ -148,6 +149,7 @@ def make_targets(
         frames: per sample what the store's reader gives, decoded or not.
         metas: per sample the metainfo of the apprentice's current frame: lidar2img to its unpadded image, pad_hw.
         spans: per sample what spans the areas in place of the expert's queries, None for all cells with trust 1.
+        size_power: of :func:`~pipeline.focal.trust_map`.
     """
     pc_range, statistics = manifest["coordinates"]["pc_range"], manifest["statistics"]
     scales = [ChannelScale.from_manifest(statistics[f"pv/{level}"], device) for level in levels]
@@ -169,7 +171,7 @@ def make_targets(
             bev_trust.append(stored.float())
             if span is not None:
                 footprints = bev_footprints(span.boxes, pc_range, schema.bev[:2], rule.bev_margin)
-                bev_trust[-1] = trust_map(footprints, span.trust) * stored
+                bev_trust[-1] = trust_map(footprints, span.trust, size_power) * stored
         if levels and span is not None:
             lidar2img = torch.as_tensor(meta["lidar2img"], device=device)
             rectangles, valid = project_boxes(span.boxes, lidar2img, meta["pad_hw"])
@@ -181,7 +183,7 @@ def make_targets(
             if span is not None:
                 stride = meta["pad_hw"][0] / rows
                 cells = pv_rectangles_to_cells(rectangles, valid, (rows, cols), stride, rule.pv_margin)
-                pv_trust[slot][-1] = trust_map(cells, span.trust) * seen
+                pv_trust[slot][-1] = trust_map(cells, span.trust, size_power) * seen
     bev = None
     if schema.bev:
         stacked = torch.stack(raw)

@@ -131,11 +131,24 @@ def _outer(rows: Tensor, columns: Tensor) -> Tensor:
     return (rows.view(torch.uint8) & columns.view(torch.uint8)).view(torch.bool)
 
 
-def trust_map(masks: Tensor, trust: Tensor) -> Tensor:
-    """Largest trust of the queries whose area holds a cell, zero outside all; masks (K, ...), trust (K,) -> (...)."""
+def trust_map(masks: Tensor, trust: Tensor, size_power: float = 0.0) -> Tensor:
+    """Largest say of the queries whose area holds a cell, zero outside all.
+
+    Args:
+        masks: (K, ..., H, W).
+        trust: (K,).
+        size_power: a query's say in a cell is its trust over the number of its cells on this map to this power: 0 counts
+            cells alike, 1 objects alike, whatever their size.
+
+    Returns:
+        (..., H, W).
+    """
     if len(masks) == 0:
         return trust.new_zeros(masks.shape[1:])
-    return (masks * trust.view(-1, *[1] * (masks.dim() - 1))).amax(0)
+    say = trust.view(-1, *[1] * (masks.dim() - 1))
+    if size_power:
+        say = say / masks.sum((-2, -1), keepdim=True).clamp(min=1) ** size_power
+    return (masks * say).amax(0)
 
 
 def sampling_neighbours(locations: Tensor, size: tuple[int, int]) -> Tensor:

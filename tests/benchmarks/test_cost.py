@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.cost import MARKERS, Plan, put_into, total_flops, total_hours, total_passes
+from benchmarks.cost import EMBEDDED, END, PUBLISHED, Plan, put_into, total_flops, total_hours, total_passes
 
 PLAN = Plan(frames=100, steps=50, batch=2)
 MEASURED = {
@@ -39,6 +39,7 @@ def test_flops_are_two_per_multiply_add():
 
 def test_a_documents_table_is_replaced(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
-    put_into(page, "new")
-    assert page.read_text() == f"before\n{MARKERS[0]}\nnew\n{MARKERS[1]}\nafter\n"
+    page.write_text(f"before\n{EMBEDDED}\nold\n{END}\nbetween\n{PUBLISHED}\nolder\n{END}\nafter\n")
+    put_into(page, "new", EMBEDDED)
+    put_into(page, "newer", PUBLISHED)
+    assert page.read_text() == f"before\n{EMBEDDED}\nnew\n{END}\nbetween\n{PUBLISHED}\nnewer\n{END}\nafter\n"

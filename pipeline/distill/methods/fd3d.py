@@ -168,6 +168,7 @@ class FocalDistiller(Distiller):
             self.levels,
             device,
             spans,
+            s.size_power,
         )
 
     def focal_losses(
