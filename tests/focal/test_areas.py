@@ -94,6 +94,16 @@ def test_overlapping_areas_take_the_larger_trust():
     assert trust_map(masks, torch.tensor([0.2, 0.5])).tolist() == pytest.approx([0.2, 0.5, 0.0])
 
 
+def test_size_power_makes_objects_of_all_sizes_weigh_alike():
+    masks = torch.zeros(2, 3, 4, 4, dtype=torch.bool)  # two objects in three cameras
+    masks[0, 0, :2], masks[1, 0, 3, 3], masks[1, 2, 0, :2] = True, True, True
+    trust = torch.tensor([0.4, 0.8])
+    cells = trust_map(masks, trust, size_power=1.0)
+    assert cells.sum((-2, -1)).tolist() == pytest.approx([0.4 + 0.8, 0.0, 0.8])
+    assert cells[0, 0, 0] == pytest.approx(0.4 / 8)
+    assert trust_map(masks, trust, size_power=0.5)[2, 0, 0] == pytest.approx(0.8 / 2**0.5)
+
+
 def test_neighbours_are_the_cells_with_a_sampling_gradient():
     torch.manual_seed(1)
     locations = torch.rand(40, 2) * 1.4 - 0.2
