@@ -160,9 +160,18 @@ def peak_memory(case: Case, kind: str, steps: int) -> tuple[float, float]:
     return before, resident()
 
 
+def peak_memories(case: Case, kinds: Sequence[str], steps: int) -> dict[str, list[int]]:
+    """:func:`peak_memory` by kind, each in a process of its own."""
+    found, context = {}, multiprocessing.get_context("spawn")
+    for kind in kinds:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            found[kind] = [round(value) for value in pool.submit(peak_memory, case, kind, steps).result()]
+    return found
+
+
 def measure(case: Case, dumping: DumpSettings, repeats: int, kinds: Sequence[str] = KINDS) -> dict[str, Any]:
     """Median seconds of a dumped frame and of each kind of step and its loading, the median of each kind's ratio to a plain step within a
-    turn, expert passes per frame of a step, peak memory."""
+    turn, expert passes per frame of a step."""
     steps = {kind: Steps(case, kind) for kind in kinds}
     seconds: dict[str, list[float]] = {kind: [] for kind in ("dump", *kinds)}
     cfg, source = load_config(case.expert_config), case.source
@@ -186,11 +195,6 @@ def measure(case: Case, dumping: DumpSettings, repeats: int, kinds: Sequence[str
                     warm_up = {kind: step.passes for kind, step in steps.items()}
     timed = {name: values[1:] for name, values in seconds.items()}
     frames = repeats * steps["plain"].size
-    context = multiprocessing.get_context("spawn")
-    memory = {}
-    for kind in kinds:
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            memory[kind] = [round(value) for value in pool.submit(peak_memory, case, kind, min(3, repeats)).result()]
     return {
         "seconds": {name: statistics.median(values) for name, values in timed.items()},
         "loading": {kind: statistics.median(step.loading[1:]) for kind, step in steps.items()},
@@ -199,7 +203,6 @@ def measure(case: Case, dumping: DumpSettings, repeats: int, kinds: Sequence[str
             for name, values in timed.items()
         },
         "passes": {kind: (step.passes - warm_up[kind]) / frames for kind, step in steps.items()},
-        "memory": memory,
     }
 
 
@@ -278,7 +281,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
                 " / ".join(f"{one['passes']:,.0f}" for one in sums),
                 " / ".join(f"{one['hours']:.2f}" for one in sums),
                 " / ".join(f"{one['flops'] / 1e12:,.0f}" for one in sums),
-                f"{found['memory'][kind][1]:,}",
+                f"{found['memory'][kind][1]:,}" if found["memory"] else "",
             ]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -378,9 +381,11 @@ def published_cases(folder: Path, pairs: Sequence[tuple[str, str]]) -> Iterator[
         yield case, dumping, Plan(FRAMES, EPOCHS * FRAMES // batch, batch), IMAGE_HW
 
 
-def costs(measured: Measured, repeats: int, kinds: Sequence[str]) -> dict[str, Any]:
+def costs(measured: Measured, repeats: int, kinds: Sequence[str], memory: bool) -> dict[str, Any]:
     """All figures of a case."""
     case, dumping, plan, image_hw = measured
+    # first, while this process is small
+    memories = peak_memories(case, kinds, min(3, repeats)) if memory else {}
     found, queue = measure(case, dumping, repeats, kinds), load_config(case.apprentice_config).queue_length
     macs = {"expert": work(case.expert_config, image_hw), "apprentice": work(case.apprentice_config, image_hw)}
     totals = {
@@ -394,7 +399,13 @@ def costs(measured: Measured, repeats: int, kinds: Sequence[str]) -> dict[str, A
         }
         for kind in kinds
     }
-    return found | {"plan": asdict(plan), "macs": macs, "cells": shares(case.store), "totals": totals}
+    return found | {
+        "memory": memories,
+        "plan": asdict(plan),
+        "macs": macs,
+        "cells": shares(case.store),
+        "totals": totals,
+    }
 
 
 def shares(store: Path) -> dict[str, float]:
@@ -416,6 +427,7 @@ def main(
     pairs: Annotated[
         list[int] | None, typer.Option("--pair", help="Of those, by number from 0; all by default.")
     ] = None,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Figures; benchmarks/results/cost[_published].json by default.")
     ] = None,
@@ -431,7 +443,7 @@ def main(
             cases = published_cases(Path(temporary), [PAIRS[i] for i in pairs or range(len(PAIRS))])
         else:
             cases = embedded_cases(Path(temporary), params, families, scenes, frames)
-        results = {measured[0].name: costs(measured, repeats, kinds) for measured in cases}
+        results = {measured[0].name: costs(measured, repeats, kinds, memory) for measured in cases}
     machine = {
         "device": str(best_device()),
         "cores": len(os.sched_getaffinity(0)),
