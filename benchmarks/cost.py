@@ -425,7 +425,8 @@ def main(
     frames: Annotated[int | None, typer.Option(help="Per scene; the profile's by default.", min=2)] = None,
     published: Annotated[bool, typer.Option(help="Measure FD3D's pairs on large images, with random weights.")] = False,
     pairs: Annotated[
-        list[int] | None, typer.Option("--pair", help="Of those, by number from 0; all by default.")
+        list[int] | None,
+        typer.Option("--pair", help="Of those, by number from 0; all by default.", min=0, max=len(PAIRS) - 1),
     ] = None,
     memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
     json_out: Annotated[

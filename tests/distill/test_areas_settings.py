@@ -131,6 +131,7 @@ def test_what_needs_whole_maps_is_refused_on_a_focal_store(project, store, dense
         (dict(areas="boxes"), "distill.areas is 'boxes'; use queries or annotations or everywhere"),
         (dict(head="learned"), "distill.head is 'learned'; use frozen or trainable"),
         (dict(w_head=-1.0), "distill.w_head is -1.0; it must not be negative"),
+        (dict(size_power=-1.0), "distill.size_power is -1.0; it must not be negative"),
     ],
 )
 def test_unknown_values_are_refused(settings, message):
