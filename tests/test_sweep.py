@@ -229,6 +229,20 @@ def test_rows_of_the_table_are_skipped_until_something_changes_or_force(place):
     assert not calls("dump") - before
 
 
+def test_a_row_added_for_a_training_that_is_done_takes_its_line(place):
+    sweep(rows=["fd3d"])
+    before = calls("")
+    grid = read(
+        added={"families": ["bevformer"], "seeds": "0-1", "store": "focal", "rows": {"ours": {"method": "fd3d"}}}
+    )
+    outcome = sweep(grid, rows=["ours"])
+    assert outcome.skipped == [f"added/bevformer/ours/{seed}" for seed in (0, 1)] and calls("") == before
+    lines = {(line["group"], line["row"], line["seed"]): line for line in read_table(Path("results/evidence.csv"))}
+    for seed in "01":
+        names = {"group": "added", "row": "ours"}
+        assert lines["added", "ours", seed] == lines["main", "fd3d", seed] | names
+
+
 def test_a_store_of_another_recipe_is_dumped_again(place):
     sweep(rows=["fd3d"])
     profile = yaml.safe_load(Path("profile.yaml").read_text())

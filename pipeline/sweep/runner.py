@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 from pipeline.sweep.grid import EXPERT, Grid, Training
-from pipeline.sweep.table import METRICS, folder_lock, put_lines, read_table
+from pipeline.sweep.table import METRICS, Line, folder_lock, put_lines, read_table
 
 COMMAND = (sys.executable, "-m", "stages.cli")
 _CODE = ("pipeline", "stages", "store_schema", "configs", "params.yaml", "constraints.txt")
@@ -187,22 +187,24 @@ class Sweep:
         return self.folder / training.name
 
     def is_done(self, training: Training) -> bool:
-        """Whether the table has all lines of a training with its hash."""
-        try:
-            made = self.grid.config_hash(training)
-        except (FileNotFoundError, FD3DError):
-            return False
-        return self._lines_have(training, made)
+        """Whether the table has a line of a training with its hash."""
+        with suppress(FileNotFoundError, FD3DError):
+            return bool(self._lines(training, self.grid.config_hash(training)))
+        return False
 
-    def _lines_have(self, training: Training, made: str) -> bool:
-        seed = str(training.seed)
-        have = {
-            (line["group"], line["row"])
-            for line in read_table(self.grid.table)
-            if (line["family"], line["method"], line["seed"], line["config"])
-            == (training.family, training.method, seed, made)
-        }
-        return have >= set(training.rows)
+    def _lines(self, training: Training, made: str) -> list[Line]:
+        """The table's lines of a training, whatever their rows are called."""
+        what = (training.family, training.method, str(training.seed), made)
+        names = ("family", "method", "seed", "config")
+        return [line for line in read_table(self.grid.table) if tuple(line[name] for name in names) == what]
+
+    def _name_all(self, training: Training) -> None:
+        """Give a done training a line in every row that the grid has for it: rows may have been added since."""
+        lines = self._lines(training, self.grid.config_hash(training))
+        have = {(line["group"], line["row"]) for line in lines}
+        missing = [row for row in training.rows if row not in have]
+        if missing:
+            put_lines(self.grid.table, [lines[0] | {"group": group, "row": row} for group, row in missing])
 
     def _train(self, training: Training) -> None:
         """Train and evaluate, or go on where a stopped sweep left off, and write the table's lines."""
@@ -210,7 +212,8 @@ class Sweep:
         with folder_lock(folder) as lock:
             if lock is None:
                 raise Claimed
-            if not self.force and self._lines_have(training, made):
+            if not self.force and self._lines(training, made):
+                self._name_all(training)
                 return
             state = folder / "hash"
             if self.force or not state.is_file() or state.read_text() != made:
@@ -353,6 +356,7 @@ class Sweep:
         queue: dict[str, _Task] = {}
         for training in trainings:
             if not self.force and self.is_done(training):
+                self._name_all(training)
                 self.outcome.skipped.append(training.name)
                 bar.update()
                 continue
