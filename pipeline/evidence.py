@@ -118,9 +118,10 @@ class Comparison:
         return self.gain(result).mean / gap if gap > 0 else None
 
     def best_other(self) -> Result | None:
-        """The other distiller with the highest mean NDS."""
-        others = [r for r in self.students if r.method not in (PLAIN, FD3D)]
-        return max(others, key=lambda r: Interval.of(r.nds.values()).mean, default=None)
+        """The other distiller that FD3D leads least, or trails most, on the seeds that both have."""
+        fd3d = self.find(FD3D)
+        others = [r for r in self.students if r.method not in (PLAIN, FD3D) and fd3d and fd3d.nds.keys() & r.nds.keys()]
+        return min(others, key=lambda r: paired(fd3d.nds, r.nds).mean if fd3d else 0.0, default=None)
 
 
 def comparisons(lines: Sequence[Line]) -> list[Comparison]:
