@@ -120,8 +120,10 @@ class Comparison:
     def best_other(self) -> Result | None:
         """The other distiller that FD3D leads least, or trails most, on the seeds that both have."""
         fd3d = self.find(FD3D)
-        others = [r for r in self.students if r.method not in (PLAIN, FD3D) and fd3d and fd3d.nds.keys() & r.nds.keys()]
-        return min(others, key=lambda r: paired(fd3d.nds, r.nds).mean if fd3d else 0.0, default=None)
+        if fd3d is None:
+            return None
+        others = [r for r in self.students if r.method not in (PLAIN, FD3D) and r.nds.keys() & fd3d.nds.keys()]
+        return min(others, key=lambda r: paired(fd3d.nds, r.nds).mean, default=None)
 
 
 def comparisons(lines: Sequence[Line]) -> list[Comparison]:
