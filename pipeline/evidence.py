@@ -71,7 +71,9 @@ class Result:
     nds: dict[int, float]
     map: dict[int, float]
     seconds: float | None
-    """Mean training time."""
+    """Mean training time; None where it is not known, or of several devices."""
+    device: str
+    """What it was trained on; several separated by commas."""
     store_bytes: int
 
 
@@ -148,13 +150,15 @@ def _place(result: Result) -> tuple[bool, int, list[tuple[float, str]]]:
 def _result(lines: Sequence[Line]) -> Result:
     first = lines[0]
     seconds = [float(line["seconds"]) for line in lines if line["seconds"]]
+    devices = sorted({line["device"] for line in lines})
     return Result(
         first["row"],
         first["method"],
         first["expert"],
         {int(line["seed"]): float(line["NDS"]) for line in lines},
         {int(line["seed"]): float(line["mAP"]) for line in lines},
-        float(np.mean(seconds)) if seconds else None,
+        float(np.mean(seconds)) if seconds and len(devices) == 1 else None,
+        ", ".join(devices),
         max(int(line["store_bytes"]) for line in lines),
     )
 
@@ -162,7 +166,7 @@ def _result(lines: Sequence[Line]) -> Result:
 # Text
 
 
-_HEAD = ("row", "seeds", "NDS", "mAP", "gain in NDS", "of the gap", "FD3D minus it", "training, s", "store, MB")
+_HEAD = ("row", "seeds", "NDS", "mAP", "gain in NDS", "of the gap", "FD3D minus it", "training, s", "on", "store, MB")
 
 
 def _table(found: Comparison) -> list[str]:
@@ -175,6 +179,7 @@ def _table(found: Comparison) -> list[str]:
         cells += [paired(fd3d.nds, r.nds).text(True) if fd3d and fd3d is not r and r.method != EXPERT else ""]
         cells += [
             "" if r.seconds is None else f"{r.seconds:.0f}",
+            r.device,
             f"{r.store_bytes / 1e6:.0f}" if r.store_bytes else "",
         ]
         out.append(f"| {' | '.join(cells)} |")

@@ -14,7 +14,14 @@ from pipeline.sweep import COLUMNS, put_lines, read_table
 def line(row: str, seed: int, nds: float, group: str = "main", expert: str = "trained", **values: object) -> dict:
     method = values.pop("method", row.split("-")[0])
     known = {"group": group, "row": row, "method": method, "seed": seed, "NDS": nds, "mAP": nds / 2, "expert": expert}
-    rest = {"family": "bevformer", "seconds": 100, "store_bytes": 0, "revision": "abc", "date": "2025-01-01"}
+    rest = {
+        "family": "bevformer",
+        "seconds": 100,
+        "device": "cpu",
+        "store_bytes": 0,
+        "revision": "abc",
+        "date": "2025-01-01",
+    }
     return dict.fromkeys(COLUMNS, "") | rest | known | values
 
 
@@ -73,13 +80,20 @@ def test_the_text_stands_in_the_document_and_is_written_again(table, tmp_path):
         build_evidence(table, tmp_path / "report" / "evidence.md", tmp_path / "docs" / "figures", document)
     text = document.read_text()
     assert text.startswith(f"before\n{BEGIN}\nNDS") and text.endswith(f"{END}\nafter\n") and "old" not in text
-    assert "| fd3d | 3 | 26.00 ± 2.48 | 13.00 ± 1.24 | +5.00 ± 2.48 | 50% |  | 100 | 2 |" in text
-    assert "| mgd | 3 | 24.00 ± 2.48 | 12.00 ± 1.24 | +3.00 ± 0.00 | 30% | +2.00 ± 2.48 | 100 |  |" in text
-    assert "| response | 1 | 22.50 | 11.25 | +1.50 | 15% | +4.50 | 100 |  |" in text
+    assert "| fd3d | 3 | 26.00 ± 2.48 | 13.00 ± 1.24 | +5.00 ± 2.48 | 50% |  | 100 | cpu | 2 |" in text
+    assert "| mgd | 3 | 24.00 ± 2.48 | 12.00 ± 1.24 | +3.00 ± 0.00 | 30% | +2.00 ± 2.48 | 100 | cpu |  |" in text
+    assert "| response | 1 | 22.50 | 11.25 | +1.50 | 15% | +4.50 | 100 | cpu |  |" in text
     assert "FD3D minus the best other distiller (mgd): +2.00 ± 2.48 NDS." in text
     assert "![main](figures/evidence_main.svg)" in text
     assert "![main](../docs/figures/evidence_main.svg)" in (tmp_path / "report" / "evidence.md").read_text()
     assert "<svg" in (tmp_path / "docs" / "figures" / "evidence_main.svg").read_text()
+
+
+def test_seconds_of_several_devices_have_no_mean(tmp_path):
+    lines = [line("plain", seed, 20, device=device) for seed, device in enumerate(("cpu", "GPU", "cpu"))]
+    put_lines(tmp_path / "evidence.csv", lines)
+    (found,) = comparisons(read_table(tmp_path / "evidence.csv"))
+    assert (found.results[0].seconds, found.results[0].device) == (None, "GPU, cpu")
 
 
 def test_a_curve_runs_over_the_experts_own_quality(tmp_path):

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -208,6 +209,7 @@ def test_a_sweep_makes_what_is_missing_once_and_writes_a_line_per_row(place):
     )
     fd3d = next(line for line in lines if line["row"] == "fd3d")
     assert (fd3d["store_bytes"], fd3d["seconds"], fd3d["NDS"]) == ("10", "5", "1.0")
+    assert fd3d["device"] == (torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")
     kept = {path.name for path in Path("runs/sweep/main/bevformer/fd3d/0").iterdir()}
     assert {"train.json", "losses.csv", "metrics.json", "params.yaml", "train.log"} <= kept
     assert not kept & {"detector.pth", "iter_2.pth", "submission.json"}

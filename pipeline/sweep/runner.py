@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from tqdm import tqdm
 
@@ -67,6 +68,11 @@ def revision() -> str:
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def device() -> str:
+    """Where trainings run on this machine: the GPU's name, or ``cpu``."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def _size(folder: Path) -> int:
@@ -268,6 +274,7 @@ class Sweep:
             "store": training.store or "",
             "expert": training.expert,
             "seconds": seconds,
+            "device": device(),
             "store_bytes": size,
             "config": made,
             "revision": (folder / "revision").read_text(),

@@ -15,8 +15,9 @@ from pipeline.files import write_atomically
 METRICS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
 """Of the devkit: NDS and mAP in per cent, the mean errors in its units (m, 1 - IoU, rad, m/s, 1 - accuracy)."""
 KEY = ("group", "row", "family", "method", "seed")
-COLUMNS = (*KEY, "store", "expert", *METRICS, "seconds", "store_bytes", "config", "revision", "date")
-"""``seconds`` of training, empty where a killed training was resumed; ``config`` is the hash of what decides the result."""
+COLUMNS = (*KEY, "store", "expert", *METRICS, "seconds", "device", "store_bytes", "config", "revision", "date")
+"""``seconds`` of training, empty where a killed training was resumed; ``device`` it ran on, a GPU's name or ``cpu``; ``config`` is
+the hash of what decides the result."""
 
 Line = dict[str, str]
 

@@ -1,0 +1,46 @@
+"""On a GPU every training computes the CPU's losses and gradients."""
+
+import copy
+
+import pytest
+import torch
+from mmdet3d.registry import DATASETS, MODELS
+
+from pipeline.distill import distiller_config, method_names
+from pipeline.models.build import load_config
+from pipeline.prediction import collate
+from pipeline.training import frame_dataset
+from stages.train import method_settings
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+APPRENTICES = {"bevformer": "apprentice", "detr3d": "detr3d_apprentice"}
+
+
+@pytest.fixture(autouse=True)
+def float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.mark.parametrize("family", APPRENTICES)
+@pytest.mark.parametrize("method", method_names())
+def test_a_gpu_computes_the_losses_of_the_cpu(project, source, dense_stores, method, family):
+    store = dense_stores[family]
+    cfg = load_config(project / f"configs/world/{APPRENTICES[family]}.py")
+    values = method_settings(project / "params.yaml", family, method)[0]
+    if method in ("fd3d", "mgd"):  # random masks differ by device
+        values = values | {"mask_ratio": 0.0}
+    data = DATASETS.build(frame_dataset(cfg, source, train=True, store=store))
+    items = collate([data[1], data[5]])
+    results = {}
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        model = MODELS.build(distiller_config(cfg, store, method, values))
+        model.init_weights()
+        model.to(device).eval()  # without dropout
+        losses = model(**model.data_preprocessor(copy.deepcopy(items)), mode="loss")
+        sum(losses.values()).backward()
+        gradient = model.student.img_backbone.conv1.weight.grad.cpu()
+        results[device] = {name: loss.item() for name, loss in losses.items()}, gradient
+    (want, slope), (found, on_gpu) = results["cpu"], results["cuda"]
+    assert found == pytest.approx(want, rel=1e-3, abs=1e-5)
+    assert (on_gpu - slope).norm() < 1e-2 * slope.norm()
