@@ -3,16 +3,41 @@
 import torch
 from torch import Tensor
 
+MATCHING_DISTANCES = (0.5, 1.0, 2.0, 4.0)
+"""Metres on the ground within which nuScenes' detection metric matches a box (Caesar et al., CVPR 2020)."""
+
 
 def query_trust(scores: Tensor, threshold: float, power: float = 1.0) -> Tensor:
     """How far queries can be trusted: zero below ``threshold``, else the score to ``power``.
 
-    The expert is imperfect and its score is the only sign of it at hand; power 0 trusts all kept queries alike.
+    The expert is imperfect and its score is the only sign of it that it gives itself; power 0 trusts all kept queries
+    alike.
 
     Args:
         scores: (..., K) best class score in 0..1.
     """
     return torch.where(scores >= threshold, scores.clamp(min=1e-6) ** power, torch.zeros_like(scores))
+
+
+def agreement(boxes: Tensor, labels: Tensor, true_boxes: Tensor, true_labels: Tensor) -> Tensor:
+    """How well queries agree with the annotations: the share of nuScenes' matching distances within which their box's
+    centre has an annotated box of their class.
+
+    A score does not tell that a box is misplaced: where depth is wrong the expert may be as sure as elsewhere.
+
+    Args:
+        boxes: (K, 9) of the queries, LiDAR frame.
+        labels: (K,) class numbers.
+        true_boxes, true_labels: (n, 9) and (n,).
+
+    Returns:
+        (K,) in 0..1 by quarters.
+    """
+    if len(true_boxes) == 0:
+        return boxes.new_zeros(len(boxes))
+    distance = torch.cdist(boxes[:, :2], true_boxes[:, :2])
+    nearest = distance.masked_fill(labels[:, None] != true_labels, torch.inf).amin(1)
+    return (nearest[:, None] < boxes.new_tensor(MATCHING_DISTANCES)).float().mean(1)
 
 
 def masked_generation_loss(generated: Tensor, target: Tensor, weight: Tensor) -> Tensor:

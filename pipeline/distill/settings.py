@@ -67,6 +67,9 @@ class DistillSettings(MethodSettings):
     """Queries with a lower score have no say."""
     trust_power: float = 1.0
     """Say of a query is its score to this power."""
+    agreement_power: float = 0.0
+    """Say of a query is multiplied by its agreement with the annotations (:func:`~pipeline.distill.losses.agreement`) to this power,
+    and the losses by the share of the trust that is left; 0 does not ask the annotations."""
     size_power: float = 0.0
     """Say of a query in a cell of its area is divided by the area's cells to this power: 0 counts cells alike, so that lorries outweigh
     pedestrians, 1 objects alike."""
@@ -87,7 +90,7 @@ class DistillSettings(MethodSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("trust_power", "size_power"):
+        for name in ("trust_power", "agreement_power", "size_power"):
             if getattr(self, name) < 0:
                 raise FD3DError(f"distill.{name} is {getattr(self, name)}; it must not be negative")
         for name in ("mask_ratio", "trust_threshold"):
@@ -96,6 +99,11 @@ class DistillSettings(MethodSettings):
         for name, known in (("areas", AREAS), ("head", HEADS)):
             if getattr(self, name) not in known:
                 raise FD3DError(f"distill.{name} is '{getattr(self, name)}'; use {' or '.join(known)}")
+        if self.agreement_power and self.head == "trainable":
+            raise FD3DError(
+                "distill.agreement_power asks whether the expert's own queries are right, but distill.head is trainable; set one of "
+                "them back"
+            )
         if self.block < 1:
             raise FD3DError(f"distill.block is {self.block}; it must be at least 1")
 

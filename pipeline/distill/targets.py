@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.focal import FocalRule, bev_footprints, project_boxes, pv_rectangles_to_cells, trust_map
 from store_schema import StoreSchema
 
-from .losses import query_trust
+from .losses import agreement, query_trust
 
 # arrays (L, K, ...) that say what queries read
 _READ = {"bev": ("sampling", "attention"), "cameras": ("points", "camera_weights", "sampled"), "none": ()}
@@ -52,6 +52,8 @@ class ExpertTargets:
         queries: what its queries read, by the store's names without ``query/``: ``sampling`` (B, L, K, M, P, 2) and
             ``attention`` (B, L, K, M, P), or ``points`` (B, L, K, 3), ``camera_weights`` (B, L, K, V, levels) and
             ``sampled`` (B, L, K, C), or nothing.
+        agreement: share of the batch's trust that annotations leave, scalar; None where they were not asked. Losses are
+            normalised by trust, so it says how much of them is meant.
     """
 
     trust: Tensor
@@ -59,6 +61,7 @@ class ExpertTargets:
     pv_trust: list[Tensor]
     bev: "BEVTargets | None"
     queries: dict[str, Tensor]
+    agreement: Tensor | None = None
 
 
 @dataclass
@@ -140,6 +143,8 @@ def make_targets(
     device: torch.device,
     spans: Sequence[Spans | None] | None = None,
     size_power: float = 0.0,
+    truth: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
+    agreement_power: float = 0.0,
 ) -> ExpertTargets:
     """Targets of a batch.
 
@@ -150,6 +155,8 @@ def make_targets(
         metas: per sample the metainfo of the apprentice's current frame: lidar2img to its unpadded image, pad_hw.
         spans: per sample what spans the areas in place of the expert's queries, None for all cells with trust 1.
         size_power: of :func:`~pipeline.focal.trust_map`.
+        truth: per sample annotated boxes (n, 9), LiDAR frame, and class numbers (n,).
+        agreement_power: a query's trust is multiplied by its agreement with ``truth`` to this power; 0 does not ask.
     """
     pc_range, statistics = manifest["coordinates"]["pc_range"], manifest["statistics"]
     scales = [ChannelScale.from_manifest(statistics[f"pv/{level}"], device) for level in levels]
@@ -157,12 +164,17 @@ def make_targets(
     raw: list[Tensor] = []
     bev_trust: list[Tensor] = []
     trusts: list[Tensor] = []
+    scored: list[Tensor] = []
     pv: list[list[Tensor]] = [[] for _ in levels]
     pv_trust: list[list[Tensor]] = [[] for _ in levels]
     for b, (frame, meta) in enumerate(zip(frames, metas, strict=True)):
         boxes = torch.from_numpy(frame["query/boxes"][:kept]).to(device)
         score = torch.from_numpy(frame["query/score"][:kept]).to(device)
         trust = query_trust(score, max(trust_threshold, rule.min_score), trust_power)
+        scored.append(trust)
+        if agreement_power and truth is not None:
+            label = torch.from_numpy(frame["query/label"][:kept]).to(device)
+            trust = trust * agreement(boxes, label, truth[0][b], truth[1][b]) ** agreement_power
         trusts.append(trust)
         span = Spans(boxes, trust) if spans is None else spans[b]
         if schema.bev:
@@ -189,6 +201,9 @@ def make_targets(
         stacked = torch.stack(raw)
         scale = ChannelScale.from_manifest(statistics["bev"], device)
         bev = BEVTargets(scale.standardise(stacked), stacked, torch.stack(bev_trust))
+    agreed = None
+    if agreement_power and truth is not None:
+        agreed = torch.stack(trusts).sum() / torch.stack(scored).sum().clamp(min=1e-6)
     return ExpertTargets(
         trust=torch.stack(trusts),
         pv=[torch.stack(level) for level in pv],
@@ -198,4 +213,5 @@ def make_targets(
             name: torch.stack([torch.from_numpy(f[f"query/{name}"][:, :kept]) for f in frames]).to(device).float()
             for name in _READ[schema.reading]
         },
+        agreement=agreed,
     )

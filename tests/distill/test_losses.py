@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pipeline.distill.generators import FeatureGenerator, RestoreBEV
-from pipeline.distill.losses import block_mask, fine_grained_loss, masked_generation_loss, query_trust
+from pipeline.distill.losses import agreement, block_mask, fine_grained_loss, masked_generation_loss, query_trust
 from pipeline.distill.sampling import sample_values
 
 
@@ -51,6 +51,16 @@ def test_fine_grained_loss_is_free_of_scale_and_ignores_untrusted_queries():
 def test_trust_is_zero_below_the_threshold():
     trust = query_trust(torch.tensor([0.05, 0.2, 0.9]), threshold=0.1, power=2.0)
     assert trust.tolist() == pytest.approx([0.0, 0.04, 0.81])
+
+
+def test_agreement_is_the_share_of_matching_distances_passed():
+    boxes = torch.zeros(5, 9)
+    boxes[:, 0] = torch.tensor([0.3, 0.7, 1.5, 3.0, 5.0])
+    labels = torch.zeros(5, dtype=torch.long)
+    truth = torch.zeros(2, 9)
+    truth[1, 0] = 5.0  # of another class
+    assert agreement(boxes, labels, truth, torch.tensor([0, 1])).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert agreement(boxes, labels, truth[:0], labels[:0]).tolist() == [0.0] * 5
 
 
 def test_blocks_are_hidden_inside_the_area_only():

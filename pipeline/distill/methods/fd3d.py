@@ -136,7 +136,8 @@ class FocalDistiller(Distiller):
         elif s.areas == "everywhere":
             spans = [None for _ in frames]
         if self.head is None:
-            return self.focal_losses(outputs.bev, outputs.pv, self.targets(frames, metas, device, spans), metas)
+            targets = self.targets(frames, metas, device, spans, truth)
+            return self._as_agreed(self.focal_losses(outputs.bev, outputs.pv, targets, metas), targets)
         found = self.head(torch.stack([dense_bev(frame, self.schema, device)[0] for frame in frames]), *truth)
         trust = query_trust(found.score, max(s.trust_threshold, s.rule.min_score), s.trust_power)
         if spans is None:
@@ -154,8 +155,9 @@ class FocalDistiller(Distiller):
         metas: list[dict[str, Any]],
         device: torch.device,
         spans: Sequence[Spans | None] | None = None,
+        truth: tuple[list[Tensor], list[Tensor]] | None = None,
     ) -> ExpertTargets:
-        """Dense targets of a batch of cached frames; ``spans`` as of :func:`~pipeline.distill.targets.make_targets`."""
+        """Dense targets of a batch of cached frames; ``spans``, ``truth`` as of :func:`~pipeline.distill.targets.make_targets`."""
         s = self.settings
         return make_targets(
             frames,
@@ -169,7 +171,16 @@ class FocalDistiller(Distiller):
             device,
             spans,
             s.size_power,
+            truth,
+            s.agreement_power,
         )
+
+    def _as_agreed(self, losses: dict[str, Tensor], targets: ExpertTargets) -> dict[str, Tensor]:
+        """Losses that follow the queries' trust, scaled by how much of it the annotations leave."""
+        if targets.agreement is None:
+            return losses
+        follow = losses if self.settings.areas == "queries" else ("loss_fine",)
+        return {name: loss * targets.agreement if name in follow else loss for name, loss in losses.items()}
 
     def focal_losses(
         self,
