@@ -76,6 +76,11 @@ class Result:
     """What it was trained on; several separated by commas."""
     store_bytes: int
 
+    @property
+    def series(self) -> str:
+        """The grid's row: without the expert's name, which a row of several experts appends."""
+        return self.row.removesuffix(f"-{self.expert}")
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -276,16 +281,16 @@ def curves_figure(compared: Sequence[Comparison]) -> Figure:
     figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
     for i, (found, kind) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
-        for method in dict.fromkeys(r.method for r in found.students if r.method != PLAIN):
-            points = sorted(_curve(found, kind, method), key=lambda point: point[0])
+        for series in dict.fromkeys(r.series for r in found.students if r.method != PLAIN):
+            points = sorted(_curve(found, kind, series), key=lambda point: point[0])
             axes.errorbar(
                 [x for x, _ in points],
                 [gain.mean for _, gain in points],
                 yerr=[gain.half or 0 for _, gain in points],
                 fmt="o-",
                 capsize=3,
-                color="tab:red" if method == FD3D else None,
-                label=method,
+                color="tab:red" if series == FD3D else None,
+                label=series,
             )
         axes.axhline(0, color="black", lw=0.8)
         axes.set(title=f"{found.family}: {kind}", xlabel="NDS of the expert", ylabel="gain in NDS over plain")
@@ -294,11 +299,11 @@ def curves_figure(compared: Sequence[Comparison]) -> Figure:
     return figure
 
 
-def _curve(found: Comparison, kind: str, method: str) -> Iterator[tuple[float, Interval]]:
-    """Expert quality and gain of a method's students whose expert is of a kind, or the whole one."""
+def _curve(found: Comparison, kind: str, series: str) -> Iterator[tuple[float, Interval]]:
+    """Expert quality and gain of a row's students whose expert is of a kind, or the whole one."""
     for r in found.students:
         match = _kind(r.expert)
-        if r.method == method and (match is None or match[1] == kind):
+        if r.series == series and (match is None or match[1] == kind):
             at = found.expert_nds(r.expert)
             if at is not None:
                 yield at, found.gain(r)
