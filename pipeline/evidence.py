@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,10 +110,12 @@ class Comparison:
         """FD3D as profiled, of the same expert."""
         return self.find(FD3D) or self.find(f"{FD3D}-{result.expert}")
 
-    def gain(self, result: Result) -> Interval:
-        """NDS over the plain student, paired by seed."""
+    def gain(self, result: Result, seeds: Collection[int] | None = None) -> Interval:
+        """NDS over the plain student, paired by seed; of ``seeds`` only, if given."""
         plain = self.find(PLAIN)
-        return paired(result.nds, plain.nds) if plain else Interval.of([])
+        if plain is None:
+            return Interval.of([])
+        return paired({s: nds for s, nds in result.nds.items() if seeds is None or s in seeds}, plain.nds)
 
     def share(self, result: Result) -> float | None:
         """The mean gain as a share of the mean gap between the plain student, on the same seeds, and the expert."""
@@ -180,7 +182,10 @@ def _table(found: Comparison) -> list[str]:
         cells = [r.row, str(len(r.nds)), Interval.of(r.nds.values()).text(), Interval.of(r.map.values()).text()]
         compared = r.method != EXPERT and r.row != PLAIN
         fd3d, share = found.fd3d_beside(r), found.share(r) if compared else None
-        cells += [found.gain(r).text(True) if compared else "", "" if share is None else f"{share:.0%}"]
+        cells += [
+            found.gain(r).text(True) if compared else "",
+            "" if share is None else f"{share:.0%}" if share <= 1 else "> 100%",
+        ]
         cells += [paired(fd3d.nds, r.nds).text(True) if fd3d and fd3d is not r and r.method != EXPERT else ""]
         cells += [
             "" if r.seconds is None else f"{r.seconds:.0f}",
@@ -266,6 +271,26 @@ def gains_figure(found: Sequence[Comparison]) -> Figure:
     return figure
 
 
+def differences_figure(found: Sequence[Comparison]) -> Figure:
+    """NDS of FD3D's variants minus that of FD3D as profiled, by the seeds that both have, a panel per family."""
+    tallest = max(len(c.students) for c in found)
+    figure = Figure(figsize=(6.5 * len(found), 1.2 + 0.24 * tallest), layout="constrained")
+    for i, comparison in enumerate(found):
+        axes = figure.add_subplot(1, len(found), i + 1)
+        shown, means = [r for r in reversed(comparison.students) if r.row not in (PLAIN, FD3D)], list[float]()
+        for y, result in enumerate(shown):
+            difference = paired(result.nds, comparison.find(FD3D).nds)
+            axes.errorbar(difference.mean, y, xerr=difference.half or 0, fmt="o", color="tab:red", capsize=3)
+            means.append(difference.mean)
+        # the interval of two seeds would otherwise set the scale
+        axes.set_xlim(min(means, default=0) - 0.7, max(0, *means, 0) + 0.7)
+        axes.axvline(0, color="black", lw=0.8)
+        axes.set(title=comparison.family, xlabel="NDS minus FD3D's by seed, 95 % interval")
+        axes.set_yticks(range(len(shown)), [f"{r.row} ({len(r.nds)})" for r in shown])
+        axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
 def _profile_expert(found: Comparison) -> float | None:
     experts = [r for r in found.results if r.row == EXPERT]
     return Interval.of(experts[0].nds.values()).mean if experts else None
@@ -274,15 +299,20 @@ def _profile_expert(found: Comparison) -> float | None:
 def curves_figure(compared: Sequence[Comparison]) -> Figure:
     """Gain over the plain student against the expert's quality, a panel per family and kind of expert.
 
-    Experts are named KIND-NUMBER and placed at their own NDS.
+    Experts are named KIND-NUMBER and placed at their own NDS. All points of a panel are of the seeds that they share: a seed moves
+    the plain student more than most experts move a distilled one.
     """
     kinds = [(c, match[1]) for c in compared for match in (_kind(r.expert) for r in c.students) if match]
     panels = [panel for i, panel in enumerate(kinds) if panel not in kinds[:i]]
     figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
     for i, (found, kind) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
-        for series in dict.fromkeys(r.series for r in found.students if r.method != PLAIN):
-            points = sorted(_curve(found, kind, series), key=lambda point: point[0])
+        drawn = _curves(found, kind)
+        curves = {name: curve for name, curve in drawn.items() if len(curve) > 1}
+        of_points = [set(r.nds) for curve in curves.values() for _, r in curve]
+        shared = sorted(set.intersection(*of_points)) if of_points else []
+        for series, curve in curves.items():
+            points = sorted((at, found.gain(result, shared)) for at, result in curve)
             axes.errorbar(
                 [x for x, _ in points],
                 [gain.mean for _, gain in points],
@@ -292,21 +322,24 @@ def curves_figure(compared: Sequence[Comparison]) -> Figure:
                 color="tab:red" if series == FD3D else None,
                 label=series,
             )
-        axes.axhline(0, color="black", lw=0.8)
-        axes.set(title=f"{found.family}: {kind}", xlabel="NDS of the expert", ylabel="gain in NDS over plain")
+        for series, curve in drawn.items():  # a start from the same weights, whatever is made worse later
+            if len(curve) == 1 and curve[0][1].method == PLAIN:
+                axes.axhline(found.gain(curve[0][1], shared).mean, color="tab:gray", ls=":", label=series)
+        seeds = f"seeds {', '.join(map(str, shared))}" if shared else "no seed in common"
+        axes.set(title=f"{found.family}: {kind} ({seeds})", xlabel="NDS of the expert", ylabel="gain in NDS over plain")
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     return figure
 
 
-def _curve(found: Comparison, kind: str, series: str) -> Iterator[tuple[float, Interval]]:
-    """Expert quality and gain of a row's students whose expert is of a kind, or the whole one."""
+def _curves(found: Comparison, kind: str) -> dict[str, list[tuple[float, Result]]]:
+    """By row the quality of its experts of a kind, and of the whole one, with the students."""
+    curves: dict[str, list[tuple[float, Result]]] = {}
     for r in found.students:
-        match = _kind(r.expert)
-        if r.series == series and (match is None or match[1] == kind):
-            at = found.expert_nds(r.expert)
-            if at is not None:
-                yield at, found.gain(r)
+        match, at = _kind(r.expert), found.expert_nds(r.expert)
+        if r.row != PLAIN and at is not None and (match is None or match[1] == kind):
+            curves.setdefault(r.series, []).append((at, r))
+    return curves
 
 
 def _kind(expert: str) -> re.Match[str] | None:
@@ -347,7 +380,9 @@ def build_evidence(table: Path, out: Path, figures: Path, document: Path) -> str
         if not shown:
             continue
         made[group] = figures / f"evidence_{group}.svg"
-        _save(curves_figure(curves) if curves else gains_figure(shown), made[group])
+        variants = [c for c in shown if group != MAIN and c.find(FD3D)]
+        drawn = curves_figure(curves) if curves else differences_figure(variants) if variants else gains_figure(shown)
+        _save(drawn, made[group])
 
     def text(place: Path) -> str:
         links = {group: _relative(path, place.parent) for group, path in made.items()}

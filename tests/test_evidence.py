@@ -101,13 +101,17 @@ def test_a_curve_runs_over_the_experts_own_quality(tmp_path):
     for expert, quality, gain in (("trained", 31, 5), ("steps-500", 24, 1), ("steps-1000", 28, 3), ("noise-2", 26, 2)):
         lines.append(line(f"expert-{expert}", 0, quality, "imperfect", expert, method="expert"))
         lines.append(line(f"fd3d-{expert}", 0, 20 + gain, "imperfect", expert))
+    # a seed that other points lack, and a row without an expert of any kind, are not drawn
+    lines += [line("plain", 1, 10, "imperfect"), line("fd3d-trained", 1, 12, "imperfect", "trained")]
+    lines.append(line("cwd-trained", 0, 30, "imperfect", "trained"))
     put_lines(tmp_path / "evidence.csv", lines)
     found = comparisons(read_table(tmp_path / "evidence.csv"))
-    curves = {axes.get_title(): axes.get_lines()[0].get_xydata().tolist() for axes in curves_figure(found).axes}
-    assert curves == {
-        "bevformer: steps": [[24, 1], [28, 3], [31, 5]],
-        "bevformer: noise": [[26, 2], [31, 5]],
+    panels = curves_figure(found).axes
+    assert {axes.get_title(): axes.get_lines()[0].get_xydata().tolist() for axes in panels} == {
+        "bevformer: steps (seeds 0)": [[24, 1], [28, 3], [31, 5]],
+        "bevformer: noise (seeds 0)": [[26, 2], [31, 5]],
     }
+    assert [axes.get_legend_handles_labels()[1] for axes in panels] == [["fd3d"], ["fd3d"]]
 
 
 def test_no_rows_or_no_markers_are_told(tmp_path):
