@@ -283,7 +283,7 @@ def differences_figure(found: Sequence[Comparison]) -> Figure:
             axes.errorbar(difference.mean, y, xerr=difference.half or 0, fmt="o", color="tab:red", capsize=3)
             means.append(difference.mean)
         # the interval of two seeds would otherwise set the scale
-        axes.set_xlim(min(means, default=0) - 0.7, max(0, *means, 0) + 0.7)
+        axes.set_xlim(min([0, *means]) - 0.7, max([0, *means]) + 0.7)
         axes.axvline(0, color="black", lw=0.8)
         axes.set(title=comparison.family, xlabel="NDS minus FD3D's by seed, 95 % interval")
         axes.set_yticks(range(len(shown)), [f"{r.row} ({len(r.nds)})" for r in shown])
