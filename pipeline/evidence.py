@@ -304,6 +304,8 @@ def curves_figure(compared: Sequence[Comparison]) -> Figure:
     """
     kinds = [(c, match[1]) for c in compared for match in (_kind(r.expert) for r in c.students) if match]
     panels = [panel for i, panel in enumerate(kinds) if panel not in kinds[:i]]
+    names = sorted({r.series for c, _ in panels for r in c.students} - {FD3D})
+    colors = {name: f"C{i + i // 3}" for i, name in enumerate(names)} | {FD3D: "tab:red"}  # skips C3, which is that red
     figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
     for i, (found, kind) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
@@ -319,13 +321,13 @@ def curves_figure(compared: Sequence[Comparison]) -> Figure:
                 yerr=[gain.half or 0 for _, gain in points],
                 fmt="o-",
                 capsize=3,
-                color="tab:red" if series == FD3D else None,
+                color=colors[series],
                 label=series,
             )
         for series, curve in drawn.items():  # a start from the same weights, whatever is made worse later
             if len(curve) == 1 and curve[0][1].method == PLAIN:
-                axes.axhline(found.gain(curve[0][1], shared).mean, color="tab:gray", ls=":", label=series)
-        seeds = f"seeds {', '.join(map(str, shared))}" if shared else "no seed in common"
+                axes.axhline(found.gain(curve[0][1], shared).mean, color=colors[series], ls=":", label=series)
+        seeds = f"seed{'s' * (len(shared) > 1)} {', '.join(map(str, shared))}" if shared else "no seed in common"
         axes.set(title=f"{found.family}: {kind} ({seeds})", xlabel="NDS of the expert", ylabel="gain in NDS over plain")
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)

@@ -108,8 +108,8 @@ def test_a_curve_runs_over_the_experts_own_quality(tmp_path):
     found = comparisons(read_table(tmp_path / "evidence.csv"))
     panels = curves_figure(found).axes
     assert {axes.get_title(): axes.get_lines()[0].get_xydata().tolist() for axes in panels} == {
-        "bevformer: steps (seeds 0)": [[24, 1], [28, 3], [31, 5]],
-        "bevformer: noise (seeds 0)": [[26, 2], [31, 5]],
+        "bevformer: steps (seed 0)": [[24, 1], [28, 3], [31, 5]],
+        "bevformer: noise (seed 0)": [[26, 2], [31, 5]],
     }
     assert [axes.get_legend_handles_labels()[1] for axes in panels] == [["fd3d"], ["fd3d"]]
 
