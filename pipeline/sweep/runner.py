@@ -402,7 +402,7 @@ class Sweep:
 def _refuse_missing(checkpoint: Path) -> None:
     if not checkpoint.is_file():
         raise FD3DError(
-            f"{checkpoint} does not exist; train the expert with 'fd3d expert --retrain' and the iteration in its train.snapshots"
+            f"{checkpoint} does not exist; train the expert with 'fd3d expert --retrain' and the iteration in its train.snapshots, see docs/sweep.md"
         )
 
 
