@@ -22,6 +22,8 @@ BEGIN, END = "<!-- evidence: written by 'fd3d evidence' -->", "<!-- /evidence --
 CONFIDENCE = 0.95
 MAIN = "main"
 """The group of the main comparison."""
+START = f"{PLAIN}-inherit"
+"""The row of what the weights that students start from give without any distillation."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,10 @@ class Comparison:
         """FD3D as profiled, of the same expert."""
         return self.find(FD3D) or self.find(f"{FD3D}-{result.expert}")
 
+    def start_beside(self, result: Result) -> Result | None:
+        """What the start from the same expert's weights gives alone."""
+        return self.find(START) or self.find(f"{START}-{result.expert}")
+
     def gain(self, result: Result, seeds: Collection[int] | None = None) -> Interval:
         """NDS over the plain student, paired by seed; of ``seeds`` only, if given."""
         plain = self.find(PLAIN)
@@ -173,7 +179,19 @@ def _result(lines: Sequence[Line]) -> Result:
 # Text
 
 
-_HEAD = ("row", "seeds", "NDS", "mAP", "gain in NDS", "of the gap", "FD3D minus it", "training, s", "on", "store, MB")
+_HEAD = (
+    "row",
+    "seeds",
+    "NDS",
+    "mAP",
+    "gain in NDS",
+    "of the gap",
+    "over the start",
+    "FD3D minus it",
+    "training, s",
+    "on",
+    "store, MB",
+)
 
 
 def _table(found: Comparison) -> list[str]:
@@ -186,6 +204,8 @@ def _table(found: Comparison) -> list[str]:
             found.gain(r).text(True) if compared else "",
             "" if share is None else f"{share:.0%}" if share <= 1 else "> 100%",
         ]
+        start = found.start_beside(r) if compared else None
+        cells += [paired(r.nds, start.nds).text(True) if start and start is not r else ""]
         cells += [paired(fd3d.nds, r.nds).text(True) if fd3d and fd3d is not r and r.method != EXPERT else ""]
         cells += [
             "" if r.seconds is None else f"{r.seconds:.0f}",
@@ -214,7 +234,8 @@ def markdown(lines: Sequence[Line], figures: Mapping[str, str]) -> str:
     dates = sorted(line["date"] for line in lines)
     out = [
         "NDS and mAP in per cent by the devkit; mean over seeds ± half the 95 % interval (Student's t); one seed has none. Gains and "
-        "differences are paired by seed. *Of the gap*: the mean gain over what the expert has above the plain student.",
+        "differences are paired by seed. *Of the gap*: the mean gain over what the expert has above the plain student. "
+        f"*Over the start*: over the row `{START}` of the same expert.",
         "",
         f"Revisions: {', '.join(revisions)}; {dates[0]} to {dates[-1]}. "
         "Any row again: `fd3d sweep --group GROUP --family FAMILY --row ROW --seed SEED --force`.",

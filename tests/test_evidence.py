@@ -7,7 +7,17 @@ import pytest
 from scipy import stats
 
 from pipeline.errors import FD3DError
-from pipeline.evidence import BEGIN, END, Interval, between_markers, build_evidence, comparisons, curves_figure, paired
+from pipeline.evidence import (
+    BEGIN,
+    END,
+    Interval,
+    between_markers,
+    build_evidence,
+    comparisons,
+    curves_figure,
+    markdown,
+    paired,
+)
 from pipeline.sweep import COLUMNS, put_lines, read_table
 
 
@@ -80,13 +90,22 @@ def test_the_text_stands_in_the_document_and_is_written_again(table, tmp_path):
         build_evidence(table, tmp_path / "report" / "evidence.md", tmp_path / "docs" / "figures", document)
     text = document.read_text()
     assert text.startswith(f"before\n{BEGIN}\nNDS") and text.endswith(f"{END}\nafter\n") and "old" not in text
-    assert "| fd3d | 3 | 26.00 ± 2.48 | 13.00 ± 1.24 | +5.00 ± 2.48 | 50% |  | 100 | cpu | 2 |" in text
-    assert "| mgd | 3 | 24.00 ± 2.48 | 12.00 ± 1.24 | +3.00 ± 0.00 | 30% | +2.00 ± 2.48 | 100 | cpu |  |" in text
-    assert "| response | 1 | 22.50 | 11.25 | +1.50 | 15% | +4.50 | 100 | cpu |  |" in text
+    assert "| fd3d | 3 | 26.00 ± 2.48 | 13.00 ± 1.24 | +5.00 ± 2.48 | 50% |  |  | 100 | cpu | 2 |" in text
+    assert "| mgd | 3 | 24.00 ± 2.48 | 12.00 ± 1.24 | +3.00 ± 0.00 | 30% |  | +2.00 ± 2.48 | 100 | cpu |  |" in text
+    assert "| response | 1 | 22.50 | 11.25 | +1.50 | 15% |  | +4.50 | 100 | cpu |  |" in text
     assert "FD3D minus the best other distiller (mgd): +2.00 ± 2.48 NDS." in text
     assert "![main](figures/evidence_main.svg)" in text
     assert "![main](../docs/figures/evidence_main.svg)" in (tmp_path / "report" / "evidence.md").read_text()
     assert "<svg" in (tmp_path / "docs" / "figures" / "evidence_main.svg").read_text()
+
+
+def test_what_is_added_to_the_start_is_paired_by_seed_and_of_the_same_expert():
+    starts = [line("plain-inherit-trained", 0, 25), line("plain-inherit-early", 0, 23, expert="early")]
+    students = [line("fd3d-early", 0, 24.5, expert="early"), line("fd3d-early", 1, 99, expert="early")]
+    text = markdown([line("plain", 0, 20), *starts, *students, line("cwd-noisy", 0, 22, expert="noisy")], {})
+    cells = {row[1].strip(): row[7].strip() for row in (row.split("|") for row in text.splitlines()) if len(row) > 7}
+    assert cells["fd3d-early"] == "+1.50"
+    assert cells["cwd-noisy"] == cells["plain-inherit-early"] == cells["plain"] == ""
 
 
 def test_seconds_of_several_devices_have_no_mean(tmp_path):
