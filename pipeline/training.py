@@ -29,17 +29,6 @@ from pipeline.models.checkpoints import inherit_weights, save_checkpoint
 from store_schema import StoreReader
 from store_schema.manifest import fingerprint
 
-# What mmengine's own checkpoints hold besides tensors: without these a resume fails under torch >= 2.6.
-torch.serialization.add_safe_globals(
-    [
-        np.core.multiarray._reconstruct,  # type: ignore[attr-defined]
-        np.core.multiarray.scalar,  # type: ignore[attr-defined]
-        np.ndarray,
-        np.dtype,
-        *{type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u4", "u8", "?")},
-    ]
-)
-
 
 @dataclass(frozen=True)
 class FrameSource:

@@ -17,17 +17,24 @@ from pipeline.files import write_atomically
 
 from .build import build_detector, file_sha256, load_config
 
-# What official files hold besides tensors and Python's own values: numpy scalars, under the module names of numpy 1 and 2.
-_SCALAR = np.core.multiarray.scalar  # type: ignore[attr-defined]
-_NUMPY_SCALARS: list[Any] = [
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *{
-        type(np.dtype(kind))
-        for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", "U", "S")
-    },
-]
+# What official files and mmengine's own hold besides tensors and Python's own values: numpy arrays and scalars, under the
+# module names of numpy 1 and 2. Allowed for the whole process: torch's context manager would on leaving also forbid what
+# mmengine needs to resume a training later.
+torch.serialization.add_safe_globals(
+    [
+        *(
+            (made_by, f"numpy.{core}.multiarray.{made_by.__name__}")
+            for made_by in (np.core.multiarray._reconstruct, np.core.multiarray.scalar)  # type: ignore[attr-defined]
+            for core in ("core", "_core")
+        ),
+        np.ndarray,
+        np.dtype,
+        *{
+            type(np.dtype(kind))
+            for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", "U", "S")
+        },
+    ]
+)
 
 # Packages whose version tells the box convention, the best witness first: old below the first version, new from the
 # second. mmdet3d changed it in 1.0.0rc0 and mmengine came later; the others' bounds are what mmdet3d 0.18 and 1.0 required
@@ -74,8 +81,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not Path(path).is_file():
         raise FD3DError(f"checkpoint {path} does not exist")
     try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file raises, the file is at fault
         told = str(error).split("WeightsUnpickler error: ")[-1].strip() or type(error).__name__
         reason = told.splitlines()[0].split(". ")[0][:120]

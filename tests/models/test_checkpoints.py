@@ -214,6 +214,15 @@ def test_wrappings_of_official_files_make_no_difference(bevformer, state, tmp_pa
     assert made["left_out"] == (len(state) if left_out is None else left_out)
 
 
+def test_after_reading_a_checkpoint_a_training_can_still_resume_from_its_own(state, tmp_path):
+    """An online student reads its expert before mmengine reads the student's unfinished checkpoint."""
+    torch.save({"state_dict": state}, tmp_path / "expert.pth")
+    hub = {"loss": np.ones(2), "step": np.int64(7)}
+    torch.save({"state_dict": state, "message_hub": hub}, tmp_path / "iter_500.pth")
+    read_checkpoint(tmp_path / "expert.pth")
+    assert torch.load(tmp_path / "iter_500.pth", weights_only=True)["message_hub"]["step"] == 7
+
+
 def test_a_file_that_does_not_fit_gets_one_list(bevformer, state, tmp_path):
     given = dict(state)
     del given["img_backbone.conv1.weight"]
