@@ -36,18 +36,20 @@ from mmengine.optim import build_optim_wrapper  # noqa: E402
 
 from benchmarks.online import make_world  # noqa: E402
 from pipeline.complexity import count, rig_cameras  # noqa: E402
+from pipeline.data.frames import FrameSource, frame_dataset  # noqa: E402
 from pipeline.data.index import FrameIndex  # noqa: E402
-from pipeline.distill import distiller_config, from_mapping  # noqa: E402
+from pipeline.distill.build import distiller_config  # noqa: E402
+from pipeline.distill.loading import cached_targets, online_targets  # noqa: E402
 from pipeline.distill.online import expert_frames  # noqa: E402
-from pipeline.dumping import ClusterSettings, DumpSettings, dump, make_manifest, scene_rows  # noqa: E402
-from pipeline.dumping.engine import make_engine  # noqa: E402
-from pipeline.dumping.rows import library_versions  # noqa: E402
+from pipeline.dumping.dump import dump, make_engine  # noqa: E402
+from pipeline.dumping.recipe import library_versions, make_manifest, scene_rows  # noqa: E402
 from pipeline.dumping.session import Job  # noqa: E402
-from pipeline.focal import FocalRule  # noqa: E402
+from pipeline.dumping.settings import ClusterSettings, DumpSettings  # noqa: E402
+from pipeline.focal.rule import FocalRule  # noqa: E402
 from pipeline.models.build import build_detector, load_config  # noqa: E402
 from pipeline.models.checkpoints import save_checkpoint  # noqa: E402
-from pipeline.prediction import best_device  # noqa: E402
-from pipeline.training import FrameSource, frame_dataset  # noqa: E402
+from pipeline.models.load import best_device  # noqa: E402
+from pipeline.settings import from_mapping  # noqa: E402
 from stages.params import read_family, read_params  # noqa: E402
 from stages.train import method_settings  # noqa: E402
 from store_schema import StoreReader, StoreWriter  # noqa: E402
@@ -116,7 +118,9 @@ class Steps:
         elif kind == "cached":
             model = distiller_config(cfg, case.store, "fd3d", case.settings)
         store = None if kind == "plain" else case.store
-        self.dataset = DATASETS.build(frame_dataset(cfg, case.source, True, store, expert_frames=queues))
+        self.dataset = DATASETS.build(
+            frame_dataset(cfg, case.source, True, cached_targets(store) if queues is None else online_targets(queues))
+        )
         self.model = MODELS.build(model).to(best_device()).train()
         self.optimizer = build_optim_wrapper(self.model, cfg.optim_wrapper)
 

@@ -22,15 +22,15 @@ for name, value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE"), ("
 import torch  # noqa: E402
 import typer  # noqa: E402
 
+from pipeline.data.frames import FrameSource, frame_batches  # noqa: E402
 from pipeline.data.index import FrameIndex  # noqa: E402
-from pipeline.dumping import ClusterSettings, DumpSettings, make_manifest, scene_rows  # noqa: E402
-from pipeline.dumping.engine import Engine, make_engine  # noqa: E402
-from pipeline.dumping.rows import library_versions  # noqa: E402
+from pipeline.dumping.dump import make_engine  # noqa: E402
+from pipeline.dumping.engine import Engine  # noqa: E402
+from pipeline.dumping.recipe import library_versions, make_manifest, scene_rows  # noqa: E402
 from pipeline.dumping.session import Job, session_of  # noqa: E402
-from pipeline.focal import FocalRule  # noqa: E402
+from pipeline.dumping.settings import ClusterSettings, DumpSettings  # noqa: E402
+from pipeline.focal.rule import FocalRule  # noqa: E402
 from pipeline.models.build import load_config  # noqa: E402
-from pipeline.prediction import frame_batches  # noqa: E402
-from pipeline.training import FrameSource  # noqa: E402
 from store_schema import StoreWriter  # noqa: E402
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -15,7 +15,7 @@ import torch  # noqa: E402
 import typer  # noqa: E402
 
 from pipeline.distill.generators import FeatureGenerator  # noqa: E402
-from pipeline.prediction import best_device  # noqa: E402
+from pipeline.models.load import best_device  # noqa: E402
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

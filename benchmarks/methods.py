@@ -19,10 +19,12 @@ from mmengine.dataset import pseudo_collate  # noqa: E402
 from mmengine.optim import build_optim_wrapper  # noqa: E402
 from torch import nn  # noqa: E402
 
-from pipeline.distill import distiller_config, method_names  # noqa: E402
+from pipeline.data.frames import frame_dataset  # noqa: E402
+from pipeline.distill.build import distiller_config  # noqa: E402
+from pipeline.distill.loading import cached_targets  # noqa: E402
+from pipeline.distill.methods import method_names  # noqa: E402
 from pipeline.models.build import load_config  # noqa: E402
-from pipeline.prediction import best_device  # noqa: E402
-from pipeline.training import frame_dataset  # noqa: E402
+from pipeline.models.load import best_device  # noqa: E402
 from stages.params import read_family  # noqa: E402
 from stages.train import frame_source, method_settings  # noqa: E402
 from store_schema import StoreReader  # noqa: E402
@@ -42,7 +44,9 @@ def main(
     name, pair = read_family(params, family)
     cfg = load_config(pair["apprentice"]["config"])
     size, held = cfg.schedule.batch_size, set(StoreReader(store).tokens)
-    dataset = DATASETS.build(frame_dataset(cfg, frame_source(params, "train"), train=True, store=store))
+    dataset = DATASETS.build(
+        frame_dataset(cfg, frame_source(params, "train"), train=True, targets=cached_targets(store))
+    )
     places = [i for i, row in enumerate(dataset.rows) if dataset.index[row].token in held][: 4 * size]
     batches = [pseudo_collate([dataset[i] for i in places[k : k + size]]) for k in range(0, len(places), size)]
     models: dict[str, tuple[nn.Module, Any]] = {}

@@ -19,14 +19,17 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import typer  # noqa: E402
 
+from pipeline.data.frames import FrameSource  # noqa: E402
 from pipeline.data.index import build_index  # noqa: E402
-from pipeline.data.world import WorldConfig, generate_world  # noqa: E402
-from pipeline.distill import distiller_config, from_mapping  # noqa: E402
-from pipeline.distill.online import expert_frames  # noqa: E402
-from pipeline.dumping import DumpSettings, dump  # noqa: E402
-from pipeline.focal import FocalRule  # noqa: E402
+from pipeline.data.world.config import WorldConfig  # noqa: E402
+from pipeline.data.world.generate import generate_world  # noqa: E402
+from pipeline.distill.apprentice import train_apprentice  # noqa: E402
+from pipeline.dumping.dump import dump  # noqa: E402
+from pipeline.dumping.settings import DumpSettings  # noqa: E402
+from pipeline.focal.rule import FocalRule  # noqa: E402
 from pipeline.models.build import load_config  # noqa: E402
-from pipeline.training import FrameSource, RunSettings, train  # noqa: E402
+from pipeline.settings import from_mapping  # noqa: E402
+from pipeline.training.settings import RunSettings  # noqa: E402
 from stages.params import read_family, read_params  # noqa: E402
 from stages.train import method_settings  # noqa: E402
 from store_schema.schema import VALUES  # noqa: E402
@@ -88,19 +91,15 @@ def compare(
     Returns:
         by name: ``online`` first, then the cached ones by their stored precision.
     """
-    cfg, expert = load_config(pair["apprentice"]["config"]), load_config(pair["expert"]["config"])
+    cfg = load_config(pair["apprentice"]["config"])
     made_by = Path(pair["expert"]["config"]), Path(pair["expert"]["checkpoint"])
     settings = RunSettings(max_iters=steps, workers=0, curve_every=1, checkpoint_every=10 * steps)
     found: dict[str, tuple[Curves, bool]] = {}
     weights: dict[str, torch.Tensor] = {}
 
-    def run(name: str, store: Path, values: dict[str, Any], online: bool) -> None:
+    def run(name: str, store: Path, values: dict[str, Any]) -> None:
         out = folder / family / name / "detector.pth"
-        model = distiller_config(cfg, store, "fd3d", distill | values, made_by if online else None)
-        queues = expert_frames(expert, cfg, source, values["history"]) if online else None
-        train(
-            cfg, model, source, out, settings, store, lambda trained: trained.student_state_dict(), expert_frames=queues
-        )
+        train_apprentice(cfg, "fd3d", distill | values, source, store, out, settings, made_by)
         state = torch.load(out, weights_only=True)["state_dict"]
         weights.update({} if weights else state)
         found[name] = read_curves(out.with_name("losses.csv")), all(torch.equal(weights[k], state[k]) for k in state)
@@ -109,8 +108,8 @@ def compare(
         store = folder / family / f"store-{values}"
         dump(*made_by, source, store, DumpSettings(rule, values=values, frames_per_shard=frames), workers=0)
         if i == 0:
-            run("online", store, {"expert": "online", "history": "scene"}, True)
-        run(values, store, {}, False)
+            run("online", store, {"expert": "online", "history": "scene"})
+        run(values, store, {})
     return found
 
 

@@ -20,10 +20,10 @@ from mmengine.dataset import pseudo_collate  # noqa: E402
 from mmengine.optim import build_optim_wrapper  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
 
-from pipeline.distill import distiller_config  # noqa: E402
+from pipeline.data.frames import frame_dataset  # noqa: E402
+from pipeline.distill.build import distiller_config  # noqa: E402
 from pipeline.models.build import load_config  # noqa: E402
-from pipeline.prediction import best_device  # noqa: E402
-from pipeline.training import frame_dataset  # noqa: E402
+from pipeline.models.load import best_device  # noqa: E402
 from stages.params import read_family  # noqa: E402
 from stages.train import frame_source, method_settings  # noqa: E402
 from store_schema import StoreReader  # noqa: E402

@@ -24,9 +24,11 @@ import typer  # noqa: E402
 
 from benchmarks.store_contenders import READERS, Cost, Source, read, settings_of, write  # noqa: E402
 from benchmarks.store_frames import JITTER, real_frames  # noqa: E402
-from pipeline.dumping import DumpSettings, focal_cells, schema_of, store_row  # noqa: E402
+from pipeline.dumping.recipe import schema_of  # noqa: E402
+from pipeline.dumping.settings import DumpSettings  # noqa: E402
 from pipeline.expert import ExpertFrame  # noqa: E402
-from pipeline.focal import FocalRule  # noqa: E402
+from pipeline.expert.rows import focal_cells, store_row  # noqa: E402
+from pipeline.focal.rule import FocalRule  # noqa: E402
 from pipeline.models.build import load_config  # noqa: E402
 from store_schema import dequantise  # noqa: E402
 

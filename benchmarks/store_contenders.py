@@ -18,7 +18,9 @@ import torch
 import zarr
 
 from benchmarks.store_frames import real_frames
-from pipeline.dumping import DumpSettings, focal_cells, schema_of, store_row
+from pipeline.dumping.recipe import schema_of
+from pipeline.dumping.settings import DumpSettings
+from pipeline.expert.rows import focal_cells, store_row
 from pipeline.models.build import load_config
 from store_schema import StoreReader, StoreWriter
 from store_schema.reader import open_arrays, read_counts, read_row

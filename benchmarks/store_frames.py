@@ -19,12 +19,11 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
+from pipeline.data.frames import FrameSource, frame_batches
 from pipeline.data.index import FrameIndex, build_index
 from pipeline.expert import BEVReading, ExpertFrame, TappedExpert, build_adapter
 from pipeline.models.build import build_detector, load_config
 from pipeline.models.fold import fold_batchnorm
-from pipeline.prediction import frame_batches
-from pipeline.training import FrameSource
 from tests.models.parity import fill
 
 # Standard deviations of a false box: metres of the centre's x and y, radians of yaw, log of the sizes. On average that is

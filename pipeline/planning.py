@@ -14,7 +14,8 @@ import numpy as np
 from mmengine.config import Config
 
 from pipeline.complexity import Cameras, on_meta
-from pipeline.dumping import DumpSettings, schema_of
+from pipeline.dumping.recipe import schema_of
+from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.expert import TappedExpert, build_adapter
 from store_schema import ArraySpec, StoreReader, StoreSchema

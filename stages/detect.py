@@ -33,7 +33,7 @@ def detect(
     """Detect on a few frames of a scene in time order; writes a nuScenes submission and drawings."""
     from tqdm import tqdm
 
-    from pipeline.detecting import detect_scene
+    from pipeline.evaluation.scene import detect_scene
 
     if len(checkpoint or []) + random_weights != 1:
         raise FD3DError("give CONFIG, one CHECKPOINT and ROOT, or CONFIG and ROOT with --random-weights")

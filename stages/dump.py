@@ -32,12 +32,13 @@ def dump(
     params: Annotated[Path, typer.Option(help="Reads 'data', 'families', 'focal' and 'dump'.")] = Path("params.yaml"),
 ) -> None:
     """Run the expert once over every frame; a killed run goes on where it stopped."""
-    from pipeline.distill import from_mapping
-    from pipeline.dumping import ClusterSettings, DumpSettings, summary, write_curve
-    from pipeline.dumping import dump as run_dump
+    from pipeline.data.frames import FrameSource
+    from pipeline.dumping.coverage import summary, write_curve
+    from pipeline.dumping.dump import dump as run_dump
+    from pipeline.dumping.settings import ClusterSettings, DumpSettings
     from pipeline.files import write_atomically
-    from pipeline.focal import FocalRule
-    from pipeline.training import FrameSource
+    from pipeline.focal.rule import FocalRule
+    from pipeline.settings import from_mapping
     from store_schema import StoreError, open_storage
     from store_schema.manifest import RECIPE
 

@@ -22,12 +22,13 @@ def evaluate(
     """Detect on the validation scenes and evaluate with the devkit."""
     import torch
 
-    from pipeline import evaluation
     from pipeline.data.index import FrameIndex
+    from pipeline.evaluation.metrics import evaluate as score
+    from pipeline.evaluation.predict import predict
+    from pipeline.evaluation.submission import to_submission
     from pipeline.files import write_atomically
     from pipeline.models.build import load_config
-    from pipeline.prediction import load_detector, predict
-    from pipeline.submission import to_submission
+    from pipeline.models.load import load_detector
 
     if not checkpoint.is_file():
         raise FD3DError(f"checkpoint {checkpoint} does not exist; run 'dvc repro', or give another by --checkpoint")
@@ -41,6 +42,6 @@ def evaluate(
     submission = to_submission(FrameIndex.load(source.index, source.root), predict(cfg, model, source, workers))
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "submission.json", lambda file: json.dump(submission, file))
-    found = evaluation.evaluate(out / "submission.json", source.root, data["version"], source.split, out)
+    found = score(out / "submission.json", source.root, data["version"], source.split, out)
     write_atomically(metrics, lambda file: json.dump(found, file, indent=1))
     print(f"{checkpoint}: NDS {found['NDS']}, mAP {found['mAP']}, car AOE {found['errors']['car'].get('orient_err')}")

@@ -21,7 +21,7 @@ def expert(
     from pipeline.files import write_atomically
     from pipeline.models.build import build_detector, load_config
     from pipeline.models.checkpoints import load_checkpoint
-    from pipeline.training import train
+    from pipeline.training.run import train
 
     name, pair = read_family(params, family)
     section, out = pair["expert"], out or Path("runs") / name / "expert"

@@ -26,12 +26,12 @@ def plan(
 ) -> None:
     """Print bytes, files and expert hours of a store for a config and a data set's size, beside online distillation."""
     from pipeline.complexity import rig_cameras
-    from pipeline.distill import from_mapping
-    from pipeline.dumping import DumpSettings
+    from pipeline.dumping.settings import DumpSettings
     from pipeline.errors import FD3DError
-    from pipeline.focal import FocalRule
+    from pipeline.focal.rule import FocalRule
     from pipeline.models.build import load_config
     from pipeline.planning import RATIOS, Measured, coverage_of, expert_schema, plan_store, plan_work, table
+    from pipeline.settings import from_mapping
 
     if rate <= 0:
         raise FD3DError(f"--rate is {rate}; give the measured frames per second")

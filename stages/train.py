@@ -17,7 +17,7 @@ DISTILL_CONFIGS = Path(__file__).parents[1] / "configs" / "distill"
 
 def frame_source(params: Path, split: str) -> Any:
     """Frames of the profile's ``train`` or ``val`` split."""
-    from pipeline.training import FrameSource
+    from pipeline.data.frames import FrameSource
 
     data = read_params(params, "data")
     return FrameSource(Path(data["index"]), Path(data["root"]), data[split])
@@ -25,8 +25,8 @@ def frame_source(params: Path, split: str) -> Any:
 
 def run_settings(values: dict[str, Any]) -> Any:
     """Run settings of a ``train`` mapping."""
-    from pipeline.distill import from_mapping
-    from pipeline.training import RunSettings
+    from pipeline.settings import from_mapping
+    from pipeline.training.settings import RunSettings
 
     return from_mapping(RunSettings, values, "train")
 
@@ -51,7 +51,7 @@ def method_settings(params: Path, family: str, method: str) -> tuple[dict[str, A
     Raises:
         FD3DError: a section is missing, or ``methods`` names one that does not exist.
     """
-    from pipeline.distill import method_names
+    from pipeline.distill.methods import method_names
 
     overrides = read_params(params, "methods", optional=True)
     others = [PLAIN, *(name for name in method_names() if name != "fd3d")]
@@ -89,11 +89,12 @@ def train(
     ),
 ) -> None:
     """Train the apprentice; unless the expert is set to run online, neither its code path nor its checkpoint is touched."""
-    from pipeline.distill import distiller_config, load_method
+    from pipeline.distill.apprentice import train_apprentice
+    from pipeline.distill.methods import load_method
     from pipeline.files import write_atomically
     from pipeline.models.build import load_config
-    from pipeline.training import Inheritance
-    from pipeline.training import train as run_training
+    from pipeline.training.run import train as run_training
+    from pipeline.training.settings import Inheritance
 
     if method != PLAIN:
         load_method(method)
@@ -109,24 +110,8 @@ def train(
     if method == PLAIN:
         facts = run_training(cfg, cfg.model, source, target, settings, inheritance=inheritance)
     else:
-        live, frames = None, None
-        if values.get("expert") == "online":
-            from pipeline.distill.online import expert_frames
-
-            live = (expert.with_name(CONFIG), expert)
-            frames = expert_frames(load_config(live[0]), cfg, source, values["history"])
-        model = distiller_config(cfg, store, method, values, live)
-        facts = run_training(
-            cfg,
-            model,
-            source,
-            target,
-            settings,
-            store,
-            lambda trained: trained.student_state_dict(),
-            inheritance=inheritance,
-            expert_frames=frames,
-        )
+        made_by = (expert.with_name(CONFIG), expert)
+        facts = train_apprentice(cfg, method, values, source, store, target, settings, made_by, inheritance)
     facts["method"] = method
     write_atomically(out / "train.json", lambda file: json.dump(facts, file, indent=1))
     print(f"{target}: {facts}")

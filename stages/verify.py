@@ -39,7 +39,7 @@ def verify(
     )
     if not recompute:
         return
-    from pipeline.recompute import recompute as run
+    from pipeline.dumping.recompute import recompute as run
 
     if None in (index, root):
         data = read_params(params, "data")

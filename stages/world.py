@@ -14,8 +14,9 @@ def world(
     params: Annotated[Path, typer.Option(help="Reads section 'world'.")] = Path("params.yaml"),
 ) -> None:
     """Write a small nuScenes-format data set, the same bytes for the same settings."""
-    from pipeline.data.world import WorldConfig, generate_world
-    from pipeline.distill.settings import from_mapping
+    from pipeline.data.world.config import WorldConfig
+    from pipeline.data.world.generate import generate_world
+    from pipeline.settings import from_mapping
 
     made = generate_world(root, from_mapping(WorldConfig, read_params(params, "world"), "world"), workers)
     print(f"{root}: {made['scenes']} scenes, {made['frames']} frames, {made['rows']['sample_annotation']} boxes")

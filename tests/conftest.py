@@ -36,7 +36,8 @@ def parity_root() -> Path:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two training scenes and one validation scene of three frames."""
-    from pipeline.data.world import WorldConfig, generate_world
+    from pipeline.data.world.config import WorldConfig
+    from pipeline.data.world.generate import generate_world
 
     root = tmp_path_factory.mktemp("data") / "world"
     generate_world(root, WorldConfig(train_scenes=2, val_scenes=1, frames_per_scene=3), workers=0)
@@ -54,7 +55,7 @@ def world_index(world: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def source(world: Path, world_index: Path):
-    from pipeline.training import FrameSource
+    from pipeline.data.frames import FrameSource
 
     return FrameSource(world_index, world, "world_train")
 
@@ -72,8 +73,9 @@ def expert_checkpoint(project: Path) -> Path:
 @pytest.fixture(scope="session")
 def store(source, expert_config: Path, expert_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny world's training scenes dumped by the shipped expert."""
-    from pipeline.dumping import DumpSettings, dump
-    from pipeline.focal import FocalRule
+    from pipeline.dumping.dump import dump
+    from pipeline.dumping.settings import DumpSettings
+    from pipeline.focal.rule import FocalRule
 
     path = tmp_path_factory.mktemp("store") / "store"
     dump(expert_config, expert_checkpoint, source, path, DumpSettings(FocalRule(), frames_per_shard=3), workers=0)

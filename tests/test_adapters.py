@@ -17,13 +17,15 @@ from mmdet3d.registry import DATASETS, MODELS
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
-from pipeline.dumping import DumpSettings, dump
+from pipeline.data.frames import collate, frame_batches, frame_dataset
+from pipeline.distill.loading import cached_targets
+from pipeline.dumping.dump import dump
+from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.expert import DetectorAdapter, TappedExpert, build_adapter
-from pipeline.focal import FocalRule
+from pipeline.focal.rule import FocalRule
 from pipeline.models.build import load_config
-from pipeline.prediction import collate, frame_batches, load_detector
-from pipeline.training import frame_dataset
+from pipeline.models.load import load_detector
 from store_schema import StoreReader
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -168,7 +170,7 @@ def test_a_pyramid_alone_gives_the_perspective_loss_alone(project, source, tmp_p
         sizes = dict(bev_size=bev_size, bev_channels=64, pv_channels=64)
         stored = dict(store=str(tmp_path / "store"), settings=settings)
         distiller = MODELS.build(dict(type="FocalDistiller", student=student.model, **stored, **sizes))
-        data = DATASETS.build(frame_dataset(student, source, True, tmp_path / "store"))
+        data = DATASETS.build(frame_dataset(student, source, True, cached_targets(tmp_path / "store")))
         item = distiller.data_preprocessor(collate([data[data.position(token)]]))
         losses = distiller(**item, mode="loss")
         assert losses["loss_pv"].item() > 0 and not losses.keys() & {"loss_bev", "loss_fine"}

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.dumping import hash_config
+from pipeline.data.frames import frame_batches
 from pipeline.errors import FD3DError
-from pipeline.expert import Corruption, TappedExpert, build_adapter, corrupt
-from pipeline.expert.corruption import move_radially
+from pipeline.expert import TappedExpert, build_adapter
+from pipeline.expert.load import hash_config
 from pipeline.models.build import load_config
-from pipeline.prediction import frame_batches, load_detector
+from pipeline.models.corruption import Corruption, corrupt, move_radially
+from pipeline.models.load import load_detector
 
 RANGE = torch.tensor([-8.0, -8.0, -5.0, 8.0, 8.0, 3.0])
 CONFIGS = sorted((Path(__file__).parents[1] / "configs/benchmark").glob("expert_*.py"))

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from pipeline.data.frames import FrameSource
 from pipeline.data.index import FrameIndex
-from pipeline.detecting import detect_scene
 from pipeline.errors import FD3DError
+from pipeline.evaluation.predict import predict
+from pipeline.evaluation.scene import detect_scene
+from pipeline.evaluation.submission import to_submission
 from pipeline.models.build import load_config
-from pipeline.prediction import load_detector, predict
-from pipeline.submission import to_submission
-from pipeline.training import FrameSource
+from pipeline.models.load import load_detector
 from stages.cli import app
 
 

@@ -12,15 +12,16 @@ import torch
 import yaml
 from mmdet3d.registry import DATASETS, MODELS
 
+from pipeline.data.frames import collate, frame_batches, frame_dataset
 from pipeline.distill.sampling import sample_cameras
-from pipeline.dumping import DumpSettings, dump
+from pipeline.dumping.dump import dump
+from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.expert import TappedExpert, build_adapter
-from pipeline.focal import FocalRule
+from pipeline.focal.rule import FocalRule
 from pipeline.models.build import build_detector, load_config
 from pipeline.models.fold import fold_batchnorm
-from pipeline.prediction import collate, frame_batches, load_detector
-from pipeline.training import frame_dataset
+from pipeline.models.load import load_detector
 from store_schema import StoreReader
 
 EXPERT = "configs/world/detr3d_expert.py"

@@ -15,15 +15,16 @@ import torch
 import yaml
 from mmdet3d.registry import DATASETS, MODELS
 
-from pipeline.distill import DistillSettings
-from pipeline.dumping import DumpSettings, dump
+from pipeline.data.frames import FrameSource, collate, frame_batches, frame_dataset
+from pipeline.distill.settings import DistillSettings
+from pipeline.dumping.dump import dump
+from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.expert import TappedExpert, build_adapter
-from pipeline.focal import FocalRule
+from pipeline.focal.rule import FocalRule
 from pipeline.models.build import build_detector, load_config
 from pipeline.models.checkpoints import load_checkpoint
-from pipeline.prediction import collate, frame_batches, load_detector
-from pipeline.training import FrameSource, frame_dataset
+from pipeline.models.load import load_detector
 from store_schema import StoreError, StoreReader
 from store_schema.schema import pack_sampling, unpack_sampling
 
@@ -299,8 +300,8 @@ def test_inspect_tells_and_draws(store, world, world_index, workspace):
 
 def test_true_boxes_evaluate_without_error(world, world_index, tmp_path):
     from pipeline.data.index import FrameIndex
-    from pipeline.evaluation import evaluate
-    from pipeline.submission import to_submission
+    from pipeline.evaluation.metrics import evaluate
+    from pipeline.evaluation.submission import to_submission
 
     index = FrameIndex.load(world_index)
     truth = []

@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.complexity import rig_cameras
-from pipeline.dumping import DumpSettings
+from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
-from pipeline.focal import FocalRule
+from pipeline.focal.rule import FocalRule
 from pipeline.models.build import load_config
 from pipeline.planning import Measured, coverage_of, expert_schema, plan_store, plan_work
 from stages.cli import app

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.distill import DistillSettings, from_mapping
-from pipeline.dumping import DumpSettings
-from pipeline.focal import FocalRule
+from pipeline.distill.settings import DistillSettings
+from pipeline.dumping.settings import DumpSettings
+from pipeline.focal.rule import FocalRule
 from pipeline.models.build import load_config
-from pipeline.training import RunSettings
+from pipeline.settings import from_mapping
+from pipeline.training.settings import RunSettings
 from stages.train import merged
 
 ROOT = Path(__file__).parents[1]

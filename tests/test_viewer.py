@@ -15,7 +15,7 @@ from pipeline.data import CAMERAS
 from pipeline.data.geometry import lidar2img
 from pipeline.data.index import FrameIndex
 from pipeline.errors import FD3DError
-from pipeline.focal import project_boxes
+from pipeline.focal.areas import project_boxes
 from pipeline.viewer import choose_frames, frame_payload, page, page_facts, write_page
 from pipeline.viewer.colours import FeatureScales
 from stages.cli import app

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
-from mmdet3d.registry import DATASETS, TRANSFORMS
+from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
@@ -175,55 +175,6 @@ class LoadBoxes(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-class LoadExpertTargets(BaseTransform):
-    """The expert's cached targets of the last frame.
-
-    Args:
-        store: path of a finished store; opened in the process that reads, at the first read.
-        cache_bytes: memory of each process for frames that were read before.
-    """
-
-    moves_pixels = False
-
-    def __init__(self, store: str, cache_bytes: int = 0) -> None:
-        from store_schema import StoreReader
-
-        self.reader = StoreReader(store, cache_bytes=cache_bytes)
-
-    def transform(self, results: Item) -> Item:
-        """Sets ``expert``, the reader's arrays by name, uint8 features as they are stored."""
-        results["expert"] = self.reader.read(results["token"], decode=False)
-        return results
-
-
-@TRANSFORMS.register_module()
-class LoadExpertFrames(BaseTransform):
-    """The expert's own images of the item's frame and of those before it, for an expert that runs in the training step.
-
-    They are decoded once more, by the expert's pipeline, so that no augmentation of the apprentice reaches them.
-
-    Args:
-        dataset: config of a :class:`~pipeline.data.dataset.FrameDataset` of the same split with the expert's transforms
-            and as long a queue as it sees.
-    """
-
-    moves_pixels = False
-
-    def __init__(self, dataset: dict) -> None:
-        self.dataset = DATASETS.build(dataset)
-        self.numbers = {self.dataset.index[row].token: number for number, row in enumerate(self.dataset.rows)}
-
-    def transform(self, results: Item) -> Item:
-        """Sets ``expert``: ``img`` (Q, V, 3, H, W) and ``frames``, their metainfo; without the repeats that fill a queue."""
-        raw = self.dataset.raw_item(self.numbers[results["token"]])
-        tokens = [entry["frame"].token for entry in raw["frames"]]
-        raw["frames"] = raw["frames"][tokens.count(tokens[0]) - 1 :]
-        packed = self.dataset.pipeline(raw)
-        results["expert"] = {"img": packed["inputs"]["img"], "frames": packed["data_samples"].frames}
-        return results
-
-
-@TRANSFORMS.register_module()
 class PackFrames(BaseTransform):
     """Resize and stack the queue's images and gather metainfo.
 
@@ -264,13 +215,11 @@ class PackFrames(BaseTransform):
 
 
 def refuse_pixel_moving(steps: list[dict]) -> None:
-    """Check that the expert's targets are used only by pipelines that leave every pixel in place.
+    """Check that transforms, among which the expert's targets are loaded, leave every pixel in place.
 
     Raises:
         FD3DError: a transform moves pixels, or does not say whether it does.
     """
-    if not any(step["type"] in ("LoadExpertTargets", "LoadExpertFrames") for step in steps):
-        return
     for step in steps:
         kind = TRANSFORMS.get(step["type"])
         if getattr(kind, "moves_pixels", True):

@@ -156,7 +156,7 @@ class Distiller(BaseModel):
             )
         from .online import OnlineExpert  # here, so that training from the store needs nothing of the expert
 
-        return OnlineExpert(**expert, manifest=self.manifest, schema=self.schema)
+        return OnlineExpert(**expert, manifest=self.manifest, schema=self.schema, store=self.store)
 
     def chosen(self, name: str, count: int, holder: str = "the store") -> tuple[int, ...]:
         """The setting ``name``, numbers of the holder's ``count`` levels or layers; all of them when it is None.

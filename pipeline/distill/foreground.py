@@ -6,7 +6,7 @@ import torch
 from mmdet3d.structures import Det3DDataSample
 from torch import Tensor
 
-from pipeline.focal import bev_footprints, project_boxes, pv_rectangles_to_cells
+from pipeline.focal.areas import bev_footprints, project_boxes, pv_rectangles_to_cells
 from pipeline.models.detector import gt_tensors
 from store_schema import StoreSchema
 

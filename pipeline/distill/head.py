@@ -12,6 +12,7 @@ from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 
 from pipeline.errors import FD3DError
+from pipeline.expert import BEVFormerAdapter
 from pipeline.models.boxes import decode_boxes
 
 
@@ -62,13 +63,15 @@ class DistillationHead(nn.Module):
         for name, parameter in self.head.named_parameters():
             parameter.requires_grad_(name.startswith((*used, "cls_branches", "reg_branches")))
         self._read: list[tuple[Tensor, Tensor]] = []
-        self.attentions = [layer.attentions[1] for layer in self.head.transformer.decoder.layers]
-        for attention in self.attentions:
-            attention.sampler.register_forward_pre_hook(self._keep)
+        self.adapter = BEVFormerAdapter(layers="transformer.decoder.layers")
+        self.num_layers = self.adapter.num_layers(self.head)
+        for layer in range(self.num_layers):
+            sampler = self.head.get_submodule(f"{self.adapter.cross_attention(layer)}.sampler")
+            sampler.register_forward_pre_hook(self._keep)
 
     def _keep(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        # arguments: value, shapes, locations (B, N, M, 1, P, 2), weights (B, N, M, 1, P)
-        self._read.append((args[2][:, :, :, 0].detach().float(), args[3][:, :, :, 0].detach().float()))
+        positions, weights = self.adapter.positions(args)
+        self._read.append((positions.detach(), weights.detach()))
 
     def init_weights(self) -> None:
         """As the student's head starts."""
@@ -83,13 +86,13 @@ class DistillationHead(nn.Module):
         score, kept = score.topk(min(self.num_queries, score.shape[1]))
         chosen = torch.arange(len(bev), device=bev.device)[:, None], kept
         sampling, attention = (torch.stack([read[i][chosen] for read in self._read], 1) for i in (0, 1))
-        values = [attention.value_proj for attention in self.attentions]
+        value_weight, value_bias = self.adapter.value_projections(self.head)
         return HeadQueries(
             loss=torch.stack(list(losses.values())).sum(),
             boxes=decode_boxes(out.code[-1].detach().float()[chosen]),
             score=score,
             sampling=sampling,
             attention=attention,
-            value_weight=torch.stack([value.weight.detach() for value in values]),
-            value_bias=torch.stack([value.bias.detach() for value in values]),
+            value_weight=value_weight,
+            value_bias=value_bias,
         )

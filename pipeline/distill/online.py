@@ -14,13 +14,12 @@ from mmdet3d.registry import DATASETS, MODELS
 from mmdet3d.structures import Det3DDataSample
 from mmengine.config import Config
 
-from pipeline.dumping import focal_cells, hash_config, store_row
-from pipeline.dumping.session import load_expert
-from pipeline.errors import FD3DError
-from pipeline.focal import FocalRule
-from pipeline.models.build import file_sha256, load_config
+from pipeline.data.frames import FrameSource, frame_dataset
+from pipeline.expert.load import check_identity, load_expert
+from pipeline.expert.rows import focal_cells, store_row
+from pipeline.focal.rule import FocalRule
+from pipeline.models.build import load_config
 from pipeline.models.detector import MultiCameraDetector
-from pipeline.training import FrameSource, frame_dataset
 from store_schema import StoreSchema, read_back
 
 from .targets import CachedFrame
@@ -34,6 +33,7 @@ class OnlineExpert:
     Args:
         config, checkpoint: those that made the store.
         manifest, schema: of the store.
+        store: named in messages.
 
     Attributes:
         passes: frames that it has run.
@@ -42,17 +42,16 @@ class OnlineExpert:
         FD3DError: the store was made by another expert.
     """
 
-    def __init__(self, config: str | Path, checkpoint: str | Path, manifest: Mapping[str, Any], schema: StoreSchema):
+    def __init__(
+        self,
+        config: str | Path,
+        checkpoint: str | Path,
+        manifest: Mapping[str, Any],
+        schema: StoreSchema,
+        store: object,
+    ):
         cfg, made_by = load_config(config), manifest["expert"]
-        if not Path(checkpoint).is_file():
-            raise FD3DError(f"distill.expert is online, but its checkpoint {checkpoint} does not exist")
-        here = {"config_sha256": hash_config(cfg), "checkpoint_sha256": file_sha256(checkpoint)}
-        for name, value in here.items():
-            if made_by[name] != value:
-                raise FD3DError(
-                    f"distill.expert is online with {name} {value}, but the store was made with {made_by[name]}; "
-                    "give that expert, or dump this one"
-                )
+        check_identity(made_by, cfg, Path(checkpoint), store)
         self.schema, self.rule = schema, FocalRule(**manifest["focal"])
         self.pc_range = manifest["coordinates"]["pc_range"]
         with torch.random.fork_rng():
@@ -64,7 +63,7 @@ class OnlineExpert:
         """Arrays of the last frame of every queue, as the store's reader gives them.
 
         Args:
-            queues: of :class:`~pipeline.data.transforms.LoadExpertFrames`; each begins without history.
+            queues: of :class:`~pipeline.distill.loading.LoadExpertFrames`; each begins without history.
         """
         # the student may train in mixed precision; the expert runs as it did for the store
         with torch.autocast(self.expert.device.type, enabled=False):
@@ -88,7 +87,7 @@ def _one_frame(img: torch.Tensor, metas: Sequence[dict[str, Any]], step: int) ->
 
 
 def expert_frames(expert: Config, apprentice: Config, source: FrameSource, history: str) -> dict[str, Any]:
-    """Data set of the frames that an online expert sees, for :class:`~pipeline.data.transforms.LoadExpertFrames`.
+    """Data set of the frames that an online expert sees, for :class:`~pipeline.distill.loading.LoadExpertFrames`.
 
     An expert without history (a detector of this project that does not stream) sees the current frame only.
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.focal import FocalRule, bev_footprints, project_boxes, pv_rectangles_to_cells, trust_map
+from pipeline.focal.areas import bev_footprints, project_boxes, pv_rectangles_to_cells, trust_map
+from pipeline.focal.rule import FocalRule
 from store_schema import StoreSchema
 
 from .losses import agreement, query_trust

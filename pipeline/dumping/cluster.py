@@ -15,8 +15,9 @@ import numpy as np
 from distributed import CancelledError, Client, LocalCluster, WorkerPlugin, as_completed, get_worker, secede
 from distributed.scheduler import KilledWorker
 
-from pipeline.dumping.engine import ClusterSettings, Report
+from pipeline.dumping.engine import Report
 from pipeline.dumping.session import Job, forget_sessions, session_of, shard_tokens, write
+from pipeline.dumping.settings import ClusterSettings
 from pipeline.errors import FD3DError
 from store_schema import ShardWriter, StoreSchema
 

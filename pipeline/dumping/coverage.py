@@ -15,10 +15,10 @@ from torch import Tensor
 
 from pipeline.data import CLASSES
 from pipeline.data.index import Frame
-from pipeline.dumping.rows import Areas, padded_size
 from pipeline.expert import ExpertFrame
+from pipeline.expert.rows import Areas, padded_size
 from pipeline.files import write_atomically
-from pipeline.focal import spans_union, union
+from pipeline.focal.areas import spans_union, union
 
 DISTANCES = (0, 20, 40, float("inf"))
 """Edges of the distance bins, metres from the LiDAR."""
@@ -64,8 +64,8 @@ def frame_coverage(
     """Counts of one frame.
 
     Args:
-        areas, around: of the queries and of the annotated boxes, see :func:`~pipeline.dumping.rows.areas_beside`.
-        cells: of :func:`~pipeline.dumping.rows.joined_cells`.
+        areas, around: of the queries and of the annotated boxes, see :func:`~pipeline.expert.rows.areas_beside`.
+        cells: of :func:`~pipeline.expert.rows.joined_cells`.
     """
     x0, y0, x1, y1 = (float(pc_range[i]) for i in (0, 1, 3, 4))
     boxes, groups, queries, counts = annotated.boxes, annotated.groups, len(frame.boxes), {}

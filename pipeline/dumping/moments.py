@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.dumping.rows import stored_values
+from pipeline.expert.rows import stored_values
 
 
 @dataclass

@@ -15,24 +15,15 @@ from mmdet3d.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from pipeline.data.frames import FrameSource, collate, frame_dataset
 from pipeline.dumping.coverage import Annotated, Counts, frame_coverage, join_counts, to_plain
 from pipeline.dumping.moments import shard_moments
-from pipeline.dumping.rows import (
-    DumpSettings,
-    areas_beside,
-    check_finite,
-    joined_cells,
-    library_versions,
-    schema_of,
-    store_row,
-    stored_constants,
-)
+from pipeline.dumping.recipe import library_versions, schema_of
+from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
-from pipeline.expert import ExpertFrame, TappedExpert, build_adapter
-from pipeline.models.detector import MultiCameraDetector
-from pipeline.models.fold import fold_batchnorm
-from pipeline.prediction import collate, load_detector
-from pipeline.training import FrameSource, frame_dataset
+from pipeline.expert import ExpertFrame
+from pipeline.expert.load import load_expert
+from pipeline.expert.rows import areas_beside, check_finite, joined_cells, store_row, stored_constants
 from store_schema import ShardWriter, StoreSchema
 
 
@@ -64,25 +55,6 @@ class ShardResult:
 
     rows: dict[str, dict[str, np.ndarray]]
     counts: list[Counts]
-
-
-def load_expert(
-    cfg: Config, checkpoint: Path | None, num_queries: int, autocast: str | None, seed: int = 0
-) -> TappedExpert:
-    """The expert as it runs over frames, tapped and frozen.
-
-    Args:
-        num_queries: K best queries kept.
-        autocast: see :class:`~pipeline.expert.TappedExpert`.
-        seed: of random weights without a checkpoint.
-
-    Raises:
-        FD3DError: the checkpoint is missing or does not fit, or the config's adapter does not.
-    """
-    model = load_detector(cfg, checkpoint, seed)
-    if isinstance(model, MultiCameraDetector):  # of other detectors it is not known in which order their layers run
-        fold_batchnorm(model)
-    return TappedExpert(model, build_adapter(cfg), num_queries, autocast)
 
 
 class Session:

@@ -1,7 +1,6 @@
 """The expert seen from outside: a detector run frame by frame, tapped by module path through an adapter."""
 
 from .adapters import BEVFormerAdapter, DetectorAdapter, DETR3DAdapter, ExpertAdapter
-from .corruption import Corruption, corrupt
 from .frame import BEVReading, CameraReading, ExpertFrame
 from .tapped import TappedExpert, build_adapter
 
@@ -9,12 +8,10 @@ __all__ = [
     "BEVFormerAdapter",
     "BEVReading",
     "CameraReading",
-    "Corruption",
     "DETR3DAdapter",
     "DetectorAdapter",
     "ExpertAdapter",
     "ExpertFrame",
     "TappedExpert",
     "build_adapter",
-    "corrupt",
 ]

@@ -162,23 +162,34 @@ class BEVFormerAdapter(QueryAdapter):
     """BEVFormer: the map that its head is called with (B, H*W, C), and where the decoder's deformable attention looks on it."""
 
     def constants(self, model: nn.Module) -> dict[str, Tensor]:
-        """The value projections (L, C, C) and (L, C) that queries read BEV features through."""
+        """The value projections, float32 on the CPU."""
+        weight, bias = self.value_projections(model)
+        return {"decoder/value_proj_weight": weight.float().cpu(), "decoder/value_proj_bias": bias.float().cpu()}
+
+    def value_projections(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Weights (L, C, C) and biases (L, C) that queries read BEV features through, without gradient."""
         paths = [f"{self.cross_attention(i)}.value_proj" for i in range(self.num_layers(model))]
         linears = [submodule(model, path) for path in paths]
-        return {
-            f"decoder/value_proj_{name}": torch.stack([getattr(m, name).detach().float().cpu() for m in linears])
-            for name in ("weight", "bias")
-        }
+        return torch.stack([m.weight.detach() for m in linears]), torch.stack([m.bias.detach() for m in linears])
+
+    @staticmethod
+    def positions(args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        """What queries read on the BEV map, from the arguments that a tap ``sampler.LAYER`` saw.
+
+        Returns:
+            positions (B, N, M, P, 2) in 0..1 of the map's extent, and attention weights (B, N, M, P).
+        """
+        # arguments: value, shapes, locations (B, N, M, 1, P, 2), weights (B, N, M, 1, P)
+        return args[2][:, :, :, 0].float(), args[3][:, :, :, 0].float()
 
     def _bev(self, model: nn.Module, seen: Seen, b: int) -> Tensor:
         return seen["head"][0][0][b].transpose(0, 1).unflatten(-1, submodule(model, self.head).bev_hw).float()
 
     def _reading(self, model: nn.Module, seen: Seen, b: int, batch: int, kept: Tensor) -> BEVReading:
-        calls = [seen[f"sampler.{i}"][0] for i in range(self.num_layers(model))]
-        # arguments: value, shapes, locations (B, N, M, 1, P, 2), weights (B, N, M, 1, P)
+        read = [self.positions(seen[f"sampler.{i}"][0]) for i in range(self.num_layers(model))]
         return BEVReading(
-            torch.stack([call[2][b, kept, :, 0].float() for call in calls]),
-            torch.stack([call[3][b, kept, :, 0].float() for call in calls]),
+            torch.stack([positions[b, kept] for positions, _ in read]),
+            torch.stack([weights[b, kept] for _, weights in read]),
         )
 
 

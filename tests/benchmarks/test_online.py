@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.online import FINEST_FIRST, compare, largest_difference, make_world
-from pipeline.focal import FocalRule
+from pipeline.focal.rule import FocalRule
 
 
 def test_the_largest_difference_is_relative_to_the_wanted_curve():

@@ -20,10 +20,13 @@ from nuscenes.eval.detection.utils import category_to_detection_name, detection_
 from nuscenes.nuscenes import NuScenes  # noqa: E402
 
 from pipeline.data import CAMERAS, CLASSES  # noqa: E402
-from pipeline.data.world import WorldConfig, generate_world  # noqa: E402
 from pipeline.data.world import generate as generate_module  # noqa: E402
 from pipeline.data.world.appearance import Quads, agent_quads  # noqa: E402
-from pipeline.data.world.generate import _place  # noqa: E402
+from pipeline.data.world.config import WorldConfig  # noqa: E402
+from pipeline.data.world.generate import (
+    _place,  # noqa: E402
+    generate_world,  # noqa: E402
+)
 from pipeline.data.world.render import Light, draw  # noqa: E402
 from pipeline.data.world.rig import rig  # noqa: E402
 from pipeline.data.world.scene import SIZES, Agent, make_scene  # noqa: E402

@@ -8,8 +8,9 @@ import pytest
 @pytest.fixture(scope="session")
 def dense_stores(source, project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A dense store by family."""
-    from pipeline.dumping import DumpSettings, dump
-    from pipeline.focal import FocalRule
+    from pipeline.dumping.dump import dump
+    from pipeline.dumping.settings import DumpSettings
+    from pipeline.focal.rule import FocalRule
 
     settings, stores = DumpSettings(FocalRule(), layout="dense", frames_per_shard=3), {}
     for family, name in (("bevformer", "expert"), ("detr3d", "detr3d_expert")):

@@ -4,15 +4,16 @@ import pytest
 import torch
 from mmdet3d.registry import DATASETS, MODELS
 
-from pipeline.distill import DistillSettings, distiller_config
+from pipeline.data.frames import collate, frame_dataset
+from pipeline.distill.build import distiller_config
+from pipeline.distill.loading import cached_targets
 from pipeline.distill.losses import agreement
+from pipeline.distill.settings import DistillSettings
 from pipeline.distill.targets import Spans, make_targets
 from pipeline.errors import FD3DError
-from pipeline.focal import bev_footprints, project_boxes, pv_rectangles_to_cells, union
+from pipeline.focal.areas import bev_footprints, project_boxes, pv_rectangles_to_cells, union
 from pipeline.models.build import load_config
 from pipeline.models.detector import gt_tensors
-from pipeline.prediction import collate
-from pipeline.training import frame_dataset
 
 APPRENTICES = {"bevformer": "apprentice", "detr3d": "detr3d_apprentice"}
 
@@ -26,7 +27,7 @@ def distiller(project, store, family="bevformer", **settings):
 
 
 def batch_of(model, cfg, source, store):
-    data = DATASETS.build(frame_dataset(cfg, source, True, store=store))
+    data = DATASETS.build(frame_dataset(cfg, source, True, targets=cached_targets(store)))
     return model.data_preprocessor(collate([data[1], data[5]]), True)
 
 

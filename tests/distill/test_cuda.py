@@ -6,10 +6,11 @@ import pytest
 import torch
 from mmdet3d.registry import DATASETS, MODELS
 
-from pipeline.distill import distiller_config, method_names
+from pipeline.data.frames import collate, frame_dataset
+from pipeline.distill.build import distiller_config
+from pipeline.distill.loading import cached_targets
+from pipeline.distill.methods import method_names
 from pipeline.models.build import load_config
-from pipeline.prediction import collate
-from pipeline.training import frame_dataset
 from stages.train import method_settings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -29,7 +30,7 @@ def test_a_gpu_computes_the_losses_of_the_cpu(project, source, dense_stores, met
     values = method_settings(project / "params.yaml", family, method)[0]
     if method in ("fd3d", "mgd"):  # random masks differ by device
         values = values | {"mask_ratio": 0.0}
-    data = DATASETS.build(frame_dataset(cfg, source, train=True, store=store))
+    data = DATASETS.build(frame_dataset(cfg, source, train=True, targets=cached_targets(store)))
     items = collate([data[1], data[5]])
     results = {}
     for device in ("cpu", "cuda"):

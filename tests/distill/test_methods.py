@@ -13,8 +13,12 @@ import torch
 import yaml
 from mmdet3d.registry import DATASETS, MODELS
 
-from pipeline.distill import distiller_config, load_method, method_names, methods
+from pipeline.data.frames import collate, frame_dataset
+from pipeline.distill import methods
+from pipeline.distill.build import distiller_config
 from pipeline.distill.foreground import area_weights, object_cells
+from pipeline.distill.loading import cached_targets
+from pipeline.distill.methods import load_method, method_names
 from pipeline.distill.methods.cwd import channel_divergence
 from pipeline.distill.methods.fgd import attention_masks, focal_terms
 from pipeline.distill.methods.heatmap import HeatmapSettings, channel_cross_entropy, object_gaussians
@@ -24,8 +28,6 @@ from pipeline.errors import FD3DError
 from pipeline.models.boxes import encode_boxes
 from pipeline.models.build import load_config
 from pipeline.models.query_head import HeadOutput
-from pipeline.prediction import collate
-from pipeline.training import frame_dataset
 from stages.train import DISTILL_CONFIGS, method_settings
 from store_schema import StoreReader
 
@@ -43,7 +45,7 @@ def build(project: Path, store: Path, method: str, family: str = "bevformer", **
 
 
 def batch(cfg, model, source, store, rows=(1, 5)):
-    data = DATASETS.build(frame_dataset(cfg, source, train=True, store=store))
+    data = DATASETS.build(frame_dataset(cfg, source, train=True, targets=cached_targets(store)))
     return model.data_preprocessor(collate([data[row] for row in rows]))
 
 

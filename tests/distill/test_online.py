@@ -7,14 +7,16 @@ import pytest
 import torch
 from mmdet3d.registry import DATASETS, MODELS
 
-from pipeline.distill import DistillSettings, distiller_config
+from pipeline.data.frames import collate, frame_dataset
+from pipeline.distill.build import distiller_config
+from pipeline.distill.loading import cached_targets, online_targets
 from pipeline.distill.online import OnlineExpert, expert_frames
-from pipeline.dumping import DumpSettings, dump
+from pipeline.distill.settings import DistillSettings
+from pipeline.dumping.dump import dump
+from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
-from pipeline.focal import FocalRule
+from pipeline.focal.rule import FocalRule
 from pipeline.models.build import load_config
-from pipeline.prediction import collate
-from pipeline.training import frame_dataset
 from store_schema import StoreReader
 
 FAMILIES = {"bevformer": ("expert", "apprentice"), "detr3d": ("detr3d_expert", "detr3d_apprentice")}
@@ -38,7 +40,7 @@ def pairs(project: Path, source, store, tmp_path_factory):
 def online_data(pair, source, history):
     (config, _), cfg, _ = pair
     frames = expert_frames(load_config(config), cfg, source, history)
-    return DATASETS.build(frame_dataset(cfg, source, train=True, expert_frames=frames))
+    return DATASETS.build(frame_dataset(cfg, source, train=True, targets=online_targets(frames)))
 
 
 def expert_of(pair) -> OnlineExpert:
@@ -90,7 +92,7 @@ def test_loading_the_experts_images_draws_no_random_numbers(pairs, source):
     items = []
     for data in (
         online_data(pair, source, "scene"),
-        DATASETS.build(frame_dataset(pair[1], source, True, store=pair[2])),
+        DATASETS.build(frame_dataset(pair[1], source, True, targets=cached_targets(pair[2]))),
     ):
         np.random.seed(5)
         items.append(torch.stack([data[i]["inputs"]["img"] for i in (0, 3)]))
@@ -109,7 +111,7 @@ def distiller(pair, **settings):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_has_the_losses_and_gradients_of_a_cached_step(pairs, source, family):
     pair, losses, gradients = pairs[family], [], []
-    cached = DATASETS.build(frame_dataset(pair[1], source, True, store=pair[2]))
+    cached = DATASETS.build(frame_dataset(pair[1], source, True, targets=cached_targets(pair[2])))
     for settings, data in (
         (dict(), cached),
         (dict(expert="online", history="scene"), online_data(pair, source, "scene")),
@@ -167,4 +169,4 @@ def test_pixels_may_not_move_beside_an_online_expert(pairs, source):
     moved = cfg.copy()
     moved.augment = dict(world_flip=0.5)
     with pytest.raises(FD3DError, match="WorldFlip moves pixels"):
-        frame_dataset(moved, source, True, expert_frames=dict(type="FrameDataset"))
+        frame_dataset(moved, source, True, targets=online_targets(dict(type="FrameDataset")))

@@ -5,16 +5,18 @@ import pytest
 import torch
 from mmdet3d.registry import DATASETS, MODELS
 
+from pipeline.data.frames import collate, frame_batches, frame_dataset
+from pipeline.distill.loading import cached_targets
 from pipeline.distill.losses import masked_generation_loss
 from pipeline.distill.targets import scatter_cells
-from pipeline.dumping import DumpSettings, dump
+from pipeline.dumping.dump import dump
+from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.expert import BEVFormerAdapter, TappedExpert, build_adapter
 from pipeline.figures import stored_energy
-from pipeline.focal import FocalRule
+from pipeline.focal.rule import FocalRule
 from pipeline.models.build import load_config
-from pipeline.prediction import collate, frame_batches, load_detector
-from pipeline.training import frame_dataset
+from pipeline.models.load import load_detector
 from store_schema import StoreError, StoreReader, quantise
 
 MAPS = ("bev", "pv/0", "pv/1", "pv/2")
@@ -150,7 +152,7 @@ def distiller(project, store, **settings):
 def test_training_reads_codes_and_the_stored_layers_only(project, coded, source):
     cfg, model = distiller(project, coded)
     assert model.layers == (0,) and model.value_proj_weight.shape == (1, 64, 64)
-    data = DATASETS.build(frame_dataset(cfg, source, train=True, store=coded, cache_mb=10))
+    data = DATASETS.build(frame_dataset(cfg, source, train=True, targets=cached_targets(coded, 10)))
     batch = model.data_preprocessor(collate([data[1], data[5]]))
     assert all(sample.expert["bev/values"].dtype == np.uint8 for sample in batch["data_samples"])
     losses = model(batch["inputs"], batch["data_samples"], mode="loss")

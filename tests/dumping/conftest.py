@@ -8,9 +8,10 @@ import pytest
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory):
     """Six training scenes of two frames."""
+    from pipeline.data.frames import FrameSource
     from pipeline.data.index import build_index
-    from pipeline.data.world import WorldConfig, generate_world
-    from pipeline.training import FrameSource
+    from pipeline.data.world.config import WorldConfig
+    from pipeline.data.world.generate import generate_world
 
     root = tmp_path_factory.mktemp("scenes") / "world"
     generate_world(root, WorldConfig(train_scenes=6, val_scenes=1, frames_per_scene=2), workers=0)
@@ -21,8 +22,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def settings():
     """One scene per shard; an untrained expert's scores are low."""
-    from pipeline.dumping import DumpSettings
-    from pipeline.focal import FocalRule
+    from pipeline.dumping.settings import DumpSettings
+    from pipeline.focal.rule import FocalRule
 
     return DumpSettings(FocalRule(num_queries=20, min_score=0.0), frames_per_shard=2)
 
@@ -30,7 +31,7 @@ def settings():
 @pytest.fixture(scope="session")
 def whole(scenes, settings, expert_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of an undisturbed dump in one process, with random weights."""
-    from pipeline.dumping import dump
+    from pipeline.dumping.dump import dump
 
     path = tmp_path_factory.mktemp("whole") / "store"
     dump(expert_config, None, scenes, path, settings, workers=0)

@@ -7,7 +7,9 @@ import signal
 import pytest
 from distributed import Client, LocalCluster
 
-from pipeline.dumping import ClusterSettings, cluster, dump, engine
+from pipeline.dumping import cluster, engine
+from pipeline.dumping.dump import dump
+from pipeline.dumping.settings import ClusterSettings
 from pipeline.errors import FD3DError
 
 
@@ -41,7 +43,7 @@ def progress(monkeypatch):
             for hook in self.hooks:
                 hook(shard, frames)
 
-    monkeypatch.setattr(engine, "Progress", Watched)
+    monkeypatch.setattr("pipeline.dumping.dump.Progress", Watched)
     Watched.made = made
     return Watched
 
@@ -104,7 +106,7 @@ def test_a_stopped_dump_keeps_its_shards_and_leaves_the_cluster_idle(
 
 
 def test_a_worker_with_other_libraries_is_refused(scenes, settings, expert_config, scheduler, monkeypatch, tmp_path):
-    monkeypatch.setattr(engine, "library_versions", lambda: {"torch": "1.0"})
+    monkeypatch.setattr("pipeline.dumping.dump.library_versions", lambda: {"torch": "1.0"})
     with pytest.raises(FD3DError, match=r"a worker has torch .*, the dump 1.0; use one environment"):
         dump(expert_config, None, scenes, tmp_path / "s", settings, 1, cluster=ClusterSettings(address=scheduler))
 

@@ -8,9 +8,10 @@ import torch
 
 from pipeline.data import CLASSES
 from pipeline.dumping.coverage import Annotated, frame_coverage, join_counts, summary, to_plain
-from pipeline.dumping.rows import areas_beside, joined_cells, query_areas
 from pipeline.expert import ExpertFrame
-from pipeline.focal import FocalRule, bev_footprints
+from pipeline.expert.rows import areas_beside, joined_cells, query_areas
+from pipeline.focal.areas import bev_footprints
+from pipeline.focal.rule import FocalRule
 
 RANGE = (-50.0, -50.0, -5.0, 50.0, 50.0, 3.0)
 # one camera at the origin that looks along +y: 10 pixels per unit of x/y and z/y, principal point (20, 20)

@@ -11,11 +11,13 @@ import pytest
 import yaml
 
 from pipeline.data.index import FrameIndex
-from pipeline.dumping import ClusterSettings, DumpSettings, dump, session
+from pipeline.dumping import session
+from pipeline.dumping.dump import dump
 from pipeline.dumping.moments import RunningMoments, join_moments, shard_moments
+from pipeline.dumping.settings import ClusterSettings, DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.expert import TappedExpert
-from pipeline.focal import FocalRule
+from pipeline.focal.rule import FocalRule
 from store_schema import StoreReader, verify
 
 

@@ -4,14 +4,8 @@ import pytest
 import torch
 
 from pipeline.errors import FD3DError
-from pipeline.focal import (
-    FocalRule,
-    bev_footprints,
-    project_boxes,
-    pv_rectangles_to_cells,
-    sampling_neighbours,
-    trust_map,
-)
+from pipeline.focal.areas import bev_footprints, project_boxes, pv_rectangles_to_cells, sampling_neighbours, trust_map
+from pipeline.focal.rule import FocalRule
 
 RANGE = (-4.0, -4.0, -2.0, 4.0, 4.0, 2.0)
 

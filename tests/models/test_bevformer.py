@@ -6,12 +6,11 @@ import pytest
 import torch
 from mmdet3d.registry import DATASETS
 
+from pipeline.data.frames import collate, frame_dataset
 from pipeline.errors import FD3DError
 from pipeline.models.bevformer.encoder import camera_hits
 from pipeline.models.bevformer.transformer import rotate_bev
 from pipeline.models.build import build_detector, load_config
-from pipeline.prediction import collate
-from pipeline.training import frame_dataset
 
 
 def test_rotation_is_torchvisions(parity_root: Path):

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks import crash
+from pipeline.dumping.recompute import recompute
 from pipeline.errors import FD3DError
-from pipeline.recompute import recompute
 from stages.cli import app
 from store_schema import StoreReader, StoreWriter, verify
 from store_schema.manifest import manifest_checksum

@@ -11,7 +11,8 @@ from mmdet3d.structures import Det3DDataSample
 from torch import Tensor, nn
 
 from pipeline.errors import FD3DError
-from pipeline.focal import FocalRule, sampling_neighbours
+from pipeline.focal.areas import sampling_neighbours
+from pipeline.focal.rule import FocalRule
 from pipeline.models.detector import gt_tensors
 
 from ..base import Distiller, StudentOutputs
@@ -56,7 +57,7 @@ class FocalDistiller(Distiller):
         if self.head is None:
             self.layers = self.chosen("layers", self.schema.layers)
         else:
-            self.layers = self.chosen("layers", len(self.head.attentions), "the trainable head")
+            self.layers = self.chosen("layers", self.head.num_layers, "the trainable head")
         self.fine = self._what_queries_read(bev_size is not None)
         if self.schema.bev and self.bev_size is not None:
             self.bev_generator = FeatureGenerator(bev_channels, self.schema.bev[2])

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.frames import FrameSource
 from pipeline.data.index import Frame, FrameIndex, build_index
 from pipeline.errors import FD3DError
+from pipeline.evaluation.predict import predict
+from pipeline.evaluation.submission import to_submission
 from pipeline.figures import beside, bev_figure, camera_sheet, jpeg
 from pipeline.files import write_atomically
 from pipeline.models.build import load_config
-from pipeline.prediction import load_detector, predict
-from pipeline.submission import to_submission
-from pipeline.training import FrameSource
+from pipeline.models.load import load_detector
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.data.frames import FrameSource, frame_batches
 from pipeline.data.index import FrameIndex
-from pipeline.dumping import focal_cells, hash_config, store_row
 from pipeline.errors import FD3DError
-from pipeline.expert import TappedExpert, build_adapter
-from pipeline.focal import FocalRule
-from pipeline.models.build import file_sha256, load_config
-from pipeline.models.detector import MultiCameraDetector
-from pipeline.models.fold import fold_batchnorm
-from pipeline.prediction import frame_batches, load_detector
-from pipeline.training import FrameSource
+from pipeline.expert.load import check_identity, load_expert
+from pipeline.expert.rows import focal_cells, store_row
+from pipeline.focal.rule import FocalRule
+from pipeline.models.build import load_config
 from store_schema import StoreReader
 from store_schema.reader import decoded
 
@@ -68,27 +65,19 @@ def recompute(
     """
     made = reader.manifest
     cfg = load_config(config)
-    if made["expert"]["checkpoint_sha256"] is None:
-        raise FD3DError(f"store {reader.storage} was dumped with random weights; only a checkpoint's can be recomputed")
+    check_identity(made["expert"], cfg, checkpoint, reader.storage)
     frames = FrameIndex.load(index, root)
-    for what, old, now in (
-        (f"checkpoint {checkpoint}", made["expert"]["checkpoint_sha256"], file_sha256(_existing(checkpoint))),
-        (f"config {config} (model, image and range)", made["expert"]["config_sha256"], hash_config(cfg)),
-        (f"index {index}", made["data"]["index_sha256"], frames.sha256),
-    ):
-        if old != now:
-            raise FD3DError(
-                f"store {reader.storage} was not made by {what}: its SHA-256 is {now[:12]}, the manifest's {old[:12]}"
-            )
+    if frames.sha256 != made["data"]["index_sha256"]:
+        raise FD3DError(
+            f"store {reader.storage} was not made by index {index}: its SHA-256 is {frames.sha256[:12]}, the manifest's "
+            f"{made['data']['index_sha256'][:12]}"
+        )
     chosen = set(np.random.default_rng(seed).permutation(reader.tokens)[:count].tolist())
     source = FrameSource(index, root, made["data"]["split"])
     rows = [row for tokens in made["scenes"].values() for row in _up_to(frames, tokens, chosen)]
     position = {row: i for i, row in enumerate(frames.select(source.split))}
     rule = FocalRule(**made["focal"])
-    model = load_detector(cfg, checkpoint)
-    if isinstance(model, MultiCameraDetector):  # as the dump does
-        fold_batchnorm(model)
-    expert = TappedExpert(model, build_adapter(cfg), rule.num_queries, made["expert"]["autocast"])
+    expert = load_expert(cfg, checkpoint, rule.num_queries, made["expert"]["autocast"])
     errors: dict[str, ArrayError] = {}
     for batch in frame_batches(cfg, source, [position[row] for row in rows], 0):
         (frame,), _ = expert.run(batch)
@@ -98,12 +87,6 @@ def recompute(
             cells = focal_cells(frame, rule, cfg.pc_range, lidar2img, reader.schema.layers)
             _compare(errors, reader.read(token), decoded(store_row(frame, cells, reader.schema)))
     return errors
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise FD3DError(f"checkpoint {path} does not exist; give the one that made the store")
-    return path
 
 
 def _up_to(frames: FrameIndex, tokens: Iterable[str], chosen: set[str]) -> list[int]:

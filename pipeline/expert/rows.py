@@ -1,76 +1,17 @@
 """From an expert's frame to a row of the store, and what a store's manifest says."""
 
-import hashlib
-import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import Config
 from torch import Tensor
 
-from pipeline.data import CAMERAS
-from pipeline.data.index import FrameIndex
 from pipeline.errors import FD3DError
 from pipeline.expert import BEVReading, CameraReading, ExpertFrame
-from pipeline.focal import (
-    FocalRule,
-    bev_footprints,
-    project_boxes,
-    pv_spans,
-    sampling_neighbours,
-    spans_union,
-    union,
-)
-from pipeline.models.build import file_sha256
-from pipeline.training import FrameSource
+from pipeline.focal.areas import bev_footprints, project_boxes, pv_spans, sampling_neighbours, spans_union, union
+from pipeline.focal.rule import FocalRule
 from store_schema import StoreSchema, dequantise, quantise
-from store_schema.schema import VALUES
-
-
-@dataclass(frozen=True)
-class DumpSettings:
-    """How the store is written; which areas are stored is the focal rule's."""
-
-    rule: FocalRule
-    """Queries kept and areas stored around them."""
-    layout: str = "focal"
-    """``focal`` stores only the areas, ``dense`` the whole maps."""
-    values: str = "float16"
-    """Features as ``float16``, as ``float32``: twice the bytes, nothing rounded; or, in layout ``focal``, as ``uint8`` with
-    a scale and an offset per cell: half the bytes."""
-    layers: int | None = None
-    """Last decoder layers whose reading is stored, and whose positions' cells; all by default."""
-    frames_per_shard: int = 40
-    """Rows of one shard; a shard holds whole scenes, so this is at least the longest scene."""
-    bev_capacity: float = 1.0
-    """Largest share of BEV cells that a frame may store; bounds the padded length, costs no space."""
-    pv_capacity: float = 1.0
-    """The same for the cells of each pyramid level over all cameras."""
-    autocast: str | None = None
-    """``bf16`` or ``fp16`` on a GPU."""
-    seed: int = 0
-    """Seed of random weights when no checkpoint is given."""
-
-    def __post_init__(self) -> None:
-        if self.layout not in ("focal", "dense"):
-            raise FD3DError(f"dump.layout is '{self.layout}'; use focal or dense")
-        if self.values not in VALUES:
-            raise FD3DError(f"dump.values is '{self.values}'; use {', '.join(VALUES)}")
-        if self.values == "uint8" and self.layout == "dense":
-            raise FD3DError(
-                "dump.values is uint8 but dump.layout is dense; dense maps are float16 or float32, or use layout focal"
-            )
-        if self.layers is not None and self.layers < 1:
-            raise FD3DError(f"dump.layers is {self.layers}; it must be at least 1, or null for all layers")
-        for name in ("bev_capacity", "pv_capacity"):
-            if not 0 < getattr(self, name) <= 1:
-                raise FD3DError(f"dump.{name} is {getattr(self, name)}; it is a share in (0, 1]")
 
 
 @dataclass(frozen=True)
@@ -218,89 +159,6 @@ def stored_values(row: dict[str, np.ndarray], name: str) -> np.ndarray:
     return values.reshape(-1, values.shape[-1])
 
 
-def make_manifest(
-    cfg: Config, config: Path, checkpoint: Path | None, index: FrameIndex, source: FrameSource, settings: DumpSettings
-) -> dict[str, Any]:
-    """What made this store; any difference here is another store."""
-    processor = cfg.model.get("data_preprocessor") or {}
-    return {
-        "expert": {
-            "config": config.name,
-            "config_sha256": hash_config(cfg),
-            "checkpoint_sha256": file_sha256(checkpoint) if checkpoint else None,
-            "weights": "checkpoint" if checkpoint else f"random, seed {settings.seed}",
-            "autocast": settings.autocast,
-            "adapter": dict(cfg.adapter),
-            **({"corruption": dict(cfg.corruption)} if "corruption" in cfg else {}),
-        },
-        "data": {"index_sha256": index.sha256, "split": source.split},
-        "image": {
-            "scale": cfg.image.scale,
-            "channels": "RGB" if cfg.image.to_rgb else "BGR",
-            "mean": list(processor.get("mean", ())),
-            "std": list(processor.get("std", ())),
-            "pad_divisor": processor.get("pad_divisor", processor.get("pad_size_divisor", 1)),
-        },
-        "history": "streamed through each scene in time order, reset at its first frame",
-        "coordinates": {
-            "boxes": "LiDAR frame, x y z of the centre of gravity, dx dy dz, yaw, vx vy; metres, radians, metres/second",
-            "bev": "row = y, column = x, cell centres",
-            "pv": "flat cell = (camera * rows + row) * columns + column",
-            "pc_range": list(cfg.pc_range),
-        },
-        "focal": settings.rule.to_dict(),
-        "libraries": library_versions(),
-    }
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what decides the numbers in a store."""
-    names = ("torch", "mmcv", "mmdet", "mmdet3d", "zarr", "numcodecs", "numpy")
-    return {name: version(name) for name in names} | {"python": platform.python_version()}
-
-
-def hash_config(cfg: Config) -> str:
-    """SHA-256 of what decides the expert's outputs: model, images, ranges, and corruption where there is one."""
-    relevant = {name: cfg[name] for name in ("model", "image", "pc_range", "corruption") if name in cfg}
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def schema_of(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
-    """The store's shape, from the expert's first frame."""
-    views = [len(f) for f in frame.pv if len(f) != len(CAMERAS)]
-    if views:
-        raise FD3DError(
-            f"the expert's pyramid has {views[0]} cameras, a store {len(CAMERAS)} ({', '.join(CAMERAS)}); tap one of all cameras"
-        )
-    levels = [(f.shape[2], f.shape[3], f.shape[1], round(padded_size(frame)[0] / f.shape[2])) for f in frame.pv]
-    reading: dict[str, Any] = {"reading": "none"}
-    known = 0
-    if isinstance(frame.reading, BEVReading):
-        known, _, heads, points = frame.reading.attention.shape
-        reading = {"reading": "bev", "heads": heads, "points": points}
-    elif isinstance(frame.reading, CameraReading):
-        reading, known = {"reading": "cameras"}, len(frame.reading.points)
-    layers = known if settings.layers is None else settings.layers
-    if layers > known:
-        raise FD3DError(
-            f"dump.layers is {layers}, but the expert's reading is known of {known} layers; use null for all"
-        )
-    bev = None if frame.bev is None else (*frame.bev.shape[-2:], frame.bev.shape[0])
-    return StoreSchema(
-        bev=bev,
-        pv=levels,
-        cameras=CAMERAS,
-        queries=len(frame.boxes),
-        query_channels=0 if frame.features is None else frame.features.shape[-1],
-        layout=settings.layout,
-        values=settings.values,
-        layers=layers,
-        bev_kmax=0 if bev is None else max(1, round(settings.bev_capacity * bev[0] * bev[1])),
-        pv_kmax=[max(1, round(settings.pv_capacity * len(CAMERAS) * h * w)) for h, w, _, _ in levels],
-        **reading,
-    )
-
-
 def check_finite(frame: ExpertFrame, token: str) -> None:
     """Raises FD3DError naming the frame and what of it is NaN or infinite."""
     arrays = {"bev": frame.bev, "boxes": frame.boxes, "query features": frame.features}
@@ -314,20 +172,3 @@ def check_finite(frame: ExpertFrame, token: str) -> None:
             raise FD3DError(
                 f"the expert's {name} of frame {token} is not finite; check the checkpoint and this frame's images"
             )
-
-
-def scene_rows(index: FrameIndex, split: str, scenes: Sequence[str] | None) -> dict[str, list[int]]:
-    """Index rows by scene name, in time order; the scenes by name, as the store has them.
-
-    Raises:
-        FD3DError: a scene is not in the split.
-    """
-    chosen = set(index.select(split))
-    available = {name: [r for r in rows if r in chosen] for name, rows in index.scenes.items()}
-    available = {name: available[name] for name in sorted(available) if available[name]}
-    if scenes is None:
-        return available
-    unknown = [name for name in scenes if name not in available]
-    if unknown:
-        raise FD3DError(f"scene {unknown[0]} is not in split {split}; it has {', '.join(sorted(available)[:5])}, ...")
-    return {name: rows for name, rows in available.items() if name in scenes}

@@ -1,0 +1,83 @@
+"""Frames as detectors take them: where they come from, the transforms of a config, batches in time order."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmdet3d.registry import DATASETS
+from mmengine.config import Config
+from torch.utils.data import DataLoader, Subset
+
+from pipeline.data.transforms import refuse_pixel_moving
+
+
+@dataclass(frozen=True)
+class FrameSource:
+    """Where training frames come from."""
+
+    index: Path
+    """The frame index (``fd3d index``)."""
+    root: Path
+    """Root of the nuScenes-format data set that the index describes."""
+    split: str
+    """Devkit split, or one of the data set's ``splits.json``."""
+
+
+def frame_pipeline(cfg: Config, train: bool, targets: Sequence[dict] = ()) -> list[dict]:
+    """The transforms of a detector config: decode, augment, and for a distiller load what it needs of the expert.
+
+    Args:
+        targets: transforms that load what the expert says of an item's frame (:mod:`pipeline.distill.loading`).
+
+    Raises:
+        FD3DError: an augmentation moves pixels beside the expert's targets.
+    """
+    augment = cfg.get("augment", {}) if train else {}
+    steps: list[dict] = [dict(type="LoadMultiViewImages", scale=cfg.image.scale, to_rgb=cfg.image.to_rgb)]
+    if augment.get("photometric"):
+        steps.append(dict(type="PhotometricDistortion"))
+    if augment.get("world_flip"):
+        steps.append(dict(type="WorldFlip", prob=augment.world_flip))
+    if train:
+        steps.append(dict(type="LoadBoxes", pc_range=list(cfg.pc_range)))
+    steps += [*targets, dict(type="PackFrames")]
+    if targets:
+        refuse_pixel_moving(steps)
+    return steps
+
+
+def frame_dataset(cfg: Config, source: FrameSource, train: bool, targets: Sequence[dict] = ()) -> dict:
+    """mmengine dataset config; arguments as of :func:`frame_pipeline`."""
+    return dict(
+        type="FrameDataset",
+        index=str(source.index),
+        root=str(source.root),
+        split=source.split,
+        queue_length=cfg.queue_length if train else 1,
+        pipeline=frame_pipeline(cfg, train, targets),
+        test_mode=not train,
+    )
+
+
+def frame_batches(
+    cfg: Config, source: FrameSource, rows: Sequence[int] | None, workers: int
+) -> Iterator[dict[str, Any]]:
+    """Collated batches of one frame each, decoded ahead by ``workers`` processes.
+
+    Args:
+        rows: dataset rows in the order wanted; None is the whole split.
+    """
+    dataset = DATASETS.build(frame_dataset(cfg, source, train=False))
+    subset = dataset if rows is None else Subset(dataset, list(rows))
+    context = "forkserver" if workers else None
+    loader = DataLoader(subset, 1, num_workers=workers, collate_fn=collate, multiprocessing_context=context)
+    yield from loader
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """A list of items to the layout that data preprocessors take."""
+    return {
+        "inputs": {"img": [item["inputs"]["img"] for item in items]},
+        "data_samples": [item["data_samples"] for item in items],
+    }

@@ -1,0 +1,112 @@
+"""What makes a store: its shape, its manifest and its frames."""
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from pipeline.data import CAMERAS
+from pipeline.data.frames import FrameSource
+from pipeline.data.index import FrameIndex
+from pipeline.dumping.settings import DumpSettings
+from pipeline.errors import FD3DError
+from pipeline.expert import BEVReading, CameraReading, ExpertFrame
+from pipeline.expert.load import identity
+from pipeline.expert.rows import padded_size
+from store_schema import StoreSchema
+
+
+def schema_of(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
+    """The store's shape, from the expert's first frame."""
+    views = [len(f) for f in frame.pv if len(f) != len(CAMERAS)]
+    if views:
+        raise FD3DError(
+            f"the expert's pyramid has {views[0]} cameras, a store {len(CAMERAS)} ({', '.join(CAMERAS)}); tap one of all cameras"
+        )
+    levels = [(f.shape[2], f.shape[3], f.shape[1], round(padded_size(frame)[0] / f.shape[2])) for f in frame.pv]
+    reading: dict[str, Any] = {"reading": "none"}
+    known = 0
+    if isinstance(frame.reading, BEVReading):
+        known, _, heads, points = frame.reading.attention.shape
+        reading = {"reading": "bev", "heads": heads, "points": points}
+    elif isinstance(frame.reading, CameraReading):
+        reading, known = {"reading": "cameras"}, len(frame.reading.points)
+    layers = known if settings.layers is None else settings.layers
+    if layers > known:
+        raise FD3DError(
+            f"dump.layers is {layers}, but the expert's reading is known of {known} layers; use null for all"
+        )
+    bev = None if frame.bev is None else (*frame.bev.shape[-2:], frame.bev.shape[0])
+    return StoreSchema(
+        bev=bev,
+        pv=levels,
+        cameras=CAMERAS,
+        queries=len(frame.boxes),
+        query_channels=0 if frame.features is None else frame.features.shape[-1],
+        layout=settings.layout,
+        values=settings.values,
+        layers=layers,
+        bev_kmax=0 if bev is None else max(1, round(settings.bev_capacity * bev[0] * bev[1])),
+        pv_kmax=[max(1, round(settings.pv_capacity * len(CAMERAS) * h * w)) for h, w, _, _ in levels],
+        **reading,
+    )
+
+
+def make_manifest(
+    cfg: Config, config: Path, checkpoint: Path | None, index: FrameIndex, source: FrameSource, settings: DumpSettings
+) -> dict[str, Any]:
+    """What made this store; any difference here is another store."""
+    processor = cfg.model.get("data_preprocessor") or {}
+    return {
+        "expert": {
+            "config": config.name,
+            **identity(cfg, checkpoint),
+            "weights": "checkpoint" if checkpoint else f"random, seed {settings.seed}",
+            "autocast": settings.autocast,
+            "adapter": dict(cfg.adapter),
+            **({"corruption": dict(cfg.corruption)} if "corruption" in cfg else {}),
+        },
+        "data": {"index_sha256": index.sha256, "split": source.split},
+        "image": {
+            "scale": cfg.image.scale,
+            "channels": "RGB" if cfg.image.to_rgb else "BGR",
+            "mean": list(processor.get("mean", ())),
+            "std": list(processor.get("std", ())),
+            "pad_divisor": processor.get("pad_divisor", processor.get("pad_size_divisor", 1)),
+        },
+        "history": "streamed through each scene in time order, reset at its first frame",
+        "coordinates": {
+            "boxes": "LiDAR frame, x y z of the centre of gravity, dx dy dz, yaw, vx vy; metres, radians, metres/second",
+            "bev": "row = y, column = x, cell centres",
+            "pv": "flat cell = (camera * rows + row) * columns + column",
+            "pc_range": list(cfg.pc_range),
+        },
+        "focal": settings.rule.to_dict(),
+        "libraries": library_versions(),
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what decides the numbers in a store."""
+    names = ("torch", "mmcv", "mmdet", "mmdet3d", "zarr", "numcodecs", "numpy")
+    return {name: version(name) for name in names} | {"python": platform.python_version()}
+
+
+def scene_rows(index: FrameIndex, split: str, scenes: Sequence[str] | None) -> dict[str, list[int]]:
+    """Index rows by scene name, in time order; the scenes by name, as the store has them.
+
+    Raises:
+        FD3DError: a scene is not in the split.
+    """
+    chosen = set(index.select(split))
+    available = {name: [r for r in rows if r in chosen] for name, rows in index.scenes.items()}
+    available = {name: available[name] for name in sorted(available) if available[name]}
+    if scenes is None:
+        return available
+    unknown = [name for name in scenes if name not in available]
+    if unknown:
+        raise FD3DError(f"scene {unknown[0]} is not in split {split}; it has {', '.join(sorted(available)[:5])}, ...")
+    return {name: rows for name, rows in available.items() if name in scenes}

@@ -1,0 +1,1 @@
+"""Detectors in prediction mode: detections, submissions and metrics."""

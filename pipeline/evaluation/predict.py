@@ -1,0 +1,30 @@
+"""Detectors in prediction mode: scenes in time order, history streamed."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from pipeline.data.frames import FrameSource, frame_batches
+
+
+@torch.no_grad()
+def predict(
+    cfg: Config, model: nn.Module, source: FrameSource, workers: int = 1, rows: Sequence[int] | None = None
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """Detect on a split.
+
+    Args:
+        rows: as in :func:`frame_batches`; of each scene the first frames without a gap, in time order.
+
+    Yields:
+        token, boxes (n, 9) in the LiDAR frame with centres of gravity, scores (n,), labels (n,).
+    """
+    for batch in frame_batches(cfg, source, rows, workers):
+        for sample in model.predict(**model.data_preprocessor(batch)):
+            found = sample.pred_instances_3d
+            boxes = found.bboxes_3d
+            tensor = torch.cat([boxes.gravity_center, boxes.tensor[:, 3:]], -1)
+            yield sample.token, *(t.cpu().numpy() for t in (tensor, found.scores_3d, found.labels_3d))
