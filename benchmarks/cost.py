@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,22 +36,21 @@ from mmengine.optim import build_optim_wrapper  # noqa: E402
 
 from benchmarks.online import make_world  # noqa: E402
 from pipeline.complexity import count, rig_cameras  # noqa: E402
-from pipeline.data.frames import FrameSource, frame_dataset  # noqa: E402
+from pipeline.data.frames import frame_dataset  # noqa: E402
 from pipeline.data.index import FrameIndex  # noqa: E402
+from pipeline.data.source import FrameSource  # noqa: E402
 from pipeline.distill.build import distiller_config  # noqa: E402
 from pipeline.distill.loading import cached_targets, online_targets  # noqa: E402
 from pipeline.distill.online import expert_frames  # noqa: E402
+from pipeline.distill.settings import DistillSettings  # noqa: E402
 from pipeline.dumping.dump import dump, make_engine  # noqa: E402
 from pipeline.dumping.recipe import library_versions, make_manifest, scene_rows  # noqa: E402
 from pipeline.dumping.session import Job  # noqa: E402
 from pipeline.dumping.settings import ClusterSettings, DumpSettings  # noqa: E402
-from pipeline.focal.rule import FocalRule  # noqa: E402
 from pipeline.models.build import build_detector, load_config  # noqa: E402
 from pipeline.models.checkpoints import save_checkpoint  # noqa: E402
 from pipeline.models.load import best_device  # noqa: E402
-from pipeline.settings import from_mapping  # noqa: E402
-from stages.params import read_family, read_params  # noqa: E402
-from stages.train import method_settings  # noqa: E402
+from pipeline.profile import read_profile  # noqa: E402
 from store_schema import StoreReader, StoreWriter  # noqa: E402
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -83,7 +82,7 @@ class Case:
     expert_config: str
     expert_checkpoint: str
     apprentice_config: str
-    settings: dict[str, Any]
+    settings: DistillSettings
     source: FrameSource
     store: Path
     frames: int
@@ -112,7 +111,7 @@ class Steps:
         cfg, made_by = load_config(case.apprentice_config), (case.expert_config, case.expert_checkpoint)
         self.case, self.size, model, queues = case, cfg.schedule.batch_size, cfg.model, None
         if kind in ("queue", "scene"):
-            online = case.settings | {"expert": "online", "history": kind}
+            online = replace(case.settings, expert="online", history=kind)
             model = distiller_config(cfg, case.store, "fd3d", online, made_by)
             queues = expert_frames(load_config(case.expert_config), cfg, case.source, kind)
         elif kind == "cached":
@@ -346,33 +345,30 @@ def embedded_cases(
     folder: Path, params: Path, families: list[str] | None, scenes: int, frames: int | None
 ) -> Iterator[Measured]:
     """The profile's families on a small embedded world, with their stores."""
-    world = read_params(params, "world")
-    frames = frames or int(world["frames_per_scene"])
-    dumping = DumpSettings(
-        from_mapping(FocalRule, read_params(params, "focal"), "focal"),
-        **{k: v for k, v in read_params(params, "dump").items() if k not in ("frames_per_shard", "cluster")},
-        frames_per_shard=frames,
-    )
+    profile = read_profile(params)
+    world = profile.world
+    frames = frames or world.frames_per_scene
+    dumping = replace(profile.dump, frames_per_shard=frames)
     source = make_world(folder, scenes, frames)
-    for family in families or list(read_params(params, "families")):
-        pair = read_family(params, family)[1]
-        made_by, apprentice = (pair["expert"]["config"], pair["expert"]["checkpoint"]), pair["apprentice"]["config"]
-        schedule, settings = load_config(apprentice).schedule, method_settings(params, family, "fd3d")[0]
-        case = Case(family, *made_by, apprentice, settings, source, folder / family, frames)
+    for family in families or list(profile.families):
+        pair = profile.family(family)
+        made_by, apprentice = (str(pair.expert.config), str(pair.expert.checkpoint)), str(pair.apprentice.config)
+        schedule = load_config(apprentice).schedule
+        case = Case(family, *made_by, apprentice, pair.distill, source, folder / family, frames)
         dump(Path(made_by[0]), Path(made_by[1]), source, case.store, dumping, workers=0)
-        plan = Plan(world["train_scenes"] * world["frames_per_scene"], schedule.max_iters, schedule.batch_size)
-        yield case, dumping, plan, (world["height"], world["width"])
+        plan = Plan(world.train_scenes * world.frames_per_scene, schedule.max_iters, schedule.batch_size)
+        yield case, dumping, plan, (world.height, world.width)
 
 
 def published_cases(folder: Path, pairs: Sequence[tuple[str, str]]) -> Iterator[Measured]:
     """FD3D's pairs with random weights, images and settings of nuScenes' profile, on frames whose queue is full, as it is for 37 of a
     nuScenes scene's 40."""
-    focal = read_params(NUSCENES, "focal") | {"num_queries": QUERIES, "min_score": 0.0}
-    values = {k: v for k, v in read_params(NUSCENES, "dump").items() if k not in ("frames_per_shard", "cluster")}
-    settings = method_settings(NUSCENES, "bevformer", "fd3d")[0] | {"rule": focal, "trust_threshold": 0.0}
+    profile = read_profile(NUSCENES)
+    focal = replace(profile.focal, num_queries=QUERIES, min_score=0.0)
+    settings = replace(profile.family("bevformer").distill, rule=focal, trust_threshold=0.0)
     queue = max(load_config(apprentice).queue_length for _, apprentice in pairs)
     source = make_world(folder, 1, queue, *IMAGE_HW)
-    dumping = DumpSettings(from_mapping(FocalRule, focal, "focal"), **values, frames_per_shard=queue)
+    dumping = replace(profile.dump, rule=focal, frames_per_shard=queue)
     for i, (expert, apprentice) in enumerate(pairs):
         torch.manual_seed(0)
         weights, batch = folder / f"expert-{i}.pth", load_config(apprentice).schedule.batch_size

@@ -22,8 +22,9 @@ for name, value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE"), ("
 import torch  # noqa: E402
 import typer  # noqa: E402
 
-from pipeline.data.frames import FrameSource, frame_batches  # noqa: E402
+from pipeline.data.frames import frame_batches  # noqa: E402
 from pipeline.data.index import FrameIndex  # noqa: E402
+from pipeline.data.source import FrameSource  # noqa: E402
 from pipeline.dumping.dump import make_engine  # noqa: E402
 from pipeline.dumping.engine import Engine  # noqa: E402
 from pipeline.dumping.recipe import library_versions, make_manifest, scene_rows  # noqa: E402

@@ -25,8 +25,7 @@ from pipeline.distill.loading import cached_targets  # noqa: E402
 from pipeline.distill.methods import method_names  # noqa: E402
 from pipeline.models.build import load_config  # noqa: E402
 from pipeline.models.load import best_device  # noqa: E402
-from stages.params import read_family  # noqa: E402
-from stages.train import frame_source, method_settings  # noqa: E402
+from pipeline.profile import read_profile  # noqa: E402
 from store_schema import StoreReader  # noqa: E402
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -41,18 +40,19 @@ def main(
 ) -> None:
     """Print medians and, step by step, the ratio to the plain apprentice."""
     torch.set_num_threads(1)
-    name, pair = read_family(params, family)
-    cfg = load_config(pair["apprentice"]["config"])
+    profile = read_profile(params)
+    pair = profile.family(family)
+    cfg = load_config(pair.apprentice.config)
     size, held = cfg.schedule.batch_size, set(StoreReader(store).tokens)
     dataset = DATASETS.build(
-        frame_dataset(cfg, frame_source(params, "train"), train=True, targets=cached_targets(store))
+        frame_dataset(cfg, profile.data.source("train"), train=True, targets=cached_targets(store))
     )
     places = [i for i, row in enumerate(dataset.rows) if dataset.index[row].token in held][: 4 * size]
     batches = [pseudo_collate([dataset[i] for i in places[k : k + size]]) for k in range(0, len(places), size)]
     models: dict[str, tuple[nn.Module, Any]] = {}
     for method in ("plain", *method_names()):
         plain = method == "plain"
-        settings = {} if plain else method_settings(params, name, method)[0]
+        settings: Any = profile.method(method, pair)
         model = MODELS.build(cfg.model if plain else distiller_config(cfg, store, method, settings)).to(best_device())
         models[method] = (model.train(), build_optim_wrapper(model, cfg.optim_wrapper))
     seconds: dict[str, list[float]] = {method: [] for method in models}
@@ -61,7 +61,7 @@ def main(
             started = time.perf_counter()
             model.train_step(batches[i % len(batches)], optimizer)
             seconds[method].append(time.perf_counter() - started)
-    print(f"{name}: {size} frames a step, {steps} steps of each by turns, {torch.get_num_threads()} thread")
+    print(f"{pair.name}: {size} frames a step, {steps} steps of each by turns, {torch.get_num_threads()} thread")
     for method, found in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(found[1:], seconds["plain"][1:], strict=True))
         print(f"{method:10} {statistics.median(found[1:]) * 1e3:8.1f} ms a step, {ratio:.2f} x plain")

@@ -8,6 +8,7 @@ largest relative differences of the losses to those of the online training, whic
 import csv
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,19 +20,17 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import typer  # noqa: E402
 
-from pipeline.data.frames import FrameSource  # noqa: E402
 from pipeline.data.index import build_index  # noqa: E402
+from pipeline.data.source import FrameSource  # noqa: E402
 from pipeline.data.world.config import WorldConfig  # noqa: E402
 from pipeline.data.world.generate import generate_world  # noqa: E402
 from pipeline.distill.apprentice import train_apprentice  # noqa: E402
 from pipeline.dumping.dump import dump  # noqa: E402
 from pipeline.dumping.settings import DumpSettings  # noqa: E402
 from pipeline.focal.rule import FocalRule  # noqa: E402
-from pipeline.models.build import load_config  # noqa: E402
-from pipeline.settings import from_mapping  # noqa: E402
+from pipeline.profile import CONFIG, DETECTOR, Family, read_profile  # noqa: E402
+from pipeline.training.expert import take_or_train  # noqa: E402
 from pipeline.training.settings import RunSettings  # noqa: E402
-from stages.params import read_family, read_params  # noqa: E402
-from stages.train import method_settings  # noqa: E402
 from store_schema.schema import VALUES  # noqa: E402
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -71,9 +70,7 @@ def largest_difference(found: Curves, wanted: Curves, window: int) -> dict[str, 
 
 
 def compare(
-    family: str,
-    pair: dict[str, Any],
-    distill: dict[str, Any],
+    family: Family,
     rule: FocalRule,
     source: FrameSource,
     folder: Path,
@@ -83,33 +80,50 @@ def compare(
     """Losses of every training of a family, and whether its weights are those of the online one.
 
     Args:
-        pair: the profile's ``expert`` and ``apprentice``.
-        distill: settings of FD3D.
+        family: of the profile.
         rule: of the dumps.
         frames: of a scene.
 
     Returns:
         by name: ``online`` first, then the cached ones by their stored precision.
     """
-    cfg = load_config(pair["apprentice"]["config"])
-    made_by = Path(pair["expert"]["config"]), Path(pair["expert"]["checkpoint"])
+    expert = folder / family.name / "expert" / DETECTOR
+    take_or_train(
+        family.expert.config, family.expert.checkpoint, family.expert.train, source, expert, family.apprentice.config
+    )
     settings = RunSettings(max_iters=steps, workers=0, curve_every=1, checkpoint_every=10 * steps)
     found: dict[str, tuple[Curves, bool]] = {}
     weights: dict[str, torch.Tensor] = {}
 
-    def run(name: str, store: Path, values: dict[str, Any]) -> None:
-        out = folder / family / name / "detector.pth"
-        train_apprentice(cfg, "fd3d", distill | values, source, store, out, settings, made_by)
+    def run(name: str, store: Path, **values: Any) -> None:
+        out = folder / family.name / name / DETECTOR
+        train_apprentice(
+            family.apprentice.config,
+            "fd3d",
+            replace(family.distill, **values),
+            source=source,
+            store=store,
+            expert=expert,
+            out=out,
+            run=settings,
+        )
         state = torch.load(out, weights_only=True)["state_dict"]
         weights.update({} if weights else state)
         found[name] = read_curves(out.with_name("losses.csv")), all(torch.equal(weights[k], state[k]) for k in state)
 
     for i, values in enumerate(FINEST_FIRST):
-        store = folder / family / f"store-{values}"
-        dump(*made_by, source, store, DumpSettings(rule, values=values, frames_per_shard=frames), workers=0)
+        store = folder / family.name / f"store-{values}"
+        dump(
+            expert.with_name(CONFIG),
+            expert,
+            source,
+            store,
+            DumpSettings(rule, values=values, frames_per_shard=frames),
+            workers=0,
+        )
         if i == 0:
-            run("online", store, {"expert": "online", "history": "scene"})
-        run(values, store, {})
+            run("online", store, expert="online", history="scene")
+        run(values, store)
     return found
 
 
@@ -125,17 +139,14 @@ def main(
     params: Annotated[Path, typer.Option(help="Reads 'families', 'focal' and 'distill'.")] = Path("params.yaml"),
 ) -> None:
     """Print the differences per family, stored precision and loss term."""
-    rule = from_mapping(FocalRule, read_params(params, "focal"), "focal")
+    profile = read_profile(params)
     worst = 0.0
     with tempfile.TemporaryDirectory(prefix="fd3d-online-") as temporary:
         folder = Path(temporary)
         source = make_world(folder, scenes, frames)
         print(f"{steps} steps of each training; largest relative difference to the online expert, in per cent")
-        for family in families or list(read_params(params, "families")):
-            pair = read_family(params, family)[1]
-            results = compare(
-                family, pair, method_settings(params, family, "fd3d")[0], rule, source, folder, steps, frames
-            )
+        for family in families or list(profile.families):
+            results = compare(profile.family(family), profile.focal, source, folder, steps, frames)
             online = results.pop("online")[0]
             for name, (curves, same) in results.items():
                 single, mean = (largest_difference(curves, online, window) for window in (1, max(1, steps // 20)))

@@ -24,8 +24,7 @@ from pipeline.data.frames import frame_dataset  # noqa: E402
 from pipeline.distill.build import distiller_config  # noqa: E402
 from pipeline.models.build import load_config  # noqa: E402
 from pipeline.models.load import best_device  # noqa: E402
-from stages.params import read_family  # noqa: E402
-from stages.train import frame_source, method_settings  # noqa: E402
+from pipeline.profile import read_profile  # noqa: E402
 from store_schema import StoreReader  # noqa: E402
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -41,9 +40,10 @@ def main(
     """Print medians of reading and step, and their ratio."""
     init_default_scope("mmdet3d")
     torch.set_num_threads(1)
-    name, pair = read_family(params, family)
-    cfg, store = load_config(pair["apprentice"]["config"]), store or Path("runs") / name / "store"
-    source, size = frame_source(params, "train"), cfg.schedule.batch_size
+    profile = read_profile(params)
+    pair = profile.family(family)
+    cfg, store = load_config(pair.apprentice.config), store or pair.store
+    source, size = profile.data.source("train"), cfg.schedule.batch_size
     reader = StoreReader(store)
     dataset = DATASETS.build(frame_dataset(cfg, source, train=True))
     held = set(reader.tokens)
@@ -51,9 +51,7 @@ def main(
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0)).tolist()
     items = [dataset[places[i]] for i in order[: min(len(order), 8 * size)]]
     batches = [items[i : i + size] for i in range(0, len(items) - size + 1, size)]
-    model = MODELS.build(distiller_config(cfg, store, "fd3d", method_settings(params, name, "fd3d")[0])).to(
-        best_device()
-    )
+    model = MODELS.build(distiller_config(cfg, store, "fd3d", pair.distill)).to(best_device())
     model.train()
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
 
@@ -79,7 +77,7 @@ def main(
         reading.append(read(batch))
         inside.append(reading[-1] + step(batch))
     ratio = statistics.median(a / b for a, b in zip(inside, alone, strict=True))
-    print(f"{name}: {size} frames a step, {steps} steps of each kind by turns, {torch.get_num_threads()} thread")
+    print(f"{pair.name}: {size} frames a step, {steps} steps of each kind by turns, {torch.get_num_threads()} thread")
     print(f"targets in memory   {statistics.median(alone) * 1e3:8.1f} ms a step")
     print(f"targets read first  {statistics.median(inside) * 1e3:8.1f} ms a step, {ratio:.3f} x")
     print(

@@ -19,8 +19,9 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from pipeline.data.frames import FrameSource, frame_batches
+from pipeline.data.frames import frame_batches
 from pipeline.data.index import FrameIndex, build_index
+from pipeline.data.source import FrameSource
 from pipeline.expert import BEVReading, ExpertFrame, TappedExpert, build_adapter
 from pipeline.models.build import build_detector, load_config
 from pipeline.models.fold import fold_batchnorm

@@ -1,24 +1,107 @@
-"""Settings dataclasses from plain values."""
+"""Settings dataclasses from plain values, and plain values from YAML as DVC reads it."""
 
-from dataclasses import fields
+import copy
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import FD3DError
 
+_WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", Path: "a path"}
 
-def from_mapping(kind: type, values: dict[str, Any], where: str, convert: dict[str, Any] | None = None) -> Any:
-    """A settings dataclass from plain values; unknown names are refused.
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping of a YAML 1.2 file, read by the library that DVC reads it with: ``5e-2`` is a number for both.
 
     Raises:
-        FD3DError: naming the unknown setting and those that exist.
+        FD3DError: the file is missing, no YAML, or no mapping.
     """
-    known = {f.name for f in fields(kind)}
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        raise FD3DError(f"{where}.{unknown[0]} is no setting; there are {', '.join(sorted(known))}")
-    convert = convert or {}
-    ready = {k: convert[k](v) if k in convert else (tuple(v) if isinstance(v, list) else v) for k, v in values.items()}
+    if not path.is_file():
+        raise FD3DError(f"{path} does not exist; run from the project's root, or give another file")
     try:
-        return kind(**ready)
-    except TypeError as error:
-        raise FD3DError(f"{where} cannot be read: {error}") from error
+        content = YAML(typ="safe").load(path.read_text())
+    except (YAMLError, UnicodeDecodeError) as error:
+        told = " ".join(str(error).split())
+        raise FD3DError(f"{path} is no YAML: {told[:200]}") from error
+    if not isinstance(content, dict):
+        raise FD3DError(f"{path} must be a mapping of sections; it is {content!r:.60}")
+    return content
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``over``, mappings merged at every depth; neither is changed."""
+    out = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        old = out.get(key)
+        out[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else copy.deepcopy(value)
+    return out
+
+
+def mapping(values: Any, where: str, known: typing.Collection[str] | None = None) -> dict[str, Any]:
+    """A mapping, an empty one for None.
+
+    Raises:
+        FD3DError: ``values`` is no mapping, or has a name that is not in ``known``.
+    """
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise FD3DError(f"{where} is {values!r}; it must be a mapping")
+    for name in values:
+        if known is not None and name not in known:
+            raise FD3DError(f"unknown setting {where}.{name}; known: {', '.join(sorted(known)) or 'none'}")
+    return values
+
+
+def from_mapping(kind: Any, values: Any, where: str, **ready: Any) -> Any:
+    """A settings dataclass from plain values, every value of the type that its field is declared with.
+
+    A whole number is taken where a number is wanted, a text where a path is, a list where a tuple is, a mapping where
+    another settings dataclass is.
+
+    Args:
+        where: the section's name in messages.
+        ready: values of fields that are no settings of this section.
+
+    Raises:
+        FD3DError: an unknown name, a value of a wrong type or out of range, or one that is missing.
+    """
+    hints = typing.get_type_hints(kind)
+    names = {f.name for f in dataclasses.fields(kind)}
+    values = mapping(values, where, names - ready.keys())
+    made = {name: _converted(value, hints[name], f"{where}.{name}") for name, value in values.items()} | ready
+    for f in dataclasses.fields(kind):
+        if f.default is f.default_factory is dataclasses.MISSING and f.name not in made:
+            raise FD3DError(f"{where} has no {f.name}; give {_WORDS.get(hints[f.name], 'it a value')}")
+    return kind(**made)
+
+
+def _converted(value: Any, hint: Any, where: str) -> Any:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        (other,) = (kind for kind in inner if kind is not types.NoneType)
+        return None if value is None else _converted(value, other, where)
+    if dataclasses.is_dataclass(hint):
+        return from_mapping(hint, value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise FD3DError(f"{where} is {value!r}; it must be a list")
+        return tuple(_converted(entry, inner[0], f"{where}[{i}]") for i, entry in enumerate(value))
+    fits = {
+        float: isinstance(value, int | float) and not isinstance(value, bool) and value == value,
+        int: isinstance(value, int) and not isinstance(value, bool),
+        bool: isinstance(value, bool),
+        str: isinstance(value, str),
+        Path: isinstance(value, str | Path),
+    }
+    if hint not in fits:
+        raise TypeError(f"{where}: settings have no type {hint}")
+    if not fits[hint]:
+        raise FD3DError(f"{where} is {value!r}; it must be {_WORDS[hint]}")
+    return hint(value)

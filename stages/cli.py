@@ -1,33 +1,33 @@
-"""``fd3d``: one sub-command per stage, and ``sweep``, ``evidence``, ``plan``, ``inspect``, ``verify``, ``complexity``, ``convert``, ``detect``."""
+"""``fd3d``: one sub-command per stage, and commands to look, plan, convert and compare."""
 
-import os
 import sys
 import warnings
 
-# One thread per process unless told otherwise, and idle threads that sleep: two that spin on busy cores are far slower
-# than one. Set before torch is imported.
-for name, value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0")):
-    os.environ.setdefault(name, value)
+try:
+    import typer
+except ImportError:
+    sys.exit("fd3d: the command line needs more than the store's reader; install it with: pip install 'fd3d[pipeline]'")
 
-import typer  # noqa: E402
+from pipeline.errors import FD3DError
+from stages.complexity import complexity
+from stages.convert import convert
+from stages.detect import detect
+from stages.dump import dump
+from stages.evaluate import evaluate
+from stages.evidence import evidence
+from stages.expert import expert
+from stages.index import index
+from stages.inspect import inspect
+from stages.plan import plan
+from stages.report import report
+from stages.sweep import sweep
+from stages.train import train
+from stages.verify import verify
+from stages.world import world
+from store_schema.errors import StoreError
 
-from pipeline.errors import FD3DError  # noqa: E402
-from stages.complexity import complexity  # noqa: E402
-from stages.convert import convert  # noqa: E402
-from stages.detect import detect  # noqa: E402
-from stages.dump import dump  # noqa: E402
-from stages.evaluate import evaluate  # noqa: E402
-from stages.evidence import evidence  # noqa: E402
-from stages.expert import expert  # noqa: E402
-from stages.index import index  # noqa: E402
-from stages.inspect import inspect  # noqa: E402
-from stages.plan import plan  # noqa: E402
-from stages.report import report  # noqa: E402
-from stages.sweep import sweep  # noqa: E402
-from stages.train import train  # noqa: E402
-from stages.verify import verify  # noqa: E402
-from stages.world import world  # noqa: E402
-from store_schema import StoreError  # noqa: E402
+STAGES = (world, index, expert, dump, train, evaluate, report)
+TOOLS = (sweep, evidence, inspect, verify, complexity, convert, detect, plan)
 
 app = typer.Typer(
     name="fd3d",
@@ -35,23 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (
-    world,
-    index,
-    expert,
-    dump,
-    train,
-    evaluate,
-    report,
-    sweep,
-    evidence,
-    inspect,
-    verify,
-    complexity,
-    convert,
-    detect,
-    plan,
-):
+for command in (*STAGES, *TOOLS):
     app.command(help=command.__doc__)(command)
 
 

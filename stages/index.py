@@ -5,16 +5,27 @@ from typing import Annotated
 
 import typer
 
+from pipeline.profile import read_profile
+
 
 def index(
-    root: Annotated[Path, typer.Option(help="Root of a nuScenes-format data set.")],
-    version: Annotated[str, typer.Option(help="Folder of its tables, for example v1.0-mini.")],
-    out: Annotated[Path, typer.Option(help="File to write.")] = Path("runs/index.npz"),
+    root: Annotated[
+        Path | None, typer.Option(help="Root of a nuScenes-format data set; default: the profile's.")
+    ] = None,
+    version: Annotated[str | None, typer.Option(help="Folder of its tables; default: the profile's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; default: the profile's, or runs/index.npz.")] = None,
+    params: Annotated[Path, typer.Option(help="Profile, checked whole; not read with --root and --version.")] = Path(
+        "params.yaml"
+    ),
 ) -> None:
-    """Index frames, calibration, ego motion and boxes with the devkit."""
+    """Index frames, calibration, ego motion, boxes and image sizes with the devkit."""
+    if root is None or version is None:
+        profile = read_profile(params)
+        profile.check_checkpoints()
+        root, version, out = root or profile.data.root, version or profile.data.version, out or profile.data.index
     from pipeline.data.index import build_index
 
-    made = build_index(root, version, out)
+    made = build_index(root, version, out or Path("runs/index.npz"))
     print(
         f"{out}: {len(made)} frames in {len(made.scenes)} scenes, splits {', '.join(made.splits)}, sha256 {made.sha256[:12]}"
     )

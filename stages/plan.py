@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from stages.params import read_params
+from pipeline.errors import FD3DError
+from pipeline.profile import read_profile
 
 
 def plan(
@@ -26,17 +27,12 @@ def plan(
 ) -> None:
     """Print bytes, files and expert hours of a store for a config and a data set's size, beside online distillation."""
     from pipeline.complexity import rig_cameras
-    from pipeline.dumping.settings import DumpSettings
-    from pipeline.errors import FD3DError
-    from pipeline.focal.rule import FocalRule
     from pipeline.models.build import load_config
     from pipeline.planning import RATIOS, Measured, coverage_of, expert_schema, plan_store, plan_work, table
-    from pipeline.settings import from_mapping
 
     if rate <= 0:
         raise FD3DError(f"--rate is {rate}; give the measured frames per second")
-    rule = from_mapping(FocalRule, read_params(params, "focal"), "focal")
-    settings = from_mapping(DumpSettings, read_params(params, "dump") | {"rule": rule}, "dump")
+    settings = read_profile(params).dump
     schema = expert_schema(load_config(config), rig_cameras(height, width), settings)
     measured = Measured.of(like) if like else Measured({}, {})
     shares = coverage_of(coverage, schema, measured.coverage)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from stages.params import read_params
+from pipeline.profile import read_profile
 
 
 def report(
@@ -15,7 +15,8 @@ def report(
     params: Annotated[Path, typer.Option(help="Reads 'data' and 'families'.")] = Path("params.yaml"),
 ) -> None:
     """Write the table, loss curves, PR curves and pictures."""
+    profile = read_profile(params)
+    data = profile.data
     from pipeline.report import build_report, markdown
 
-    data, families = read_params(params, "data"), list(read_params(params, "families"))
-    print(markdown(build_report(families, Path(data["index"]), Path(data["root"]), data["val"], runs, metrics, out)))
+    print(markdown(build_report(list(profile.families), data.index, data.root, data.val, runs, metrics, out)))

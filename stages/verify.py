@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import FD3DError
-from stages.params import CONFIG, DETECTOR, family_name, read_params
+from pipeline.profile import CONFIG, read_profile
 
 LIMIT = 0.01
 """Relative error of an array that still counts as the same."""
@@ -41,13 +41,11 @@ def verify(
         return
     from pipeline.dumping.recompute import recompute as run
 
-    if None in (index, root):
-        data = read_params(params, "data")
-        index, root = index or Path(data["index"]), root or Path(data["root"])
-    if None in (config, checkpoint):
-        made_by = Path("runs") / family_name(params, family) / "expert"
-        config, checkpoint = config or made_by / CONFIG, checkpoint or made_by / DETECTOR
-    assert index and root and config and checkpoint
+    if config is None or checkpoint is None or index is None or root is None:
+        profile = read_profile(params)
+        detector = profile.family(family).detector
+        index, root = index or profile.data.index, root or profile.data.root
+        config, checkpoint = config or detector.with_name(CONFIG), checkpoint or detector
     errors = run(StoreReader(store), config, checkpoint, index, root, recompute, seed)
     print(f"{'array':24} {'values':>12} {'largest':>10} {'relative':>10} {'cells that differ':>18}")
     for name, error in errors.items():

@@ -5,18 +5,17 @@ from typing import Annotated
 
 import typer
 
-from stages.params import read_params
+from pipeline.profile import read_profile
 
 
 def world(
     root: Annotated[Path, typer.Option(help="Folder of the data set.")] = Path("data/world"),
-    workers: Annotated[int, typer.Option(help="Processes that render.")] = 2,
-    params: Annotated[Path, typer.Option(help="Reads section 'world'.")] = Path("params.yaml"),
+    workers: Annotated[int, typer.Option(help="Number of processes that render.")] = 2,
+    params: Annotated[Path, typer.Option(help="Profile; its section 'world' is used.")] = Path("params.yaml"),
 ) -> None:
     """Write a small nuScenes-format data set, the same bytes for the same settings."""
-    from pipeline.data.world.config import WorldConfig
+    settings = read_profile(params).world
     from pipeline.data.world.generate import generate_world
-    from pipeline.settings import from_mapping
 
-    made = generate_world(root, from_mapping(WorldConfig, read_params(params, "world"), "world"), workers)
+    made = generate_world(root, settings, workers)
     print(f"{root}: {made['scenes']} scenes, {made['frames']} frames, {made['rows']['sample_annotation']} boxes")

@@ -55,7 +55,7 @@ def world_index(world: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def source(world: Path, world_index: Path):
-    from pipeline.data.frames import FrameSource
+    from pipeline.data.source import FrameSource
 
     return FrameSource(world_index, world, "world_train")
 

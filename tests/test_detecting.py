@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.data.frames import FrameSource
 from pipeline.data.index import FrameIndex
+from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.scene import detect_scene

@@ -15,7 +15,8 @@ import torch
 import yaml
 from mmdet3d.registry import DATASETS, MODELS
 
-from pipeline.data.frames import FrameSource, collate, frame_batches, frame_dataset
+from pipeline.data.frames import collate, frame_batches, frame_dataset
+from pipeline.data.source import FrameSource
 from pipeline.distill.settings import DistillSettings
 from pipeline.dumping.dump import dump
 from pipeline.dumping.settings import DumpSettings

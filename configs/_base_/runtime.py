@@ -11,7 +11,4 @@ custom_imports = dict(
     ],
     allow_failed_imports=False,
 )
-log_level = "INFO"
-load_from = None
-resume = False
 env_cfg = dict(cudnn_benchmark=True, mp_cfg=dict(mp_start_method="forkserver"))

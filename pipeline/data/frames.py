@@ -1,27 +1,14 @@
 """Frames as detectors take them: where they come from, the transforms of a config, batches in time order."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mmdet3d.registry import DATASETS
 from mmengine.config import Config
 from torch.utils.data import DataLoader, Subset
 
+from pipeline.data.source import FrameSource
 from pipeline.data.transforms import refuse_pixel_moving
-
-
-@dataclass(frozen=True)
-class FrameSource:
-    """Where training frames come from."""
-
-    index: Path
-    """The frame index (``fd3d index``)."""
-    root: Path
-    """Root of the nuScenes-format data set that the index describes."""
-    split: str
-    """Devkit split, or one of the data set's ``splits.json``."""
 
 
 def frame_pipeline(cfg: Config, train: bool, targets: Sequence[dict] = ()) -> list[dict]:
@@ -37,8 +24,6 @@ def frame_pipeline(cfg: Config, train: bool, targets: Sequence[dict] = ()) -> li
     steps: list[dict] = [dict(type="LoadMultiViewImages", scale=cfg.image.scale, to_rgb=cfg.image.to_rgb)]
     if augment.get("photometric"):
         steps.append(dict(type="PhotometricDistortion"))
-    if augment.get("world_flip"):
-        steps.append(dict(type="WorldFlip", prob=augment.world_flip))
     if train:
         steps.append(dict(type="LoadBoxes", pc_range=list(cfg.pc_range)))
     steps += [*targets, dict(type="PackFrames")]

@@ -97,53 +97,6 @@ class PhotometricDistortion(BaseTransform):
         return results
 
 
-# slots of the camera order that change sides in a mirror
-_MIRRORED_SLOTS = (0, 2, 1, 3, 5, 4)
-
-
-@TRANSFORMS.register_module()
-class WorldFlip(BaseTransform):
-    """Mirror the world left to right: pixels, projections, boxes and ego motion; for experts only.
-
-    The LiDAR frame's x axis points right, so a mirrored world has x negated.
-
-    Args:
-        prob: chance that an item is mirrored.
-    """
-
-    moves_pixels = True
-
-    def __init__(self, prob: float = 0.5) -> None:
-        self.prob = prob
-
-    def transform(self, results: Item) -> Item:
-        """Acts on ``img``, ``lidar2img``, ``can_bus`` of all frames and marks the item for :class:`LoadBoxes`."""
-        if np.random.random() >= self.prob:
-            return results
-        results["mirrored"] = True
-        world = np.diag([-1.0, 1.0, 1.0, 1.0])
-        for entry in results["frames"]:
-            width = entry["img"].shape[2] * entry["scale"]
-            # pixel column u becomes width - u (columns are measured from the image's left edge)
-            pixels = np.eye(4)
-            pixels[0, 0], pixels[0, 2] = -1.0, width
-            slots = list(_MIRRORED_SLOTS)
-            entry["img"] = np.ascontiguousarray(entry["img"][slots, :, ::-1])
-            entry["lidar2img"] = (pixels @ entry["lidar2img"] @ world)[slots]
-            entry["can_bus"] = _mirrored_motion(entry["can_bus"])
-        return results
-
-
-def _mirrored_motion(can_bus: np.ndarray) -> np.ndarray:
-    """Mirror the global frame in y: position delta, heading, yaw rate, lateral velocity and acceleration."""
-    out = can_bus.copy()
-    out[[1, 8, 14]] *= -1  # y of position, acceleration, velocity
-    out[[10, 12]] *= -1  # roll and yaw rate
-    out[-2] = (2 * np.pi - out[-2]) % (2 * np.pi)
-    out[-1] *= -1
-    return out
-
-
 @TRANSFORMS.register_module()
 class LoadBoxes(BaseTransform):
     """True boxes of the last frame, those with enough points and inside the BEV range.
@@ -167,9 +120,6 @@ class LoadBoxes(BaseTransform):
             (boxes[:, :2] >= low) & (boxes[:, :2] <= high)
         ).all(1)
         boxes = np.nan_to_num(boxes[keep])
-        if results.get("mirrored"):
-            boxes[:, [0, 7]] *= -1
-            boxes[:, 6] = np.pi - boxes[:, 6]
         results["boxes"], results["labels"] = boxes, frame.labels[keep]
         return results
 

@@ -3,60 +3,59 @@
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-
-from pipeline.data.frames import FrameSource
+from pipeline.data.source import FrameSource
 from pipeline.models.build import load_config
-from pipeline.training.run import train
+from pipeline.training.run import train, write_facts
 from pipeline.training.settings import Inheritance, RunSettings
 from store_schema import StoreReader
 from store_schema.manifest import fingerprint
 
 from .build import distiller_config
 from .loading import cached_targets, online_targets
+from .settings import MethodSettings
 
 
 def train_apprentice(
-    cfg: Config,
+    config: Path,
     method: str,
-    values: dict[str, Any],
+    settings: MethodSettings,
+    *,
     source: FrameSource,
     store: Path,
+    expert: Path,
     out: Path,
     run: RunSettings,
-    expert: tuple[Path, Path] | None = None,
-    inheritance: Inheritance | None = None,
 ) -> dict[str, Any]:
     """Train a student with a method's losses; a killed training goes on from its last checkpoint.
 
     Args:
-        cfg: the student's config.
-        values: of the method's settings.
+        config: the student's.
         store: the expert's targets; of an online expert its sizes, areas and statistics only.
+        expert: checkpoint of the expert, for ``inherit`` and ``expert: online``; its ``config.py`` lies beside it.
         out: the finished student's checkpoint.
-        expert: config and checkpoint of the expert, for ``expert: online``.
 
     Returns:
-        facts as of :func:`~pipeline.training.run.train`.
+        facts as of :func:`~pipeline.training.run.train`, also in ``train.json`` beside ``out``.
 
     Raises:
         FD3DError: contradictory settings, or a loss that is not finite.
         StoreError: the store cannot be read.
     """
-    live = expert if values.get("expert") == "online" else None
-    targets = cached_targets(store, run.cache_mb)
-    if live is not None:
+    cfg, targets, live = load_config(config), cached_targets(store, run.cache_mb), None
+    if settings.expert == "online" and settings.history is not None:
         from .online import expert_frames  # here, so that training from the store needs nothing of the expert
 
-        targets = online_targets(expert_frames(load_config(live[0]), cfg, source, values["history"]))
-    return train(
+        live = (expert.with_name("config.py"), expert)
+        targets = online_targets(expert_frames(load_config(live[0]), cfg, source, settings.history))
+    facts = train(
         cfg,
-        distiller_config(cfg, store, method, values, live),
+        distiller_config(cfg, store, method, settings, live),
         source,
         out,
         run,
         export=lambda trained: trained.student_state_dict(),
-        inheritance=inheritance,
+        inheritance=Inheritance(expert, settings.inherit) if settings.inherit else None,
         targets=targets,
         recipe={"store": fingerprint(StoreReader(store).manifest)},
     )
+    return write_facts(out, facts | {"method": method})

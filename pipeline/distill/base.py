@@ -94,6 +94,7 @@ class Distiller(BaseModel):
         settings: the method's.
         schema, manifest, constants: the store's.
         levels: pyramid levels that are distilled.
+        scaled: maps whose channel statistics :meth:`scale` knows.
         bev_size: as above, None when expert or student has no BEV map.
         restore: brings the student's BEV map to the expert's size; absent without ``bev_size``.
 
@@ -140,6 +141,12 @@ class Distiller(BaseModel):
                 raise FD3DError(
                     f"store {store} holds no pyramid, and expert or student has no BEV map: nothing to distil"
                 )
+        # buffers, so that a step makes no tensors of them; not saved, since the store has them
+        self.scaled = [f"pv/{level}" for level in self.levels] + (["bev"] if self.schema.bev else [])
+        for name in self.scaled:
+            for kind, values in self.manifest["statistics"][name].items():
+                tensor = torch.tensor(values, dtype=torch.float32)
+                self.register_buffer(f"{kind}_{name.replace('/', '_')}", tensor, persistent=False)
         needed = {"pv": bool(self.levels), "bev": self.bev_size is not None, "head": self.reads_head}
         paths = _TAPS | (taps or {})
         self.taps = Taps(self.student, {name: path for name, path in paths.items() if needed[name]})
@@ -222,6 +229,7 @@ class Distiller(BaseModel):
                 f"pyramid level {level} of the student is {have}, of the expert {want}; choose image sizes and strides that agree"
             )
 
-    def scale(self, name: str, device: torch.device) -> ChannelScale:
-        """Channel statistics of the expert's map ``bev`` or ``pv/LEVEL``."""
-        return ChannelScale.from_manifest(self.manifest["statistics"][name], device)
+    def scale(self, name: str) -> ChannelScale:
+        """Channel statistics of the expert's map ``bev`` or ``pv/LEVEL``, on this module's device."""
+        mean, std = (self.get_buffer(f"{kind}_{name.replace('/', '_')}") for kind in ("mean", "std"))
+        return ChannelScale(mean, std)

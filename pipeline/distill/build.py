@@ -1,18 +1,20 @@
 """From an apprentice's config to what builds a distiller around it."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
 from .methods import load_method
+from .settings import MethodSettings
 
 
 def distiller_config(
     cfg: Config,
     store: str | Path,
     method: str,
-    settings: dict[str, Any],
+    settings: MethodSettings,
     expert: tuple[str | Path, str | Path] | None = None,
 ) -> dict[str, Any]:
     """What builds the distiller of ``method`` around an apprentice.
@@ -25,16 +27,15 @@ def distiller_config(
         expert: config and checkpoint of an online expert.
 
     Raises:
-        FD3DError: the method or a setting is unknown, or a value out of range.
+        FD3DError: the method is unknown.
     """
     kind = load_method(method)
-    kind.settings_type.from_dict(settings)
     head = cfg.model.pts_bbox_head
     return dict(
         type=kind.__name__,
         student=cfg.model,
         store=str(store),
-        settings=settings,
+        settings=asdict(settings),
         bev_size=(head.bev_h, head.bev_w) if "bev_h" in head else None,
         bev_channels=head.get("embed_dims", 256),
         pv_channels=cfg.model.img_neck.out_channels,

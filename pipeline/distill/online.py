@@ -14,7 +14,8 @@ from mmdet3d.registry import DATASETS, MODELS
 from mmdet3d.structures import Det3DDataSample
 from mmengine.config import Config
 
-from pipeline.data.frames import FrameSource, frame_dataset
+from pipeline.data.frames import frame_dataset
+from pipeline.data.source import FrameSource
 from pipeline.expert.load import check_identity, load_expert
 from pipeline.expert.rows import focal_cells, store_row
 from pipeline.focal.rule import FocalRule

@@ -1,4 +1,4 @@
-"""What a user can set about distillation."""
+"""What a user can set about distillation: one dataclass per method, which is the one source of the method's defaults."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
@@ -9,20 +9,35 @@ from pipeline.settings import from_mapping
 
 AREAS = ("queries", "annotations", "everywhere")
 HEADS = ("frozen", "trainable")
+PLAIN, FD3D = "plain", "fd3d"
+"""Names of the method that distils nothing, and of the paper's."""
+
+
+@dataclass(frozen=True)
+class PlainSettings:
+    """Settings of a training without distillation."""
+
+    section: ClassVar[str] = "methods.plain"
+    inherit: tuple[str, ...] = ()
+    """Modules of the student that start from the expert's weights."""
 
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """What every distiller has; weights are those settings whose names begin with ``w_``."""
+    """Settings of every distiller; weights are those settings whose names begin with ``w_``."""
 
-    section: ClassVar[str] = "distill"
-    """What messages call these settings."""
+    section: ClassVar[str] = FD3D
+    """Name of these settings in messages."""
+    compares_maps: ClassVar[bool] = False
+    """Whether the method compares whole maps, which a store holds in layout ``dense`` only."""
+    inherit: tuple[str, ...] = ("pts_bbox_head",)
+    """Modules of the student that start from the expert's weights; the head in the authors' release."""
     levels: tuple[int, ...] | None = None
     """Pyramid levels distilled; all by default."""
     expert: str = "cached"
     """``cached`` reads the store's frames, ``online`` runs the expert in the training step."""
     history: str | None = None
-    """What an online expert sees: ``scene``, all frames from the scene's start as in stage 1, or the student's ``queue``."""
+    """Frames that an online expert sees: ``scene``, all from the scene's start as in stage 1, or the student's ``queue``."""
 
     def __post_init__(self) -> None:
         if self.expert not in ("cached", "online"):
@@ -37,23 +52,39 @@ class MethodSettings:
                 f"{self.section}.expert is online but {self.section}.history is {self.history!r}; use scene or queue"
             )
         for name in (f.name for f in fields(self) if f.name.startswith("w_")):
-            if getattr(self, name) < 0:
-                raise FD3DError(f"{self.section}.{name} is {getattr(self, name)}; it must not be negative")
+            self._at_least(name, 0)
+
+    def _at_least(self, name: str, least: float) -> None:
+        if getattr(self, name) < least:
+            wanted = "must not be negative" if least == 0 else f"must be at least {least}"
+            raise FD3DError(f"{self.section}.{name} is {getattr(self, name)}; it {wanted}")
+
+    def _positive(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) <= 0:
+                raise FD3DError(f"{self.section}.{name} is {getattr(self, name)}; it must be positive")
+
+    def _share(self, *names: str) -> None:
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise FD3DError(f"{self.section}.{name} is {getattr(self, name)}; it must be in 0..1")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """From plain values.
+        """Settings from plain values.
 
         Raises:
-            FD3DError: an unknown name, or a value out of range.
+            FD3DError: an unknown name, or a value of a wrong type or out of range.
         """
-        return from_mapping(cls, values, cls.section)
+        made: Self = from_mapping(cls, values, cls.section)
+        return made
 
 
 @dataclass(frozen=True)
 class DistillSettings(MethodSettings):
     """FD3D's losses: weights, masks and how far queries are trusted."""
 
+    section = "distill"
     w_pv: float = 1.0
     """Weight of perspective-view masked generation, summed over levels."""
     w_bev: float = 1.0
@@ -65,23 +96,23 @@ class DistillSettings(MethodSettings):
     block: int = 2
     """Side of a hidden block, cells."""
     trust_threshold: float = 0.1
-    """Queries with a lower score have no say."""
+    """Score below which a query has no weight."""
     trust_power: float = 1.0
-    """Say of a query is its score to this power."""
+    """Power of a query's score that is its weight."""
     agreement_power: float = 0.0
-    """Say of a query is multiplied by its agreement with the annotations (:func:`~pipeline.distill.losses.agreement`) to this power,
-    and the losses by the share of the trust that is left; 0 does not ask the annotations."""
+    """Power of a query's agreement with the annotations (:func:`~pipeline.distill.losses.agreement`) by which its weight is
+    multiplied; the losses are multiplied by the share of the trust that is left. 0 does not ask the annotations."""
     size_power: float = 0.0
-    """Say of a query in a cell of its area is divided by the area's cells to this power: 0 counts cells alike, so that lorries outweigh
-    pedestrians, 1 objects alike."""
+    """Power of the number of an area's cells by which a query's weight in a cell is divided: 0 counts cells alike, so that
+    lorries outweigh pedestrians, 1 objects alike."""
     layers: tuple[int, ...] | None = None
     """Decoder layers of the fine-grained loss; all by default."""
     areas: str = "queries"
-    """What spans the areas of the masked generation losses: the expert's ``queries`` by their trust, or, all trusted alike
+    """Boxes that span the areas of the masked generation losses: the expert's ``queries`` by their trust, or, all trusted alike
     and from a dense store, the ``annotations`` or all cells (``everywhere``)."""
     residual: bool = False
-    """Restoring and generators start as the identity and learn what is to be added: the student's own maps are drawn to the
-    expert's, which suits modules that start from the expert's weights."""
+    """Whether restoring and generators start as the identity and learn what is to be added: the student's own maps are drawn
+    to the expert's, which suits modules that start from the expert's weights."""
     head: str = "frozen"
     """``frozen``: queries are the expert's. ``trainable``: those of a head that learns to detect on the expert's dense BEV map."""
     w_head: float = 1.0
@@ -92,11 +123,8 @@ class DistillSettings(MethodSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("trust_power", "agreement_power", "size_power"):
-            if getattr(self, name) < 0:
-                raise FD3DError(f"distill.{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("mask_ratio", "trust_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise FD3DError(f"distill.{name} is {getattr(self, name)}; it must be in 0..1")
+            self._at_least(name, 0)
+        self._share("mask_ratio", "trust_threshold")
         for name, known in (("areas", AREAS), ("head", HEADS)):
             if getattr(self, name) not in known:
                 raise FD3DError(f"distill.{name} is '{getattr(self, name)}'; use {' or '.join(known)}")
@@ -105,14 +133,169 @@ class DistillSettings(MethodSettings):
                 "distill.agreement_power asks whether the expert's own queries are right, but distill.head is trainable; set one of "
                 "them back"
             )
-        if self.block < 1:
-            raise FD3DError(f"distill.block is {self.block}; it must be at least 1")
+        self._at_least("block", 1)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """From plain values, ``rule`` a mapping.
+    @property
+    def dense(self) -> str | None:
+        """The setting that needs a store of layout ``dense``, with its value, or None."""
+        if self.areas != "queries":
+            return f"distill.areas is {self.areas}"
+        return "distill.head is trainable" if self.head == "trainable" else None
 
-        Raises:
-            FD3DError: an unknown name, or a value out of range.
-        """
-        return from_mapping(cls, values, "distill", {"rule": lambda v: from_mapping(FocalRule, v, "distill.rule")})
+
+@dataclass(frozen=True)
+class FitNetsSettings(MethodSettings):
+    """L2 on whole maps (Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015).
+
+    The paper trains hints in a stage of their own and has no weight beside a detection loss. Ours: targets are standardised per
+    channel, so the error starts near 1 per map, and each term starts at about half of the detection loss (16).
+    """
+
+    section = "methods.fitnets"
+    compares_maps = True
+    w_pv: float = 2.0
+    """Weight of the pyramid's error, summed over levels."""
+    w_bev: float = 8.0
+    """Weight of the BEV map's error."""
+
+
+@dataclass(frozen=True)
+class CWDSettings(MethodSettings):
+    """Channel-wise distillation (Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021).
+
+    Temperature and weight per level as in the authors' code for the FPN of RetinaNet (pppppM/mmdetection-distiller,
+    cwd_retina_*). The divergence is a mean over channels and images and takes standardised targets, so both are kept, for
+    the BEV map too.
+    """
+
+    section = "methods.cwd"
+    compares_maps = True
+    w_pv: float = 5.0
+    """Weight of the pyramid's divergence, summed over levels."""
+    w_bev: float = 5.0
+    """Weight of the BEV map's divergence."""
+    tau: float = 1.0
+    """Temperature of the softmax over positions."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._positive("tau")
+
+
+@dataclass(frozen=True)
+class MGDSettings(MethodSettings):
+    """Masked Generative Distillation on whole maps (Yang et al., ECCV 2022), with the masked share of its detectors.
+
+    The published weight, 2e-5 on a sum over cells and channels of raw features, means nothing on other maps. As its users do,
+    weights are such that a term resembles the detection loss: with standardised targets and a mean error, half of it (16) at
+    the start.
+    """
+
+    section = "methods.mgd"
+    compares_maps = True
+    w_pv: float = 2.0
+    """Weight of the pyramid's error, summed over levels."""
+    w_bev: float = 8.0
+    """Weight of the BEV map's error."""
+    mask_ratio: float = 0.65
+    """Share of pixels hidden, the same ones in all channels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._share("mask_ratio")
+
+
+@dataclass(frozen=True)
+class FGDSettings(MethodSettings):
+    """Focal and Global Distillation (Yang et al., "Focal and Global Knowledge Distillation for Detectors", CVPR 2022).
+
+    Temperature and the four weights are the authors' for RetinaNet (yzd-v/FGD; their FCOS configs have 0.8 and 1.6 times the
+    weights). The terms are sums over 256 channels there and over fewer here, and on standardised targets still start near half
+    of the detection loss on each side; so the weights are kept.
+    """
+
+    section = "methods.fgd"
+    compares_maps = True
+    w_pv: float = 1.0
+    """Weight of the pyramid's terms, summed over levels."""
+    w_bev: float = 1.0
+    """Weight of the BEV map's terms."""
+    w_foreground: float = 0.001
+    """Weight inside annotated boxes (alpha)."""
+    w_background: float = 0.0005
+    """Weight outside of annotated boxes (beta)."""
+    w_attention: float = 0.001
+    """Weight of the attention masks' difference (gamma)."""
+    w_relation: float = 0.000005
+    """Weight of the global context's difference (lambda)."""
+    temperature: float = 0.5
+    """Temperature of the attention masks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._positive("temperature")
+
+
+@dataclass(frozen=True)
+class HeatmapSettings(MethodSettings):
+    """The HeatmapDistiller of FD3D's authors, the only distiller in their code (Zeng et al., CVPR 2023); all values as released.
+
+    Its Gaussians are drawn on 128x128 cells of 0.8 m over 102.4 m and resized to the 200x200 map. Ours: the cell in metres is
+    kept, whatever the range and the expert's map are, so that a Gaussian is as large beside an object as in the release
+    (100x100 cells on the embedded world).
+    """
+
+    section = "methods.heatmap"
+    compares_maps = True
+    w_pv: float = 0.25
+    """Weight of each level's cross-entropy, on raw features."""
+    w_bev: float = 0.1
+    """Weight of the BEV map's error."""
+    tau: float = 2.0
+    """Temperature of the softmax over positions."""
+    cell: float = 0.8
+    """Cell of the grid that Gaussians are drawn on, metres: 128 cells of the release's 102.4 m."""
+    min_overlap: float = 0.1
+    """Overlap of two boxes whose centres lie a radius apart (CornerNet, Law and Deng, 2018)."""
+    min_radius: int = 2
+    """Smallest radius, cells of that grid."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._positive("tau", "cell", "min_overlap")
+
+
+@dataclass(frozen=True)
+class ResponseSettings(MethodSettings):
+    """Response distillation, our form of DETRDistill (Chang et al., ICCV 2023) and KD-DETR (Wang et al., CVPR 2024).
+
+    Weights are those of the detection loss on the same quantities (DETR3D: 2.0 and 0.25).
+    """
+
+    section = "methods.response"
+    w_cls: float = 2.0
+    """Weight of the classification; in the matching cost too."""
+    w_box: float = 0.25
+    """Weight of the boxes; in the matching cost too."""
+    beta: float = 2.0
+    """Focusing power of the quality focal loss (Li et al., NeurIPS 2020)."""
+    min_score: float = 0.1
+    """Score below which an expert's box is no target."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.min_score < 1:
+            raise FD3DError(f"{self.section}.min_score is {self.min_score}; it is a score in (0, 1)")
+        self._at_least("beta", 0)
+
+
+METHODS: dict[str, type[MethodSettings]] = {
+    "cwd": CWDSettings,
+    FD3D: DistillSettings,
+    "fgd": FGDSettings,
+    "fitnets": FitNetsSettings,
+    "heatmap": HeatmapSettings,
+    "mgd": MGDSettings,
+    "response": ResponseSettings,
+}
+"""Settings by method; each has a file of its name in ``pipeline/distill/methods``."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pipeline.focal.areas import bev_footprints, project_boxes, pv_rectangles_to_cells, trust_map
-from pipeline.focal.rule import FocalRule
 from store_schema import StoreSchema
 
 from .losses import agreement, query_trust
+from .settings import DistillSettings
 
 # arrays (L, K, ...) that say what queries read
 _READ = {"bev": ("sampling", "attention"), "cameras": ("points", "camera_weights", "sampled"), "none": ()}
@@ -26,11 +26,6 @@ class ChannelScale:
 
     mean: Tensor
     std: Tensor
-
-    @classmethod
-    def from_manifest(cls, statistics: Mapping[str, Sequence[float]], device: torch.device) -> "ChannelScale":
-        """From a manifest's ``statistics`` entry."""
-        return cls(*(torch.tensor(statistics[key], dtype=torch.float32, device=device) for key in ("mean", "std")))
 
     def standardise(self, feature: Tensor) -> Tensor:
         """feature (..., C, H, W)."""
@@ -136,31 +131,29 @@ def make_targets(
     frames: Sequence[CachedFrame],
     metas: Sequence[Mapping[str, Any]],
     schema: StoreSchema,
-    manifest: Mapping[str, Any],
-    rule: FocalRule,
-    trust_threshold: float,
-    trust_power: float,
+    scales: Mapping[str, ChannelScale],
+    pc_range: Sequence[float],
+    settings: DistillSettings,
     levels: Sequence[int],
     device: torch.device,
     spans: Sequence[Spans | None] | None = None,
-    size_power: float = 0.0,
     truth: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
-    agreement_power: float = 0.0,
 ) -> ExpertTargets:
     """Targets of a batch.
 
-    Areas follow ``rule``, which is as tight as the store's or tighter, intersected with what is stored.
+    Areas follow ``settings.rule``, which is as tight as the store's or tighter, intersected with what is stored.
 
     Args:
         frames: per sample what the store's reader gives, decoded or not.
-        metas: per sample the metainfo of the apprentice's current frame: lidar2img to its unpadded image, pad_hw.
+        metas: per sample the metainfo of the student's current frame: lidar2img to its unpadded image, pad_hw.
+        scales: channel statistics by map, on ``device``: ``pv/LEVEL`` of every level, and ``bev`` of a stored one.
+        pc_range: (x0, y0, z0, x1, y1, z1) metres of the expert's BEV map.
+        settings: rule, trust, and its powers.
+        levels: pyramid levels wanted.
         spans: per sample what spans the areas in place of the expert's queries, None for all cells with trust 1.
-        size_power: of :func:`~pipeline.focal.trust_map`.
-        truth: per sample annotated boxes (n, 9), LiDAR frame, and class numbers (n,).
-        agreement_power: a query's trust is multiplied by its agreement with ``truth`` to this power; 0 does not ask.
+        truth: per sample annotated boxes (n, 9), LiDAR frame, and class numbers (n,), for ``settings.agreement_power``.
     """
-    pc_range, statistics = manifest["coordinates"]["pc_range"], manifest["statistics"]
-    scales = [ChannelScale.from_manifest(statistics[f"pv/{level}"], device) for level in levels]
+    rule, agreement_power, size_power = settings.rule, settings.agreement_power, settings.size_power
     kept = rule.num_queries
     raw: list[Tensor] = []
     bev_trust: list[Tensor] = []
@@ -171,7 +164,7 @@ def make_targets(
     for b, (frame, meta) in enumerate(zip(frames, metas, strict=True)):
         boxes = torch.from_numpy(frame["query/boxes"][:kept]).to(device)
         score = torch.from_numpy(frame["query/score"][:kept]).to(device)
-        trust = query_trust(score, max(trust_threshold, rule.min_score), trust_power)
+        trust = query_trust(score, max(settings.trust_threshold, rule.min_score), settings.trust_power)
         scored.append(trust)
         if agreement_power and truth is not None:
             label = torch.from_numpy(frame["query/label"][:kept]).to(device)
@@ -191,7 +184,7 @@ def make_targets(
         for slot, level in enumerate(levels):
             rows, cols, _, _ = schema.pv[level]
             feature, seen = dense_pv(frame, schema, level, device)
-            pv[slot].append(scales[slot].standardise(feature))
+            pv[slot].append(scales[f"pv/{level}"].standardise(feature))
             pv_trust[slot].append(seen.float())
             if span is not None:
                 stride = meta["pad_hw"][0] / rows
@@ -200,8 +193,7 @@ def make_targets(
     bev = None
     if schema.bev:
         stacked = torch.stack(raw)
-        scale = ChannelScale.from_manifest(statistics["bev"], device)
-        bev = BEVTargets(scale.standardise(stacked), stacked, torch.stack(bev_trust))
+        bev = BEVTargets(scales["bev"].standardise(stacked), stacked, torch.stack(bev_trust))
     agreed = None
     if agreement_power and truth is not None:
         agreed = torch.stack(trusts).sum() / torch.stack(scored).sum().clamp(min=1e-6)

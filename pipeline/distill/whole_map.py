@@ -74,7 +74,7 @@ class WholeMapDistiller(Distiller):
 
     def _compare(self, name: str, student: Tensor, expert: Tensor, data_samples: list[Det3DDataSample]) -> Tensor:
         if self.standardise:
-            expert = self.scale(name.replace("_", "/"), expert.device).standardise(expert)
+            expert = self.scale(name.replace("_", "/")).standardise(expert)
         return self.map_loss(name, self.align[name](student).float(), expert, data_samples)
 
     def map_loss(self, name: str, student: Tensor, expert: Tensor, data_samples: list[Det3DDataSample]) -> Tensor:

@@ -4,6 +4,7 @@ Everything is counted in whole cells and boxes, per frame, so that sums over fra
 """
 
 import csv
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -174,3 +175,18 @@ def write_curve(path: Path, counts: Counts) -> None:
             writer.writerow([k, round(float(np.mean(shares)), 5), *(round(float(share), 5) for share in shares)])
 
     write_atomically(path, write)
+
+
+def write_coverage(path: Path, frames: int, counts: Counts) -> None:
+    """JSON of the number of frames and :func:`summary`; beside it ``coverage.csv``, see :func:`write_curve`."""
+    text = json.dumps({"frames": frames, "coverage": summary(counts)}, indent=1)
+    write_atomically(path, lambda file: file.write(text + "\n"))
+    write_curve(path.with_name("coverage.csv"), counts)
+
+
+def lines(counts: Counts) -> list[str]:
+    """A line per map: share of its cells that is stored, and of the annotated boxes that is covered."""
+    return [
+        f"{name}: {shares['cells']:.1%} of all cells, covering {shares['boxes']:.1%} of the annotated boxes"
+        for name, shares in summary(counts).items()
+    ]

@@ -1,12 +1,15 @@
 """The dump: shards to whoever runs them, and what is left to do when all are written."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.frames import FrameSource
+from tqdm import tqdm
+
 from pipeline.data.index import FrameIndex
+from pipeline.data.source import FrameSource
 from pipeline.dumping.coverage import join_counts
 from pipeline.dumping.engine import InProcess, Progress
 from pipeline.dumping.moments import join_moments
@@ -15,7 +18,7 @@ from pipeline.dumping.session import Job, shard_tokens
 from pipeline.dumping.settings import ClusterSettings, DumpSettings
 from pipeline.expert import build_adapter
 from pipeline.models.build import load_config
-from store_schema import StoreWriter, open_storage
+from store_schema import OtherStoreError, StoreWriter, open_storage
 from store_schema.storage import LocalStorage, Storage
 
 
@@ -37,6 +40,7 @@ def dump(
     workers: int = 1,
     scenes: Sequence[str] | None = None,
     cluster: ClusterSettings | None = None,
+    replace_other: bool = False,
 ) -> dict[str, Any]:
     """Write the store; a killed dump goes on with the shards that are missing.
 
@@ -46,13 +50,15 @@ def dump(
         workers: processes that decode images; on a cluster threads of each worker.
         scenes: names to restrict the dump to.
         cluster: who runs the expert, by default this process.
+        replace_other: delete a store that another expert, config or index made, saying what differs; otherwise refuse it.
 
     Returns:
         ``frames``, their number, and ``coverage``, counts of the focal areas (:mod:`pipeline.dumping.coverage`).
 
     Raises:
         FD3DError: bad input, features that are not finite (with the frame's token), or the cluster is gone.
-        StoreError: the store was made by another expert, config or index, is being written, or the disk is full.
+        OtherStoreError: the store was made by another expert, config or index.
+        StoreError: the store is being written, or the disk is full.
     """
     cluster = cluster or ClusterSettings()
     storage = open_storage(out)
@@ -72,7 +78,8 @@ def dump(
     with make_engine(cluster) as engine:
         schema, constants = engine.probe(job, next(iter(tokens.values()))[0])
         manifest = make_manifest(cfg, config, checkpoint, index, source, settings)
-        with StoreWriter(storage, schema, manifest, tokens, settings.frames_per_shard) as writer:
+        writer = StoreWriter(storage, schema, manifest, tokens, settings.frames_per_shard)
+        with opened(writer, replace_other):
             writer.write_constants(constants)
             pending = writer.pending()
             total = sum(map(len, tokens.values()))
@@ -82,3 +89,24 @@ def dump(
             sums = writer.sums()
             writer.finalise(join_moments(shard["moments"] for shard in sums))
     return {"frames": total, "coverage": join_counts(shard["coverage"] for shard in sums)}
+
+
+@contextmanager
+def opened(writer: StoreWriter, replace_other: bool) -> Iterator[None]:
+    """A store open for writing; one that another dump made is deleted first where ``replace_other`` says so.
+
+    Raises:
+        OtherStoreError: another dump made the store, and ``replace_other`` is not set.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(writer)
+        except OtherStoreError as error:
+            if not replace_other:
+                raise
+            tqdm.write(
+                f"{writer.storage} was made with {error.field} = {error.stored}, now it is {error.wanted}: it is deleted"
+            )
+            writer.storage.clear()
+            stack.enter_context(writer)
+        yield

@@ -9,8 +9,8 @@ from typing import Any
 from mmengine.config import Config
 
 from pipeline.data import CAMERAS
-from pipeline.data.frames import FrameSource
 from pipeline.data.index import FrameIndex
+from pipeline.data.source import FrameSource
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.expert import BEVReading, CameraReading, ExpertFrame
@@ -49,8 +49,8 @@ def schema_of(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
         layout=settings.layout,
         values=settings.values,
         layers=layers,
-        bev_kmax=0 if bev is None else max(1, round(settings.bev_capacity * bev[0] * bev[1])),
-        pv_kmax=[max(1, round(settings.pv_capacity * len(CAMERAS) * h * w)) for h, w, _, _ in levels],
+        bev_kmax=0 if bev is None else bev[0] * bev[1],
+        pv_kmax=[len(CAMERAS) * h * w for h, w, _, _ in levels],
         **reading,
     )
 

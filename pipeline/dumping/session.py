@@ -15,7 +15,8 @@ from mmdet3d.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from pipeline.data.frames import FrameSource, collate, frame_dataset
+from pipeline.data.frames import collate, frame_dataset
+from pipeline.data.source import FrameSource
 from pipeline.dumping.coverage import Annotated, Counts, frame_coverage, join_counts, to_plain
 from pipeline.dumping.moments import shard_moments
 from pipeline.dumping.recipe import library_versions, schema_of

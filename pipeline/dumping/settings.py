@@ -22,10 +22,6 @@ class DumpSettings:
     """Last decoder layers whose reading is stored, and whose positions' cells; all by default."""
     frames_per_shard: int = 40
     """Rows of one shard; a shard holds whole scenes, so this is at least the longest scene."""
-    bev_capacity: float = 1.0
-    """Largest share of BEV cells that a frame may store; bounds the padded length, costs no space."""
-    pv_capacity: float = 1.0
-    """The same for the cells of each pyramid level over all cameras."""
     autocast: str | None = None
     """``bf16`` or ``fp16`` on a GPU."""
     seed: int = 0
@@ -42,9 +38,6 @@ class DumpSettings:
             )
         if self.layers is not None and self.layers < 1:
             raise FD3DError(f"dump.layers is {self.layers}; it must be at least 1, or null for all layers")
-        for name in ("bev_capacity", "pv_capacity"):
-            if not 0 < getattr(self, name) <= 1:
-                raise FD3DError(f"dump.{name} is {getattr(self, name)}; it is a share in (0, 1]")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from pipeline.data.frames import FrameSource, frame_batches
+from pipeline.data.frames import frame_batches
+from pipeline.data.source import FrameSource
 
 
 @torch.no_grad()

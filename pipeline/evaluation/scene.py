@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.frames import FrameSource
 from pipeline.data.index import Frame, FrameIndex, build_index
+from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.submission import to_submission

@@ -31,6 +31,10 @@ class FocalRule:
         """Plain values for a manifest."""
         return asdict(self)
 
+    def of_store(self, layout: str) -> "FocalRule":
+        """Areas that a store made by this rule covers: one of layout ``dense`` covers every margin and score."""
+        return self if layout == "focal" else FocalRule(self.num_queries, 0.0, float("inf"), float("inf"))
+
     def check_covers(self, wanted: "FocalRule") -> None:
         """Refuse a rule that needs cells which a store made by this one lacks.
 

@@ -4,37 +4,27 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from pipeline.distill.settings import PLAIN
 from pipeline.errors import FD3DError
 from pipeline.models.build import file_sha256, load_config
+from pipeline.profile import Profile, parse_profile
+from pipeline.settings import mapping, merged, read_yaml
 
 Params = dict[str, Any]
 EXPERT = "expert"
 """Method of the rows that hold an expert's own metrics."""
-PLAIN, FD3D = "plain", "fd3d"
 _FAMILY = "FAMILY"  # stands for the row's family in an override's key or text
 _ROW_KEYS = {"method", "store", "expert"}
 _OVERRIDES = {"distill", "methods", "families"}
 _GRID_KEYS = {"profile", "runs", "table", "experts", "stores", "experiments"}
 _GROUP_KEYS = {"families", "seeds", "rows", "store"}
-_METHODS = Path(__file__).parents[2] / "configs" / "distill"  # default settings of the other distillers
 _INCIDENTAL = ("workers", "checkpoint_every", "cache_mb", "snapshots")  # of a training's settings
-
-
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Params:
-    """``base`` with the values of ``over``, mappings merged at every depth; neither is changed."""
-    out = copy.deepcopy(dict(base))
-    for key, value in over.items():
-        old = out.get(key)
-        out[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else copy.deepcopy(value)
-    return out
 
 
 def _for_family(value: Any, family: str) -> Any:
@@ -117,22 +107,6 @@ class Training:
         )
 
 
-def _section(values: Any, where: str, known: Collection[str] | None = None) -> Params:
-    """A mapping of the grid.
-
-    Raises:
-        FD3DError: it is none, or has unknown names.
-    """
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise FD3DError(f"{where} is '{values}'; it must be a mapping")
-    unknown = [name for name in values if known is not None and name not in known]
-    if unknown:
-        raise FD3DError(f"{where}.{unknown[0]} is no setting; there are {', '.join(sorted(known or ()))}")
-    return values
-
-
 def _seeds(values: Any, where: str) -> list[int]:
     """Seeds of a list, a number, or a text as '0-4'."""
     span = re.fullmatch(r"(\d+)-(\d+)", values) if isinstance(values, str) else None
@@ -142,16 +116,6 @@ def _seeds(values: Any, where: str) -> list[int]:
     if not all(isinstance(seed, int) for seed in seeds):
         raise FD3DError(f"{where} is '{values}'; give a list of numbers, or first-last")
     return seeds
-
-
-def _yaml(path: Path) -> Params:
-    if not path.is_file():
-        raise FD3DError(f"{path} does not exist; run from the project's root")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise FD3DError(f"{path} is no YAML: {str(error).splitlines()[0]}") from error
-    return _section(content, str(path))
 
 
 class Grid:
@@ -165,27 +129,27 @@ class Grid:
     """
 
     def __init__(self, path: Path) -> None:
-        values = _section(_yaml(path), str(path), _GRID_KEYS)
+        values = mapping(read_yaml(path), str(path), _GRID_KEYS)
         for key in sorted(_GRID_KEYS):
             if key not in values:
                 raise FD3DError(f"{path} has no '{key}'")
         self.profile_path = Path(values["profile"])
-        self.profile = _yaml(self.profile_path)
-        for section in ("data", "families"):
-            if not isinstance(self.profile.get(section), dict):
-                raise FD3DError(f"{self.profile_path} has no section '{section}'")
+        self.profile = read_yaml(self.profile_path)
+        parse_profile(self.profile, self.profile_path)
         self.runs, self.table = Path(values["runs"]), Path(values["table"])
         self.experts = {
-            name: _section(v, f"experts.{name}", ("snapshot", "config"))
-            for name, v in _section(values["experts"], "experts").items()
+            name: mapping(v, f"experts.{name}", ("snapshot", "config"))
+            for name, v in mapping(values["experts"], "experts").items()
         }
         self.stores = {
-            name: _section(v, f"stores.{name}", ("focal", "dump"))
-            for name, v in _section(values["stores"], "stores").items()
+            name: mapping(v, f"stores.{name}", ("focal", "dump"))
+            for name, v in mapping(values["stores"], "stores").items()
         }
         if not self.experts:
             raise FD3DError(f"{path} has no experts")
-        self.trainings = self._trainings(_section(values["experiments"], "experiments"))
+        self.trainings = self._trainings(mapping(values["experiments"], "experiments"))
+        for training in self.trainings:
+            self._check(training)
 
     @property
     def index(self) -> Path:
@@ -207,14 +171,14 @@ class Grid:
     def _expanded(self, groups: Params) -> Iterator[tuple[Training, tuple[str, str]]]:
         for group, body in groups.items():
             where = f"experiments.{group}"
-            body = _section(body, where, _GROUP_KEYS)
+            body = mapping(body, where, _GROUP_KEYS)
             seeds = _seeds(body.get("seeds", [0]), f"{where}.seeds")
             for family in body.get("families", list(self.profile["families"])):
                 if family not in self.profile["families"]:
                     raise FD3DError(f"{where}.families: {self.profile_path} has no family '{family}'")
                 used: dict[str, None] = {}
                 students = []
-                for name, row in _section(body.get("rows"), f"{where}.rows").items():
+                for name, row in mapping(body.get("rows"), f"{where}.rows").items():
                     for training, label in self._row(f"{where}.rows.{name}", str(name), row, family, body.get("store")):
                         used[training.expert] = None
                         students += [(training, label, seed) for seed in seeds]
@@ -232,7 +196,7 @@ class Grid:
 
     def _row(self, where: str, name: str, row: Any, family: str, store: str | None) -> Iterator[tuple[Training, str]]:
         """A row's trainings: one, or one for each of its experts."""
-        row = _section(row, where, _ROW_KEYS | _OVERRIDES)
+        row = mapping(row, where, _ROW_KEYS | _OVERRIDES)
         method = row.get("method", name)
         overrides = _for_family({key: row[key] for key in _OVERRIDES if key in row}, family)
         recipe = None if method == PLAIN else row.get("store", store)
@@ -243,6 +207,34 @@ class Grid:
             if expert not in self.experts:
                 raise FD3DError(f"{where}.expert is '{expert}'; there are {', '.join(self.experts)}")
             yield Training(family, method, 0, expert, recipe, overrides), f"{name}-{expert}" if several else name
+
+    def _check(self, training: Training) -> None:
+        """Parse all settings of a training, and see that its store is one that its method reads.
+
+        Raises:
+            FD3DError: naming the row.
+        """
+        try:
+            profile = self.parsed(training)
+            if training.method == EXPERT:
+                return
+            settings = profile.method(training.method, profile.family(training.family))
+            if getattr(settings, "compares_maps", False) and profile.dump.layout != "dense":
+                raise FD3DError(
+                    f"{training.method} compares whole maps, but store '{training.store}' is of layout {profile.dump.layout}"
+                )
+        except FD3DError as error:
+            group, row = training.rows[0]
+            raise FD3DError(f"experiments.{group}.rows.{row}: {error}") from error
+
+    def parsed(self, training: Training) -> Profile:
+        """The profile of a training, its settings parsed."""
+        values = self.params(training)
+        # the expert of the sweep's own run may not be there yet, and is checked when it is needed
+        values["families"][training.family][EXPERT]["config"] = self.profile["families"][training.family][EXPERT][
+            "config"
+        ]
+        return parse_profile(values, self.profile_path)
 
     def trained_expert(self, family: str) -> Path:
         """Folder of the profile's expert, trained or taken by ``fd3d expert``."""
@@ -286,14 +278,13 @@ class Grid:
             FileNotFoundError: the index or the expert is not there yet.
             FD3DError: the expert's config cannot be read.
         """
-        values = self.params(Training(family, "", 0, expert, recipe, {}))
+        profile = self.parsed(Training(family, "", 0, expert, recipe, {}))
         return short_hash(
             {
                 "index": sha256(self.index),
-                "split": values["data"]["train"],
+                "split": profile.data.train,
                 "expert": self._expert_facts(family, expert),
-                "focal": values["focal"],
-                "dump": values["dump"],
+                "dump": asdict(profile.dump),
             }
         )
 
@@ -304,32 +295,29 @@ class Grid:
     def config_hash(self, training: Training) -> str:
         """Of everything but the code that decides a training's result: 12 hexadecimal digits.
 
-        Resolved configs, parameters, seed, the index's and the expert's SHA-256, and what decides the store's contents.
+        Resolved configs, parsed settings with their defaults, seed, the index's and the expert's SHA-256, and what decides
+        the store's contents.
 
         Raises:
             FileNotFoundError: the index or the expert is not there yet.
             FD3DError: a config cannot be read.
         """
-        values = self.params(training)
+        profile = self.parsed(training)
         facts: Params = {
             "family": training.family,
             "method": training.method,
             "seed": training.seed,
             "index": sha256(self.index),
-            "splits": [values["data"]["train"], values["data"]["val"]],
+            "splits": [profile.data.train, profile.data.val],
         }
         if training.method == EXPERT:
             return short_hash(facts | {"expert": self._expert_facts(training.family, training.expert)})
-        apprentice = values["families"][training.family]["apprentice"]
-        run = {k: v for k, v in apprentice.get("train", {}).items() if k not in (*_INCIDENTAL, "seed")}
-        facts |= {"apprentice": apprentice | {"train": run}, "config": resolved_config(apprentice["config"])}
+        family = profile.family(training.family)
+        run = {k: v for k, v in asdict(family.apprentice.train).items() if k not in (*_INCIDENTAL, "seed")}
+        facts |= {"train": run, "config": resolved_config(family.apprentice.config)}
         if self.needs_expert(training):
             facts["expert"] = self._expert_facts(training.family, training.expert)
-        if training.method == FD3D:
-            facts["settings"] = values["distill"]
-        elif training.method != PLAIN or self.needs_expert(training):
-            file = _METHODS / f"{training.method}.yaml"
-            facts["settings"] = [_yaml(file) if file.is_file() else {}, values.get("methods", {}).get(training.method)]
+        facts["settings"] = asdict(profile.method(training.method, family))
         if training.store:
             facts["store"] = self.store_hash(training.family, training.expert, training.store)
         return short_hash(facts)

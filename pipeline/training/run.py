@@ -16,13 +16,14 @@ from mmengine.dist import get_world_size, is_main_process
 from mmengine.runner import Runner
 from torch import nn
 
-from pipeline.data.frames import FrameSource, frame_dataset
+from pipeline.data.frames import frame_dataset
+from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 from pipeline.models.build import file_sha256
 from pipeline.models.checkpoints import save_checkpoint
 from pipeline.training.hooks import unwrapped
-from pipeline.training.settings import Inheritance, RunSettings
+from pipeline.training.settings import Inheritance, RunSettings, read_schedule
 
 
 def _schedulers(policy: str, lr: float, max_iters: int, warmup: int) -> list[dict]:
@@ -94,7 +95,7 @@ def train(
         raise FD3DError(
             f"the expert's checkpoint {inheritance.checkpoint} does not exist; run the expert stage, or inherit nothing"
         )
-    schedule = cfg.schedule
+    schedule = read_schedule(cfg)
     max_iters = settings.max_iters or schedule.max_iters
     if max_iters < 4:
         raise FD3DError(f"max_iters is {max_iters}; a schedule with warm-up and decay needs at least 4")
@@ -184,4 +185,11 @@ def train(
             leftover.unlink()
         (work_dir / "last_checkpoint").unlink(missing_ok=True)
         recipe_file.unlink(missing_ok=True)
+    return facts
+
+
+def write_facts(out: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write facts on a training as ``train.json`` beside its checkpoint, and return them."""
+    if is_main_process():
+        write_atomically(out.with_name("train.json"), lambda file: json.dump(facts, file, indent=1))
     return facts

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks.online import FINEST_FIRST, compare, largest_difference, make_world
+from pipeline.distill.settings import DistillSettings
 from pipeline.focal.rule import FocalRule
+from pipeline.profile import ExpertSettings, Family, StudentSettings
 
 
 def test_the_largest_difference_is_relative_to_the_wanted_curve():
@@ -18,14 +20,12 @@ def test_the_largest_difference_is_relative_to_the_wanted_curve():
 @pytest.mark.parametrize("family", ["bevformer", "detr3d"])
 def test_trainings_with_cached_and_online_expert_end_with_the_same_bits(tmp_path: Path, project: Path, family):
     prefix = "" if family == "bevformer" else "detr3d_"
-    pair = {
-        "expert": {
-            "config": project / f"configs/world/{prefix}expert.py",
-            "checkpoint": project / f"checkpoints/world_{prefix}expert.pth",
-        },
-        "apprentice": {"config": project / f"configs/world/{prefix}apprentice.py"},
-    }
-    found = compare(family, pair, {}, FocalRule(), make_world(tmp_path, 2, 3), tmp_path, steps=4, frames=3)
+    expert = ExpertSettings(
+        project / f"configs/world/{prefix}expert.py", project / f"checkpoints/world_{prefix}expert.pth"
+    )
+    student = StudentSettings(project / f"configs/world/{prefix}apprentice.py")
+    pair = Family(family, expert, student, DistillSettings(inherit=()))
+    found = compare(pair, FocalRule(), make_world(tmp_path, 2, 3), tmp_path, steps=4, frames=3)
     assert list(found) == ["online", *FINEST_FIRST]
     online, finest, coarsest = (found[name] for name in ("online", FINEST_FIRST[0], "uint8"))
     assert finest[1] and set(largest_difference(finest[0], online[0], 1).values()) == {0.0}

@@ -1,6 +1,8 @@
 """On a GPU every training computes the CPU's losses and gradients."""
 
 import copy
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from pipeline.distill.build import distiller_config
 from pipeline.distill.loading import cached_targets
 from pipeline.distill.methods import method_names
 from pipeline.models.build import load_config
-from stages.train import method_settings
+from pipeline.profile import read_profile
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 APPRENTICES = {"bevformer": "apprentice", "detr3d": "detr3d_apprentice"}
@@ -27,15 +29,16 @@ def float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_computes_the_losses_of_the_cpu(project, source, dense_stores, method, family):
     store = dense_stores[family]
     cfg = load_config(project / f"configs/world/{APPRENTICES[family]}.py")
-    values = method_settings(project / "params.yaml", family, method)[0]
+    profile = read_profile(project / "params.yaml")
+    settings: Any = profile.method(method, profile.family(family))
     if method in ("fd3d", "mgd"):  # random masks differ by device
-        values = values | {"mask_ratio": 0.0}
+        settings = replace(settings, mask_ratio=0.0)
     data = DATASETS.build(frame_dataset(cfg, source, train=True, targets=cached_targets(store)))
     items = collate([data[1], data[5]])
     results = {}
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
-        model = MODELS.build(distiller_config(cfg, store, method, values))
+        model = MODELS.build(distiller_config(cfg, store, method, settings))
         model.init_weights()
         model.to(device).eval()  # without dropout
         losses = model(**model.data_preprocessor(copy.deepcopy(items)), mode="loss")

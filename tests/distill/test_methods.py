@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,12 +24,13 @@ from pipeline.distill.methods.cwd import channel_divergence
 from pipeline.distill.methods.fgd import attention_masks, focal_terms
 from pipeline.distill.methods.heatmap import HeatmapSettings, channel_cross_entropy, object_gaussians
 from pipeline.distill.methods.response import quality_focal_loss
+from pipeline.distill.settings import METHODS
 from pipeline.distill.whole_map import WholeMapDistiller
 from pipeline.errors import FD3DError
 from pipeline.models.boxes import encode_boxes
 from pipeline.models.build import load_config
 from pipeline.models.query_head import HeadOutput
-from stages.train import DISTILL_CONFIGS, method_settings
+from pipeline.profile import read_profile
 from store_schema import StoreReader
 
 APPRENTICES = {"bevformer": "apprentice", "detr3d": "detr3d_apprentice"}
@@ -38,8 +40,9 @@ WHOLE_MAP = [name for name in method_names() if issubclass(load_method(name), Wh
 def build(project: Path, store: Path, method: str, family: str = "bevformer", **settings):
     cfg = load_config(project / f"configs/world/{APPRENTICES[family]}.py")
     torch.manual_seed(0)
-    values = method_settings(project / "params.yaml", family, method)[0] | settings
-    model = MODELS.build(distiller_config(cfg, store, method, values))
+    profile = read_profile(project / "params.yaml")
+    own = profile.method(method, profile.family(family)) if method in METHODS else load_method(method).settings_type()
+    model = MODELS.build(distiller_config(cfg, store, method, replace(own, **settings)))
     model.init_weights()
     return cfg, model
 
@@ -244,28 +247,10 @@ def test_wrong_settings_are_refused(project, dense_stores, method, settings, mes
         build(project, dense_stores["bevformer"], method, **settings)
 
 
-def test_every_method_has_its_file_of_settings_with_known_names():
-    files = {file.stem: yaml.safe_load(file.read_text()) for file in DISTILL_CONFIGS.glob("*.yaml")}
-    assert files.keys() == set(method_names()) - {"fd3d"}
-    for name, values in files.items():
-        assert values.pop("inherit") == ["pts_bbox_head"]
-        load_method(name).settings_type.from_dict(values)
-
-
-def test_settings_of_a_profile_override_those_of_files_and_families_those_of_the_profile(tmp_path, project):
-    params = yaml.safe_load((project / "params.yaml").read_text())
-    params["methods"] = {"cwd": {"tau": 3.0}}
-    params["families"]["detr3d"]["distill"] = {"w_fine": 4.0, "rule": {"num_queries": 10}}
-    path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(params))
-    assert method_settings(path, "detr3d", "cwd") == ({"tau": 3.0, "w_pv": 5.0, "w_bev": 5.0}, ("pts_bbox_head",))
-    whole = {name: value for name, value in params["distill"].items() if name != "inherit"}
-    assert method_settings(path, "bevformer", "fd3d") == (whole, ("pts_bbox_head",))
-    own, _ = method_settings(path, "detr3d", "fd3d")
-    assert own == whole | {"w_fine": 4.0, "rule": params["distill"]["rule"] | {"num_queries": 10}}
-    path.write_text(yaml.safe_dump(params | {"methods": {"magic": {}}}))
-    with pytest.raises(FD3DError, match="methods.magic is no method; there are plain, cwd, fgd"):
-        method_settings(path, "bevformer", "cwd")
+def test_every_method_has_its_settings_beside_the_others():
+    assert list(METHODS) == method_names()
+    assert all(load_method(name).settings_type is kind for name, kind in METHODS.items())
+    assert [name for name, kind in METHODS.items() if kind.compares_maps] == WHOLE_MAP
 
 
 METHOD = """

@@ -8,8 +8,8 @@ import pytest
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory):
     """Six training scenes of two frames."""
-    from pipeline.data.frames import FrameSource
     from pipeline.data.index import build_index
+    from pipeline.data.source import FrameSource
     from pipeline.data.world.config import WorldConfig
     from pipeline.data.world.generate import generate_world
 

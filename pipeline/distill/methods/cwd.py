@@ -1,33 +1,11 @@
 """Channel-wise distillation (Shu et al., ICCV 2021): where on the map a channel is active."""
 
-from dataclasses import dataclass
-
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
 from torch import Tensor
 
-from pipeline.errors import FD3DError
-
-from ..settings import MethodSettings
+from ..settings import CWDSettings
 from ..whole_map import WholeMapDistiller
-
-
-@dataclass(frozen=True)
-class CWDSettings(MethodSettings):
-    """Temperature and weights."""
-
-    section = "methods.cwd"
-    w_pv: float = 5.0
-    """Of the pyramid's divergence, summed over levels."""
-    w_bev: float = 5.0
-    """Of the BEV map's divergence."""
-    tau: float = 1.0
-    """Temperature of the softmax over positions."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.tau <= 0:
-            raise FD3DError(f"{self.section}.tau is {self.tau}; it must be positive")
 
 
 def channel_divergence(student: Tensor, expert: Tensor, tau: float) -> Tensor:

@@ -47,11 +47,12 @@ class FocalDistiller(Distiller):
 
     def __init__(self, bev_size: tuple[int, int] | None, bev_channels: int, pv_channels: int, **kwargs: Any) -> None:
         super().__init__(bev_size=bev_size, bev_channels=bev_channels, pv_channels=pv_channels, **kwargs)
-        check_store_covers(self.manifest, self.settings.rule)
+        stored = FocalRule(**self.manifest["focal"]).of_store(self.schema.layout)
+        stored.check_covers(self.settings.rule)
         self.head = self._trainable_head(kwargs["student"]["pts_bbox_head"])
         if self.settings.areas != "queries" and self.schema.layout != "dense":
             raise FD3DError(
-                f"distill.areas is {self.settings.areas}, but store {self.store} holds the cells around the expert's queries "
+                f"distill.areas is {self.settings.areas}, but store {self.store} includes the cells around the expert's queries "
                 "only; dump one with dump.layout: dense"
             )
         if self.head is None:
@@ -159,21 +160,10 @@ class FocalDistiller(Distiller):
         truth: tuple[list[Tensor], list[Tensor]] | None = None,
     ) -> ExpertTargets:
         """Dense targets of a batch of cached frames; ``spans``, ``truth`` as of :func:`~pipeline.distill.targets.make_targets`."""
-        s = self.settings
+        scales = {name: self.scale(name) for name in self.scaled}
+        pc_range = self.manifest["coordinates"]["pc_range"]
         return make_targets(
-            frames,
-            metas,
-            self.schema,
-            self.manifest,
-            s.rule,
-            s.trust_threshold,
-            s.trust_power,
-            self.levels,
-            device,
-            spans,
-            s.size_power,
-            truth,
-            s.agreement_power,
+            frames, metas, self.schema, scales, pc_range, self.settings, self.levels, device, spans, truth
         )
 
     def _as_agreed(self, losses: dict[str, Tensor], targets: ExpertTargets) -> dict[str, Tensor]:
@@ -225,7 +215,7 @@ class FocalDistiller(Distiller):
                 locations=queries["sampling"][:, layers],
                 attention=queries["attention"][:, layers],
             )
-            read_s = read(self.scale("bev", targets.trust.device).restore(generated_bev.float()))
+            read_s = read(self.scale("bev").restore(generated_bev.float()))
             with torch.no_grad():
                 read_t = read(targets.bev.raw)
         elif self.fine == "cameras":
@@ -247,7 +237,7 @@ class FocalDistiller(Distiller):
         """The expert's standardised map ``name`` from the student's (N, C, H, W), seen where ``visible`` (N, H, W) is 1."""
         generated: Tensor = generator(student * visible[:, None], cells)
         if self.settings.residual:
-            generated = generated + self.scale(name, student.device).standardise(student) * visible[:, None]
+            generated = generated + self.scale(name).standardise(student) * visible[:, None]
         return generated
 
     def _generate_pv(
@@ -268,7 +258,7 @@ class FocalDistiller(Distiller):
                 cells = inside | sampling_neighbours(positions, self.schema.pv[level][:2])
             generated = self._generate(self.pv_generators[slot], f"pv/{level}", student, hidden, cells)
             loss = loss + masked_generation_loss(generated, target.flatten(0, 1), trust.flatten(0, 1))
-            scale = self.scale(f"pv/{level}", trust.device)
+            scale = self.scale(f"pv/{level}")
             generated_pv.append(scale.restore(generated.float()).unflatten(0, trust.shape[:2]))
         return generated_pv, loss
 
@@ -294,15 +284,3 @@ class FocalDistiller(Distiller):
 def lidar2img(metas: list[dict[str, Any]], device: torch.device) -> Tensor:
     """Projections of a batch's current frames, (B, V, 4, 4)."""
     return torch.stack([torch.as_tensor(meta["lidar2img"]) for meta in metas]).to(device)
-
-
-def check_store_covers(manifest: dict[str, Any], rule: FocalRule) -> None:
-    """Refuse areas that need cells which the store lacks; a dense store covers every margin.
-
-    Raises:
-        FD3DError: naming the setting and what the store covers.
-    """
-    stored = FocalRule(**manifest["focal"])
-    if manifest["schema"]["layout"] == "dense":
-        stored = FocalRule(stored.num_queries, 0.0, float("inf"), float("inf"))
-    stored.check_covers(rule)

@@ -1,6 +1,5 @@
 """Focal and Global Distillation (Yang et al., CVPR 2022): objects apart from background, by the expert's attention."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,37 +7,9 @@ from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
 from torch import Tensor, nn
 
-from pipeline.errors import FD3DError
-
 from ..foreground import area_weights, object_cells
-from ..settings import MethodSettings
+from ..settings import FGDSettings
 from ..whole_map import WholeMapDistiller
-
-
-@dataclass(frozen=True)
-class FGDSettings(MethodSettings):
-    """Temperature and weights; the terms' are those of RetinaNet in the authors' code."""
-
-    section = "methods.fgd"
-    w_pv: float = 1.0
-    """Of the pyramid's terms, summed over levels."""
-    w_bev: float = 1.0
-    """Of the BEV map's terms."""
-    w_foreground: float = 0.001
-    """Inside annotated boxes (alpha)."""
-    w_background: float = 0.0005
-    """Outside of them (beta)."""
-    w_attention: float = 0.001
-    """Of the attention masks' difference (gamma)."""
-    w_relation: float = 0.000005
-    """Of the global context's difference (lambda)."""
-    temperature: float = 0.5
-    """Of the attention masks."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.temperature <= 0:
-            raise FD3DError(f"{self.section}.temperature is {self.temperature}; it must be positive")
 
 
 def attention_masks(feature: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -1,24 +1,11 @@
 """L2 on whole maps: FitNets' hints (Romero et al., ICLR 2015), in the form that detectors use."""
 
-from dataclasses import dataclass
-
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
 from torch import Tensor
 
-from ..settings import MethodSettings
+from ..settings import FitNetsSettings
 from ..whole_map import WholeMapDistiller
-
-
-@dataclass(frozen=True)
-class FitNetsSettings(MethodSettings):
-    """Weights; the paper trains hints alone first, so it has none."""
-
-    section = "methods.fitnets"
-    w_pv: float = 1.0
-    """Of the pyramid's error, summed over levels."""
-    w_bev: float = 1.0
-    """Of the BEV map's error."""
 
 
 @MODELS.register_module()

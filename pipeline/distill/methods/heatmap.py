@@ -1,7 +1,5 @@
 """The HeatmapDistiller of FD3D's authors, the only distiller in their release: cross-entropy on the pyramid, Gaussians on BEV."""
 
-from dataclasses import dataclass
-
 import torch
 from mmdet3d.models.utils import draw_heatmap_gaussian, gaussian_radius
 from mmdet3d.registry import MODELS
@@ -9,36 +7,10 @@ from mmdet3d.structures import Det3DDataSample
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from pipeline.errors import FD3DError
 from pipeline.models.detector import gt_tensors
 
-from ..settings import MethodSettings
+from ..settings import HeatmapSettings
 from ..whole_map import WholeMapDistiller
-
-
-@dataclass(frozen=True)
-class HeatmapSettings(MethodSettings):
-    """As released."""
-
-    section = "methods.heatmap"
-    w_pv: float = 0.25
-    """Of each level's cross-entropy."""
-    w_bev: float = 0.1
-    """Of the BEV map's error."""
-    tau: float = 2.0
-    """Temperature of the softmax over positions."""
-    cell: float = 0.8
-    """Cell of the grid that Gaussians are drawn on, metres: 128 cells of the release's 102.4 m."""
-    min_overlap: float = 0.1
-    """Overlap of two boxes whose centres lie a radius apart (CornerNet, Law and Deng, 2018)."""
-    min_radius: int = 2
-    """Smallest radius, cells of that grid."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("tau", "cell", "min_overlap"):
-            if getattr(self, name) <= 0:
-                raise FD3DError(f"{self.section}.{name} is {getattr(self, name)}; it must be positive")
 
 
 def channel_cross_entropy(student: Tensor, expert: Tensor, tau: float) -> Tensor:

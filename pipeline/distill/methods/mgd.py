@@ -1,6 +1,5 @@
 """Masked Generative Distillation on whole maps (Yang et al., ECCV 2022)."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,30 +7,10 @@ from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
 from torch import Tensor, nn
 
-from pipeline.errors import FD3DError
-
 from ..generators import FeatureGenerator
 from ..losses import block_mask
-from ..settings import MethodSettings
+from ..settings import MGDSettings
 from ..whole_map import WholeMapDistiller
-
-
-@dataclass(frozen=True)
-class MGDSettings(MethodSettings):
-    """Share of hidden pixels and weights."""
-
-    section = "methods.mgd"
-    w_pv: float = 1.0
-    """Of the pyramid's error, summed over levels."""
-    w_bev: float = 1.0
-    """Of the BEV map's error."""
-    mask_ratio: float = 0.65
-    """Share of pixels hidden, the same ones in all channels."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.mask_ratio <= 1:
-            raise FD3DError(f"{self.section}.mask_ratio is {self.mask_ratio}; it must be in 0..1")
 
 
 @MODELS.register_module()

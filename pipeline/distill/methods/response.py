@@ -3,8 +3,6 @@
 Our form of what DETRDistill (Chang et al., ICCV 2023) and KD-DETR (Wang et al., CVPR 2024) do with the expert's predictions.
 """
 
-from dataclasses import dataclass
-
 import torch
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
@@ -17,30 +15,8 @@ from pipeline.models.matching import match
 from pipeline.models.query_head import HeadOutput
 
 from ..base import Distiller, StudentOutputs
-from ..settings import MethodSettings
+from ..settings import ResponseSettings
 from ..targets import CachedFrame
-
-
-@dataclass(frozen=True)
-class ResponseSettings(MethodSettings):
-    """Weights, as the detection loss has them, and which of the expert's boxes count."""
-
-    section = "methods.response"
-    w_cls: float = 2.0
-    """Of the classification; in the matching cost too."""
-    w_box: float = 0.25
-    """Of the boxes; in the matching cost too."""
-    beta: float = 2.0
-    """Focusing power of the quality focal loss (Li et al., 2020)."""
-    min_score: float = 0.1
-    """Expert boxes below this score are no targets."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.min_score < 1:
-            raise FD3DError(f"{self.section}.min_score is {self.min_score}; it is a score in (0, 1)")
-        if self.beta < 0:
-            raise FD3DError(f"{self.section}.beta is {self.beta}; it must not be negative")
 
 
 def quality_focal_loss(logits: Tensor, target: Tensor, beta: float) -> Tensor:

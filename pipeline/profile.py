@@ -1,0 +1,234 @@
+"""The profile, ``params.yaml``: read once, and checked whole before any stage works."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.source import FrameSource
+from pipeline.data.world.config import WorldConfig
+from pipeline.distill.settings import FD3D, METHODS, PLAIN, DistillSettings, MethodSettings, PlainSettings
+from pipeline.dumping.settings import ClusterSettings, DumpSettings
+from pipeline.errors import FD3DError
+from pipeline.focal.rule import FocalRule
+from pipeline.settings import from_mapping, mapping, merged, read_yaml
+from pipeline.training.settings import RunSettings
+
+RUNS = Path("runs")
+"""Folder of what the stages make."""
+DETECTOR, CONFIG = "detector.pth", "config.py"
+"""Names of a trained detector's checkpoint and config in its run's folder."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Section ``data``: frames of a data set in nuScenes' format."""
+
+    root: Path
+    """Root of the data set."""
+    version: str
+    """Folder of its tables below the root, for example v1.0-trainval."""
+    index: Path
+    """Frame index that ``fd3d index`` makes of the data set."""
+    train: str
+    """Split that the store and the students are made of."""
+    val: str
+    """Split that detectors are evaluated on."""
+    generate: tuple[str, ...] = ()
+    """Embedded data sets to generate below ``data/``; none for data of your own."""
+
+    def source(self, split: str) -> FrameSource:
+        """Frames of the split ``train`` or ``val``."""
+        return FrameSource(self.index, self.root, getattr(self, split))
+
+
+@dataclass(frozen=True)
+class ExpertSettings:
+    """Section ``expert`` of a family."""
+
+    config: Path
+    """Detector config, with an ``adapter``."""
+    checkpoint: Path | None = None
+    """Weights; none trains the expert."""
+    train: RunSettings = field(default_factory=RunSettings)
+    """Training of an expert without a checkpoint."""
+
+
+@dataclass(frozen=True)
+class StudentSettings:
+    """Section ``apprentice`` of a family: the student."""
+
+    config: Path
+    """Detector config."""
+    train: RunSettings = field(default_factory=RunSettings)
+    """Training of the student, plain or distilled."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """An expert and its student, with FD3D's settings for the two."""
+
+    name: str
+    expert: ExpertSettings
+    apprentice: StudentSettings
+    distill: DistillSettings
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the family's runs."""
+        return RUNS / self.name
+
+    @property
+    def detector(self) -> Path:
+        """Checkpoint that the expert stage makes; its config lies beside it."""
+        return self.folder / "expert" / DETECTOR
+
+    @property
+    def store(self) -> Path:
+        """Store that the dump stage makes."""
+        return self.folder / "store"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All settings of the pipeline.
+
+    Attributes:
+        methods: settings by method, of ``plain`` and of all but FD3D.
+    """
+
+    path: Path
+    data: DataSettings
+    world: WorldConfig
+    families: dict[str, Family]
+    focal: FocalRule
+    dump: DumpSettings
+    cluster: ClusterSettings
+    methods: dict[str, MethodSettings | PlainSettings]
+
+    def family(self, name: str | None = None) -> Family:
+        """A family by name, the first one for None.
+
+        Raises:
+            FD3DError: there is no such family.
+        """
+        name = name or next(iter(self.families))
+        if name not in self.families:
+            raise FD3DError(f"{self.path} has no family '{name}'; it has {', '.join(self.families)}")
+        return self.families[name]
+
+    def method(self, name: str, family: Family) -> MethodSettings | PlainSettings:
+        """Settings of a method for a family: of fd3d the family's, of others ``methods.NAME``.
+
+        Raises:
+            FD3DError: there is no such method.
+        """
+        if name == FD3D:
+            return family.distill
+        if name not in self.methods:
+            raise FD3DError(f"unknown method '{name}'; known: {', '.join((PLAIN, *METHODS))}")
+        return self.methods[name]
+
+    def check_checkpoints(self) -> None:
+        """Refuse a profile that names an expert's checkpoint which is not there.
+
+        Raises:
+            FD3DError: naming the file and its setting.
+        """
+        for family in self.families.values():
+            checkpoint = family.expert.checkpoint
+            if checkpoint is not None and not checkpoint.is_file():
+                raise FD3DError(
+                    f"families.{family.name}.expert.checkpoint {checkpoint} does not exist; put the file there, name another in "
+                    f"{self.path}, or null to train the expert"
+                )
+
+
+def read_profile(path: Path) -> Profile:
+    """The profile of a YAML file; arguments and errors as of :func:`parse_profile`."""
+    try:
+        return parse_profile(read_yaml(path), path)
+    except FD3DError as error:
+        raise FD3DError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+
+
+def parse_profile(values: Mapping[str, Any], path: Path) -> Profile:
+    """A profile from plain values.
+
+    Every section is parsed, and settings that must agree are compared: a typo under ``distill`` is found before the dump, and
+    so is an area that the dump would not store.
+
+    Args:
+        values: sections by name; ``world``, ``focal``, ``dump``, ``distill`` and ``methods`` have defaults.
+        path: named in messages.
+
+    Raises:
+        FD3DError: an unknown section, setting or method, a value of a wrong type or out of range, a config that does not
+            exist, or FD3D's settings need what the dump will not store.
+    """
+    known = ("data", "world", "families", "focal", "dump", "distill", "methods")
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        raise FD3DError(f"{path}: unknown section '{unknown[0]}'; known: {', '.join(known)}")
+    for name in ("data", "families"):
+        if not values.get(name):
+            raise FD3DError(f"{path} has no section '{name}'")
+    rule: FocalRule = from_mapping(FocalRule, values.get("focal"), "focal")
+    dump = dict(mapping(values.get("dump"), "dump"))
+    cluster: ClusterSettings = from_mapping(ClusterSettings, dump.pop("cluster", None), "dump.cluster")
+    settings: DumpSettings = from_mapping(DumpSettings, dump, "dump", rule=rule)
+    families = {
+        str(name): _family(str(name), family, mapping(values.get("distill"), "distill"))
+        for name, family in mapping(values["families"], "families").items()
+    }
+    for family in families.values():
+        _check_stored(family.distill, settings)
+    return Profile(
+        path=path,
+        data=from_mapping(DataSettings, values["data"], "data"),
+        world=from_mapping(WorldConfig, values.get("world"), "world"),
+        families=families,
+        focal=rule,
+        dump=settings,
+        cluster=cluster,
+        methods=_methods(values.get("methods")),
+    )
+
+
+def _family(name: str, values: Any, distill: dict[str, Any]) -> Family:
+    where = f"families.{name}"
+    values = mapping(values, where, ("expert", "apprentice", "distill"))
+    expert = from_mapping(ExpertSettings, values.get("expert"), f"{where}.expert")
+    student = from_mapping(StudentSettings, values.get("apprentice"), f"{where}.apprentice")
+    for role, config in (("expert", expert.config), ("apprentice", student.config)):
+        if not config.is_file():
+            raise FD3DError(f"{where}.{role}.config {config} does not exist; see configs/ for those that ship")
+    own = mapping(values.get("distill"), f"{where}.distill")
+    return Family(name, expert, student, DistillSettings.from_dict(merged(distill, own)))
+
+
+def _methods(values: Any) -> dict[str, MethodSettings | PlainSettings]:
+    kinds: dict[str, Any] = {PLAIN: PlainSettings} | {name: kind for name, kind in METHODS.items() if name != FD3D}
+    values = mapping(values, "methods")
+    for name in values:
+        if name not in kinds:
+            hint = "; fd3d's settings are the section 'distill'" if name == FD3D else ""
+            raise FD3DError(f"unknown method methods.{name}; known: {', '.join(kinds)}{hint}")
+    return {name: from_mapping(kind, values.get(name), f"methods.{name}") for name, kind in kinds.items()}
+
+
+def _check_stored(distill: DistillSettings, dump: DumpSettings) -> None:
+    """Refuse settings of FD3D that need what the dump will not store; stage 2 checks them against the store itself.
+
+    Raises:
+        FD3DError: naming the setting and what the store will cover.
+    """
+    dump.rule.of_store(dump.layout).check_covers(distill.rule)
+    if distill.dense and dump.layout != "dense":
+        raise FD3DError(
+            f"{distill.dense}, but dump.layout is {dump.layout}, which stores focal cells only; set it to dense"
+        )
+    if dump.layers is not None and distill.head == "frozen" and any(n >= dump.layers for n in distill.layers or ()):
+        raise FD3DError(
+            f"distill.layers is {list(distill.layers or ())}, but dump.layers stores the last {dump.layers}; layers 0..{dump.layers - 1}"
+        )

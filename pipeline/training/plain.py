@@ -1,0 +1,36 @@
+"""Training of a student that distils nothing."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.source import FrameSource
+from pipeline.models.build import load_config
+from pipeline.training.run import train, write_facts
+from pipeline.training.settings import Inheritance, RunSettings
+
+
+def train_plain(
+    config: Path,
+    source: FrameSource,
+    out: Path,
+    run: RunSettings,
+    expert: Path | None = None,
+    inherit: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Train a student on its detection losses alone; a killed training goes on from its last checkpoint.
+
+    Args:
+        config: the student's.
+        out: the finished student's checkpoint.
+        expert: checkpoint that the modules ``inherit`` start from.
+
+    Returns:
+        facts as of :func:`~pipeline.training.run.train`, also in ``train.json`` beside ``out``.
+
+    Raises:
+        FD3DError: contradictory settings, or a loss that is not finite.
+    """
+    cfg = load_config(config)
+    inheritance = Inheritance(expert, inherit) if expert is not None and inherit else None
+    facts = train(cfg, cfg.model, source, out, run, inheritance=inheritance)
+    return write_facts(out, facts | {"method": "plain"})

@@ -1,0 +1,170 @@
+"""The profile: every one that ships fits the code, and a wrong setting is named before any stage works."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.distill.settings import METHODS, MGDSettings, PlainSettings
+from pipeline.errors import FD3DError
+from pipeline.models.build import load_config
+from pipeline.profile import parse_profile, read_profile
+from pipeline.settings import read_yaml
+from pipeline.training.settings import read_schedule
+
+ROOT = Path(__file__).parents[1]
+PROFILES = [ROOT / "params.yaml", *sorted((ROOT / "configs/profiles").glob("*.yaml"))]
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_a_shipped_profile_is_read_whole_and_its_configs_load(path: Path):
+    profile = read_profile(path)
+    for family in profile.families.values():
+        assert family.distill.inherit[0] == "pts_bbox_head"
+        for name, settings in profile.methods.items():
+            if not isinstance(settings, PlainSettings):
+                assert settings.inherit == family.distill.inherit, f"{name} starts otherwise than FD3D"
+        assert "adapter" in load_config(family.expert.config)
+        read_schedule(load_config(family.apprentice.config))
+
+
+def test_the_active_profile_is_the_embedded_one():
+    assert read_yaml(PROFILES[0]) == read_yaml(ROOT / "configs/profiles/world.yaml")
+
+
+def changed(*places: tuple[str, Any]) -> dict[str, Any]:
+    """The active profile with values at dotted places."""
+    values = read_yaml(ROOT / "params.yaml")
+    for place, value in places:
+        at = values
+        *outer, last = place.split(".")
+        for name in outer:
+            at = at.setdefault(name, {})
+        at[last] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        ("distill.w_bevv", 1, r"unknown setting distill.w_bevv; known: .*w_bev, .*w_pv"),
+        ("distil", {}, r"unknown section 'distil'; known: .*distill"),
+        ("focal.bev_margn", 1, r"unknown setting focal.bev_margn; known: bev_margin, min_score"),
+        ("dump.cluster", {"worker": 2}, r"unknown setting dump.cluster.worker; known: address"),
+        ("data.rot", "x", r"unknown setting data.rot; known: .*root"),
+        ("world.sed", 1, r"unknown setting world.sed; known: .*seed"),
+        ("families.detr3d.student", {}, r"unknown setting families.detr3d.student; known: apprentice, distill, expert"),
+        ("families.detr3d.apprentice.train.sed", 1, r"unknown setting families.detr3d.apprentice.train.sed; known"),
+        ("families.detr3d.distill.wfine", 1, r"unknown setting distill.wfine"),
+        ("methods.magic", {}, r"unknown method methods.magic; known: plain, cwd, fgd"),
+        ("methods.fd3d", {}, r"unknown method methods.fd3d; .*fd3d's settings are the section 'distill'"),
+        ("methods.plain", {"w_pv": 1}, r"unknown setting methods.plain.w_pv; known: inherit"),
+        ("methods.cwd", {"tau": 0}, r"methods.cwd.tau is 0.0; it must be positive"),
+        ("distill.w_bev", "high", r"distill.w_bev is 'high'; it must be a number"),
+        ("distill.w_bev", True, r"distill.w_bev is True; it must be a number"),
+        ("distill.w_bev", float("nan"), r"distill.w_bev is nan; it must be a number"),
+        ("distill.block", 1.5, r"distill.block is 1.5; it must be a whole number"),
+        ("distill.residual", "yes", r"distill.residual is 'yes'; it must be true or false"),
+        ("distill.inherit", "pts_bbox_head", r"distill.inherit is 'pts_bbox_head'; it must be a list"),
+        ("distill.rule", [1], r"distill.rule is \[1\]; it must be a mapping"),
+        ("distill.rule.num_queries", 61, r"distill.rule.num_queries is 61, but the store covers at most 60"),
+        ("distill.areas", "everywhere", r"distill.areas is everywhere, but dump.layout is focal"),
+        ("distill.head", "trainable", r"distill.head is trainable, but dump.layout is focal"),
+        ("families.detr3d.expert.config", "nowhere.py", r"families.detr3d.expert.config nowhere.py does not exist"),
+        ("families.detr3d.expert", {}, r"families.detr3d.expert has no config; give a path"),
+        ("families", {}, r"has no section 'families'"),
+        ("data", None, r"has no section 'data'"),
+        ("world.photometric", -1, r"world.photometric is -1.0; it must not be negative"),
+    ],
+)
+def test_a_wrong_setting_is_named(place: str, value: Any, told: str):
+    with pytest.raises(FD3DError, match=told):
+        parse_profile(changed((place, value)), Path("params.yaml"))
+
+
+def test_layers_that_the_dump_leaves_out_are_refused():
+    with pytest.raises(FD3DError, match=r"distill.layers is \[1\], but dump.layers stores the last 1"):
+        parse_profile(changed(("dump.layers", 1), ("distill.layers", [1])), Path("params.yaml"))
+    parse_profile(changed(("dump.layers", 2), ("distill.layers", [1])), Path("params.yaml"))
+
+
+def test_a_number_is_what_it_is_for_dvc(tmp_path: Path):
+    text = (ROOT / "params.yaml").read_text()
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace("w_bev: 1.0", "w_bev: 5e-2").replace("bev_margin: 1.0", "bev_margin: 1"))
+    profile = read_profile(path)
+    assert profile.family().distill.w_bev == 0.05
+    assert repr(profile.focal.bev_margin) == "1.0", "1 and 1.0 are one value, so one store"
+    path.write_text(text.replace("w_bev: 1.0", "w_bev: yes"))
+    with pytest.raises(FD3DError, match="w_bev is 'yes'; it must be a number"):
+        read_profile(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("a: [1", "is no YAML"), ("- 1", "must be a mapping of sections"), ("a: 1\na: 2", "is no YAML: .*duplicate key")],
+)
+def test_a_broken_file_gets_one_line(tmp_path: Path, text: str, told: str):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(FD3DError, match=told) as error:
+        read_profile(path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(FD3DError, match="nothing.yaml does not exist"):
+        read_profile(tmp_path / "nothing.yaml")
+
+
+def test_a_familys_settings_override_the_profiles():
+    values = changed(
+        ("families.detr3d.distill", {"w_fine": 4.0, "rule": {"num_queries": 10}}), ("methods.cwd", {"tau": 3})
+    )
+    profile = parse_profile(values, Path("params.yaml"))
+    whole, own = profile.family("bevformer").distill, profile.family("detr3d").distill
+    assert (own.w_fine, own.rule.num_queries, own.rule.bev_margin) == (4.0, 10, whole.rule.bev_margin)
+    assert (whole.w_fine, whole.rule.num_queries) == (1.0, 60)
+    assert profile.method("cwd", profile.family()) == METHODS["cwd"].from_dict({"tau": 3.0})
+    assert profile.method("mgd", profile.family()) == MGDSettings()
+    with pytest.raises(FD3DError, match="unknown method 'magic'; known: plain, cwd, fd3d"):
+        profile.method("magic", profile.family())
+    with pytest.raises(FD3DError, match="has no family 'x'; it has bevformer, detr3d"):
+        profile.family("x")
+
+
+@pytest.mark.parametrize("stage", ["index", "world", "dump", "train", "report"])
+def test_every_stage_refuses_a_typo_before_it_works(tmp_path: Path, stage: str):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(changed(("distill.w_bevv", 2.0))))
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.cli", stage, "--params", str(path)], cwd=ROOT, capture_output=True, text=True
+    )
+    print(f"{stage}: {time.perf_counter() - started:.2f} s")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"fd3d: {path}: unknown setting distill.w_bevv; known: agreement_power, areas")
+
+
+def test_checking_the_profile_imports_no_torch():
+    """That is what makes the check take less than two seconds."""
+    code = "import sys, stages.cli, pipeline.profile; sys.exit(any(m in sys.modules for m in ('torch', 'mmengine', 'cv2')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_before_the_index_is_made(tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(changed(("families.detr3d.expert.checkpoint", "checkpoints/none.pth"))))
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.cli", "index", "--params", str(path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "families.detr3d.expert.checkpoint checkpoints/none.pth does not exist" in done.stderr
+    (tmp_path / "none.yaml").write_text(yaml.safe_dump(changed(("families.detr3d.expert.checkpoint", None))))
+    read_profile(tmp_path / "none.yaml").check_checkpoints()
