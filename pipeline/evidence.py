@@ -11,9 +11,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
+from pipeline.distill.settings import FD3D, PLAIN
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
-from pipeline.sweep.grid import EXPERT, FD3D, PLAIN
+from pipeline.sweep.grid import EXPERT
 from pipeline.sweep.table import Line, read_table
 
 matplotlib.use("Agg")

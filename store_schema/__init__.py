@@ -3,7 +3,7 @@
 Needs numpy, zarr and numcodecs only.
 """
 
-from .errors import StoreError
+from .errors import OtherStoreError, StoreError
 from .quantise import dequantise, quantise
 from .reader import StoreReader, describe, read_back
 from .schema import SCHEMA_VERSION, ArraySpec, StoreSchema
@@ -15,6 +15,7 @@ from .writer import StoreWriter
 __all__ = [
     "SCHEMA_VERSION",
     "ArraySpec",
+    "OtherStoreError",
     "ShardWriter",
     "StoreError",
     "StoreReader",

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import StoreError
+from .errors import OtherStoreError, StoreError
 from .storage import Storage, crc32c
 
 MANIFEST = "manifest.json"
@@ -44,12 +44,14 @@ def refuse_difference(have: dict[str, Any], want: dict[str, Any], where: object,
     """Compare two manifests.
 
     Raises:
-        StoreError: naming the first field that differs and both values.
+        OtherStoreError: naming the first field that differs and both values.
     """
     found = differing(json.loads(canonical(have)), json.loads(canonical(want)))
     if found:
         field, old, new = found
-        raise StoreError(f"{where} was made with {field} = {_short(old)}, now it is {_short(new)}; {fix}")
+        stored, wanted = _short(old), _short(new)
+        message = f"{where} was made with {field} = {stored}, now it is {wanted}; {fix}"
+        raise OtherStoreError(message, field, stored, wanted)
 
 
 def _short(value: Any) -> str:
