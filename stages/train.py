@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.distill.settings import MethodSettings, PlainSettings
 from pipeline.errors import FD3DError
-from pipeline.profile import DETECTOR, Family, read_profile
+from pipeline.profile import DETECTOR, PLAIN, Family, read_profile
 
 
 def train(
@@ -31,14 +30,14 @@ def train(
     settings, source = profile.method(method, pair), profile.data.source("train")
     run = pair.apprentice.train if seed is None else replace(pair.apprentice.train, seed=seed)
     shared = {"source": source, "run": run, "out": (out or pair.folder / method) / DETECTOR}
-    if isinstance(settings, PlainSettings):
+    if method == PLAIN:
         facts = _plain(pair, settings, expert, shared)
     else:
         facts = _distilled(pair, method, settings, store or pair.store, expert or pair.detector, shared)
     print(f"{shared['out']}: {facts}")
 
 
-def _plain(pair: Family, settings: PlainSettings, expert: Path | None, shared: Any) -> dict[str, Any]:
+def _plain(pair: Family, settings: Any, expert: Path | None, shared: Any) -> dict[str, Any]:
     from pipeline.training.plain import train_plain
 
     if settings.inherit and expert is None:
@@ -50,7 +49,7 @@ def _plain(pair: Family, settings: PlainSettings, expert: Path | None, shared: A
 
 
 def _distilled(
-    pair: Family, method: str, settings: MethodSettings, store: Path, expert: Path, shared: Any
+    pair: Family, method: str, settings: Any, store: Path, expert: Path, shared: Any
 ) -> dict[str, Any]:
     from pipeline.distill.apprentice import train_apprentice
 

@@ -17,6 +17,7 @@ from mmdet3d.registry import DATASETS, MODELS
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
+import pipeline.distill.methods.fd3d  # noqa: F401  registers FocalDistiller
 from pipeline.data.frames import collate, frame_batches, frame_dataset
 from pipeline.distill.loading import cached_targets
 from pipeline.dumping.dump import dump

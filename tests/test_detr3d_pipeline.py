@@ -12,6 +12,7 @@ import torch
 import yaml
 from mmdet3d.registry import DATASETS, MODELS
 
+import pipeline.distill.methods.fd3d  # noqa: F401  registers FocalDistiller
 from pipeline.data.frames import collate, frame_batches, frame_dataset
 from pipeline.distill.sampling import sample_cameras
 from pipeline.dumping.dump import dump

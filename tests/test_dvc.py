@@ -1,6 +1,8 @@
 """Which stages a change of parameters re-runs, from ``dvc status`` on a copy of the pipeline."""
 
+import ast
 import itertools
+import json
 import shutil
 import subprocess
 import sys
@@ -31,8 +33,11 @@ def repo(tmp_path: Path, project: Path) -> Path:
             path.write_text(file)
         else:
             path.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "data/world/v1.0-world").mkdir(parents=True)
-    (tmp_path / "data/world/v1.0-world/scene.json").write_text("[]")
+    for name in ("v1.0-world/scene.json", "samples/CAM_FRONT/a.jpg"):
+        (tmp_path / "data/world" / name).parent.mkdir(parents=True)
+        (tmp_path / "data/world" / name).write_text("[]")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/world_expert.pth").write_text("weights")
     for family in FAMILIES:
         (tmp_path / f"runs/{family}/store/manifest.json").write_text("{}")
     dvc(tmp_path, "init", "--no-scm", "-q")
@@ -61,8 +66,6 @@ def dvc(repo: Path, *args: str) -> str:
 
 
 def changed(repo: Path) -> set[str]:
-    import json
-
     return set(json.loads(dvc(repo, "status", "--json")))
 
 
@@ -88,6 +91,131 @@ def test_no_generated_world_with_data_of_ones_own(repo):
     params["data"]["generate"] = []
     (repo / "params.yaml").write_text(yaml.safe_dump(params))
     assert "world" not in dvc(repo, "stage", "list", "--name-only")
+
+
+TRAINED = {"apprentice-plain", "apprentice-fd3d"}
+ALL_BUT_WORLD = {"index", "expert", "dump", *TRAINED, "evaluate", "report"}
+EDITS = {
+    "pipeline/data/dataset.py": ALL_BUT_WORLD,
+    "pipeline/data/world/render.py": ALL_BUT_WORLD | {"world"},
+    "pipeline/models/bevformer/encoder.py": {"expert", "dump", *TRAINED, "evaluate"},
+    "pipeline/focal/areas.py": {"dump", "apprentice-fd3d"},
+    "pipeline/expert/rows.py": {"dump", "apprentice-fd3d"},
+    "pipeline/dumping/recipe.py": {"dump"},
+    "pipeline/distill/losses.py": {"apprentice-fd3d"},
+    "pipeline/training/run.py": {"expert", *TRAINED},
+    "pipeline/evaluation/submission.py": {"evaluate"},
+    "pipeline/report/report.py": {"report"},
+    "pipeline/viewer/page.py": set(),
+    "pipeline/study/grid.py": set(),
+    "pipeline/cost/plan.py": set(),
+    "pipeline/profile.py": ALL_BUT_WORLD | {"world"},
+    "store_schema/reader.py": {"dump", "apprentice-fd3d", "report"},
+    "data/world/samples/CAM_FRONT/a.jpg": ALL_BUT_WORLD | {"world"},
+    "data/world/v1.0-world/scene.json": {"world", "index", "evaluate"},
+    "checkpoints/world_expert.pth": {"expert"},
+}
+"""Stages that run first after an edit of a file in each room; what depends on their outputs follows."""
+
+
+def test_an_edit_in_a_room_reruns_the_stages_that_stand_on_it(repo: Path):
+    for name, stages in EDITS.items():
+        file = repo / name
+        before = file.read_text()
+        file.write_text(before + "\n# edited\n")
+        assert {stage.split("@")[0] for stage in changed(repo)} == stages, name
+        file.write_text(before)
+
+
+def test_images_of_another_light_rerun_everything(repo: Path):
+    params = yaml.safe_load((repo / "params.yaml").read_text())
+    params["world"]["photometric"] = 0.3
+    (repo / "params.yaml").write_text(yaml.safe_dump(params))
+    assert changed(repo) == {"world@world"}
+    planned = dvc(repo, "repro", "--dry")
+    for command in (
+        "world --root",
+        "index",
+        "expert",
+        "dump",
+        "train --family detr3d --method plain",
+        "evaluate",
+        "report",
+    ):
+        assert f"fd3d {command}" in planned
+
+
+EXEMPT = ("pipeline/__init__.py", "pipeline/errors.py", "pipeline/files.py", "stages/")
+"""Code that decides no number: errors, writing of files, the thin commands themselves."""
+LEAVES = ("pipeline/profile.py", "pipeline/settings.py")
+"""Files that a stage depends on, but not on what they import: the profile knows every room's settings, and what a stage takes
+of them is under its ``params``."""
+ENTRY = {
+    "apprentice-plain": ("train", {"_distilled"}),
+    "apprentice-fd3d": ("train", {"_plain"}),
+}
+"""Command file of a stage where it is not called like the stage, and its functions that the stage does not call."""
+
+
+def imports(file: Path, project: Path, left_out: set[str]) -> set[Path]:
+    """Files of the project that a file imports at any level, with the packages that they lie in."""
+    tree, found = ast.parse(file.read_text()), set[str]()
+    package = file.relative_to(project).with_suffix("").parts[:-1]
+    skipped = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in left_out]
+    inside = {id(inner) for node in skipped for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) in inside:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*start, *(node.module or "").split(".")]).strip(".")
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    files = set()
+    for name in found:
+        parts = name.split(".")
+        for n in range(1, len(parts) + 1):
+            base = project.joinpath(*parts[:n])
+            files |= {path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()}
+    return files
+
+
+def reached(project: Path, stage: str) -> set[str]:
+    """Names of the files that a stage's command imports, directly or not."""
+    command, left_out = ENTRY.get(stage, (stage, set()))
+    waiting, seen = [project / f"stages/{command}.py"], set[Path]()
+    while waiting:
+        file = waiting.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        if file.relative_to(project).as_posix() in LEAVES:
+            waiting.append(project / "pipeline/settings.py")  # which reads the values
+        else:
+            waiting += imports(file, project, left_out if file.parent.name == "stages" else set())
+        if file.parent.name == "methods" and file.name == "__init__.py":  # imports its files by name
+            waiting += file.parent.glob("*.py")
+    return {file.relative_to(project).as_posix() for file in seen}
+
+
+def test_every_stage_depends_on_the_rooms_that_its_code_lies_in(project: Path):
+    for stage, body in yaml.safe_load((project / "dvc.yaml").read_text())["stages"].items():
+        deps = [dep for dep in body.get("do", body)["deps"] if dep.startswith(("pipeline", "store_schema"))]
+        files = {name for name in reached(project, stage) if not name.startswith(EXEMPT)}
+        lacking = sorted(name for name in files if not any(name == dep or name.startswith(f"{dep}/") for dep in deps))
+        assert not lacking, f"{stage} of dvc.yaml does not depend on {lacking}"
+        idle = [dep for dep in deps if not any(name == dep or name.startswith(f"{dep}/") for name in files)]
+        assert not idle, f"{stage} of dvc.yaml depends on {idle}, which its code does not import"
+
+
+def test_a_data_root_with_a_space_is_one_path(repo: Path):
+    params = yaml.safe_load((repo / "params.yaml").read_text())
+    params["data"] |= {"root": "My Disk/nuscenes", "generate": []}
+    (repo / "params.yaml").write_text(yaml.safe_dump(params))
+    shutil.copytree(repo / "data/world", repo / "My Disk/nuscenes")
+    assert "index" in changed(repo)
+    assert "My Disk" not in dvc(repo, "repro", "--dry", "index").replace("'My Disk/nuscenes", "")
 
 
 DUMP = """

@@ -15,6 +15,7 @@ import torch
 import yaml
 from mmdet3d.registry import DATASETS, MODELS
 
+import pipeline.distill.methods.fd3d  # noqa: F401  registers FocalDistiller
 from pipeline.data.frames import collate, frame_batches, frame_dataset
 from pipeline.data.source import FrameSource
 from pipeline.distill.settings import DistillSettings

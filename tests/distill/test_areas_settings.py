@@ -21,7 +21,7 @@ APPRENTICES = {"bevformer": "apprentice", "detr3d": "detr3d_apprentice"}
 def distiller(project, store, family="bevformer", **settings):
     cfg = load_config(project / f"configs/world/{APPRENTICES[family]}.py")
     torch.manual_seed(0)
-    model = MODELS.build(distiller_config(cfg, store, "fd3d", settings))
+    model = MODELS.build(distiller_config(cfg, store, "fd3d", DistillSettings.from_dict(settings)))
     model.init_weights()
     return cfg, model.train()
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from mmdet3d.registry import DATASETS, MODELS
 
+import pipeline.distill.methods.fd3d  # noqa: F401  registers FocalDistiller
 from pipeline.data.frames import collate, frame_batches, frame_dataset
 from pipeline.distill.loading import cached_targets
 from pipeline.distill.losses import masked_generation_loss
@@ -246,7 +247,7 @@ def test_residual_generators_start_at_what_the_student_has(project, apprentice, 
     losses = model.focal_losses(bev, pv, targets, metas)
     want = torch.zeros(())
     for level, feature in enumerate(pv):
-        own = model.scale(f"pv/{level}", bev.device).standardise(feature)
+        own = model.scale(f"pv/{level}").standardise(feature)
         want = want + masked_generation_loss(
             own, targets.pv[level].flatten(0, 1), targets.pv_trust[level].flatten(0, 1)
         )
