@@ -3,7 +3,7 @@
 Measures on a small embedded world, by turns in one process with one thread, images decoded in it: a scene of the dump per
 frame, and training steps of the plain apprentice, of FD3D from the store, and of FD3D with the expert online, which sees the
 apprentice's queue or streams the whole scene. From these rates and the profile's frames and steps follow the
-hours of one and of ten student runs, and from multiply-adds (:mod:`pipeline.complexity`) their FLOPs. Peak memory is that of a
+hours of one and of ten student runs, and from multiply-adds (:mod:`pipeline.cost.complexity`) their FLOPs. Peak memory is that of a
 process which makes one kind of step only.
 
 ``--published`` measures FD3D's own pairs at nuScenes' image size instead, with random weights: no published expert is at hand,
@@ -35,7 +35,7 @@ from mmengine.logging import MMLogger  # noqa: E402
 from mmengine.optim import build_optim_wrapper  # noqa: E402
 
 from benchmarks.online import make_world  # noqa: E402
-from pipeline.complexity import count, rig_cameras  # noqa: E402
+from pipeline.cost.complexity import count, rig_cameras  # noqa: E402
 from pipeline.data.frames import frame_dataset  # noqa: E402
 from pipeline.data.index import FrameIndex  # noqa: E402
 from pipeline.data.source import FrameSource  # noqa: E402

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.sweep import Grid
+from pipeline.study.grid import Grid
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("plain", "fd3d", "fitnets", "cwd", "mgd", "fgd", "heatmap", "response")
@@ -115,7 +115,7 @@ def evidence(work: Path) -> list[str]:
     out = work / "evidence"
     out.mkdir()
     shutil.copy(ROOT / "docs/results.md", out / "results.md")
-    where = ["--out", out / "evidence.md", "--figures", out, "--document", out / "results.md"]
+    where = ["--figures", out, "--document", out / "results.md"]
     fd3d("evidence", *where)
     return [f"evidence {file.name} {digest([file], out)}" for file in sorted(out.iterdir())]
 

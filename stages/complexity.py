@@ -16,7 +16,7 @@ def complexity(
     token: Annotated[str | None, typer.Option(help="Frame of the index; the first by default.")] = None,
 ) -> None:
     """Print parameters and multiply-adds by part, for one sample of six cameras and no history."""
-    from pipeline.complexity import count, frame_cameras, markdown, rig_cameras
+    from pipeline.cost.complexity import count, frame_cameras, markdown, rig_cameras
     from pipeline.models.build import load_config
 
     if token is not None and index is None:

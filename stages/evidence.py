@@ -8,13 +8,12 @@ import typer
 
 def evidence(
     table: Annotated[Path, typer.Option(help="Table of a sweep.")] = Path("benchmarks/results/evidence.csv"),
-    out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("report/evidence.md"),
     figures: Annotated[Path, typer.Option(help="Folder for the figures, one SVG per group.")] = Path("docs/figures"),
-    document: Annotated[Path, typer.Option(help="Document between whose markers the tables go too.")] = Path(
+    document: Annotated[Path, typer.Option(help="Document between whose markers the tables go.")] = Path(
         "docs/results.md"
     ),
 ) -> None:
     """Write means, intervals over seeds, paired gains and curves of a sweep's table."""
-    from pipeline.evidence import build_evidence
+    from pipeline.study.evidence import build_evidence
 
-    print(build_evidence(table, out, figures, document))
+    print(build_evidence(table, figures, document))

@@ -26,9 +26,9 @@ def plan(
     params: Annotated[Path, typer.Option(help="Reads 'focal' and 'dump'.")] = Path("params.yaml"),
 ) -> None:
     """Print bytes, files and expert hours of a store for a config and a data set's size, beside online distillation."""
-    from pipeline.complexity import rig_cameras
+    from pipeline.cost.complexity import rig_cameras
+    from pipeline.cost.plan import RATIOS, Measured, coverage_of, expert_schema, plan_store, plan_work, table
     from pipeline.models.build import load_config
-    from pipeline.planning import RATIOS, Measured, coverage_of, expert_schema, plan_store, plan_work, table
 
     if rate <= 0:
         raise FD3DError(f"--rate is {rate}; give the measured frames per second")
@@ -38,7 +38,7 @@ def plan(
     shares = coverage_of(coverage, schema, measured.coverage)
     store = plan_store(schema, frames, settings.frames_per_shard, replace(measured, coverage=shares))
     print("\n".join(table(store, shares)))
-    source = str(like) if like else f"defaults of pipeline/planning.py ({', '.join(RATIOS)})"
+    source = str(like) if like else f"defaults of pipeline/cost/plan.py ({', '.join(RATIOS)})"
     print(
         f"compression as of {source}; {settings.frames_per_shard} frames per shard, {100 * measured.fill:.0f} % filled\n"
     )

@@ -17,6 +17,6 @@ def report(
     """Write the table, loss curves, PR curves and pictures."""
     profile = read_profile(params)
     data = profile.data
-    from pipeline.report import build_report, markdown
+    from pipeline.report.report import build_report, markdown
 
     print(markdown(build_report(list(profile.families), data.index, data.root, data.val, runs, metrics, out)))

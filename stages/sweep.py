@@ -21,7 +21,8 @@ def sweep(
     keep: Annotated[bool, typer.Option(help="Keep checkpoints and submissions after the evaluation.")] = False,
 ) -> None:
     """Train and evaluate the rows that the table lacks; a stopped sweep goes on where it was."""
-    from pipeline.sweep import Grid, Sweep, chosen
+    from pipeline.study.grid import Grid, chosen
+    from pipeline.study.runner import Sweep
 
     read = Grid(grid)
     trainings = chosen(read.trainings, group or (), family or (), row or (), seed or ())

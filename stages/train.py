@@ -48,9 +48,7 @@ def _plain(pair: Family, settings: Any, expert: Path | None, shared: Any) -> dic
     return train_plain(pair.apprentice.config, expert=expert, inherit=settings.inherit, **shared)
 
 
-def _distilled(
-    pair: Family, method: str, settings: Any, store: Path, expert: Path, shared: Any
-) -> dict[str, Any]:
+def _distilled(pair: Family, method: str, settings: Any, store: Path, expert: Path, shared: Any) -> dict[str, Any]:
     from pipeline.distill.apprentice import train_apprentice
 
     return train_apprentice(pair.apprentice.config, method, settings, store=store, expert=expert, **shared)

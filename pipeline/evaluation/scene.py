@@ -15,10 +15,10 @@ from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.submission import to_submission
-from pipeline.figures import beside, bev_figure, camera_sheet, jpeg
 from pipeline.files import write_atomically
 from pipeline.models.build import load_config
 from pipeline.models.load import load_detector
+from pipeline.report.figures import beside, bev_figure, camera_sheet, jpeg
 
 
 @dataclass(frozen=True)

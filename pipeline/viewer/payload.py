@@ -12,7 +12,7 @@ from pipeline.data import CAMERAS, CLASSES
 from pipeline.data.geometry import lidar2img
 from pipeline.data.index import Frame
 from pipeline.errors import FD3DError
-from pipeline.figures import CAMERA_GRID, jpeg
+from pipeline.report.figures import CAMERA_GRID, jpeg
 from pipeline.viewer.colours import FeatureScales
 from store_schema import StoreReader
 from store_schema.manifest import MADE_BY

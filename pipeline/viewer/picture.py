@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.data.index import FrameIndex
 from pipeline.errors import FD3DError
-from pipeline.figures import beside, bev_figure, camera_sheet, stored_energy
+from pipeline.report.figures import beside, bev_figure, camera_sheet, stored_energy
 from store_schema import StoreReader
 
 

@@ -14,10 +14,10 @@ from pipeline.dumping.dump import dump
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.expert import BEVFormerAdapter, TappedExpert, build_adapter
-from pipeline.figures import stored_energy
 from pipeline.focal.rule import FocalRule
 from pipeline.models.build import load_config
 from pipeline.models.load import load_detector
+from pipeline.report.figures import stored_energy
 from store_schema import StoreError, StoreReader, quantise
 
 MAPS = ("bev", "pv/0", "pv/1", "pv/2")

@@ -17,7 +17,7 @@ from pipeline.expert import (
     ExpertFrame,
     TappedExpert,
 )
-from pipeline.models.bevformer.encoder import grid_points, project_pillars
+from pipeline.models.bevformer.grid import grid_points, project_pillars
 from pipeline.models.build import build_detector, load_config
 from pipeline.models.detr3d.cross_attention import project_points
 

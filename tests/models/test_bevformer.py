@@ -8,7 +8,7 @@ from mmdet3d.registry import DATASETS
 
 from pipeline.data.frames import collate, frame_dataset
 from pipeline.errors import FD3DError
-from pipeline.models.bevformer.encoder import camera_hits
+from pipeline.models.bevformer.grid import camera_hits
 from pipeline.models.bevformer.transformer import rotate_bev
 from pipeline.models.build import build_detector, load_config
 

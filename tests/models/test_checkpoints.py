@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from pipeline.data import CLASSES
 from pipeline.errors import FD3DError
-from pipeline.figures import corners
 from pipeline.models.boxes import decode_boxes
 from pipeline.models.build import build_detector, file_sha256, load_config
 from pipeline.models.checkpoints import box_convention, convert_checkpoint, load_checkpoint, read_checkpoint
+from pipeline.report.figures import corners
 from stages.cli import app
 
 BEVFORMER = 'model = dict(pts_bbox_head=dict(query_source="learned", num_query=20))'

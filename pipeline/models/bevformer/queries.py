@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..boxes import CODE_SIZE, encode_boxes, to_metres, to_unit
 from ..heatmap import HeatmapProposals, HeatmapQueries, splat_peaks, top_peaks
-from .encoder import grid_points
+from .grid import grid_points
 
 
 @dataclass

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..decoder import DetectionDecoder
-from .decoder import BEVDeformableAttention
+from .cross_attention import BEVDeformableAttention
 from .encoder import BEVFormerEncoder, CameraTokens
 
 

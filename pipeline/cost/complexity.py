@@ -9,9 +9,8 @@ convolutions, 2 per element of a norm, 1 per element of ReLU and pooling. It lea
 (``LEFT_OUT``). The *full* count adds these. Softmax, sigmoid and additions of tensors are in neither.
 """
 
-import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,14 +22,15 @@ from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
 from mmengine.config import Config
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline.cost.counting import PARTS, REPEATED, Counts, counting, part_of
 from pipeline.data.geometry import invert, lidar2img, transform
 from pipeline.data.index import FrameIndex
 from pipeline.data.world.rig import LIDAR_POSITION, LIDAR_ROTATION, rig
 from pipeline.errors import FD3DError
 from pipeline.models.attention import DeformableSampler
 from pipeline.models.bevformer import encoder
+from pipeline.models.bevformer.grid import CameraHits, camera_hits, grid_points, project_pillars
 from pipeline.models.deform_conv import DeformConv2d
 from pipeline.models.detector import MultiCameraDetector
 
@@ -44,23 +44,8 @@ PUBLISHED = {
     "detr3d/r50": 876.94,
 }
 
-# Part: prefixes of its modules' paths; the first part that fits takes a module.
-PARTS: dict[str, tuple[str, ...]] = {
-    "backbone": ("img_backbone.",),
-    "neck": ("img_neck.",),
-    "encoder": ("pts_bbox_head.transformer.encoder.",),
-    "decoder": ("pts_bbox_head.transformer.decoder.",),
-    "branches": ("pts_bbox_head.cls_branches.", "pts_bbox_head.reg_branches."),
-    "other": ("",),
-}
-
 # Kinds of operation that the paper's column leaves out.
 LEFT_OUT = ("deformable convolution", "attention", "sampling")
-# The official heads run every regression branch twice per layer, to refine the references and for the output. Ours keeps
-# the first result, so the second run is in the paper's convention only.
-REPEATED = "repeated regression branches"
-
-Counts = Counter[str]
 
 
 @dataclass(frozen=True)
@@ -154,7 +139,7 @@ def count(cfg: Config, cameras: Cameras) -> Complexity:
 
     parameters = Counter(dict.fromkeys(PARTS, 0))
     for path, parameter in model.named_parameters():
-        parameters[_part(path)] += parameter.numel()
+        parameters[part_of(path)] += parameter.numel()
     return Complexity(batch["data_samples"][0].frames[0]["pad_hw"], longest, dict(parameters), macs)
 
 
@@ -194,10 +179,8 @@ def on_meta(cfg: Config, cameras: Cameras) -> Iterator[tuple[MultiCameraDetector
     hits, longest = None, None
     if volume is not None:
         rows, columns = model.pts_bbox_head.bev_hw
-        points = encoder.grid_points(rows, columns, torch.device("cpu"))
-        found = encoder.camera_hits(
-            *encoder.project_pillars(points, *volume, torch.from_numpy(projection)[None], image_hw)
-        )
+        points = grid_points(rows, columns, torch.device("cpu"))
+        found = camera_hits(*project_pillars(points, *volume, torch.from_numpy(projection)[None], image_hw))
         longest = found.index.shape[1]
         moved: dict[str, Any] = {k: v.to("meta") for k, v in vars(found).items() if isinstance(v, Tensor)}
         hits = replace(found, **moved)
@@ -205,12 +188,8 @@ def on_meta(cfg: Config, cameras: Cameras) -> Iterator[tuple[MultiCameraDetector
         yield model, batch, longest
 
 
-def _part(path: str) -> str:
-    return next(part for part, prefixes in PARTS.items() if path.startswith(prefixes))
-
-
 @contextmanager
-def stand_ins(hits: encoder.CameraHits | None = None) -> Iterator[None]:
+def stand_ins(hits: CameraHits | None = None) -> Iterator[None]:
     """Let a model run on the meta device.
 
     Inside, deformable samplers and deformable convolutions (other than their offset layers) only give the shape of their
@@ -223,7 +202,7 @@ def stand_ins(hits: encoder.CameraHits | None = None) -> Iterator[None]:
     def deform(self: Any, x: Tensor) -> Tensor:
         return x.new_empty(len(x), self.weight.shape[0], *self.conv_offset(x).shape[-2:])
 
-    def seen(*args: Any, **kwargs: Any) -> encoder.CameraHits | None:
+    def seen(*args: Any, **kwargs: Any) -> CameraHits | None:
         return hits
 
     places: list[tuple[Any, str, Any]] = [
@@ -239,110 +218,6 @@ def stand_ins(hits: encoder.CameraHits | None = None) -> Iterator[None]:
     finally:
         for (owner, name, _), original in zip(places, originals, strict=True):
             setattr(owner, name, original)
-
-
-@contextmanager
-def counting(model: nn.Module) -> Iterator[dict[str, Counts]]:
-    """Count what ``model`` runs inside, multiply-adds by part and kind.
-
-    Raises:
-        FD3DError: a layer with parameters has no rule, so the count would be too small.
-    """
-    macs: dict[str, Counts] = {part: Counter() for part in PARTS}
-
-    def hook(path: str, rule: Callable[..., dict[str, int]]) -> Callable[..., None]:
-        def add(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            inputs = inspect.signature(module.forward).bind(*args, **kwargs).args
-            counts = rule(module, inputs, output)
-            macs[_part(path)].update(counts)
-            if ".reg_branches." in path:
-                macs[_part(path)][REPEATED] += sum(counts.values())
-
-        return add
-
-    handles = []
-    try:
-        for path, module in model.named_modules():
-            rule = next((rule for types, rule in _RULES if isinstance(module, types)), None)
-            if rule is not None:
-                handles.append(module.register_forward_hook(hook(path, rule), with_kwargs=True))
-            elif next(module.parameters(), None) is not None and not [*module.children()]:
-                raise FD3DError(
-                    f"{path} is a {type(module).__name__}, which no counting rule covers; add one to _RULES"
-                )
-        yield macs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-# Rules: (module, inputs, output) to multiply-adds by kind.
-
-
-def _conv(conv: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> dict[str, int]:
-    return {"convolution": _products(conv, output)}
-
-
-def _products(conv: Any, output: Tensor) -> int:
-    """Every output position (N, C, H, W) takes a product with each weight; a bias adds 1 per element."""
-    bias = 0 if conv.bias is None else output.numel()
-    return output.numel() // output.shape[1] * conv.weight.numel() + bias
-
-
-# A bilinear sample takes 4 multiply-adds, and 1 to weigh it.
-_PER_SAMPLE = 5
-
-
-def _deform_conv(conv: DeformConv2d, inputs: tuple[Tensor], output: Tensor) -> dict[str, int]:
-    taps = inputs[0].shape[1] * conv.weight.shape[2] * conv.weight.shape[3]
-    sampled = output.numel() // output.shape[1] * taps
-    return {"deformable convolution": _products(conv, output), "sampling": _PER_SAMPLE * sampled}
-
-
-def _sampler(sampler: DeformableSampler, inputs: tuple[Any, ...], output: Tensor) -> dict[str, int]:
-    value, _, _, weights, *_ = inputs
-    return {"sampling": _PER_SAMPLE * weights.numel() * value.shape[-1]}
-
-
-def _attention(attention: nn.MultiheadAttention, inputs: tuple[Tensor, ...], output: Any) -> dict[str, int]:
-    query, key, value = inputs[:3]
-    keys = key.shape[1 if attention.batch_first else 0]
-    projections = (2 * query.numel() + key.numel() + value.numel()) * attention.embed_dim
-    return {"attention": projections + 2 * query.numel() * keys}
-
-
-def _linear(linear: nn.Linear, inputs: tuple[Tensor], output: Tensor) -> dict[str, int]:
-    return {"linear": inputs[0].numel() * linear.out_features}
-
-
-def _norm(norm: nn.Module, inputs: tuple[Tensor], output: Tensor) -> dict[str, int]:
-    return {"norm": 2 * output.numel()}
-
-
-def _relu(relu: nn.Module, inputs: tuple[Tensor], output: Tensor) -> dict[str, int]:
-    return {"activation": output.numel()}
-
-
-def _pool(pool: nn.Module, inputs: tuple[Tensor], output: Tensor) -> dict[str, int]:
-    return {"pooling": inputs[0].numel()}
-
-
-def _free(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> dict[str, int]:
-    return {}
-
-
-# The first rule that fits counts a module.
-_RULES: list[tuple[type | tuple[type, ...], Callable[..., dict[str, int]]]] = [
-    (DeformConv2d, _deform_conv),
-    (DeformableSampler, _sampler),
-    (nn.MultiheadAttention, _attention),
-    (nn.Conv2d, _conv),
-    (nn.Linear, _linear),
-    ((nn.LayerNorm, _BatchNorm), _norm),
-    (nn.ReLU, _relu),
-    (nn.MaxPool2d, _pool),
-    (nn.Embedding, _free),
-]
 
 
 def markdown(found: dict[str, Complexity]) -> str:

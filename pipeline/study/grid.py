@@ -1,20 +1,18 @@
 """The grid file: which students are trained, from which experts and stores."""
 
 import copy
-import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pipeline.distill.settings import PLAIN
 from pipeline.errors import FD3DError
-from pipeline.models.build import file_sha256, load_config
 from pipeline.profile import Profile, parse_profile
 from pipeline.settings import mapping, merged, read_yaml
+from pipeline.study.hashes import resolved_config, sha256, short_hash
 
 Params = dict[str, Any]
 EXPERT = "expert"
@@ -33,36 +31,6 @@ def _for_family(value: Any, family: str) -> Any:
     if isinstance(value, list):
         return [_for_family(v, family) for v in value]
     return value.replace(_FAMILY, family) if isinstance(value, str) else value
-
-
-def short_hash(value: Any) -> str:
-    """12 hexadecimal digits of the SHA-256 of a value as JSON with sorted keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-@lru_cache(maxsize=64)
-def _resolved(path: Path, changed: int) -> Params:
-    return load_config(path).to_dict()
-
-
-def resolved_config(path: str | Path) -> Params:
-    """A detector config with all that it inherits."""
-    path = Path(path)
-    return _resolved(path, path.stat().st_mtime_ns if path.exists() else 0)
-
-
-@lru_cache(maxsize=256)
-def _sha256(path: Path, changed: int) -> str:
-    return file_sha256(path)
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, read again only when it has changed.
-
-    Raises:
-        FileNotFoundError: it is not there.
-    """
-    return _sha256(path, path.stat().st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -258,9 +226,10 @@ class Grid:
     def params(self, training: Training) -> Params:
         """The parameters file of a training: the profile of one family, its expert as resolved, and the overrides."""
         out = copy.deepcopy(self.profile)
-        expert = self.expert(training.family, training.expert)
         pair = out["families"][training.family]
-        pair[EXPERT] = pair[EXPERT] | {"config": str(expert.config), "checkpoint": str(expert.checkpoint)}
+        if self.needs_expert(training):
+            expert = self.expert(training.family, training.expert)
+            pair[EXPERT] = pair[EXPERT] | {"config": str(expert.config), "checkpoint": str(expert.checkpoint)}
         # a family's own settings of FD3D would otherwise win over the row's
         out["distill"] = merged(out.get("distill", {}), pair.pop("distill", {}))
         out["families"] = {training.family: pair}
@@ -269,7 +238,8 @@ class Grid:
 
     def needs_expert(self, training: Training) -> bool:
         """Whether a training reads the expert's store or weights."""
-        return training.method != PLAIN or bool(self.params(training).get("methods", {}).get(PLAIN))
+        methods = merged(self.profile.get("methods") or {}, training.overrides.get("methods", {}))
+        return training.method != PLAIN or bool(methods.get(PLAIN))
 
     def store_hash(self, family: str, expert: str, recipe: str) -> str:
         """Of everything that decides a store's contents.

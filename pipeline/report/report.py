@@ -14,8 +14,8 @@ from pipeline.data import CLASSES
 from pipeline.data.geometry import invert, move_boxes
 from pipeline.data.index import Frame, FrameIndex
 from pipeline.errors import FD3DError
-from pipeline.figures import bev_figure, camera_sheet, data_uri, jpeg, stored_energy, to_png
 from pipeline.files import write_atomically
+from pipeline.report.figures import bev_figure, camera_sheet, data_uri, jpeg, stored_energy, to_png
 from store_schema import StoreReader
 
 ROLES = ("expert", "plain", "fd3d")

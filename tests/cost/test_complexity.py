@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.complexity import (
+from pipeline.cost.complexity import (
     PARTS,
     PUBLISHED,
     REPEATED,
@@ -28,7 +28,7 @@ from pipeline.models.build import load_config
 from pipeline.models.deform_conv import DeformConv2d
 from stages.complexity import complexity
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 # row of flops.json, keys file with the parameter count (no official model is Base* or DETR3D-R50)
 ROWS = {
     "bevformer/base_r101": (0, None),

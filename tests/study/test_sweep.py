@@ -16,8 +16,10 @@ import yaml
 from typer.testing import CliRunner
 
 from pipeline.errors import FD3DError
-from pipeline.sweep import COLUMNS, Grid, Sweep, chosen, put_lines, read_table
-from pipeline.sweep.grid import merged
+from pipeline.settings import merged
+from pipeline.study.grid import Grid, chosen
+from pipeline.study.runner import Sweep
+from pipeline.study.table import COLUMNS, put_lines, read_table
 from stages.cli import app
 
 # Stands in for `fd3d`: notes what it was called with, and writes what a stage writes.
@@ -41,8 +43,8 @@ if stage == "dump":
     (out).mkdir(parents=True, exist_ok=True)
     (out / "manifest.json").write_text("x" * 10)
 if stage == "train":
-    if args["--method"] == "broken":
-        sys.exit("fd3d: method 'broken' is unknown")
+    if args["--method"] == "response":
+        sys.exit("fd3d: method 'response' is unknown")
     (out / "detector.pth").touch()
     if Path("slow").exists():
         (out / "detector.pth").unlink()
@@ -77,7 +79,8 @@ def place(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.chdir(tmp_path)
     profile = yaml.safe_load((project / "params.yaml").read_text())
     profile["families"].pop("detr3d")
-    profile["families"]["bevformer"]["apprentice"]["config"] = str(project / "configs/world/apprentice.py")
+    for role in ("expert", "apprentice"):
+        profile["families"]["bevformer"][role]["config"] = str(project / f"configs/world/{role}.py")
     (tmp_path / "profile.yaml").write_text(yaml.safe_dump(profile))
     (tmp_path / "sweep.yaml").write_text(GRID)
     (tmp_path / "stages.py").write_text(STAGES)
@@ -133,11 +136,14 @@ def test_a_list_of_experts_is_a_row_for_each_and_their_own_evaluation(place):
 
 
 def test_parameters_are_the_profile_with_the_rows_overrides_and_the_stores_recipe(place):
-    override = {"families": {"FAMILY": {"apprentice": {"inherit": True}}}, "distill": {"rule": {"num_queries": 20}}}
+    override = {
+        "families": {"FAMILY": {"apprentice": {"train": {"amp": True}}}},
+        "distill": {"rule": {"num_queries": 20}},
+    }
     grid = read(main={"rows": {"x": {"method": "mgd", "store": "dense"} | override}})
     params = grid.params(grid.trainings[1])
     assert params["distill"]["rule"] == grid.profile["distill"]["rule"] | {"num_queries": 20}
-    assert params["families"]["bevformer"]["apprentice"]["inherit"] is True
+    assert params["families"]["bevformer"]["apprentice"]["train"]["amp"] is True
     assert params["dump"]["layout"] == "dense" and grid.profile["dump"]["layout"] == "focal"
     grid.profile["families"]["bevformer"]["distill"] = {"rule": {"num_queries": 50, "pv_margin": 0.1}}
     rule = grid.params(grid.trainings[1])["distill"]["rule"]  # the row's wins over the family's
@@ -150,8 +156,20 @@ def test_parameters_are_the_profile_with_the_rows_overrides_and_the_stores_recip
     [
         ({"store": "nowhere"}, "rows.fd3d.store is 'nowhere'; there are focal, dense"),
         ({"expert": "nobody"}, "rows.fd3d.expert is 'nobody'; there are trained, steps-500"),
-        ({"distil": {}}, "rows.fd3d.distil is no setting; there are distill"),
+        ({"distil": {}}, "unknown setting experiments.main.rows.fd3d.distil; known: distill"),
         ("fd3d", "rows.fd3d is 'fd3d'; it must be a mapping"),
+        ({"method": "magic"}, "rows.fd3d: unknown method 'magic'; known: plain, cwd, fd3d"),
+        ({"distill": {"w_bevv": 1}}, "rows.fd3d: unknown setting distill.w_bevv; known: .*w_bev"),
+        ({"distill": {"w_bev": "much"}}, "rows.fd3d: distill.w_bev is 'much'; it must be a number"),
+        ({"distill": {"rule": {"num_queries": 70}}}, "rows.fd3d: distill.rule.num_queries is 70, but the store covers"),
+        (
+            {"method": "cwd", "store": "focal"},
+            "rows.fd3d: cwd compares whole maps, but store 'focal' is of layout focal",
+        ),
+        (
+            {"families": {"FAMILY": {"apprentice": {"inherit": 1}}}},
+            "rows.fd3d: unknown setting families.bevformer.apprentice.inherit",
+        ),
     ],
 )
 def test_an_unknown_name_in_a_grid_is_refused(place, row, message):
@@ -178,7 +196,7 @@ def test_the_hash_changes_with_all_that_decides_a_result_and_with_nothing_else(p
         "weight": fd3d | {"distill": {"w_pv": 3}},
         "nested": fd3d | {"distill": {"rule": {"num_queries": 20}}},
         "store": fd3d | {"store": "dense"},
-        "inherit": fd3d | {"families": {"FAMILY": {"apprentice": {"inherit": True}}}},
+        "inherit": fd3d | {"distill": {"inherit": []}},
         "iterations": fd3d | {"families": {"FAMILY": {"apprentice": {"train": {"max_iters": 7}}}}},
         "mgd": mgd,
         "mgd weight": mgd | {"methods": {"mgd": {"w_bev": 2}}},
@@ -257,14 +275,14 @@ def test_a_store_of_another_recipe_is_dumped_again(place):
 
 def test_a_failing_row_is_reported_and_stops_no_other(place):
     grid = read(
-        main={"store": "focal", "rows": {"broken": {}, "early": {"method": "fd3d", "expert": "steps-500"}, "plain": {}}}
+        main={"store": "focal", "rows": {"broken": {"method": "response", "store": "dense"}, "early": {"method": "fd3d", "expert": "steps-500"}, "plain": {}}}
     )
     outcome = sweep(grid)
     assert sorted(outcome.done) == ["main/bevformer/expert/0", "main/bevformer/plain/0"]
-    assert "method 'broken' is unknown" in outcome.failed["main/bevformer/broken/0"]
+    assert "method 'response' is unknown" in outcome.failed["main/bevformer/broken/0"]
     assert "detector-500.pth does not exist; train the expert" in outcome.failed["expert bevformer steps-500"]
     assert outcome.failed["main/bevformer/early/0"] == "expert bevformer steps-500 failed"
-    Path("stages.py").write_text(STAGES.replace("broken", "mended"))
+    Path("stages.py").write_text(STAGES.replace("response", "mended"))
     assert "main/bevformer/broken/0" in sweep(grid).done
 
 
@@ -279,7 +297,8 @@ def test_an_evaluation_that_failed_does_not_train_again(place):
 RUN = """
 import sys
 from pathlib import Path
-from pipeline.sweep import Grid, Sweep
+from pipeline.study.grid import Grid
+from pipeline.study.runner import Sweep
 grid = Grid(Path("sweep.yaml"))
 try:
     print(Sweep(grid, 2, command=(sys.executable, "stages.py")).run(grid.trainings))

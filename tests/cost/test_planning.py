@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.complexity import rig_cameras
+from pipeline.cost.complexity import rig_cameras
+from pipeline.cost.plan import Measured, coverage_of, expert_schema, plan_store, plan_work
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.focal.rule import FocalRule
 from pipeline.models.build import load_config
-from pipeline.planning import Measured, coverage_of, expert_schema, plan_store, plan_work
 from stages.cli import app
 from store_schema import StoreReader, StoreSchema, StoreWriter, quantise
 

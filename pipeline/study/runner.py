@@ -2,14 +2,11 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -21,40 +18,13 @@ from tqdm import tqdm
 
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
-from pipeline.sweep.grid import EXPERT, Grid, Training
-from pipeline.sweep.table import METRICS, Line, folder_lock, put_lines, read_table
+from pipeline.study.grid import EXPERT, Grid, Training
+from pipeline.study.queue import Claimed, Outcome, Queue, Stopped, Task
+from pipeline.study.table import METRICS, Line, folder_lock, put_lines, read_table
 
 COMMAND = (sys.executable, "-m", "stages.cli")
 _CODE = ("pipeline", "stages", "store_schema", "configs", "params.yaml", "constraints.txt")
 _KEPT = ("params.yaml", "hash", "revision", "train.json", "losses.csv", "metrics.json", "config.py", "pr.csv")
-
-
-class Stopped(Exception):
-    """The sweep is being stopped."""
-
-
-class Claimed(Exception):
-    """Another sweep has the training in work."""
-
-
-@dataclass
-class Outcome:
-    """What a sweep did: names of trainings, and why some failed."""
-
-    done: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    claimed: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class _Task:
-    """A step of the queue; it runs when all that it needs has ended well."""
-
-    name: str
-    needs: list[str]
-    run: Callable[[], None]
-    training: Training | None = None
 
 
 def revision() -> str:
@@ -108,7 +78,7 @@ class Sweep:
 
     # What a training needs
 
-    def _needs(self, training: Training) -> list[_Task]:
+    def _needs(self, training: Training) -> list[Task]:
         """Tasks that make what is not there yet; each comes after what it needs itself."""
         family, grid, data = training.family, self.grid, self.grid.profile["data"]
         tasks = []
@@ -117,7 +87,7 @@ class Sweep:
             name: str, needs: list[str], folder: Path, ready: Callable[[], bool], make: Callable[[int], None]
         ) -> None:
             if not ready():
-                tasks.append(_Task(name, needs, lambda: self._once(folder, ready, make)))
+                tasks.append(Task(name, needs, lambda: self._once(folder, ready, make)))
 
         tables = Path(data["root"]) / data["version"]
         add("world", [], self.folder / "world", tables.is_dir, self._make_world)
@@ -322,45 +292,18 @@ class Sweep:
         """Run trainings in their order, as far as what they need is there.
 
         Returns:
-            names of trainings by what became of them; those claimed are in work in another sweep.
+            names of trainings by what became of them; those claimed are being trained by another sweep.
 
         Raises:
             KeyboardInterrupt: after the running processes have been ended; the same call goes on from there.
         """
-        bar = tqdm(total=len(trainings), unit="row", disable=None)
-        pending = self._queue(trainings, bar)
-        waiting, failed = {task.name for task in pending}, set[str]()
-        running: dict[Future, _Task] = {}
-        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            with ThreadPoolExecutor(self.jobs) as pool:
-                try:
-                    while pending or running:
-                        for task in list(pending):
-                            broken = [need for need in task.needs if need in failed]
-                            if broken:
-                                pending.remove(task)
-                                waiting.discard(task.name)
-                                self._failed(task, f"{broken[0]} failed", failed, bar)
-                            elif len(running) < self.jobs and not any(need in waiting for need in task.needs):
-                                pending.remove(task)
-                                running[pool.submit(task.run)] = task
-                        finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                        for future in finished:
-                            task = running.pop(future)
-                            waiting.discard(task.name)
-                            self._ended(task, future, failed, bar)
-                except BaseException:
-                    self._stop()
-                    raise
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-            bar.close()
+        queue = Queue(self.jobs, self._stop, self.outcome, len(trainings))
+        queue.run(self._tasks(trainings, queue.bar))
         return self.outcome
 
-    def _queue(self, trainings: Sequence[Training], bar: tqdm) -> list[_Task]:
+    def _tasks(self, trainings: Sequence[Training], bar: tqdm) -> list[Task]:
         """Tasks in the order of the trainings, what they need before them."""
-        queue: dict[str, _Task] = {}
+        queue: dict[str, Task] = {}
         for training in trainings:
             if not self.force and self.is_done(training):
                 self._name_all(training)
@@ -374,29 +317,8 @@ class Sweep:
             def run(training: Training = training) -> None:
                 self._train(training)
 
-            queue[training.name] = _Task(training.name, [task.name for task in needs], run, training)
+            queue[training.name] = Task(training.name, [task.name for task in needs], run, counts=True)
         return list(queue.values())
-
-    def _ended(self, task: _Task, future: Future, failed: set[str], bar: tqdm) -> None:
-        try:
-            future.result()
-        except Claimed:
-            self.outcome.claimed.append(task.name)
-        except (FD3DError, OSError) as error:
-            self._failed(task, str(error), failed, bar)
-            return
-        else:
-            if task.training is not None:
-                self.outcome.done.append(task.name)
-        if task.training is not None:
-            bar.update()
-
-    def _failed(self, task: _Task, why: str, failed: set[str], bar: tqdm) -> None:
-        failed.add(task.name)
-        self.outcome.failed[task.name] = why
-        if task.training is not None:
-            bar.update()
-        tqdm.write(f"{task.name}: {why}")
 
 
 def _refuse_missing(checkpoint: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from mmengine.config import Config
 
-from pipeline.complexity import Cameras, on_meta
+from pipeline.cost.complexity import Cameras, on_meta
 from pipeline.dumping.recipe import schema_of
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError

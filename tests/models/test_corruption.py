@@ -14,7 +14,7 @@ from pipeline.models.corruption import Corruption, corrupt, move_radially
 from pipeline.models.load import load_detector
 
 RANGE = torch.tensor([-8.0, -8.0, -5.0, 8.0, 8.0, 3.0])
-CONFIGS = sorted((Path(__file__).parents[1] / "configs/benchmark").glob("expert_*.py"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs/benchmark").glob("expert_*.py"))
 
 
 @pytest.fixture(scope="module")

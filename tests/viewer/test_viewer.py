@@ -16,8 +16,10 @@ from pipeline.data.geometry import lidar2img
 from pipeline.data.index import FrameIndex
 from pipeline.errors import FD3DError
 from pipeline.focal.areas import project_boxes
-from pipeline.viewer import choose_frames, frame_payload, page, page_facts, write_page
+from pipeline.viewer import page
 from pipeline.viewer.colours import FeatureScales
+from pipeline.viewer.page import write_page
+from pipeline.viewer.payload import choose_frames, frame_payload, page_facts
 from stages.cli import app
 from store_schema import StoreError, StoreReader, StoreSchema, StoreWriter
 

@@ -1,0 +1,1 @@
+"""What detectors and stores cost, before anything is run."""

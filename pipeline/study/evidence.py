@@ -1,0 +1,56 @@
+"""What a sweep's table says, into a document and its figures."""
+
+import os
+from pathlib import Path
+
+from pipeline.distill.settings import FD3D, PLAIN
+from pipeline.errors import FD3DError
+from pipeline.files import write_atomically
+from pipeline.study.plots import curves_figure, differences_figure, gains_figure, kind_of, save
+from pipeline.study.statistics import MAIN, Comparison, comparisons
+from pipeline.study.table import read_table
+from pipeline.study.tables import between_markers, markdown
+
+
+def build_evidence(table: Path, figures: Path, document: Path) -> str:
+    """Write a figure per group as SVG, and the tables between the document's markers.
+
+    Args:
+        table: of a sweep.
+        figures: folder for ``evidence_GROUP.svg``.
+        document: with markers.
+
+    Returns:
+        the tables as text.
+
+    Raises:
+        FD3DError: there is no table, or the document lacks its markers.
+    """
+    lines = read_table(table)
+    if not lines:
+        raise FD3DError(f"{table} has no rows; run 'fd3d sweep'")
+    made: dict[str, Path] = {}
+    by_group: dict[str, list[Comparison]] = {}
+    for comparison in comparisons(lines):
+        by_group.setdefault(comparison.group, []).append(comparison)
+    for group, found in by_group.items():
+        curves = [c for c in found if any(kind_of(r.expert) for r in c.students)]
+        shown = [c for c in found if any(r.row != PLAIN for r in c.students) and c.find(PLAIN)]
+        if not shown:
+            continue
+        made[group] = figures / f"evidence_{group}.svg"
+        variants = [c for c in shown if group != MAIN and c.find(FD3D)]
+        drawn = curves_figure(curves) if curves else differences_figure(variants) if variants else gains_figure(shown)
+        save(drawn, made[group])
+
+    links = {group: _relative(path, document.parent) for group, path in made.items()}
+    text = markdown(lines, links)
+    if not document.is_file():
+        raise FD3DError(f"{document} does not exist; give another by --document")
+    whole = between_markers(document.read_text(), text, document)
+    write_atomically(document, lambda file: file.write(whole))
+    return text
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()

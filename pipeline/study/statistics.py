@@ -1,0 +1,171 @@
+"""A sweep's table in numbers: means with intervals, and gains paired by seed."""
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from pipeline.distill.settings import FD3D, PLAIN
+from pipeline.study.grid import EXPERT
+from pipeline.study.table import Line
+
+CONFIDENCE = 0.95
+MAIN = "main"
+"""The group of the main comparison."""
+START = f"{PLAIN}-inherit"
+"""The row of what the weights that students start from give without any distillation."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds and its 95 % confidence interval, mean - half to mean + half.
+
+    Attributes:
+        half: None with one seed, which tells nothing about the spread.
+        count: of seeds.
+    """
+
+    mean: float
+    half: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Interval":
+        """Student's interval (Student, 1908): half = t(0.975, n - 1) s / sqrt(n), s with n - 1 in its denominator."""
+        x = np.array(list(values), float)
+        if len(x) == 0:
+            return cls(float("nan"), None, 0)
+        if len(x) == 1:
+            return cls(float(x[0]), None, 1)
+        quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 1)
+        return cls(float(x.mean()), float(quantile * x.std(ddof=1) / np.sqrt(len(x))), len(x))
+
+    def text(self, signed: bool = False) -> str:
+        """Two decimals, with the interval where there is one."""
+        if self.count == 0:
+            return ""
+        mean = f"{self.mean:+.2f}" if signed else f"{self.mean:.2f}"
+        return mean if self.half is None else f"{mean} ± {self.half:.2f}"
+
+
+def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Interval:
+    """Interval of a - b over the seeds that both have: what a seed does to both cancels."""
+    return Interval.of(a[seed] - b[seed] for seed in sorted(a.keys() & b.keys()))
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row of a group and family over its seeds; metrics in per cent by seed."""
+
+    row: str
+    method: str
+    expert: str
+    nds: dict[int, float]
+    map: dict[int, float]
+    seconds: float | None
+    """Mean training time; None where it is not known, or of several devices."""
+    device: str
+    """What it was trained on; several separated by commas."""
+    store_bytes: int
+
+    @property
+    def series(self) -> str:
+        """The grid's row: without the expert's name, which a row of several experts appends."""
+        return self.row.removesuffix(f"-{self.expert}")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A group's rows of one family, beside its plain student and its experts."""
+
+    group: str
+    family: str
+    results: list[Result]
+
+    def find(self, row: str) -> Result | None:
+        """A row by name."""
+        return next((result for result in self.results if result.row == row), None)
+
+    @property
+    def students(self) -> list[Result]:
+        """All but the experts."""
+        return [result for result in self.results if result.method != EXPERT]
+
+    def expert_nds(self, expert: str) -> float | None:
+        """An expert's own NDS, the mean of its lines."""
+        for result in self.results:
+            if result.method == EXPERT and result.expert == expert:
+                return Interval.of(result.nds.values()).mean
+        return None
+
+    def fd3d_beside(self, result: Result) -> Result | None:
+        """FD3D as profiled, of the same expert."""
+        return self.find(FD3D) or self.find(f"{FD3D}-{result.expert}")
+
+    def start_beside(self, result: Result) -> Result | None:
+        """What the start from the same expert's weights gives alone."""
+        return self.find(START) or self.find(f"{START}-{result.expert}")
+
+    def gain(self, result: Result, seeds: Collection[int] | None = None) -> Interval:
+        """NDS over the plain student, paired by seed; of ``seeds`` only, if given."""
+        plain = self.find(PLAIN)
+        if plain is None:
+            return Interval.of([])
+        return paired({s: nds for s, nds in result.nds.items() if seeds is None or s in seeds}, plain.nds)
+
+    def share(self, result: Result) -> float | None:
+        """The mean gain as a share of the mean gap between the plain student, on the same seeds, and the expert."""
+        plain, expert = self.find(PLAIN), self.expert_nds(result.expert)
+        seeds = result.nds.keys() & plain.nds.keys() if plain else ()
+        if not plain or expert is None or not seeds:
+            return None
+        gap = expert - Interval.of(plain.nds[seed] for seed in seeds).mean
+        return self.gain(result).mean / gap if gap > 0 else None
+
+    def best_other(self) -> Result | None:
+        """The other distiller that FD3D leads least, or trails most, on the seeds that both have."""
+        fd3d = self.find(FD3D)
+        if fd3d is None:
+            return None
+        others = [r for r in self.students if r.method not in (PLAIN, FD3D) and r.nds.keys() & fd3d.nds.keys()]
+        return min(others, key=lambda r: paired(fd3d.nds, r.nds).mean, default=None)
+
+
+def comparisons(lines: Sequence[Line]) -> list[Comparison]:
+    """A table's lines by group and family: group 'main' first; plain and FD3D before the other students, experts last."""
+    cells: dict[tuple[str, str], dict[tuple[str, str], list[Line]]] = {}
+    for line in sorted(lines, key=lambda line: line["group"] != MAIN):
+        rows = cells.setdefault((line["group"], line["family"]), {})
+        rows.setdefault((line["row"], line["method"]), []).append(line)
+    return [
+        Comparison(group, family, sorted(map(_result, rows.values()), key=_place))
+        for (group, family), rows in cells.items()
+    ]
+
+
+def _place(result: Result) -> tuple[bool, int, list[tuple[float, str]]]:
+    """Sorts students: plain, FD3D, the others by name with the numbers in it as numbers."""
+    first = {PLAIN: 0, FD3D: 1}.get(result.row, 2)
+    parts = re.findall(r"([\d.]+)|([^\d.]+)", result.row)
+    return result.method == EXPERT, first, [(float(number) if number else -1.0, text) for number, text in parts]
+
+
+def _result(lines: Sequence[Line]) -> Result:
+    first = lines[0]
+    seconds = [float(line["seconds"]) for line in lines if line["seconds"]]
+    devices = sorted({line["device"] for line in lines})
+    return Result(
+        first["row"],
+        first["method"],
+        first["expert"],
+        {int(line["seed"]): float(line["NDS"]) for line in lines},
+        {int(line["seed"]): float(line["mAP"]) for line in lines},
+        float(np.mean(seconds)) if seconds and len(devices) == 1 else None,
+        ", ".join(devices),
+        max(int(line["store_bytes"]) for line in lines),
+    )
+
+
+# Text

@@ -1,0 +1,95 @@
+"""A sweep's table as text: one table a group and family, between the markers of a document."""
+
+from collections.abc import Mapping, Sequence
+
+from pipeline.distill.settings import FD3D, PLAIN
+from pipeline.errors import FD3DError
+from pipeline.study.grid import EXPERT
+from pipeline.study.statistics import START, Comparison, Interval, comparisons, paired
+from pipeline.study.table import Line
+
+BEGIN, END = "<!-- evidence: written by 'fd3d evidence' -->", "<!-- /evidence -->"
+
+_HEAD = (
+    "row",
+    "seeds",
+    "NDS",
+    "mAP",
+    "gain in NDS",
+    "of the gap",
+    "over the start",
+    "FD3D minus it",
+    "training, s",
+    "on",
+    "store, MB",
+)
+
+
+def _table(found: Comparison) -> list[str]:
+    out = [f"| {' | '.join(_HEAD)} |", "|---" * len(_HEAD) + "|"]
+    for r in found.results:
+        cells = [r.row, str(len(r.nds)), Interval.of(r.nds.values()).text(), Interval.of(r.map.values()).text()]
+        compared = r.method != EXPERT and r.row != PLAIN
+        fd3d, share = found.fd3d_beside(r), found.share(r) if compared else None
+        cells += [
+            found.gain(r).text(True) if compared else "",
+            "" if share is None else f"{share:.0%}" if share <= 1 else "> 100%",
+        ]
+        start = found.start_beside(r) if compared else None
+        cells += [paired(r.nds, start.nds).text(True) if start and start is not r else ""]
+        cells += [paired(fd3d.nds, r.nds).text(True) if fd3d and fd3d is not r and r.method != EXPERT else ""]
+        cells += [
+            "" if r.seconds is None else f"{r.seconds:.0f}",
+            r.device,
+            f"{r.store_bytes / 1e6:.0f}" if r.store_bytes else "",
+        ]
+        out.append(f"| {' | '.join(cells)} |")
+    return out
+
+
+def _best_other_note(found: Comparison) -> list[str]:
+    fd3d, best = found.find(FD3D), found.best_other()
+    if fd3d is None or best is None:
+        return []
+    return ["", f"FD3D minus the best other distiller ({best.row}): {paired(fd3d.nds, best.nds).text(True)} NDS."]
+
+
+def markdown(lines: Sequence[Line], figures: Mapping[str, str]) -> str:
+    """Tables of every group and family.
+
+    Args:
+        lines: of the sweep's table.
+        figures: link of a group's figure by the group's name.
+    """
+    revisions = sorted({line["revision"] for line in lines})
+    dates = sorted(line["date"] for line in lines)
+    out = [
+        "NDS and mAP in per cent by the devkit; mean over seeds ± half the 95 % interval (Student's t); one seed has none. Gains and "
+        "differences are paired by seed. *Of the gap*: the mean gain over what the expert has above the plain student. "
+        f"*Over the start*: over the row `{START}` of the same expert.",
+        "",
+        f"Revisions: {', '.join(revisions)}; {dates[0]} to {dates[-1]}. "
+        "Any row again: `fd3d sweep --group GROUP --family FAMILY --row ROW --seed SEED --force`.",
+    ]
+    group = None
+    for found in comparisons(lines):
+        if found.group != group:
+            group = found.group
+            out += ["", f"### {group}"]
+            if group in figures:
+                out += ["", f"![{group}]({figures[group]})"]
+        out += ["", f"**{found.family}**", "", *_table(found), *_best_other_note(found)]
+    return "\n".join(out) + "\n"
+
+
+def between_markers(text: str, content: str, where: object) -> str:
+    """A document with what stands between its markers replaced.
+
+    Raises:
+        FD3DError: the document lacks a marker.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise FD3DError(f"{where} lacks the lines '{BEGIN}' and '{END}'; put them where the tables belong")
+    return f"{before}{BEGIN}\n{content}{END}{after}"
