@@ -32,3 +32,16 @@ def write_atomically(path: Path, write: Callable[[Any], object], binary: bool = 
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def between_markers(text: str, content: str, markers: tuple[str, str], where: object) -> str:
+    """A document with what stands between its two markers replaced by ``content``.
+
+    Raises:
+        FD3DError: the document lacks a marker.
+    """
+    before, begin, rest = text.partition(markers[0])
+    _, end, after = rest.partition(markers[1])
+    if not begin or not end:
+        raise FD3DError(f"{where} lacks the lines '{markers[0]}' and '{markers[1]}'; put them where the tables belong")
+    return f"{before}{begin}\n{content}{end}{after}"

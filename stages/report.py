@@ -12,11 +12,17 @@ def report(
     out: Annotated[Path, typer.Option(help="Folder for index.html and summary.md.")] = Path("report"),
     runs: Annotated[Path, typer.Option(help="Folder with the stages' outputs.")] = Path("runs"),
     metrics: Annotated[Path, typer.Option(help="Folder with the metrics; takes summary.json.")] = Path("metrics"),
-    params: Annotated[Path, typer.Option(help="Reads 'data' and 'families'.")] = Path("params.yaml"),
+    document: Annotated[
+        Path | None, typer.Option(help="Document between whose markers '<!-- result -->' a table goes too.")
+    ] = None,
+    params: Annotated[Path, typer.Option(help="Profile.")] = Path("params.yaml"),
 ) -> None:
     """Write the table, loss curves, PR curves and pictures."""
     profile = read_profile(params)
     data = profile.data
-    from pipeline.report.report import build_report, markdown
+    from pipeline.report.report import build_report, markdown, put_result
 
-    print(markdown(build_report(list(profile.families), data.index, data.root, data.val, runs, metrics, out)))
+    summary = build_report(list(profile.families), data.index, data.root, data.val, runs, metrics, out)
+    if document is not None:
+        put_result(summary, document)
+    print(markdown(summary))

@@ -14,7 +14,7 @@ from pipeline.data import CLASSES
 from pipeline.data.geometry import invert, move_boxes
 from pipeline.data.index import Frame, FrameIndex
 from pipeline.errors import FD3DError
-from pipeline.files import write_atomically
+from pipeline.files import between_markers, write_atomically
 from pipeline.report.figures import bev_figure, camera_sheet, data_uri, jpeg, stored_energy, to_png
 from store_schema import StoreReader
 
@@ -64,19 +64,39 @@ def flat_summary(summary: Summary) -> dict[str, Any]:
     return summary[first] | {name: summary[name] for name in others}
 
 
-def markdown(summary: Summary) -> str:
-    """The summary as a table, and what distillation adds."""
-    names = [*_SHOWN, "car_AOE", "training_seconds"]
+def _table(summary: Summary, names: Sequence[str]) -> list[str]:
     lines = ["| family | model | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
-    notes = []
     for family, roles in summary.items():
         for role, values in roles.items():
             lines.append(f"| {family} | {role} | " + " | ".join(str(values[name]) for name in names) + " |")
+    return lines
+
+
+def markdown(summary: Summary) -> str:
+    """The summary as a table, and what distillation adds."""
+    lines, notes = _table(summary, (*_SHOWN, "car_AOE", "training_seconds")), []
+    for family, roles in summary.items():
         expert, plain, fd3d = (roles[role]["NDS"] for role in ROLES)
         notes.append(
-            f"{family}: FD3D adds {fd3d - plain:+.2f} NDS to the plain apprentice; the expert is {expert - plain:+.2f} above it."
+            f"{family}: FD3D adds {fd3d - plain:+.2f} NDS to the plain student; the expert is {expert - plain:+.2f} above it."
         )
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
+
+
+_RESULT = "<!-- result -->", "<!-- /result -->"
+_RESULT_COLUMNS = ("NDS", "mAP", "mATE", "mAOE", "training_seconds")
+
+
+def put_result(summary: Summary, document: Path) -> None:
+    """Write a narrower table, a line per family and role, between the document's markers.
+
+    Raises:
+        FD3DError: there is no document, or the document lacks its markers.
+    """
+    if not document.is_file():
+        raise FD3DError(f"{document} does not exist; give another by --document")
+    text = between_markers(document.read_text(), "\n".join(_table(summary, _RESULT_COLUMNS)) + "\n", _RESULT, document)
+    write_atomically(document, lambda file: file.write(text))
 
 
 def loss_figure(curves: dict[str, Path]) -> Figure:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from pipeline.distill.settings import FD3D, PLAIN
 from pipeline.errors import FD3DError
-from pipeline.files import write_atomically
+from pipeline.files import between_markers, write_atomically
 from pipeline.study.plots import curves_figure, differences_figure, gains_figure, kind_of, save
 from pipeline.study.statistics import MAIN, Comparison, comparisons
 from pipeline.study.table import read_table
-from pipeline.study.tables import between_markers, markdown
+from pipeline.study.tables import MARKERS, markdown
 
 
 def build_evidence(table: Path, figures: Path, document: Path) -> str:
@@ -47,7 +47,7 @@ def build_evidence(table: Path, figures: Path, document: Path) -> str:
     text = markdown(lines, links)
     if not document.is_file():
         raise FD3DError(f"{document} does not exist; give another by --document")
-    whole = between_markers(document.read_text(), text, document)
+    whole = between_markers(document.read_text(), text, MARKERS, document)
     write_atomically(document, lambda file: file.write(whole))
     return text
 

@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from pipeline.distill.settings import FD3D, PLAIN
-from pipeline.errors import FD3DError
 from pipeline.study.grid import EXPERT
 from pipeline.study.statistics import START, Comparison, Interval, comparisons, paired
 from pipeline.study.table import Line
 
-BEGIN, END = "<!-- evidence: written by 'fd3d evidence' -->", "<!-- /evidence -->"
+MARKERS = "<!-- evidence: written by 'fd3d evidence' -->", "<!-- /evidence -->"
 
 _HEAD = (
     "row",
@@ -80,16 +79,3 @@ def markdown(lines: Sequence[Line], figures: Mapping[str, str]) -> str:
                 out += ["", f"![{group}]({figures[group]})"]
         out += ["", f"**{found.family}**", "", *_table(found), *_best_other_note(found)]
     return "\n".join(out) + "\n"
-
-
-def between_markers(text: str, content: str, where: object) -> str:
-    """A document with what stands between its markers replaced.
-
-    Raises:
-        FD3DError: the document lacks a marker.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise FD3DError(f"{where} lacks the lines '{BEGIN}' and '{END}'; put them where the tables belong")
-    return f"{before}{BEGIN}\n{content}{END}{after}"

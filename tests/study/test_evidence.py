@@ -7,11 +7,12 @@ import pytest
 from scipy import stats
 
 from pipeline.errors import FD3DError
+from pipeline.files import between_markers
 from pipeline.study.evidence import build_evidence
 from pipeline.study.plots import curves_figure
 from pipeline.study.statistics import Interval, comparisons, paired
 from pipeline.study.table import COLUMNS, put_lines, read_table
-from pipeline.study.tables import BEGIN, END, between_markers, markdown
+from pipeline.study.tables import MARKERS, markdown
 
 
 def line(row: str, seed: int, nds: float, group: str = "main", expert: str = "trained", **values: object) -> dict:
@@ -78,11 +79,13 @@ def test_fd3d_is_compared_with_the_best_other(table):
 def test_the_text_stands_in_the_document_and_is_written_again(table, tmp_path):
     document = tmp_path / "docs" / "results.md"
     document.parent.mkdir()
-    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    document.write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
     for _ in range(2):
         build_evidence(table, tmp_path / "docs" / "figures", document)
     text = document.read_text()
-    assert text.startswith(f"before\n{BEGIN}\nNDS") and text.endswith(f"{END}\nafter\n") and "old" not in text
+    assert (
+        text.startswith(f"before\n{MARKERS[0]}\nNDS") and text.endswith(f"{MARKERS[1]}\nafter\n") and "old" not in text
+    )
     assert "| fd3d | 3 | 26.00 ± 2.48 | 13.00 ± 1.24 | +5.00 ± 2.48 | 50% |  |  | 100 | cpu | 2 |" in text
     assert "| mgd | 3 | 24.00 ± 2.48 | 12.00 ± 1.24 | +3.00 ± 0.00 | 30% |  | +2.00 ± 2.48 | 100 | cpu |  |" in text
     assert "| response | 1 | 22.50 | 11.25 | +1.50 | 15% |  | +4.50 | 100 | cpu |  |" in text
@@ -129,4 +132,4 @@ def test_no_rows_or_no_markers_are_told(tmp_path):
     with pytest.raises(FD3DError, match="has no rows; run 'fd3d sweep'"):
         build_evidence(tmp_path / "none.csv", tmp_path, tmp_path / "d.md")
     with pytest.raises(FD3DError, match="results.md lacks the lines"):
-        between_markers("text", "content", "results.md")
+        between_markers("text", "content", MARKERS, "results.md")

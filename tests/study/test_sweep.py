@@ -275,7 +275,14 @@ def test_a_store_of_another_recipe_is_dumped_again(place):
 
 def test_a_failing_row_is_reported_and_stops_no_other(place):
     grid = read(
-        main={"store": "focal", "rows": {"broken": {"method": "response", "store": "dense"}, "early": {"method": "fd3d", "expert": "steps-500"}, "plain": {}}}
+        main={
+            "store": "focal",
+            "rows": {
+                "broken": {"method": "response", "store": "dense"},
+                "early": {"method": "fd3d", "expert": "steps-500"},
+                "plain": {},
+            },
+        }
     )
     outcome = sweep(grid)
     assert sorted(outcome.done) == ["main/bevformer/expert/0", "main/bevformer/plain/0"]
