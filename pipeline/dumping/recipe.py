@@ -15,7 +15,7 @@ from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.expert import BEVReading, CameraReading, ExpertFrame
 from pipeline.expert.load import identity
-from pipeline.expert.rows import padded_size
+from pipeline.expert.rows import ALGORITHM, padded_size
 from store_schema import StoreSchema
 
 
@@ -85,6 +85,7 @@ def make_manifest(
             "pc_range": list(cfg.pc_range),
         },
         "focal": settings.rule.to_dict(),
+        "algorithm": ALGORITHM,
         "libraries": library_versions(),
     }
 

@@ -13,6 +13,10 @@ from pipeline.focal.areas import bev_footprints, project_boxes, pv_spans, sampli
 from pipeline.focal.rule import FocalRule
 from store_schema import StoreSchema, dequantise, quantise
 
+ALGORITHM = 1
+"""Number of the algorithm that makes rows, in every store's fingerprint; raised with each change of the code after which the
+same expert and frames give other rows, so that a dump after the change does not take old shards for its own."""
+
 
 @dataclass(frozen=True)
 class Areas:
