@@ -163,19 +163,20 @@ def test_settings_that_the_store_does_not_cover_are_refused(project, store):
         distiller(project, store, rule={"num_queries": 90})
     with pytest.raises(FD3DError, match=r"distill.levels is \[7\], but the store has levels 0..2"):
         distiller(project, store, levels=[7])
-    with pytest.raises(FD3DError, match="distill.w_pw is no setting; there are agreement_power, areas, block"):
+    with pytest.raises(FD3DError, match="unknown setting distill.w_pw; known: agreement_power, areas, block"):
         DistillSettings.from_dict({"w_pw": 1})
 
 
 @pytest.fixture
 def workspace(tmp_path, project, world, world_index, store):
-    """A folder with parameters, configs and data, but neither the expert's config nor its checkpoint."""
+    """A folder with parameters, configs and data, but no expert's checkpoint, and a config of the expert that cannot be read."""
+    (tmp_path / "expert.py").write_text("raise RuntimeError('training from the store needs nothing of the expert')\n")
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["data"] |= {"root": str(world), "index": str(world_index)}
     training = {"seed": 0, "max_iters": 4, "workers": 0, "checkpoint_every": 2}
     apprentice = {"config": str(tmp_path / "apprentice.py"), "train": training}
     params["families"] = {
-        "bevformer": {"expert": {"config": "nowhere.py", "checkpoint": None}, "apprentice": apprentice}
+        "bevformer": {"expert": {"config": str(tmp_path / "expert.py"), "checkpoint": None}, "apprentice": apprentice}
     }
     # the apprentice's config inherits from the expert's file: flatten it, then the expert's is gone
     load_config(project / APPRENTICE).dump(tmp_path / "apprentice.py")

@@ -4,7 +4,7 @@ import csv
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,8 +41,9 @@ def build(project: Path, store: Path, method: str, family: str = "bevformer", **
     cfg = load_config(project / f"configs/world/{APPRENTICES[family]}.py")
     torch.manual_seed(0)
     profile = read_profile(project / "params.yaml")
-    own = profile.method(method, profile.family(family)) if method in METHODS else load_method(method).settings_type()
-    model = MODELS.build(distiller_config(cfg, store, method, replace(own, **settings)))
+    kind = load_method(method).settings_type
+    own = asdict(profile.method(method, profile.family(family))) if method in METHODS else {}
+    model = MODELS.build(distiller_config(cfg, store, method, kind.from_dict(own | settings)))
     model.init_weights()
     return cfg, model
 
@@ -231,13 +232,13 @@ def test_responses_need_no_dense_store(project, store, source):
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
-        ("cwd", {"tua": 1}, "methods.cwd.tua is no setting; there are expert, history, levels, tau, w_bev, w_pv"),
-        ("cwd", {"tau": 0}, "methods.cwd.tau is 0; it must be positive"),
-        ("fitnets", {"w_pv": -1}, "methods.fitnets.w_pv is -1; it must not be negative"),
-        ("mgd", {"mask_ratio": 2}, r"methods.mgd.mask_ratio is 2; it must be in 0..1"),
-        ("fgd", {"temperature": 0}, "methods.fgd.temperature is 0; it must be positive"),
-        ("heatmap", {"cell": 0}, "methods.heatmap.cell is 0; it must be positive"),
-        ("response", {"min_score": 0}, r"methods.response.min_score is 0; it is a score in \(0, 1\)"),
+        ("cwd", {"tua": 1}, "unknown setting methods.cwd.tua; known: expert, history, inherit, levels, tau"),
+        ("cwd", {"tau": 0}, "methods.cwd.tau is 0.0; it must be positive"),
+        ("fitnets", {"w_pv": -1}, "methods.fitnets.w_pv is -1.0; it must not be negative"),
+        ("mgd", {"mask_ratio": 2}, r"methods.mgd.mask_ratio is 2.0; it must be in 0..1"),
+        ("fgd", {"temperature": 0}, "methods.fgd.temperature is 0.0; it must be positive"),
+        ("heatmap", {"cell": 0}, "methods.heatmap.cell is 0.0; it must be positive"),
+        ("response", {"min_score": 0}, r"methods.response.min_score is 0.0; it is a score in \(0, 1\)"),
         ("fgd", {"levels": [3]}, r"methods.fgd.levels is \[3\], but the store has levels 0..2"),
         ("magic", {}, "method 'magic' is unknown; use plain or one of cwd, fd3d"),
     ],

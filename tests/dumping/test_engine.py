@@ -18,7 +18,7 @@ from pipeline.dumping.settings import ClusterSettings, DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.expert import TappedExpert
 from pipeline.focal.rule import FocalRule
-from store_schema import StoreReader, verify
+from store_schema import OtherStoreError, StoreReader, verify
 
 
 def scene_names(source) -> list[str]:
@@ -141,6 +141,7 @@ def test_the_stage_leaves_coverage_and_its_curve(scenes, expert_config, project,
 
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["focal"] |= {"num_queries": 20, "min_score": 0.0}
+    params["distill"]["rule"]["num_queries"] = 20
     params["dump"] |= {"frames_per_shard": 2, "cluster": {"workers": 1}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     stage(
@@ -167,3 +168,18 @@ def test_the_stage_leaves_coverage_and_its_curve(scenes, expert_config, project,
         shares = [float(row[name]) for row in rows]
         assert shares == sorted(shares) and shares[-1] <= entry["boxes"] <= 1
     assert "of the annotated boxes" in capsys.readouterr().out
+
+
+def test_a_store_of_another_algorithm_is_told_and_redone(
+    scenes, settings, expert_config, whole, tmp_path, monkeypatch, capsys
+):
+    """A dump after a change of the code that makes rows must not take the old shards for its own."""
+    shutil.copytree(whole, tmp_path / "s")
+    before = (tmp_path / "s/manifest.json").stat().st_mtime_ns
+    monkeypatch.setattr("pipeline.dumping.recipe.ALGORITHM", 99)
+    with pytest.raises(OtherStoreError, match=r"was made with algorithm = \d+, now it is 99"):
+        dump(expert_config, None, scenes, tmp_path / "s", settings, workers=0)
+    assert (tmp_path / "s/manifest.json").stat().st_mtime_ns == before
+    dump(expert_config, None, scenes, tmp_path / "s", settings, workers=0, replace_other=True)
+    assert "now it is 99: it is deleted" in capsys.readouterr().out
+    assert StoreReader(tmp_path / "s").manifest["algorithm"] == 99
