@@ -1,7 +1,8 @@
 """The expert inside the training step, in place of the store's frames: the published, online form.
 
-Rows are made by the code of stage 1, in the precision and areas of the store, so a frame that was streamed from its scene's start has the arrays that the store has. The store still gives sizes, areas and channel
-statistics, but no frames.
+Rows are made by the code of stage 1, in the precision and areas of the store, so a frame that was streamed
+from its scene's start has the arrays that the store has. The store still gives sizes, areas and channel statistics, but no
+frames.
 """
 
 from collections.abc import Mapping, Sequence
