@@ -35,7 +35,7 @@ def write_atomically(path: Path, write: Callable[[Any], object], binary: bool = 
 
 
 def between_markers(text: str, content: str, markers: tuple[str, str], where: object) -> str:
-    """A document with what stands between its two markers replaced by ``content``.
+    """Document with the text between two markers replaced by ``content``.
 
     Raises:
         FD3DError: the document lacks a marker.

@@ -1,1 +1,1 @@
-"""What detectors and stores cost, before anything is run."""
+"""Cost of detectors and stores, estimated before anything is run."""

@@ -1,12 +1,13 @@
 """Parameters and multiply-adds of a detector by part, from shapes alone.
 
 The model runs on torch's meta device, where tensors have shapes and no data, and forward hooks count. Only the projection
-of the BEV pillars into the cameras is computed: it decides how many queries spatial cross-attention gets.
+of the BEV pillars into the cameras is computed: this projection decides how many queries spatial cross-attention gets.
 
 Two conventions come from one count. The *paper's* is mmcv's ``get_model_complexity_info`` run on the official code, which
 reproduces the GFLOPS column of FD3D (Zeng et al., 2023): multiply-accumulates of convolutions and linear layers, bias of
-convolutions, 2 per element of a norm, 1 per element of ReLU and pooling. It leaves out whatever is no such module
-(``LEFT_OUT``). The *full* count adds these. Softmax, sigmoid and additions of tensors are in neither.
+convolutions, 2 per element of a norm, 1 per element of ReLU and pooling. The paper's convention leaves out whatever is
+no such module (``LEFT_OUT``); the *full* count adds these operations. Softmax, sigmoid and additions of tensors are in
+neither.
 """
 
 from collections import Counter
@@ -53,7 +54,7 @@ class Cameras:
     """Calibrated cameras.
 
     Attributes:
-        source: where the calibration comes from, in words.
+        source: origin of the calibration, in words.
         image_hw: rows and columns of the original images.
         intrinsics: (V, 3, 3) pixels of the original images.
         lidar2cam: (V, 4, 4).
@@ -67,7 +68,7 @@ class Cameras:
 
 @dataclass(frozen=True)
 class Complexity:
-    """What one sample costs: all cameras, first frame of a scene.
+    """Cost of one sample: all cameras, first frame of a scene.
 
     Attributes:
         image_hw: rows and columns that the backbone sees, padding included.
@@ -100,7 +101,7 @@ class Complexity:
 
 
 def rig_cameras(height: int = 900, width: int = 1600) -> Cameras:
-    """The embedded world's rig, mounted as on the nuScenes car, with images of a size."""
+    """Cameras of the embedded world's rig, mounted as on the nuScenes car, for images of the given size."""
     lidar = transform(list(LIDAR_POSITION), list(LIDAR_ROTATION.elements))
     cameras, lidar2cam = rig(height, width), []
     for camera in cameras:
@@ -114,7 +115,7 @@ def rig_cameras(height: int = 900, width: int = 1600) -> Cameras:
 
 
 def frame_cameras(index: str | Path, token: str | None = None) -> Cameras:
-    """The cameras of a frame of an index, by default of its first.
+    """Cameras of a frame of an index; default: the index's first frame.
 
     Raises:
         FD3DError: the index cannot be read, or has no such frame.
@@ -129,10 +130,10 @@ def count(cfg: Config, cameras: Cameras) -> Complexity:
     """Count a detector config's parameters and multiply-adds for one sample.
 
     Args:
-        cameras: their images are resized by ``image.scale`` and padded as the config's preprocessor does.
+        cameras: calibrated cameras, whose images are resized by ``image.scale`` and padded as the config's preprocessor does.
 
     Raises:
-        FD3DError: the config is no detector of this project, or holds a layer without a counting rule.
+        FD3DError: the config is no detector of this project, or includes a layer without a counting rule.
     """
     with on_meta(cfg, cameras) as (model, batch, longest), counting(model) as macs:
         model(**batch, mode="tensor")

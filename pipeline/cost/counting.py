@@ -36,7 +36,7 @@ def part_of(path: str) -> str:
 
 @contextmanager
 def counting(model: nn.Module) -> Iterator[dict[str, Counts]]:
-    """Count what ``model`` runs inside, multiply-adds by part and kind.
+    """Count the multiply-adds that ``model`` runs inside the context, by part and kind.
 
     Raises:
         FD3DError: a layer with parameters has no rule, so the count would be too small.
@@ -77,7 +77,7 @@ def _conv(conv: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> dict[str, i
 
 
 def _products(conv: Any, output: Tensor) -> int:
-    """Every output position (N, C, H, W) takes a product with each weight; a bias adds 1 per element."""
+    """Multiply-adds of a convolution: a product per output position (N, C, H, W) and weight; a bias adds 1 per element."""
     bias = 0 if conv.bias is None else output.numel()
     return output.numel() // output.shape[1] * conv.weight.numel() + bias
 

@@ -1,4 +1,4 @@
-"""What a store will take, and what it spares, before anything is run.
+"""Size of a store and the work to make one, estimated before anything is run.
 
 Shapes come from the expert's config, run on torch's meta device. What shapes cannot tell is measured: the share of cells
 that the focal areas take, and how far each array compresses. Both come from a finished store, or from figures measured on
@@ -40,7 +40,7 @@ RATIOS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What a finished store says about the next one.
+    """Figures of a finished store, taken for the next one.
 
     Attributes:
         coverage: share of cells stored, by map (``bev``, ``pv/0``, ...).
@@ -54,10 +54,10 @@ class Measured:
 
     @classmethod
     def of(cls, path: Path) -> "Measured":
-        """Measured on a store.
+        """Figures of the store at ``path``.
 
         Raises:
-            StoreError: it is not finished.
+            StoreError: the store is not finished.
         """
         reader = StoreReader(path)
         manifest, schema = reader.manifest, reader.schema
@@ -82,9 +82,9 @@ class ArrayPlan:
     """Bytes of one array.
 
     Attributes:
-        frame: on disk per frame.
-        dense: per frame, uncompressed, every cell as float16.
-        total: on disk, shard indices included.
+        frame: bytes on disk per frame.
+        dense: bytes per frame, uncompressed, every cell as float16.
+        total: bytes on disk, shard indices included.
     """
 
     path: str
@@ -124,11 +124,11 @@ class StorePlan:
 
 @dataclass(frozen=True)
 class Work:
-    """What producing the expert's targets takes.
+    """Work to produce the expert's targets.
 
     Attributes:
         passes: frames that the expert runs.
-        hours: of one worker (one GPU).
+        hours: hours of one worker (one GPU).
         elapsed: hours with all workers.
     """
 
@@ -174,7 +174,7 @@ def plan_store(schema: StoreSchema, frames: int, frames_per_shard: int, measured
 
 
 def raw_bytes(spec: ArraySpec, coverage: Mapping[str, float]) -> float:
-    """Uncompressed bytes per frame of what is stored of an array."""
+    """Uncompressed bytes per frame of an array's stored part."""
     size = np.dtype(spec.dtype).itemsize
     if spec.kind in ("plain", "count"):
         return float(np.prod(spec.shape)) * size
@@ -201,7 +201,7 @@ def plan_work(passes: int, rate: float, workers: int) -> Work:
 
 
 def coverage_of(given: list[str] | None, schema: StoreSchema, known: Mapping[str, float]) -> dict[str, float]:
-    """Coverage by map of a focal store: ``MAP=SHARE`` strings, then what is known, then ``COVERAGE``.
+    """Coverage by map of a focal store: from ``MAP=SHARE`` strings, else from ``known``, else from ``COVERAGE``.
 
     Raises:
         FD3DError: a string is not of this form.

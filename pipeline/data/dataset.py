@@ -49,7 +49,7 @@ class FrameDataset(Dataset):
         self.pipeline = Compose(list(pipeline))
 
     def full_init(self) -> None:
-        """mmengine's runner calls this; the index is already read."""
+        """Nothing to do, since the index is already read; called by mmengine's runner."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,7 +90,7 @@ class FrameDataset(Dataset):
         """Number of a frame in this data set.
 
         Raises:
-            FD3DError: it is not in the split.
+            FD3DError: the frame is not in the split.
         """
         row = self.index.row(token)
         ordered = sorted(range(len(self.rows)), key=self.rows.__getitem__)

@@ -1,4 +1,4 @@
-"""Frames as detectors take them: where they come from, the transforms of a config, batches in time order."""
+"""Frames as detectors take them: data sets, the transforms of a config, batches in time order."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,13 +12,13 @@ from pipeline.data.transforms import refuse_pixel_moving
 
 
 def frame_pipeline(cfg: Config, train: bool, targets: Sequence[dict] = ()) -> list[dict]:
-    """The transforms of a detector config: decode, augment, and for a distiller load what it needs of the expert.
+    """The transforms of a detector config: decode, augment, and for a distiller load the expert's targets.
 
     Args:
-        targets: transforms that load what the expert says of an item's frame (:mod:`pipeline.distill.loading`).
+        targets: transforms that load the expert's targets of an item's frame (:mod:`pipeline.distill.loading`).
 
     Raises:
-        FD3DError: an augmentation moves pixels beside the expert's targets.
+        FD3DError: an augmentation moves pixels although the expert's targets are loaded.
     """
     augment = cfg.get("augment", {}) if train else {}
     steps: list[dict] = [dict(type="LoadMultiViewImages", scale=cfg.image.scale, to_rgb=cfg.image.to_rgb)]
@@ -61,7 +61,7 @@ def frame_batches(
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """A list of items to the layout that data preprocessors take."""
+    """Batch of a list of items, in the layout that data preprocessors take."""
     return {
         "inputs": {"img": [item["inputs"]["img"] for item in items]},
         "data_samples": [item["data_samples"] for item in items],

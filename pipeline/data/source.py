@@ -1,4 +1,4 @@
-"""Where frames come from."""
+"""Source of frames: index, data root and split."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Transforms from index entries to packed model inputs.
 
-Each declares ``moves_pixels``: cached expert targets stay valid only where no pixel moves.
+Each transform declares ``moves_pixels``: cached expert targets stay valid only where no pixel moves.
 """
 
 from pathlib import Path
@@ -28,8 +28,8 @@ class LoadMultiViewImages(BaseTransform):
     :class:`PackFrames`, so that colour augmentation sees the original pixels.
 
     Args:
-        scale: by which images will be resized.
-        to_rgb: turn the decoder's BGR to RGB.
+        scale: factor by which images will be resized.
+        to_rgb: whether the decoder's BGR is turned to RGB.
     """
 
     moves_pixels = False
@@ -83,7 +83,7 @@ class PhotometricDistortion(BaseTransform):
         self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
 
     def transform(self, results: Item) -> Item:
-        """Acts on ``img``, in place of the decoded pixels."""
+        """Distort the colours of ``img``, in place of the decoded pixels."""
         contrast = 1 + np.random.uniform(-self.contrast, self.contrast)
         saturation = 1 + np.random.uniform(-self.saturation, self.saturation)
         shift = np.random.uniform(-self.brightness, self.brightness)
@@ -99,7 +99,7 @@ class PhotometricDistortion(BaseTransform):
 
 @TRANSFORMS.register_module()
 class LoadBoxes(BaseTransform):
-    """True boxes of the last frame, those with enough points and inside the BEV range.
+    """True boxes of the last frame that have enough points and lie inside the BEV range.
 
     Args:
         pc_range: (x0, y0, z0, x1, y1, z1) metres; centres outside in x or y are left out.
@@ -175,5 +175,5 @@ def refuse_pixel_moving(steps: list[dict]) -> None:
         if getattr(kind, "moves_pixels", True):
             raise FD3DError(
                 f"{step['type']} moves pixels (or does not declare moves_pixels = False), so the expert's targets would "
-                "be wrong; take it out of the apprentice's augmentations"
+                "be wrong; remove it from the student's augmentations"
             )

@@ -1,4 +1,4 @@
-"""Training of the paper's apprentice: a student with a distiller's losses, from the store or beside an online expert."""
+"""Training of a student with a distiller's losses, from the store or beside an online expert."""
 
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,10 @@ def train_apprentice(
     """Train a student with a method's losses; a killed training goes on from its last checkpoint.
 
     Args:
-        config: the student's.
-        store: the expert's targets; of an online expert its sizes, areas and statistics only.
-        expert: checkpoint of the expert, for ``inherit`` and ``expert: online``; its ``config.py`` lies beside it.
-        out: the finished student's checkpoint.
+        config: detector config of the student.
+        store: store of the expert's targets; with an online expert only sizes, areas and statistics are read.
+        expert: checkpoint of the expert, for ``inherit`` and ``expert: online``; the expert's ``config.py`` lies beside.
+        out: checkpoint to write, of the finished student.
 
     Returns:
         facts as of :func:`~pipeline.training.run.train`, also in ``train.json`` beside ``out``.

@@ -1,4 +1,4 @@
-"""What all distillers share: a student that is tapped, a store whose targets they read, losses added to the student's."""
+"""Base of all distillers: a tapped student, a store of targets, losses added to the student's."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,7 +19,7 @@ from .targets import CachedFrame, ChannelScale
 if TYPE_CHECKING:
     from .online import OnlineExpert
 
-# where students of this repository have what can be tapped
+# module paths of the outputs to tap, in students of this repository
 _TAPS = {"pv": "img_neck", "bev": "pts_bbox_head.transformer.encoder", "head": "pts_bbox_head"}
 
 
@@ -27,7 +27,7 @@ class Taps:
     """Outputs of modules by name, kept from the last forward pass until they are read.
 
     Args:
-        model: holds the modules.
+        model: detector with the modules.
         paths: module path by name.
 
     Raises:
@@ -50,7 +50,7 @@ class Taps:
         return hook
 
     def read(self, name: str) -> Any:
-        """The last output, which is then forgotten.
+        """Last output of the tap, which is then forgotten.
 
         Raises:
             FD3DError: the module did not run.
@@ -62,7 +62,7 @@ class Taps:
 
 @dataclass
 class StudentOutputs:
-    """What a distiller reads of its student's last training pass, as far as it taps it.
+    """Outputs of the student's last training pass, as far as the distiller taps them.
 
     Attributes:
         pv: pyramid levels (B*V, C, Hl, Wl) of the current frame; empty where they are not distilled.
@@ -76,27 +76,27 @@ class StudentOutputs:
 
 
 class Distiller(BaseModel):
-    """A student with distillation losses added to its own; what else it holds exists in training only.
+    """Student with distillation losses added to the student's own; all other modules exist in training only.
 
     A method is a subclass that names its ``settings_type`` and gives ``distillation_losses``.
 
     Args:
         student: detector config.
         store: finished store of the expert's targets.
-        settings: of the method, as plain values.
+        settings: settings of the method, as plain values.
         bev_size: rows and columns of the student's BEV map; None for a student without one.
-        bev_channels, pv_channels: of the student's features.
-        taps: module paths of the student's pyramid ``pv``, BEV map ``bev`` and detection head ``head``, where they are
-            not those of this repository's detectors.
+        bev_channels, pv_channels: channels of the student's BEV map and pyramid.
+        taps: module paths of the student's pyramid ``pv``, BEV map ``bev`` and detection head ``head``, where the
+            paths are not those of this repository's detectors.
         expert: ``config`` and ``checkpoint`` of the expert, for the setting ``expert: online``.
 
     Attributes:
-        settings: the method's.
-        schema, manifest, constants: the store's.
+        settings: settings of the method.
+        schema, manifest, constants: schema, manifest and constants of the store.
         levels: pyramid levels that are distilled.
         scaled: maps whose channel statistics :meth:`scale` knows.
         bev_size: as above, None when expert or student has no BEV map.
-        restore: brings the student's BEV map to the expert's size; absent without ``bev_size``.
+        restore: module that brings the student's BEV map to the expert's size; absent without ``bev_size``.
 
     Raises:
         FD3DError: a setting needs what the store lacks, or the two sides have nothing in common.
@@ -106,7 +106,7 @@ class Distiller(BaseModel):
     reads_maps: ClassVar[bool] = True
     """Whether the losses compare pyramids and BEV maps."""
     reads_head: ClassVar[bool] = False
-    """Whether they read the output of the student's detection head."""
+    """Whether the losses read the output of the student's detection head."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class Distiller(BaseModel):
                 self.restore = RestoreBEV(bev_channels, self.bev_size, self.schema.bev[:2], self.restores_residually)
             if not self.levels and self.bev_size is None:
                 raise FD3DError(
-                    f"store {store} holds no pyramid, and expert or student has no BEV map: nothing to distil"
+                    f"store {store} includes no pyramid, and expert or student has no BEV map: nothing to distil"
                 )
         # buffers, so that a step makes no tensors of them; not saved, since the store has them
         self.scaled = [f"pv/{level}" for level in self.levels] + (["bev"] if self.schema.bev else [])
@@ -159,17 +159,17 @@ class Distiller(BaseModel):
     def _online(self, expert: dict[str, str] | None) -> "OnlineExpert":
         if expert is None:
             raise FD3DError(
-                f"{self.settings.section}.expert is online, but the distiller is given none; name its config and checkpoint"
+                f"{self.settings.section}.expert is online, but no expert is given; name the config and checkpoint of one"
             )
         from .online import OnlineExpert  # here, so that training from the store needs nothing of the expert
 
         return OnlineExpert(**expert, manifest=self.manifest, schema=self.schema, store=self.store)
 
     def chosen(self, name: str, count: int, holder: str = "the store") -> tuple[int, ...]:
-        """The setting ``name``, numbers of the holder's ``count`` levels or layers; all of them when it is None.
+        """Numbers of the holder's ``count`` levels or layers that the setting ``name`` chooses; None chooses all.
 
         Raises:
-            FD3DError: the holder does not have them.
+            FD3DError: the holder lacks a chosen level or layer.
         """
         numbers = getattr(self.settings, name)
         numbers = tuple(range(count)) if numbers is None else numbers
@@ -183,7 +183,7 @@ class Distiller(BaseModel):
         return self.student.state_dict()
 
     def forward(self, inputs: dict[str, Tensor], data_samples: list[Det3DDataSample], mode: str = "tensor") -> Any:
-        """As mmengine's models; ``loss`` adds the distillation losses to the student's terms."""
+        """Forward pass as of mmengine's models; ``loss`` adds the distillation losses to the student's terms."""
         if mode != "loss":
             return self.student(inputs, data_samples, mode=mode)
         losses = self.student(inputs, data_samples, mode="loss")
@@ -191,13 +191,13 @@ class Distiller(BaseModel):
         return losses | self.distillation_losses(self.student_outputs(), frames, data_samples)
 
     def expert_frames(self, inputs: dict[str, Tensor], data_samples: list[Det3DDataSample]) -> list[CachedFrame]:
-        """What the expert says of every sample's current frame: the store's rows, which the data pipeline has read, or
-        those that an online expert makes now of the frames that the data pipeline has decoded."""
+        """Rows of the expert for every sample's current frame: read from the store by the data pipeline, or made now by an
+        online expert from the frames that the data pipeline has decoded."""
         loaded = [sample.expert for sample in data_samples]
         return loaded if self.online is None else self.online.rows(loaded)
 
     def student_outputs(self) -> StudentOutputs:
-        """What the taps saw in the student's last pass, which is then forgotten."""
+        """Tapped outputs of the student's last pass, which are then forgotten."""
         return StudentOutputs(
             pv=list(self.taps.read("pv")) if self.levels else [],
             bev=self.taps.read("bev").transpose(1, 2).unflatten(-1, self.bev_size) if self.bev_size else None,
@@ -210,7 +210,7 @@ class Distiller(BaseModel):
         """The weighted losses by name.
 
         Args:
-            outputs: of the student.
+            outputs: tapped outputs of the student.
             frames: per sample the expert's arrays by the store's names, features decoded or not.
             data_samples: with ``frames``, metainfo of the student's queue whose last entry is the current frame (lidar2img to
                 its unpadded image, pad_hw), and ``gt_instances_3d``.

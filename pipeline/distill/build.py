@@ -1,4 +1,4 @@
-"""From an apprentice's config to what builds a distiller around it."""
+"""Config of a distiller around a student's config."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -17,13 +17,13 @@ def distiller_config(
     settings: MethodSettings,
     expert: tuple[str | Path, str | Path] | None = None,
 ) -> dict[str, Any]:
-    """What builds the distiller of ``method`` around an apprentice.
+    """Config of the distiller of ``method`` around a student.
 
     Args:
-        cfg: the apprentice's config.
-        store: the expert's targets.
+        cfg: detector config of the student.
+        store: store of the expert's targets.
         method: a file's name in ``pipeline/distill/methods``.
-        settings: of the method.
+        settings: settings of the method.
         expert: config and checkpoint of an online expert.
 
     Raises:

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 
 class _Neighbourhoods(torch.autograd.Function):
-    """Rows (m, C) to the 3x3 neighbourhoods of cells (n, 9 * C); no row, a zero.
+    """3x3 neighbourhoods of cells (n, 9 * C), from rows (m, C); 0 where there is no row.
 
     The gradient is gathered as well, which is faster than adding it up in place and the same on every run.
     """
@@ -36,10 +36,10 @@ def grow(cells: Tensor) -> Tensor:
 
 
 def neighbours(cells: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
-    """Who reads whom in a 3x3 convolution at ``cells`` of a map whose values are known at ``given``.
+    """Index tables of a 3x3 convolution at ``cells`` of a map whose values are known at ``given``.
 
     Args:
-        cells, given: bool (N, H, W), n and m of them.
+        cells, given: bool (N, H, W), with n and m cells True.
 
     Returns:
         numbers of given rows (n, 9), m where there is none; for every given row the numbers of the (cell, place) pairs that read
@@ -63,11 +63,11 @@ def conv_at(conv: nn.Conv2d, rows: Tensor, cells: Tensor, given: Tensor) -> Tens
     """A 3x3 convolution with padding 1 at chosen cells.
 
     Args:
-        rows: (m, C), of the cells ``given`` in their order; a cell that is not given counts as zero.
-        cells, given: bool (N, H, W); ``cells`` has n.
+        rows: (m, C) values of the cells ``given`` in their order; a cell that is not given counts as zero.
+        cells, given: bool (N, H, W); n of ``cells`` are True.
 
     Returns:
-        (n, C'), of ``cells`` in their order.
+        (n, C') values of ``cells`` in their order.
     """
     patches = _Neighbourhoods.apply(rows, *neighbours(cells, given))
     return nn.functional.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)

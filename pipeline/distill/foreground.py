@@ -1,4 +1,4 @@
-"""Where annotated objects lie on the expert's maps."""
+"""Cells of annotated objects on the expert's maps."""
 
 from collections.abc import Sequence
 
@@ -21,10 +21,10 @@ def object_cells(
     """Cells of every annotated box, one mask per object and image.
 
     Args:
-        samples: with ``gt_instances_3d`` and metainfo of the current frame.
-        schema: of the store, for the grids.
+        samples: samples with ``gt_instances_3d`` and metainfo of the current frame.
+        schema: schema of the store, which gives the grids.
         pc_range: (x0, y0, z0, x1, y1, z1) metres that the BEV map spans.
-        level: of the pyramid, None for the BEV map.
+        level: level of the pyramid, None for the BEV map.
 
     Returns:
         per sample bool (n, H, W) of footprints on the BEV map, or (n, V, Hl, Wl) of projected boxes' rectangles.
@@ -41,7 +41,7 @@ def object_cells(
 
 
 def area_weights(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Foreground that counts every object alike, and background that counts as one object.
+    """Weights of the foreground, where every object counts alike, and of the background, which counts as one object.
 
     A foreground cell weighs one over the number of cells of the smallest object that covers it, a background cell one over the
     number of background cells (FGD's scale masks, Yang et al., CVPR 2022).

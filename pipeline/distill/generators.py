@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from .cells import conv_at, grow
 
-# Where a convolution at chosen cells beats one of the whole map, forward and backward on a CPU (python -m benchmarks.generators)
+# Limits where a convolution at chosen cells beats one of the whole map, forward and backward on a CPU (measured by
+# python -m benchmarks.generators)
 _MIN_CHANNELS, _MAX_SHARE = 128, 0.25
 
 
@@ -40,14 +41,14 @@ class FeatureGenerator(nn.Sequential):
                 at the papers' 256 channels a tenth of the cells takes a third of the time.
 
         Returns:
-            (N, C', H, W); what is not at ``cells`` has no meaning.
+            (N, C', H, W); values outside of ``cells`` have no meaning.
         """
         if cells is None or not self.gathers or cells.float().mean() > _MAX_SHARE:
             return super().forward(features)
         return self.forward_at(features, cells)
 
     def forward_at(self, features: Tensor, cells: Tensor) -> Tensor:
-        """The map at the cells alone, 0 elsewhere."""
+        """Generated map at ``cells`` alone, 0 elsewhere."""
         *align, first, activation, last = cast(list[Any], list(self))
         inner = grow(cells)
         outer = grow(inner)
@@ -62,15 +63,15 @@ class FeatureGenerator(nn.Sequential):
 
 
 class RestoreBEV(nn.Module):
-    """Bring an apprentice's BEV map to the expert's size.
+    """Module that brings a student's BEV map to the expert's size.
 
     One transposed convolution (4, stride 2, padding 1, no bias) - BN - ReLU per doubling, bilinear interpolation for what
     remains of a ratio that is no power of two, then conv3x3 (FD3D's release, there for a ratio of 2).
 
     Args:
-        size: the apprentice's rows and columns.
-        target: the expert's.
-        residual: add all this, from zero on, to the bilinearly interpolated map.
+        size: rows and columns of the student's map.
+        target: rows and columns of the expert's map.
+        residual: add the layers' result, zero at the start, to the bilinearly interpolated map.
     """
 
     def __init__(self, channels: int, size: tuple[int, int], target: tuple[int, int], residual: bool = False) -> None:
@@ -91,7 +92,7 @@ class RestoreBEV(nn.Module):
             start_at_zero(self.conv)
 
     def forward(self, bev: Tensor) -> Tensor:
-        """(B, C, h, w) to (B, C, H, W)."""
+        """Map (B, C, H, W) of the expert's size from the student's map (B, C, h, w)."""
         out = self.upsample(bev)
         if out.shape[-2:] != self.target:
             out = self._interpolated(out)

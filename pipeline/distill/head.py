@@ -1,7 +1,7 @@
 """The trainable distillation head: a decoder of the student's form that reads the expert's BEV map (FD3D's online form).
 
-FD3D (Zeng et al., CVPR 2023) trains such a head beside the apprentice by its own detection loss. It is the alternative to
-the expert's own queries, for experts whose queries are weak or unknown.
+FD3D (Zeng et al., CVPR 2023) trains such a head beside the student by the head's own detection loss. The head is the
+alternative to the expert's own queries, for experts whose queries are weak or unknown.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from pipeline.models.boxes import decode_boxes
 
 @dataclass
 class HeadQueries:
-    """What the head's best queries predict and read; without gradients but ``loss``.
+    """Predictions and readings of the head's best queries, without gradients except for ``loss``.
 
     Attributes:
         loss: scalar, the detection loss.
         boxes: (B, K, 9) LiDAR frame, best score first.
-        score: (B, K) of the best class.
+        score: (B, K) score of the best class.
         sampling, attention: (B, L, K, M, P, 2) in 0..1 of the BEV extent, and (B, L, K, M, P).
         value_weight, value_bias: (L, C, C), (L, C), each layer's value projection.
     """
@@ -74,7 +74,7 @@ class DistillationHead(nn.Module):
         self._read.append((positions.detach(), weights.detach()))
 
     def init_weights(self) -> None:
-        """As the student's head starts."""
+        """Initialise like the student's head."""
         self.head.init_weights()
 
     def forward(self, bev: Tensor, gt_boxes: list[Tensor], gt_labels: list[Tensor]) -> HeadQueries:

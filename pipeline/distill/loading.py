@@ -1,4 +1,4 @@
-"""Transforms that bring what the expert says of an item's frame: from the store, or as images for an online expert."""
+"""Transforms that load the expert's targets of an item's frame: from the store, or as images for an online expert."""
 
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,13 @@ class LoadExpertTargets(BaseTransform):
 
 @TRANSFORMS.register_module()
 class LoadExpertFrames(BaseTransform):
-    """The expert's own images of the item's frame and of those before it, for an expert that runs in the training step.
+    """The expert's own images of the item's frame and of the frames before, for an expert that runs in the training step.
 
-    They are decoded once more, by the expert's pipeline, so that no augmentation of the apprentice reaches them.
+    The images are decoded once more, by the expert's pipeline, so that no augmentation of the student changes them.
 
     Args:
         dataset: config of a :class:`~pipeline.data.dataset.FrameDataset` of the same split with the expert's transforms
-            and as long a queue as it sees.
+            and with as many frames in a queue as the expert sees.
     """
 
     moves_pixels = False

@@ -8,10 +8,10 @@ MATCHING_DISTANCES = (0.5, 1.0, 2.0, 4.0)
 
 
 def query_trust(scores: Tensor, threshold: float, power: float = 1.0) -> Tensor:
-    """How far queries can be trusted: zero below ``threshold``, else the score to ``power``.
+    """Trust in queries: zero below ``threshold``, else the score to ``power``.
 
-    The expert is imperfect and its score is the only sign of it that it gives itself; power 0 trusts all kept queries
-    alike.
+    The expert is imperfect, and the score is the only sign of errors that the expert itself gives; power 0 trusts all
+    kept queries alike.
 
     Args:
         scores: (..., K) best class score in 0..1.
@@ -20,8 +20,8 @@ def query_trust(scores: Tensor, threshold: float, power: float = 1.0) -> Tensor:
 
 
 def agreement(boxes: Tensor, labels: Tensor, true_boxes: Tensor, true_labels: Tensor) -> Tensor:
-    """How well queries agree with the annotations: the share of nuScenes' matching distances within which their box's
-    centre has an annotated box of their class.
+    """Agreement of queries with the annotations: the share of nuScenes' matching distances within which a query's box
+    centre has an annotated box of the query's class.
 
     A score does not tell that a box is misplaced: where depth is wrong the expert may be as sure as elsewhere.
 
@@ -45,7 +45,7 @@ def masked_generation_loss(generated: Tensor, target: Tensor, weight: Tensor) ->
 
     ``sum(w * (G - T)^2) / (C * sum(w))``: Masked Generative Distillation's error (Yang et al., ECCV 2022) counted only
     in instance areas as FD3D does, normalised by their weighted size so that large objects and many objects do not
-    raise it.
+    raise the loss.
 
     Args:
         generated: (..., C, H, W).
@@ -78,11 +78,11 @@ def block_mask(area: Tensor, ratio: float, block: int, generator: torch.Generato
 
 
 def fine_grained_loss(sampled_s: Tensor, sampled_t: Tensor, trust: Tensor) -> Tensor:
-    """Error between what queries read on the apprentice's and on the expert's map, in units of the latter's scale.
+    """Error between the values that queries read on the student's and on the expert's map, in units of the expert's scale.
 
     Per layer ``sum_k trust_k * mean_c (S - T)^2 / (sum_k trust_k * var_T)`` with ``var_T`` the trust-weighted variance
-    of T around its mean query; then the mean over layers. Free of the scale of the value projection, so that one
-    weight serves all layers and detectors.
+    of T around its mean query; then the mean over layers. The loss does not depend on the scale of the value
+    projection, so that one weight serves all layers and detectors.
 
     Args:
         sampled_s, sampled_t: (L, B, K, C).

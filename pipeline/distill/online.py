@@ -1,8 +1,8 @@
-"""The expert inside the training step, in place of the store's frames: what the published, online form does.
+"""The expert inside the training step, in place of the store's frames: the published, online form.
 
-Rows are made by the code that stage 1 stores them with, in the store's precision and of its areas, so a frame that was
-streamed from its scene's start has the arrays that the store has. The store still gives sizes, areas and channel
-statistics; its frames are not read.
+Rows are made by the code of stage 1, in the precision and areas of the store, so a frame that was streamed
+from its scene's start has the arrays that the store has. The store still gives sizes, areas and channel statistics, but no
+frames.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,17 +27,18 @@ from .targets import CachedFrame
 
 
 class OnlineExpert:
-    """A frozen expert that runs over the frames which come with each sample.
+    """Frozen expert that runs over the frames which come with each sample.
 
-    It is no module: neither optimiser nor checkpoint of a training holds it, and making it draws no random number of theirs.
+    An online expert is no module: no optimiser or checkpoint of a training includes one, and making one draws none of the
+    training's random numbers.
 
     Args:
-        config, checkpoint: those that made the store.
-        manifest, schema: of the store.
-        store: named in messages.
+        config, checkpoint: config and checkpoint of the expert that made the store.
+        manifest, schema: manifest and schema of the store.
+        store: name of the store in messages.
 
     Attributes:
-        passes: frames that it has run.
+        passes: frames that the expert has run.
 
     Raises:
         FD3DError: the store was made by another expert.
@@ -64,7 +65,7 @@ class OnlineExpert:
         """Arrays of the last frame of every queue, as the store's reader gives them.
 
         Args:
-            queues: of :class:`~pipeline.distill.loading.LoadExpertFrames`; each begins without history.
+            queues: frames of :class:`~pipeline.distill.loading.LoadExpertFrames`; each queue begins without history.
         """
         # the student may train in mixed precision; the expert runs as it did for the store
         with torch.autocast(self.expert.device.type, enabled=False):
@@ -94,7 +95,7 @@ def expert_frames(expert: Config, apprentice: Config, source: FrameSource, histo
 
     Args:
         expert, apprentice: detector configs.
-        history: ``scene`` for the scene from its start, as in stage 1, or ``queue`` for the apprentice's queue.
+        history: ``scene`` for the scene from its start, as in stage 1, or ``queue`` for the student's queue.
     """
     kind = MODELS.get(expert.model.type)
     single = isinstance(kind, type) and issubclass(kind, MultiCameraDetector) and not hasattr(kind, "stream")

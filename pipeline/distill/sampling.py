@@ -1,4 +1,4 @@
-"""What object queries read on a BEV map or from camera pyramids, with the expert's positions and attention weights."""
+"""Reading of BEV maps and camera pyramids by object queries, with the expert's positions and attention weights."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ def sample_values(bev: Tensor, weight: Tensor, bias: Tensor, locations: Tensor, 
 
 
 def camera_positions(points: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]) -> Tensor:
-    """Where 3D points lie in the images.
+    """Positions of 3D points in the images.
 
     Args:
         points: (B, L, K, 3) metres, LiDAR frame.

@@ -1,4 +1,4 @@
-"""What a user can set about distillation: one dataclass per method, which is the one source of the method's defaults."""
+"""Settings of distillation: one dataclass per method, the one source of the method's defaults."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
@@ -10,7 +10,7 @@ from pipeline.settings import from_mapping
 AREAS = ("queries", "annotations", "everywhere")
 HEADS = ("frozen", "trainable")
 PLAIN, FD3D = "plain", "fd3d"
-"""Names of the method that distils nothing, and of the paper's."""
+"""Names of the method that distils nothing, and of the paper's method."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,18 @@ class PlainSettings:
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """Settings of every distiller; weights are those settings whose names begin with ``w_``."""
+    """Settings of every distiller; the names of weights begin with ``w_``."""
 
     section: ClassVar[str] = FD3D
     """Name of these settings in messages."""
     compares_maps: ClassVar[bool] = False
-    """Whether the method compares whole maps, which a store holds in layout ``dense`` only."""
+    """Whether the method compares whole maps, which only a store of layout ``dense`` includes."""
     inherit: tuple[str, ...] = ("pts_bbox_head",)
-    """Modules of the student that start from the expert's weights; the head in the authors' release."""
+    """Modules of the student that start from the expert's weights; default: the head, as in the authors' release."""
     levels: tuple[int, ...] | None = None
-    """Pyramid levels distilled; all by default."""
+    """Pyramid levels to distil; default: all."""
     expert: str = "cached"
-    """``cached`` reads the store's frames, ``online`` runs the expert in the training step."""
+    """Source of the expert's targets: ``cached`` reads the store's frames, ``online`` runs the expert in the training step."""
     history: str | None = None
     """Frames that an online expert sees: ``scene``, all from the scene's start as in stage 1, or the student's ``queue``."""
 
@@ -82,7 +82,7 @@ class MethodSettings:
 
 @dataclass(frozen=True)
 class DistillSettings(MethodSettings):
-    """FD3D's losses: weights, masks and how far queries are trusted."""
+    """Settings of FD3D's losses: weights, masks and trust in queries."""
 
     section = "distill"
     w_pv: float = 1.0
@@ -90,7 +90,8 @@ class DistillSettings(MethodSettings):
     w_bev: float = 1.0
     """Weight of BEV masked generation, where expert and student have a BEV map."""
     w_fine: float = 1.0
-    """Weight of fine-grained distillation, where the store has what queries read and the student the map they read."""
+    """Weight of fine-grained distillation, where the store includes the queries' readings and the student has the map
+    that is read."""
     mask_ratio: float = 0.5
     """Share of blocks hidden inside the areas before generation."""
     block: int = 2
@@ -98,27 +99,28 @@ class DistillSettings(MethodSettings):
     trust_threshold: float = 0.1
     """Score below which a query has no weight."""
     trust_power: float = 1.0
-    """Power of a query's score that is its weight."""
+    """Exponent of a query's score in the query's weight."""
     agreement_power: float = 0.0
-    """Power of a query's agreement with the annotations (:func:`~pipeline.distill.losses.agreement`) by which its weight is
-    multiplied; the losses are multiplied by the share of the trust that is left. 0 does not ask the annotations."""
+    """Exponent of a query's agreement with the annotations (:func:`~pipeline.distill.losses.agreement`) in the query's
+    weight; the losses are multiplied by the share of the trust that is left. 0 ignores the annotations."""
     size_power: float = 0.0
-    """Power of the number of an area's cells by which a query's weight in a cell is divided: 0 counts cells alike, so that
-    lorries outweigh pedestrians, 1 objects alike."""
+    """Exponent of the number of an area's cells by which a query's weight in a cell is divided: 0 counts cells alike, so that
+    lorries outweigh pedestrians, 1 counts objects alike."""
     layers: tuple[int, ...] | None = None
-    """Decoder layers of the fine-grained loss; all by default."""
+    """Decoder layers of the fine-grained loss; default: all."""
     areas: str = "queries"
-    """Boxes that span the areas of the masked generation losses: the expert's ``queries`` by their trust, or, all trusted alike
-    and from a dense store, the ``annotations`` or all cells (``everywhere``)."""
+    """Areas of the masked generation losses: ``queries`` takes the areas of the expert's queries, weighted by trust. From a
+    dense store, ``annotations`` takes the areas of annotated boxes and ``everywhere`` all cells, with equal weight."""
     residual: bool = False
-    """Whether restoring and generators start as the identity and learn what is to be added: the student's own maps are drawn
-    to the expert's, which suits modules that start from the expert's weights."""
+    """Whether restoring and generators start as the identity and learn a residual: the student's own maps are drawn to the
+    expert's, which suits modules that start from the expert's weights."""
     head: str = "frozen"
-    """``frozen``: queries are the expert's. ``trainable``: those of a head that learns to detect on the expert's dense BEV map."""
+    """Source of the queries: ``frozen`` takes the expert's, ``trainable`` takes those of a head that learns to detect on the
+    expert's dense BEV map."""
     w_head: float = 1.0
     """Weight of a trainable head's detection loss."""
     rule: FocalRule = field(default_factory=FocalRule)
-    """Areas; as tight as the store's or tighter."""
+    """Rule of the areas, as tight as the store's rule or tighter."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,8 +132,8 @@ class DistillSettings(MethodSettings):
                 raise FD3DError(f"distill.{name} is '{getattr(self, name)}'; use {' or '.join(known)}")
         if self.agreement_power and self.head == "trainable":
             raise FD3DError(
-                "distill.agreement_power asks whether the expert's own queries are right, but distill.head is trainable; set one of "
-                "them back"
+                "distill.agreement_power judges the expert's own queries, but distill.head is trainable; set one of the two back "
+                "to its default"
             )
         self._at_least("block", 1)
 
@@ -145,10 +147,10 @@ class DistillSettings(MethodSettings):
 
 @dataclass(frozen=True)
 class FitNetsSettings(MethodSettings):
-    """L2 on whole maps (Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015).
+    """Settings of L2 on whole maps (Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015).
 
-    The paper trains hints in a stage of their own and has no weight beside a detection loss. Ours: targets are standardised per
-    channel, so the error starts near 1 per map, and each term starts at about half of the detection loss (16).
+    The paper trains hints in a stage of their own and has no weight beside a detection loss. Here targets are standardised per
+    channel, so the error starts near 1 per map. Each weighted term starts at about half of the detection loss (16).
     """
 
     section = "methods.fitnets"
@@ -161,11 +163,11 @@ class FitNetsSettings(MethodSettings):
 
 @dataclass(frozen=True)
 class CWDSettings(MethodSettings):
-    """Channel-wise distillation (Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021).
+    """Settings of channel-wise distillation (Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021).
 
     Temperature and weight per level as in the authors' code for the FPN of RetinaNet (pppppM/mmdetection-distiller,
-    cwd_retina_*). The divergence is a mean over channels and images and takes standardised targets, so both are kept, for
-    the BEV map too.
+    cwd_retina_*). The divergence is a mean over channels and images and takes standardised targets, so both values are
+    kept, for the BEV map too.
     """
 
     section = "methods.cwd"
@@ -184,11 +186,11 @@ class CWDSettings(MethodSettings):
 
 @dataclass(frozen=True)
 class MGDSettings(MethodSettings):
-    """Masked Generative Distillation on whole maps (Yang et al., ECCV 2022), with the masked share of its detectors.
+    """Settings of Masked Generative Distillation on whole maps (Yang et al., ECCV 2022), with the masked share of its detectors.
 
-    The published weight, 2e-5 on a sum over cells and channels of raw features, means nothing on other maps. As its users do,
-    weights are such that a term resembles the detection loss: with standardised targets and a mean error, half of it (16) at
-    the start.
+    The published weight, 2e-5 on a sum over cells and channels of raw features, means nothing on other maps. As in later
+    uses of the method, weights bring each term near the detection loss: with standardised targets and a mean error, to half
+    of the loss (16) at the start.
     """
 
     section = "methods.mgd"
@@ -207,7 +209,7 @@ class MGDSettings(MethodSettings):
 
 @dataclass(frozen=True)
 class FGDSettings(MethodSettings):
-    """Focal and Global Distillation (Yang et al., "Focal and Global Knowledge Distillation for Detectors", CVPR 2022).
+    """Settings of FGD (Yang et al., "Focal and Global Knowledge Distillation for Detectors", CVPR 2022).
 
     Temperature and the four weights are the authors' for RetinaNet (yzd-v/FGD; their FCOS configs have 0.8 and 1.6 times the
     weights). The terms are sums over 256 channels there and over fewer here, and on standardised targets still start near half
@@ -238,11 +240,13 @@ class FGDSettings(MethodSettings):
 
 @dataclass(frozen=True)
 class HeatmapSettings(MethodSettings):
-    """The HeatmapDistiller of FD3D's authors, the only distiller in their code (Zeng et al., CVPR 2023); all values as released.
+    """Settings of the HeatmapDistiller of FD3D's authors, the only distiller in their code (Zeng et al., CVPR 2023).
 
-    Its Gaussians are drawn on 128x128 cells of 0.8 m over 102.4 m and resized to the 200x200 map. Ours: the cell in metres is
-    kept, whatever the range and the expert's map are, so that a Gaussian is as large beside an object as in the release
-    (100x100 cells on the embedded world).
+    All values are as released.
+
+    The release draws Gaussians on 128x128 cells of 0.8 m and resizes them to the map of 200x200 cells. Here the cell in
+    metres is kept, whatever the range and the expert's map are, so that a Gaussian is as large beside an object as in the
+    release (100x100 cells on the embedded world).
     """
 
     section = "methods.heatmap"
@@ -254,11 +258,11 @@ class HeatmapSettings(MethodSettings):
     tau: float = 2.0
     """Temperature of the softmax over positions."""
     cell: float = 0.8
-    """Cell of the grid that Gaussians are drawn on, metres: 128 cells of the release's 102.4 m."""
+    """Cell of the grid that Gaussians are drawn on, metres; the release has 128 such cells over 102.4 m."""
     min_overlap: float = 0.1
     """Overlap of two boxes whose centres lie a radius apart (CornerNet, Law and Deng, 2018)."""
     min_radius: int = 2
-    """Smallest radius, cells of that grid."""
+    """Smallest radius of a Gaussian, cells of the grid."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -267,16 +271,16 @@ class HeatmapSettings(MethodSettings):
 
 @dataclass(frozen=True)
 class ResponseSettings(MethodSettings):
-    """Response distillation, our form of DETRDistill (Chang et al., ICCV 2023) and KD-DETR (Wang et al., CVPR 2024).
+    """Settings of response distillation, our form of DETRDistill (Chang et al., ICCV 2023) and KD-DETR (Wang et al., CVPR 2024).
 
     Weights are those of the detection loss on the same quantities (DETR3D: 2.0 and 0.25).
     """
 
     section = "methods.response"
     w_cls: float = 2.0
-    """Weight of the classification; in the matching cost too."""
+    """Weight of the classification loss, also in the matching cost."""
     w_box: float = 0.25
-    """Weight of the boxes; in the matching cost too."""
+    """Weight of the box loss, also in the matching cost."""
     beta: float = 2.0
     """Focusing power of the quality focal loss (Li et al., NeurIPS 2020)."""
     min_score: float = 0.1
@@ -298,4 +302,4 @@ METHODS: dict[str, type[MethodSettings]] = {
     "mgd": MGDSettings,
     "response": ResponseSettings,
 }
-"""Settings by method; each has a file of its name in ``pipeline/distill/methods``."""
+"""Settings by method; each method has a file of the same name in ``pipeline/distill/methods``."""

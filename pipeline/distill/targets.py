@@ -1,4 +1,4 @@
-"""From cached frames to dense, standardised targets on the training device."""
+"""Dense, standardised targets on the training device, from cached frames."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class ChannelScale:
     std: Tensor
 
     def standardise(self, feature: Tensor) -> Tensor:
-        """feature (..., C, H, W)."""
+        """Standardised feature (..., C, H, W)."""
         return (feature - self.mean[:, None, None]) / self.std[:, None, None]
 
     def restore(self, feature: Tensor) -> Tensor:
@@ -38,18 +38,18 @@ class ChannelScale:
 
 @dataclass
 class ExpertTargets:
-    """What the three losses of a batch read.
+    """Targets of a batch that the three losses read.
 
     Attributes:
-        trust: (B, K) of the queries.
+        trust: (B, K) trust of the queries.
         pv: per level (B, V, C, Hl, Wl) standardised.
         pv_trust: per level (B, V, Hl, Wl).
-        bev: what the expert's map holds, None for an expert without one.
-        queries: what its queries read, by the store's names without ``query/``: ``sampling`` (B, L, K, M, P, 2) and
+        bev: the expert's BEV map, None for an expert without one.
+        queries: readings of the expert's queries, by the store's names without ``query/``: ``sampling`` (B, L, K, M, P, 2) and
             ``attention`` (B, L, K, M, P), or ``points`` (B, L, K, 3), ``camera_weights`` (B, L, K, V, levels) and
             ``sampled`` (B, L, K, C), or nothing.
-        agreement: share of the batch's trust that annotations leave, scalar; None where they were not asked. Losses are
-            normalised by trust, so it says how much of them is meant.
+        agreement: share of the batch's trust that annotations leave, scalar; None where annotations are ignored.
+            Losses are normalised by trust, and then scaled by this share.
     """
 
     trust: Tensor
@@ -81,7 +81,7 @@ class Spans:
 
     Attributes:
         boxes: (n, 9) LiDAR frame.
-        trust: (n,).
+        trust: (n,) trust of each box.
     """
 
     boxes: Tensor
@@ -89,7 +89,7 @@ class Spans:
 
 
 def scatter_cells(frame: CachedFrame, name: str, cells: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Stored cells of map ``name`` to dense (cells, C) float32 and the mask of stored cells (cells,).
+    """Dense map (cells, C) float32 of the stored cells of map ``name``, and the mask of stored cells (cells,).
 
     Features that are stored as uint8 are decoded on ``device``.
     """
@@ -148,9 +148,9 @@ def make_targets(
         metas: per sample the metainfo of the student's current frame: lidar2img to its unpadded image, pad_hw.
         scales: channel statistics by map, on ``device``: ``pv/LEVEL`` of every level, and ``bev`` of a stored one.
         pc_range: (x0, y0, z0, x1, y1, z1) metres of the expert's BEV map.
-        settings: rule, trust, and its powers.
+        settings: rule, trust threshold and exponents.
         levels: pyramid levels wanted.
-        spans: per sample what spans the areas in place of the expert's queries, None for all cells with trust 1.
+        spans: per sample the boxes that span the areas in place of the expert's queries, None for all cells with trust 1.
         truth: per sample annotated boxes (n, 9), LiDAR frame, and class numbers (n,), for ``settings.agreement_power``.
     """
     rule, agreement_power, size_power = settings.rule, settings.agreement_power, settings.size_power

@@ -13,21 +13,23 @@ from .targets import CachedFrame, dense_bev, dense_pv
 
 
 class WholeMapDistiller(Distiller):
-    """Adds loss_pv, summed over pyramid levels, and loss_bev, those that both sides have; subclasses give ``map_loss``.
+    """Distiller that adds loss_pv, summed over pyramid levels, and loss_bev, as far as both sides have the maps.
 
-    The student's features come to the expert's channels by a 1x1 convolution where the numbers differ, its BEV map to the
-    expert's size before. Settings have ``w_pv`` and ``w_bev``.
+    Subclasses give ``map_loss``.
+
+    The student's features are brought to the expert's channels by a 1x1 convolution where the numbers differ, and the
+    student's BEV map is brought to the expert's size before. Settings have ``w_pv`` and ``w_bev``.
 
     Args:
         bev_size: rows and columns of the student's BEV map; None for a student without one.
-        bev_channels, pv_channels: of the student's features.
-        kwargs: of :class:`~pipeline.distill.base.Distiller`.
+        bev_channels, pv_channels: channels of the student's BEV map and pyramid.
+        kwargs: arguments of :class:`~pipeline.distill.base.Distiller`.
 
     Attributes:
-        channels: the expert's, by map: ``pv_LEVEL`` and ``bev``, those that are distilled.
+        channels: channels of the expert's distilled maps, by map: ``pv_LEVEL`` and ``bev``.
 
     Raises:
-        FD3DError: the store holds focal cells only.
+        FD3DError: the store includes focal cells only.
     """
 
     standardise: ClassVar[bool] = True
@@ -39,7 +41,7 @@ class WholeMapDistiller(Distiller):
         super().__init__(bev_size=bev_size, bev_channels=bev_channels, pv_channels=pv_channels, **kwargs)
         if self.schema.layout != "dense":
             raise FD3DError(
-                f"{self.settings.section} compares whole maps, but store {self.store} holds focal cells only; "
+                f"{self.settings.section} compares whole maps, but store {self.store} includes focal cells only; "
                 "dump one with dump.layout: dense"
             )
         self.channels = {f"pv_{level}": self.schema.pv[level][2] for level in self.levels}
@@ -56,7 +58,7 @@ class WholeMapDistiller(Distiller):
     def distillation_losses(
         self, outputs: StudentOutputs, frames: list[CachedFrame], data_samples: list[Det3DDataSample]
     ) -> dict[str, Tensor]:
-        """loss_pv and loss_bev, those that both sides allow."""
+        """loss_pv and loss_bev, as far as both sides allow."""
         losses: dict[str, Tensor] = {}
         device = (outputs.pv[0] if outputs.bev is None else outputs.bev).device
         terms = []
@@ -83,6 +85,6 @@ class WholeMapDistiller(Distiller):
         Args:
             name: ``pv_LEVEL`` or ``bev``.
             student, expert: (N, C, H, W), N frames times cameras for a level, frames for the BEV map.
-            data_samples: of the frames.
+            data_samples: samples of the frames.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The dump on dask.distributed: a task is a shard, a worker process holds the expert once."""
+"""The dump on dask.distributed: a task is a shard, a worker process loads the expert once."""
 
 import asyncio
 import logging
@@ -22,25 +22,25 @@ from pipeline.errors import FD3DError
 from store_schema import ShardWriter, StoreSchema
 
 CONNECT = 20
-"""Seconds that a scheduler has to answer."""
+"""Seconds within which a scheduler must answer."""
 WORKERS = 600
-"""Seconds that a scheduler has to get its first worker; a batch system may queue it."""
+"""Seconds within which a scheduler must get its first worker, which a batch system may queue."""
 
 
 class ShardPlugin(WorkerPlugin):
-    """What every worker of a dump knows; the scheduler gives it to those that join or restart, too.
+    """State of every worker of a dump; the scheduler sends the plugin to workers that join or restart, too.
 
     Args:
-        name: of the dump, also the topic of its progress.
+        name: name of the dump, also the topic of progress messages.
         job: how the expert is run.
-        writer: of the store.
+        writer: writer of the store.
     """
 
     def __init__(self, name: str, job: Job, writer: ShardWriter) -> None:
         self.name, self.job, self.writer = name, job, writer
 
     def setup(self, worker: Any) -> None:
-        """On each worker."""
+        """Keep the session's state on a worker."""
         # One shard infers and one is written, whatever the worker's number of threads: history is streamed through the
         # one expert, and memory holds two shards at most.
         self.inferring, self.writing = threading.Lock(), threading.Lock()
@@ -64,8 +64,8 @@ def run_shard(name: str, key: str, shard: int) -> None:
     """Task: infer and write a shard; the next one's inference starts while this one is written.
 
     Args:
-        name: of the :class:`ShardPlugin`.
-        key: of this task.
+        name: name of the :class:`ShardPlugin`.
+        key: key of this task.
     """
     worker = get_worker()
     plugin: Any = worker.plugins[name]  # the ShardPlugin
@@ -95,17 +95,17 @@ def run_shard(name: str, key: str, shard: int) -> None:
 
 
 async def settle(name: str, dask_worker: Any) -> None:
-    """On a worker: wait until no task of a dump runs."""
+    """Wait on a worker until no task of a dump runs."""
     plugin = dask_worker.plugins.get(name)
     while plugin is not None and plugin.active:
         await asyncio.sleep(0.05)
 
 
 class DaskEngine:
-    """Runs shards on a local cluster of processes or on a running scheduler's workers.
+    """Engine that runs shards on a local cluster of processes or on a running scheduler's workers.
 
     Raises:
-        FD3DError: no scheduler answers, it has no workers, or it or too many of them are gone during the dump.
+        FD3DError: no scheduler answers or has workers, or the scheduler or too many workers are lost during the dump.
     """
 
     def __init__(self, cluster: ClusterSettings) -> None:
@@ -136,7 +136,7 @@ class DaskEngine:
             self.client = Client(self.local or address, timeout=CONNECT)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise FD3DError(f"no dask scheduler answers at {address} ({reason}); start one or correct it") from error
+            raise FD3DError(f"no dask scheduler answers at {address} ({reason}); start one or correct the address") from error
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what matters is raised
         try:
             self.client.wait_for_workers(1, timeout=WORKERS)
@@ -185,5 +185,5 @@ class DaskEngine:
         except CancelledError as error:
             where = f" at {self.settings.address}" if self.settings.address else ""
             raise FD3DError(
-                f"the dask scheduler{where} is gone; start it and run the same command, it goes on with what is missing"
+                f"the dask scheduler{where} is gone; start the scheduler and repeat the command, which goes on with the missing shards"
             ) from error

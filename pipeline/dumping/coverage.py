@@ -1,4 +1,4 @@
-"""How much of each map the focal areas take, and how much of the annotated boxes they hold.
+"""Coverage: the share of each map inside the focal areas, and the share of the annotated boxes that the areas cover.
 
 Everything is counted in whole cells and boxes, per frame, so that sums over frames and shards are exact.
 """
@@ -29,17 +29,17 @@ Cells = tuple[Tensor | None, list[Tensor]]
 Counts = dict[str, dict[str, np.ndarray]]
 """By map (``bev``, ``pv/0``, ...):
 
-``cells`` (2,): all, and those in a focal area;
-``box_cells`` (2,): those in an annotated box, and of them those in a focal area;
+``cells`` (2,): all cells, and cells in a focal area;
+``box_cells`` (2,): cells in an annotated box, and of these cells the ones in a focal area;
 ``boxes``, ``covered`` (classes, distance bins): annotated boxes (in ``pv``: once for each camera that sees them), and
-those whose centre's cell is in a focal area;
-``rank`` (K + 1,): boxes by the best query whose area holds their centre's cell, the last entry by none.
+boxes whose centre's cell is in a focal area;
+``rank`` (K + 1,): boxes by the best query whose area includes the centre's cell; the last entry counts boxes in no area.
 """
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """The annotated boxes of a frame that count.
+    """Annotated boxes of a frame that count for coverage.
 
     Attributes:
         boxes: (n, 9) float32, LiDAR frame.
@@ -51,7 +51,7 @@ class Annotated:
 
     @classmethod
     def of(cls, truth: Frame, pc_range: Sequence[float]) -> "Annotated":
-        """Those that have a LiDAR or radar point, and their centre within ``pc_range``."""
+        """Annotated boxes with a LiDAR or radar point and the centre within ``pc_range``."""
         x0, y0, x1, y1 = (float(pc_range[i]) for i in (0, 1, 3, 4))
         x, y = truth.boxes[:, 0], truth.boxes[:, 1]
         kept = (truth.num_lidar_pts + truth.num_radar_pts > 0) & (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
@@ -65,8 +65,8 @@ def frame_coverage(
     """Counts of one frame.
 
     Args:
-        areas, around: of the queries and of the annotated boxes, see :func:`~pipeline.expert.rows.areas_beside`.
-        cells: of :func:`~pipeline.expert.rows.joined_cells`.
+        areas, around: areas of the queries and of the annotated boxes, see :func:`~pipeline.expert.rows.areas_beside`.
+        cells: focal cells of :func:`~pipeline.expert.rows.joined_cells`.
     """
     x0, y0, x1, y1 = (float(pc_range[i]) for i in (0, 1, 3, 4))
     boxes, groups, queries, counts = annotated.boxes, annotated.groups, len(frame.boxes), {}
@@ -98,7 +98,7 @@ def _count(
     """Counts of one map.
 
     Args:
-        hit: (K', n) whether the area of a query, best first, holds the centre of an annotated box.
+        hit: (K', n) whether the area of a query, best first, includes the centre of an annotated box.
         cells, inside: (...) focal cells and those of annotated boxes.
         at: cell numbers (n,) of the boxes' centres, one per dimension of ``cells``.
         groups: (n,) class and distance bin of the boxes as one number.
@@ -128,7 +128,7 @@ def join_counts(parts: Iterable[Mapping[str, Mapping[str, Any]]]) -> Counts:
 
 
 def to_plain(counts: Counts) -> dict[str, dict[str, Any]]:
-    """As JSON takes them."""
+    """Counts as plain values, for JSON."""
     return {name: {key: value.tolist() for key, value in entry.items()} for name, entry in counts.items()}
 
 
@@ -162,7 +162,7 @@ def _shares(names: Sequence[str], entry: Mapping[str, np.ndarray], axis: int) ->
 
 
 def write_curve(path: Path, counts: Counts) -> None:
-    """CSV of the share of annotated boxes whose centre's cell the best ``queries`` queries hold, by map.
+    """CSV of the share of annotated boxes whose centre's cell the best ``queries`` queries cover, by map.
 
     ``covered`` is the mean over the maps.
     """
@@ -185,7 +185,7 @@ def write_coverage(path: Path, frames: int, counts: Counts) -> None:
 
 
 def lines(counts: Counts) -> list[str]:
-    """A line per map: share of its cells that is stored, and of the annotated boxes that is covered."""
+    """Lines, one per map: share of the map's cells stored, and share of the annotated boxes covered."""
     return [
         f"{name}: {shares['cells']:.1%} of all cells, covering {shares['boxes']:.1%} of the annotated boxes"
         for name, shares in summary(counts).items()

@@ -1,4 +1,4 @@
-"""The dump: shards to whoever runs them, and what is left to do when all are written."""
+"""The dump: shards are given to an engine, and the store is finalised when all are written."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,7 +23,7 @@ from store_schema.storage import LocalStorage, Storage
 
 
 def make_engine(cluster: ClusterSettings) -> Any:
-    """The engine of these settings, a context manager."""
+    """Engine of the settings, a context manager."""
     if cluster.in_process:
         return InProcess()
     from pipeline.dumping.cluster import DaskEngine  # dask takes a second to import
@@ -45,12 +45,13 @@ def dump(
     """Write the store; a killed dump goes on with the shards that are missing.
 
     Args:
-        checkpoint: None runs random weights, which the manifest says.
+        checkpoint: the expert's checkpoint; None runs random weights, which the manifest records.
         out: folder or URL.
         workers: processes that decode images; on a cluster threads of each worker.
-        scenes: names to restrict the dump to.
-        cluster: who runs the expert, by default this process.
-        replace_other: delete a store that another expert, config or index made, saying what differs; otherwise refuse it.
+        scenes: names of the scenes to dump; None dumps all.
+        cluster: processes that run the expert; default: this process.
+        replace_other: delete a store that another expert, config or index made, with a warning that says what differs;
+            otherwise such a store is refused.
 
     Returns:
         ``frames``, their number, and ``coverage``, counts of the focal areas (:mod:`pipeline.dumping.coverage`).

@@ -1,4 +1,4 @@
-"""The dump: shards to whoever runs them, and what is left to do when all are written."""
+"""Engines of a dump: the interface, the engine in this process, and the progress bar."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,21 +13,21 @@ from pipeline.dumping.session import Job, forget_sessions, session_of, shard_tok
 from store_schema import ShardWriter, StoreSchema
 
 Report = Callable[[int, int], None]
-"""Takes a shard and the number of its frames that have run."""
+"""Callback that takes a shard and the number of the shard's frames that have run."""
 
 
 class Engine(Protocol):
-    """Runs a job's shards."""
+    """Engine that runs a job's shards."""
 
     def probe(self, job: Job, token: str) -> tuple[StoreSchema, dict[str, np.ndarray]]:
-        """As :meth:`~pipeline.dumping.session.Session.probe`."""
+        """See :meth:`~pipeline.dumping.session.Session.probe`."""
 
     def run(self, job: Job, writer: ShardWriter, shards: Sequence[int], report: Report) -> None:
-        """Write shards; on an error those that are finished stay."""
+        """Write shards; on an error the finished shards stay."""
 
 
 class InProcess:
-    """Runs the expert here; one thread writes a shard while the next one is inferred."""
+    """Engine in this process; one thread writes a shard while the next one is inferred."""
 
     def __enter__(self) -> "InProcess":
         return self
@@ -52,7 +52,7 @@ class InProcess:
                 if writing is not None:
                     writing.result()
                 writing = pool.submit(write, writer, shard, result)
-                del result  # its memory is free when it is written
+                del result  # the result's memory is free once the shard is written
             if writing is not None:
                 writing.result()
 
@@ -62,7 +62,7 @@ class Progress:
 
     Args:
         total: frames of the store.
-        initial: those that an earlier dump has written.
+        initial: frames that an earlier dump has written.
     """
 
     def __init__(self, total: int, initial: int) -> None:
@@ -70,6 +70,6 @@ class Progress:
         self.frames: dict[int, int] = {}
 
     def __call__(self, shard: int, frames: int) -> None:
-        """A shard that is run again after its worker died counts once."""
+        """Advance the bar; a shard that is run again after its worker died counts once."""
         self.bar.update(frames - self.frames.get(shard, 0))
         self.frames[shard] = frames

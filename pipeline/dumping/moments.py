@@ -25,11 +25,11 @@ class RunningMoments:
 
     @classmethod
     def zero(cls, channels: int) -> "RunningMoments":
-        """Nothing seen yet."""
+        """Sums before any value."""
         return cls(0, np.zeros(channels), np.zeros(channels))
 
     def add(self, values: np.ndarray) -> None:
-        """values: (n, C)."""
+        """Add values (n, C)."""
         # torch widens half precision, which numpy emulates; numpy adds in the same order whatever the processor
         wide = torch.from_numpy(values).float().double()
         self.count += len(wide)
@@ -37,7 +37,7 @@ class RunningMoments:
         self.square += wide.square_().numpy().sum(0)
 
     def merge(self, other: "RunningMoments") -> None:
-        """Add the sums of another."""
+        """Add the sums of ``other``."""
         self.count += other.count
         self.sum += other.sum
         self.square += other.square

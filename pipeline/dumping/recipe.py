@@ -1,4 +1,4 @@
-"""What makes a store: its shape, its manifest and its frames."""
+"""Recipe of a store: shape, manifest and frames."""
 
 import platform
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ def schema_of(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
 def make_manifest(
     cfg: Config, config: Path, checkpoint: Path | None, index: FrameIndex, source: FrameSource, settings: DumpSettings
 ) -> dict[str, Any]:
-    """What made this store; any difference here is another store."""
+    """Manifest of what made the store; any difference here makes another store."""
     processor = cfg.model.get("data_preprocessor") or {}
     return {
         "expert": {
@@ -91,13 +91,13 @@ def make_manifest(
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what decides the numbers in a store."""
+    """Versions of the libraries that decide the numbers in a store."""
     names = ("torch", "mmcv", "mmdet", "mmdet3d", "zarr", "numcodecs", "numpy")
     return {name: version(name) for name in names} | {"python": platform.python_version()}
 
 
 def scene_rows(index: FrameIndex, split: str, scenes: Sequence[str] | None) -> dict[str, list[int]]:
-    """Index rows by scene name, in time order; the scenes by name, as the store has them.
+    """Index rows by scene name, in time order; scenes are sorted by name, as in the store.
 
     Raises:
         FD3DError: a scene is not in the split.

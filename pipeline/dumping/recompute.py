@@ -1,4 +1,4 @@
-"""Run the expert again on some frames of a store and compare: is what is stored what this expert says?"""
+"""Comparison of stored frames with the outputs of the expert, run again."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ from store_schema.reader import decoded
 
 @dataclass
 class ArrayError:
-    """How far an array's stored values are from the recomputed ones, over all frames compared.
+    """Differences between an array's stored and recomputed values, over all frames compared.
 
     Attributes:
-        values: compared; of focal maps those of cells that both have.
-        largest: absolute difference.
-        cells: stored or recomputed, but not both; for focal maps.
+        values: number of values compared; of focal maps only in cells that both sides have.
+        largest: largest absolute difference.
+        cells: number of cells stored or recomputed but not both, for focal maps.
     """
 
     values: int = 0
@@ -38,11 +38,11 @@ class ArrayError:
 
     @property
     def relative(self) -> float:
-        """Norm of the difference over that of the recomputed values."""
+        """Norm of the difference over the norm of the recomputed values."""
         return float(np.sqrt(self._difference / self._size)) if self._size else float(self._difference > 0)
 
     def add(self, stored: np.ndarray, again: np.ndarray) -> None:
-        """Two arrays of one shape."""
+        """Compare two arrays of one shape."""
         a, b = stored.astype(np.float64), again.astype(np.float64)
         self.values += a.size
         self.largest = max(self.largest, float(np.abs(a - b).max(initial=0)))
@@ -56,13 +56,13 @@ def recompute(
     """Recompute ``count`` random frames; each with the history of its scene from the first frame on, as stage 1 does.
 
     Args:
-        seed: of the choice of frames.
+        seed: seed of the choice of frames.
 
     Returns:
         errors by array; ``index`` arrays count in their map's ``cells``.
 
     Raises:
-        FD3DError: config, checkpoint or index are not those that made the store, or it was made with random weights.
+        FD3DError: config, checkpoint or index did not make the store, or the store was made with random weights.
     """
     made = reader.manifest
     cfg = load_config(config)
@@ -70,7 +70,7 @@ def recompute(
     frames = FrameIndex.load(index, root)
     if frames.sha256 != made["data"]["index_sha256"]:
         raise FD3DError(
-            f"store {reader.storage} was not made by index {index}: its SHA-256 is {frames.sha256[:12]}, the manifest's "
+            f"store {reader.storage} was not made by index {index}: the index's SHA-256 is {frames.sha256[:12]}, the manifest's "
             f"{made['data']['index_sha256'][:12]}"
         )
     chosen = set(np.random.default_rng(seed).permutation(reader.tokens)[:count].tolist())

@@ -1,4 +1,4 @@
-"""What one process of a dump does: hold the expert, run it over a shard's scenes, write the shard."""
+"""Session of one process of a dump: load the expert, run it over a shard's scenes, write the shard."""
 
 import threading
 from collections import deque
@@ -30,13 +30,13 @@ from store_schema import ShardWriter, StoreSchema
 
 @dataclass(frozen=True)
 class Job:
-    """What a process needs to run the expert; small, and sent to other processes and machines.
+    """Settings and paths that a process needs to run the expert; small, and sent to other processes and machines.
 
     Attributes:
         config: text of the expert's config, what it inherits included.
         checkpoint: a path that every worker can read; None for random weights.
         source: paths that every worker can read.
-        threads: of torch. The sums of a CPU depend on it in their last bits, so all processes have the same.
+        threads: torch threads. The last bits of sums on a CPU depend on this number, so all processes have the same.
         decoders: threads or processes that decode images ahead.
         libraries: versions that every worker must have, name and version.
     """
@@ -52,7 +52,7 @@ class Job:
 
 @dataclass
 class ShardResult:
-    """A shard as inference leaves it: rows by token as the writer takes them, and the coverage's counts of each frame."""
+    """Result of a shard's inference: rows by token as the writer takes them, and the coverage's counts of each frame."""
 
     rows: dict[str, dict[str, np.ndarray]]
     counts: list[Counts]
@@ -97,9 +97,9 @@ class Session:
         """Run the expert over a shard.
 
         Args:
-            schema: of the store.
-            tokens: of the shard's frames; whole scenes in time order.
-            batches: takes the collated batch of each of them from here.
+            schema: schema of the store.
+            tokens: tokens of the shard's frames; whole scenes in time order.
+            batches: collated batches, one per token in the same order.
             report: called with the number of frames done.
 
         Raises:

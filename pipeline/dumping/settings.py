@@ -1,4 +1,4 @@
-"""What a user can set about a dump."""
+"""Settings of a dump."""
 
 from dataclasses import dataclass
 
@@ -9,21 +9,21 @@ from store_schema.schema import VALUES
 
 @dataclass(frozen=True)
 class DumpSettings:
-    """How the store is written; which areas are stored is the focal rule's."""
+    """Settings of the store; the focal rule decides which areas are stored."""
 
     rule: FocalRule
     """Queries kept and areas stored around them."""
     layout: str = "focal"
-    """``focal`` stores only the areas, ``dense`` the whole maps."""
+    """Layout of the maps: ``focal`` stores only the areas, ``dense`` the whole maps."""
     values: str = "float16"
-    """Features as ``float16``, as ``float32``: twice the bytes, nothing rounded; or, in layout ``focal``, as ``uint8`` with
-    a scale and an offset per cell: half the bytes."""
+    """Precision of the stored features: ``float16``; ``float32`` with twice the bytes and no rounding; or, in layout
+    ``focal`` only, ``uint8`` with a scale and an offset per cell and half the bytes."""
     layers: int | None = None
-    """Last decoder layers whose reading is stored, and whose positions' cells; all by default."""
+    """Number of last decoder layers whose readings are stored with the cells that they read; default: all."""
     frames_per_shard: int = 40
     """Rows of one shard; a shard holds whole scenes, so this is at least the longest scene."""
     autocast: str | None = None
-    """``bf16`` or ``fp16`` on a GPU."""
+    """Precision of the expert on a GPU, ``bf16`` or ``fp16``; default: float32."""
     seed: int = 0
     """Seed of random weights when no checkpoint is given."""
 
@@ -42,14 +42,14 @@ class DumpSettings:
 
 @dataclass(frozen=True)
 class ClusterSettings:
-    """Who runs the expert; nothing here changes what is stored."""
+    """Processes that run the expert; nothing here changes what is stored."""
 
     workers: int = 1
-    """Processes that each hold the expert and write shards; 1 runs it in the calling process, without dask."""
+    """Number of processes that each load the expert and write shards; 1 runs it in the calling process, without dask."""
     threads_per_worker: int = 1
-    """Torch threads of each of them."""
+    """Torch threads of each worker."""
     address: str | None = None
-    """A running dask scheduler whose workers are used instead, for example tcp://host:8786."""
+    """Address of a running dask scheduler whose workers are used instead, for example tcp://host:8786."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "threads_per_worker"):
@@ -60,5 +60,5 @@ class ClusterSettings:
 
     @property
     def in_process(self) -> bool:
-        """No dask."""
+        """Whether this process runs the expert, without dask."""
         return self.workers == 1 and self.address is None

@@ -1,4 +1,4 @@
-"""The devkit's own detection evaluation."""
+"""Detection metrics by the devkit's own evaluation."""
 
 import contextlib
 import csv
@@ -23,7 +23,7 @@ def evaluate(submission: Path, root: Path, version: str, split: str, work_dir: P
     """Evaluate a submission by ``detection_cvpr_2019``.
 
     Args:
-        work_dir: takes ``pr.csv``, precision over recall per class at 2 m.
+        work_dir: folder for ``pr.csv``, precision over recall per class at 2 m.
 
     Returns:
         NDS and mAP in percent, the five mean errors (m, 1 - IoU, rad, m/s, 1 - accuracy), AP in percent and errors by class.

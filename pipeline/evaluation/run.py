@@ -1,4 +1,4 @@
-"""A detector from its checkpoint to its metrics."""
+"""Evaluation of a detector, from checkpoint to metrics."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def evaluate_detector(
     Args:
         version: folder of the data set's tables.
         out: folder for ``submission.json`` and ``pr.csv``.
-        metrics: JSON file for what is returned.
+        metrics: JSON file for the returned metrics.
         workers: processes that decode images.
 
     Returns:

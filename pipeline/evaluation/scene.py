@@ -1,4 +1,4 @@
-"""A few frames of a scene through a detector: boxes, drawings and times, for any nuScenes-format data."""
+"""Detection on a few frames of a scene: boxes, drawings and times, for any nuScenes-format data."""
 
 import json
 import time
@@ -23,11 +23,11 @@ from pipeline.report.figures import beside, bev_figure, camera_sheet, jpeg
 
 @dataclass(frozen=True)
 class DetectedFrame:
-    """What :func:`detect_scene` made of a frame.
+    """Result of :func:`detect_scene` on one frame.
 
     Attributes:
-        seconds: for decoding the images and detecting; the first frame's include what is set up once.
-        boxes: how many have at least ``min_score``.
+        seconds: time for decoding the images and detecting; the first frame's time includes the one-time set-up.
+        boxes: number of boxes with at least ``min_score``.
         drawing: file with six cameras and bird's-eye view.
     """
 
@@ -57,10 +57,10 @@ def detect_scene(
     Args:
         checkpoint: None runs random weights.
         root: data root in nuScenes format.
-        version: folder of its tables; the only one when not given.
-        index: of that root; when not given ``out/index.npz`` is made.
-        frames: at most so many.
-        min_score: boxes drawn and counted.
+        version: folder of the root's tables; default: the only one.
+        index: frame index of the root; default: ``out/index.npz``, which is made.
+        frames: largest number of frames.
+        min_score: score from which boxes are drawn and counted.
 
     Raises:
         FD3DError: bad input, among it an unknown scene, or images that are missing.

@@ -1,8 +1,8 @@
-"""How stage 1 reads an expert of each family.
+"""Adapters through which stage 1 reads experts of each family.
 
 To bring another mmdet3d detector: register a class with the methods of :class:`ExpertAdapter` in mmdet3d's ``TASK_UTILS``
-(most often a subclass of :class:`DetectorAdapter` that overrides ``prepare``), import its module by the config's
-``custom_imports`` and name it there: ``adapter = dict(type="MyAdapter", bev="my_neck")``.
+(most often a subclass of :class:`DetectorAdapter` that overrides ``prepare``), import the class's module by the
+config's ``custom_imports`` and name the class in the config: ``adapter = dict(type="MyAdapter", bev="my_neck")``.
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +23,7 @@ Seen = dict[str, tuple[tuple[Any, ...], Any]]
 
 
 class ExpertAdapter(Protocol):
-    """Between a detector and what stage 1 stores."""
+    """Adapter between a detector and what stage 1 stores."""
 
     def taps(self, model: nn.Module) -> dict[str, str]:
         """Module path by name: these modules are watched."""
@@ -41,7 +41,7 @@ class ExpertAdapter(Protocol):
 
 @TASK_UTILS.register_module()
 class DetectorAdapter:
-    """Any mmdet3d detector: maps by module path, boxes from its own predictions as queries.
+    """Adapter of any mmdet3d detector: maps by module path, boxes of the detector's own predictions as queries.
 
     Args:
         bev: path of a module that returns the BEV map (B, C, H, W), or a sequence that starts with it.
@@ -58,7 +58,7 @@ class DetectorAdapter:
         return self.paths
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """As it is."""
+        """The batch unchanged."""
         return batch
 
     def constants(self, model: nn.Module) -> dict[str, Tensor]:
@@ -88,7 +88,7 @@ class DetectorAdapter:
 
 
 class QueryAdapter(ABC):
-    """What the adapters of BEVFormer and DETR3D share: logits, code, states and references of the head's output.
+    """Base of the adapters of BEVFormer and DETR3D: logits, code, states and references of the head's output.
 
     Args:
         pv: path of the module that returns the pyramid.
@@ -110,7 +110,7 @@ class QueryAdapter(ABC):
         return {"pv": self.pv, "head": self.head} | samplers
 
     def num_layers(self, model: nn.Module) -> int:
-        """Decoder layers."""
+        """Number of decoder layers."""
         return len(list(submodule(model, self.layers).children()))
 
     def cross_attention(self, layer: int) -> str:
@@ -118,7 +118,7 @@ class QueryAdapter(ABC):
         return f"{self.layers}.{layer}.attentions.1"
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """As it is: the project's detectors take the project's batches."""
+        """The batch unchanged: the project's detectors take the project's batches."""
         return batch
 
     def constants(self, model: nn.Module) -> dict[str, Tensor]:
@@ -154,12 +154,12 @@ class QueryAdapter(ABC):
     def _reading(
         self, model: nn.Module, seen: Seen, b: int, batch: int, kept: Tensor
     ) -> BEVReading | CameraReading | None:
-        """What the kept queries of sample b read."""
+        """Readings of the kept queries of sample b."""
 
 
 @TASK_UTILS.register_module()
 class BEVFormerAdapter(QueryAdapter):
-    """BEVFormer: the map that its head is called with (B, H*W, C), and where the decoder's deformable attention looks on it."""
+    """Adapter of BEVFormer: BEV map (B, H*W, C) that the head is called with, and sampling positions of the decoder on the map."""
 
     def constants(self, model: nn.Module) -> dict[str, Tensor]:
         """The value projections, float32 on the CPU."""
@@ -174,7 +174,7 @@ class BEVFormerAdapter(QueryAdapter):
 
     @staticmethod
     def positions(args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        """What queries read on the BEV map, from the arguments that a tap ``sampler.LAYER`` saw.
+        """Positions and attention weights of queries on the BEV map, from the arguments seen by a tap ``sampler.LAYER``.
 
         Returns:
             positions (B, N, M, P, 2) in 0..1 of the map's extent, and attention weights (B, N, M, P).
@@ -195,7 +195,7 @@ class BEVFormerAdapter(QueryAdapter):
 
 @TASK_UTILS.register_module()
 class DETR3DAdapter(QueryAdapter):
-    """DETR3D: no BEV map; what each query's projected reference reads from the cameras."""
+    """Adapter of DETR3D: no BEV map; values that each query's projected reference reads from the cameras."""
 
     def _bev(self, model: nn.Module, seen: Seen, b: int) -> None:
         return None
@@ -216,7 +216,7 @@ def submodule(model: nn.Module, path: str) -> Any:
     """A module by path.
 
     Raises:
-        FD3DError: there is none.
+        FD3DError: the path leads to no module.
     """
     try:
         return model.get_submodule(path)

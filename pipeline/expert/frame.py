@@ -1,4 +1,4 @@
-"""What stage 1 takes from an expert, whatever its family."""
+"""Frames as stage 1 takes them from an expert of any family."""
 
 from dataclasses import dataclass, field
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 @dataclass
 class BEVReading:
-    """Where the queries of every decoder layer read the BEV map.
+    """Positions at which the queries of every decoder layer read the BEV map.
 
     Attributes:
         sampling: (L, K, M, P, 2) x, y in 0..1 of the BEV extent.
-        attention: (L, K, M, P).
+        attention: (L, K, M, P) attention weights.
     """
 
     sampling: Tensor
@@ -20,11 +20,11 @@ class BEVReading:
 
 @dataclass
 class CameraReading:
-    """What the queries of every decoder layer read from the cameras' pyramids.
+    """Values that the queries of every decoder layer read from the cameras' pyramids.
 
     Attributes:
         points: (L, K, 3) metres, LiDAR frame: the points that are projected.
-        weights: (L, K, V, levels) of each camera and level, 0 where a point is not visible.
+        weights: (L, K, V, levels) weights of each camera and level, 0 where a point is not visible.
         sampled: (L, K, C) the weighted sum of the pyramid samples.
     """
 
@@ -35,18 +35,18 @@ class CameraReading:
 
 @dataclass
 class ExpertFrame:
-    """What the expert made of one frame, on its device. K queries, best score first.
+    """Outputs of the expert for one frame, on the expert's device. K queries, best score first.
 
     Attributes:
         boxes: (K, 9) LiDAR frame, z of the centre.
-        score: (K,) of the best class.
-        label: (K,).
+        score: (K,) score of the best class.
+        label: (K,) class numbers.
         bev: (C, H, W), row = y, column = x; None for an expert without a BEV map.
         pv: levels of (V, C, Hl, Wl); empty for an expert without a camera pyramid.
         image_hw: rows and columns of the padded image that the pyramid divides.
         reference: (K, 3) in 0..1, entering the last decoder layer; None where the expert has no queries.
-        features: (K, C) query states of the last layer; None likewise.
-        reading: what queries read; None where that is not known.
+        features: (K, C) query states of the last layer; None where the expert has no queries.
+        reading: readings of the queries; None where unknown.
     """
 
     boxes: Tensor

@@ -1,4 +1,4 @@
-"""The expert of a store: loaded as stage 1 runs it, and told from other experts."""
+"""Expert of a store: loading as in stage 1, and the check that an expert made the store."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ def load_expert(
     Args:
         num_queries: K best queries kept.
         autocast: see :class:`~pipeline.expert.TappedExpert`.
-        seed: of random weights without a checkpoint.
+        seed: seed of random weights without a checkpoint.
 
     Raises:
         FD3DError: the checkpoint is missing or does not fit, or the config's adapter does not.
@@ -37,7 +37,7 @@ def load_expert(
 
 
 def identity(cfg: Config, checkpoint: Path | None) -> dict[str, str | None]:
-    """What tells an expert from others: SHA-256 of its config and of its checkpoint, None for random weights."""
+    """Identity of an expert: SHA-256 of the config and of the checkpoint, None for random weights."""
     return {
         "config_sha256": hash_config(cfg),
         "checkpoint_sha256": file_sha256(checkpoint) if checkpoint else None,
@@ -49,7 +49,7 @@ def check_identity(made_by: Mapping[str, Any], cfg: Config, checkpoint: Path, st
 
     Args:
         made_by: section ``expert`` of the store's manifest.
-        store: named in messages.
+        store: name of the store in messages.
 
     Raises:
         FD3DError: the checkpoint is missing, or config or checkpoint are not those that made the store.
@@ -65,7 +65,7 @@ def check_identity(made_by: Mapping[str, Any], cfg: Config, checkpoint: Path, st
     for name, here in identity(cfg, checkpoint).items():
         if made_by[name] != here:
             raise FD3DError(
-                f"store {store} was not made by {names[name]}: its SHA-256 is {str(here)[:12]}, the manifest's "
+                f"store {store} was not made by {names[name]}: the SHA-256 here is {str(here)[:12]}, the manifest's "
                 f"{made_by[name][:12]}; give the expert that made the store, or dump this one"
             )
 

@@ -1,4 +1,4 @@
-"""From an expert's frame to a row of the store, and what a store's manifest says."""
+"""Rows of the store, made from an expert's frames."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ same expert and frames give other rows, so that a dump after the change does not
 
 @dataclass(frozen=True)
 class Areas:
-    """Cells around each of K boxes; those of pyramid levels as the rows and columns of rectangles.
+    """Cells around each of K boxes; on pyramid levels as the rows and columns of rectangles.
 
     Attributes:
         bev: bool (K, H, W); None without a BEV map.
@@ -47,7 +47,7 @@ def query_areas(frame: ExpertFrame, rule: FocalRule, pc_range: Sequence[float], 
 def areas_beside(
     frame: ExpertFrame, rule: FocalRule, boxes: Tensor, pc_range: Sequence[float], lidar2img: Tensor
 ) -> tuple[Areas, Areas]:
-    """:func:`query_areas`, and in the same pass those of other boxes (n, 9) on the same maps, without margins.
+    """Areas of :func:`query_areas` and, in the same pass, of other boxes (n, 9) on the same maps, without margins.
 
     Args:
         lidar2img: (V, 4, 4) to pixels of the expert's unpadded image.
@@ -74,10 +74,10 @@ def joined_cells(frame: ExpertFrame, areas: Areas, rule: FocalRule, layers: int)
     """Cells to store, from :func:`query_areas`: BEV (H, W), and per pyramid level (V, Hl, Wl); boolean.
 
     The areas of all queries, and in BEV every cell that sampling at the same queries' positions reads. Queries below the
-    rule's score have neither: no loss gives them weight.
+    rule's score add neither: no loss gives these queries weight.
 
     Args:
-        layers: last decoder layers whose positions count; 0 for all.
+        layers: number of last decoder layers whose positions count; 0 for all.
     """
     bev = None if areas.bev is None else union(areas.bev)
     if bev is not None and isinstance(frame.reading, BEVReading):
@@ -97,7 +97,7 @@ def padded_size(frame: ExpertFrame) -> tuple[int, int]:
     """Rows and columns of the padded image that the pyramid divides.
 
     Raises:
-        FD3DError: the adapter gave a pyramid without it.
+        FD3DError: the adapter gave a pyramid without this size.
     """
     if frame.image_hw is None:
         raise FD3DError(

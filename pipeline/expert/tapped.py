@@ -22,7 +22,7 @@ def build_adapter(cfg: Config) -> ExpertAdapter:
     """The adapter that a detector config names.
 
     Raises:
-        FD3DError: it names none, or one that does not exist.
+        FD3DError: the config names no adapter, or one that does not exist.
     """
     settings = cfg.get("adapter")
     if settings is None:
@@ -37,11 +37,11 @@ def build_adapter(cfg: Config) -> ExpertAdapter:
 
 
 class TappedExpert:
-    """A detector in evaluation mode that streams a scene's frames in order, and what its adapter takes from it.
+    """Detector in evaluation mode that streams a scene's frames in order, read through an adapter.
 
     Args:
-        model: on its device, frozen.
-        adapter: how it is read.
+        model: frozen detector on its device.
+        adapter: adapter through which the model is read.
         num_queries: K best queries kept.
         autocast: ``bf16`` or ``fp16`` on a GPU, None for float32.
 
@@ -59,7 +59,7 @@ class TappedExpert:
 
     @contextmanager
     def tapped(self) -> Iterator[Seen]:
-        """What the taps see while the model runs inside."""
+        """Arguments and outputs of the tapped modules while the model runs inside the context."""
         seen: Seen = {}
 
         def keep(name: str) -> Any:

@@ -19,13 +19,13 @@ def _rotation(yaw: Tensor) -> tuple[Tensor, Tensor]:
 def bev_footprints(
     boxes: Tensor, pc_range: Sequence[float], size: tuple[int, int], margin: float | Tensor = 0.0
 ) -> Tensor:
-    """Cells whose centre lies in a box's rotated footprint; a box always has the cell that holds its own centre.
+    """Cells whose centre lies in a box's rotated footprint; a box always has the cell of its own centre.
 
     Args:
         boxes: (K, 9) in the LiDAR frame.
         pc_range: (x0, y0, z0, x1, y1, z1) metres that the grid spans.
         size: rows (y) and columns (x).
-        margin: added on every side, metres; one, or (K, 1, 1).
+        margin: margin on every side, metres; one number, or (K, 1, 1).
 
     Returns:
         bool (K, H, W).
@@ -92,14 +92,14 @@ def pv_rectangles_to_cells(
 def pv_spans(
     rectangles: Tensor, valid: Tensor, size: tuple[int, int], stride: float, margin: float | Tensor = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Rows and columns of a pyramid level that a rectangle touches; a cell is touched when both of its are.
+    """Rows and columns of a pyramid level that a rectangle touches; a cell is touched when its row and column are.
 
     Args:
         rectangles: (K, V, 4) x0, y0, x1, y1 pixels.
         valid: (K, V).
         size: rows and columns of the level.
         stride: pixels of a cell.
-        margin: added on every side, as a share of the rectangle's width and height; one, or (K, 1, 1).
+        margin: margin on every side, as a share of the rectangle's width and height; one number, or (K, 1, 1).
 
     Returns:
         bool (K, V, Hl), none where not ``valid``, and bool (K, V, Wl).
@@ -120,7 +120,7 @@ def spans_union(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def union(masks: Tensor) -> Tensor:
-    """Where any of the masks holds: bool (K, ...) -> (...)."""
+    """Union of masks: bool (K, ...) -> (...)."""
     if len(masks) == 0:
         return masks.new_zeros(masks.shape[1:])
     return masks.view(torch.uint8).amax(0).view(torch.bool)  # ten times faster than any() on a CPU
@@ -132,13 +132,13 @@ def _outer(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def trust_map(masks: Tensor, trust: Tensor, size_power: float = 0.0) -> Tensor:
-    """Largest say of the queries whose area holds a cell, zero outside all.
+    """Largest weight of the queries whose area includes a cell, zero outside all areas.
 
     Args:
         masks: (K, ..., H, W).
         trust: (K,).
-        size_power: a query's say in a cell is its trust over the number of its cells on this map to this power: 0 counts
-            cells alike, 1 objects alike, whatever their size.
+        size_power: a query's weight in a cell is the query's trust divided by the number of the query's cells on this map
+            to this power: 0 counts cells alike, 1 counts objects of any size alike.
 
     Returns:
         (..., H, W).

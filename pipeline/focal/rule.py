@@ -1,4 +1,4 @@
-"""Which queries count and how far around their boxes."""
+"""Rule of the focal areas: the queries that count, and the margins around their boxes."""
 
 from dataclasses import asdict, dataclass
 
@@ -7,16 +7,16 @@ from pipeline.errors import FD3DError
 
 @dataclass(frozen=True)
 class FocalRule:
-    """How query predictions become areas. Stage 1 stores by one rule, stage 2 may use a tighter one."""
+    """Rule that turns queries into areas. Stage 1 stores by one rule, and stage 2 may use a tighter one."""
 
     num_queries: int = 60
-    """Best queries kept per frame."""
+    """Number of best queries kept per frame."""
     min_score: float = 0.05
-    """Queries below this score of their best class span no area."""
+    """Score of the best class below which a query spans no area."""
     bev_margin: float = 1.0
-    """Added on every side of a box's footprint, metres."""
+    """Margin on every side of a box's footprint, metres."""
     pv_margin: float = 0.15
-    """Added on every side of a projected box, as a share of its width and height."""
+    """Margin on every side of a projected box, as a share of the box's width and height."""
 
     def __post_init__(self) -> None:
         if self.num_queries < 1:
@@ -32,11 +32,11 @@ class FocalRule:
         return asdict(self)
 
     def of_store(self, layout: str) -> "FocalRule":
-        """Areas that a store made by this rule covers: one of layout ``dense`` covers every margin and score."""
+        """Rule of the areas that a store made by this rule covers: a store of layout ``dense`` covers every margin and score."""
         return self if layout == "focal" else FocalRule(self.num_queries, 0.0, float("inf"), float("inf"))
 
     def check_covers(self, wanted: "FocalRule") -> None:
-        """Refuse a rule that needs cells which a store made by this one lacks.
+        """Refuse a rule that needs cells which a store made by this rule lacks.
 
         Raises:
             FD3DError: naming the setting, its value and what the store covers.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .gathering import gather
 
 Shapes = Sequence[tuple[int, int]]
-"""Rows and columns of each level. Plain numbers, so that no GPU is waited for to learn them."""
+"""Rows and columns of each level. Plain numbers, so that reading them does not wait for a GPU."""
 
 
 @lru_cache(maxsize=32)
@@ -28,17 +28,17 @@ def level_starts(shapes: tuple[tuple[int, int], ...], device: torch.device) -> T
 
 
 def per_cell(shapes: Shapes, device: torch.device) -> Tensor:
-    """Columns and rows of each level, (levels, 1, 2): offsets in cells are divided by it."""
+    """Columns and rows of each level, (levels, 1, 2): offsets in cells are divided by these numbers."""
     return shapes_tensor(tuple(shapes), device).flip(-1)[:, None]
 
 
 def infers_on_cpu(*tensors: Tensor) -> bool:
-    """Whether these are on a CPU and no gradient will be asked of them."""
+    """Whether the tensors are on a CPU and need no gradient."""
     return tensors[0].device.type == "cpu" and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
 def row_blocks(length: int, size: int = 2048) -> list[slice]:
-    """Slices of ``size`` rows: queries worked on at a time, so that what is made of them stays in a core's cache."""
+    """Slices of ``size`` rows: few enough queries at a time that their intermediate results stay in a core's cache."""
     return [slice(begin, min(begin + size, length)) for begin in range(0, length, size)]
 
 
@@ -53,8 +53,8 @@ def softmax_of_few(logits: Tensor) -> Tensor:
 class DeformableSampler(nn.Module):
     """Weighted bilinear sampling of multi-level values; no parameters.
 
-    A module of its own so that a forward hook on its path sees values, locations and weights: this is how stage 1
-    records where the expert's queries look.
+    The sampler is a module of its own so that a forward hook on its path sees values, locations and weights: this is how
+    stage 1 records where the expert's queries look.
     """
 
     def forward(self, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ CODE_SIZE = 10
 
 
 def encode_boxes(boxes: Tensor) -> Tensor:
-    """Boxes (..., 9) to code (..., 10)."""
+    """Code (..., 10) of boxes (..., 9)."""
     x, y, z, dx, dy, dz, yaw, vx, vy = boxes.unbind(-1)
     return torch.stack([x, y, dx.log(), dy.log(), z, dz.log(), yaw.sin(), yaw.cos(), vx, vy], -1)
 
 
 def decode_boxes(code: Tensor) -> Tensor:
-    """Code (..., 10) to boxes (..., 9)."""
+    """Boxes (..., 9) of code (..., 10)."""
     x, y, log_dx, log_dy, z, log_dz, sin, cos, vx, vy = code.unbind(-1)
     return torch.stack([x, y, z, log_dx.exp(), log_dy.exp(), log_dz.exp(), torch.atan2(sin, cos), vx, vy], -1)
 

@@ -1,4 +1,4 @@
-"""From a config to a detector."""
+"""Detectors from configs."""
 
 import hashlib
 from pathlib import Path
@@ -16,7 +16,7 @@ def load_config(path: str | Path) -> Config:
     """Read an mmengine config file.
 
     Raises:
-        FD3DError: there is no such file, or it is no config.
+        FD3DError: the file does not exist, or is no config.
     """
     if not Path(path).is_file():
         raise FD3DError(f"config {path} does not exist; see configs/ for those that ship")

@@ -17,7 +17,7 @@ from pipeline.files import write_atomically
 
 from .build import build_detector, file_sha256, load_config
 
-# What official files and mmengine's own hold besides tensors and Python's own values: numpy arrays and scalars, under the
+# Types in official files and mmengine's own besides tensors and Python's own values: numpy arrays and scalars, under the
 # module names of numpy 1 and 2. Allowed for the whole process: torch's context manager would on leaving also forbid what
 # mmengine needs to resume a training later.
 torch.serialization.add_safe_globals(
@@ -37,7 +37,7 @@ torch.serialization.add_safe_globals(
 )
 
 # Packages whose version tells the box convention, the best witness first: old below the first version, new from the
-# second. mmdet3d changed it in 1.0.0rc0 and mmengine came later; the others' bounds are what mmdet3d 0.18 and 1.0 required
+# second. mmdet3d changed the boxes in 1.0.0rc0 and mmengine came later; the others' bounds are what mmdet3d 0.18 and 1.0 required
 # of them (compatibility table in mmdet3d's FAQ).
 _WITNESSES = (
     ("mmdet3d_version", (1,), (1,)),
@@ -55,13 +55,13 @@ BOXES = ("auto", "old", "new")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.
+    """Contents of a checkpoint file.
 
     Attributes:
         state: tensors of the detector by name.
-        left_out: how many tensors of a distiller's teacher or of moving averages were beside them.
+        left_out: number of tensors of a distiller's teacher or of moving averages beside the detector's.
         meta: notes of the file's writer, empty when there are none.
-        training: how this project trained it, else empty.
+        training: facts on this project's training of the detector, else empty.
     """
 
     state: dict[str, Tensor]
@@ -76,7 +76,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Names lose the prefix ``module.`` of parallel training; of a distiller (FD3D's release) the ``student.`` is read.
 
     Raises:
-        FD3DError: the file is missing, truncated, or holds more than tensors and plain values.
+        FD3DError: the file is missing, truncated, or includes more than tensors and plain values.
     """
     if not Path(path).is_file():
         raise FD3DError(f"checkpoint {path} does not exist")
@@ -123,21 +123,21 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
 
 
 def inherit_weights(model: nn.Module, path: str | Path, modules: Sequence[str]) -> int:
-    """Start modules of an apprentice from an expert's weights, as FD3D's released baseline starts its detection head.
+    """Start modules of a student from an expert's weights, as FD3D's released baseline starts its detection head.
 
-    Taken is every tensor below ``modules`` that both have with one shape: an apprentice may have fewer decoder layers or a
-    smaller BEV map.
+    Every tensor below ``modules`` that both detectors have with the same shape is taken: a student may have fewer decoder
+    layers or a smaller BEV map.
 
     Args:
-        model: the apprentice.
-        path: the expert's checkpoint.
+        model: the student.
+        path: checkpoint of the expert.
         modules: paths of modules.
 
     Returns:
-        how many tensors were taken.
+        number of tensors taken.
 
     Raises:
-        FD3DError: the file cannot be read, or a module has nothing in common with it.
+        FD3DError: the file cannot be read, or a module has nothing in common with the expert.
     """
     own, found = model.state_dict(), read_checkpoint(path).state
     taken: dict[str, Tensor] = {}
@@ -186,7 +186,7 @@ def _check_fit(model: nn.Module, found: Checkpoint, path: str | Path) -> None:
 
 
 def box_convention(meta: Mapping[str, Any]) -> tuple[str | None, str]:
-    """``old`` (mmdet3d before 1.0), ``new``, or None where a checkpoint's notes do not tell; and what told it."""
+    """``old`` (mmdet3d before 1.0), ``new``, or None where a checkpoint's notes do not tell; and the note that tells."""
     if meta.get("converted_by") == _CONVERTER:
         return "new", _CONVERTER
     if meta.get("detr3d_convert_tag"):  # mmdetection3d's DETR3D converter leaves the old version in place
@@ -202,7 +202,7 @@ def _class_order(meta: Mapping[str, Any], path: str | Path) -> list[int] | None:
     """For each of ``CLASSES`` its row in the checkpoint; None where that is the same or not said.
 
     Raises:
-        FD3DError: the classes are others.
+        FD3DError: the checkpoint has other classes.
     """
     names = meta.get("CLASSES")
     if isinstance(data := meta.get("dataset_meta"), dict):  # mmengine's place for them
@@ -227,7 +227,7 @@ def convert_checkpoint(source: Path, out: Path, config: Path, boxes: str = "auto
         source: official file.
         out: file to write, ``state_dict`` and ``meta``.
         config: of the detector that the file must fit.
-        boxes: convention of the file, ``old`` (mmdet3d before 1.0) or ``new``; ``auto`` takes the file's word.
+        boxes: convention of the file, ``old`` (mmdet3d before 1.0) or ``new``; ``auto`` reads the file's notes.
 
     Returns:
         the meta written: source, source_sha256, config, boxes, classes, left_out.

@@ -21,10 +21,10 @@ from pipeline.models.query_head import HeadOutput
 
 @dataclass(frozen=True)
 class Corruption:
-    """``corruption`` of a detector's config. Every draw follows from the seed and the frame's token alone."""
+    """Entry ``corruption`` of a detector's config. Every draw follows from the seed and the frame's token alone."""
 
     noise: float = 0.0
-    """Standard deviation of Gaussian noise on the pyramid and the BEV map, in units of each channel's own in that frame."""
+    """Standard deviation of Gaussian noise on the pyramid and the BEV map, in units of each channel's own in the frame."""
     depth: float = 0.0
     """Relative error of depth: standard deviation of a frame's factor around 1, see :meth:`factor`."""
     seed: int = 0
@@ -36,7 +36,7 @@ class Corruption:
 
     @classmethod
     def from_config(cls, settings: dict[str, Any]) -> "Corruption":
-        """From a config's entry.
+        """Corruption from a config's entry.
 
         Raises:
             FD3DError: an unknown setting.
@@ -49,12 +49,12 @@ class Corruption:
             ) from error
 
     def generator(self, token: str, what: str) -> torch.Generator:
-        """On the CPU, so that every device draws the same."""
+        """Random generator on the CPU, so that every device draws the same."""
         digest = hashlib.sha256(f"{self.seed} {token} {what}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
     def factor(self, token: str) -> float:
-        """How much farther than it should all of a frame lies: from N(1, depth), at least 0.1."""
+        """Factor by which everything in a frame lies too far away: from N(1, depth), at least 0.1."""
         return max(1 + self.depth * torch.randn((), generator=self.generator(token, "depth")).item(), 0.1)
 
     def noisy(self, maps: Tensor, token: str, what: str) -> Tensor:
@@ -70,7 +70,7 @@ def move_radially(bev: Tensor, factor: float, pc_range: Tensor) -> Tensor:
 
     Args:
         bev: (C, H, W), row = y, column = x, over ``pc_range``.
-        factor: of every cell's distance.
+        factor: factor on every cell's distance.
         pc_range: (x0, y0, z0, x1, y1, z1) metres.
     """
     height, width = bev.shape[-2:]
@@ -94,7 +94,7 @@ def corrupt(model: nn.Module, corruption: Corruption) -> None:
         model: one of this project's detectors, in evaluation mode; its preprocessor is called before each prediction.
 
     Raises:
-        FD3DError: another detector.
+        FD3DError: the model is another detector.
     """
     if not isinstance(model, MultiCameraDetector):
         raise FD3DError(f"corruption is for this project's detectors, not for {type(model).__name__}; leave it out")

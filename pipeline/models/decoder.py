@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, cross-attention, feed-forward; each followed by LayerNorm.
+    """Decoder layer: self-attention, cross-attention, feed-forward; each followed by LayerNorm.
 
     Args:
         cross_attention: called with (query, query_pos, references, *context); adds its own residual.

@@ -1,4 +1,4 @@
-"""What multi-camera detectors share: images to a pyramid, true boxes, predictions as mmdet3d instances."""
+"""Base of multi-camera detectors: images to a pyramid, true boxes, predictions as mmdet3d instances."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ class MultiCameraDetector(Base3DDetector):
         self.grid_mask = GridMask(grid_mask)
 
     def extract_feat(self, img: Tensor) -> list[Tensor]:
-        """img (B, V, 3, H, W) to pyramid levels (B, V, C, Hl, Wl)."""
+        """Pyramid levels (B, V, C, Hl, Wl) of images (B, V, 3, H, W)."""
         flat = self.grid_mask(img.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
         levels = self.img_neck(self.img_backbone(flat))
         return [level.unflatten(0, img.shape[:2]) for level in levels]

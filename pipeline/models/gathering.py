@@ -22,7 +22,7 @@ _LANES = 16  # channels worked on at a time
 def _add_corners(typing_context, out, at, table, from_a, from_b, from_c, from_d, a, b, c, d):  # type: ignore[no-untyped-def]
     """``out[at + i] += a * table[from_a + i] + ... + d * table[from_d + i]`` for ``_LANES`` channels i.
 
-    As a loop it takes a third longer: the compiler cannot know that ``out`` and ``table`` lie apart, and checks each time.
+    A loop takes a third longer: the compiler cannot know that ``out`` and ``table`` lie apart, and checks each time.
     """
     vector = ir.VectorType(ir.FloatType(), _LANES)
     first = ir.Constant(ir.VectorType(ir.IntType(32), _LANES), [0] * _LANES)
@@ -135,11 +135,11 @@ def gather(
         table: (sum H*W, M, D) the levels' cells, row-major, one level after the other.
         sizes: (levels, 2) int64 rows and columns.
         points: (N, M, levels, P, 2) x, y in 0..1 of each level's extent, or in cells (0 is the centre of the first), or
-            with ``references`` the way from them in cells.
+            with ``references`` the offsets from them in cells.
         weights: (N, M, levels, P) of each reading. All but ``sizes`` float32, all on the CPU.
         references: (N, levels or 1, R, 2) x, y in 0..1; R divides P, and point p starts at reference p modulo R.
-        bias: (levels, M, D) to be thought added to every cell of a level, as the bias of the projection that made the
-            table: here it costs a sum per reading, there a pass over the table.
+        bias: (levels, M, D) added to every cell of a level, as the bias of the projection that made the table would be: here
+            the bias costs a sum per reading, in the projection a pass over the table.
 
     Returns:
         (N, M, D).

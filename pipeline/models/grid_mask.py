@@ -17,7 +17,7 @@ class GridMask(nn.Module):
         self.prob, self.ratio = prob, ratio
 
     def forward(self, img: Tensor) -> Tensor:
-        """img: (N, 3, H, W)."""
+        """Images (N, 3, H, W), masked in training."""
         if not self.training or torch.rand(()) > self.prob:
             return img
         height, width = img.shape[-2:]

@@ -30,7 +30,7 @@ class HeatmapQueries(nn.Module):
     Args:
         num_query: N peaks kept.
         min_sigma: smallest standard deviation of a target peak, cells.
-        heatmap_weight: of the Gaussian focal loss (CornerNet).
+        heatmap_weight: weight of the Gaussian focal loss (CornerNet).
         regression: name and channels of the convolution that predicts the rest of a box in every cell.
     """
 
@@ -70,7 +70,7 @@ class HeatmapQueries(nn.Module):
     def losses(
         self, logits: Tensor, target: Tensor, regression: Tensor, terms: list[Tensor], num: int
     ) -> tuple[Tensor, Tensor]:
-        """Of the heatmap, and the mean over ``num`` objects of the regression's ``terms``."""
+        """Loss of the heatmap, and the mean over ``num`` objects of the regression's ``terms``."""
         likely = logits.sigmoid().clamp(1e-4, 1 - 1e-4)
         loss = self.loss_heatmap(likely, target, avg_factor=max(num, 1))
         return loss, torch.stack(terms).sum() / num if terms else regression.sum() * 0

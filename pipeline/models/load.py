@@ -1,4 +1,4 @@
-"""From a checkpoint's path to a detector on its device."""
+"""Detectors from checkpoints, on the best device."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def best_device() -> torch.device:
 def load_detector(cfg: Config, checkpoint: Path | None, seed: int = 0) -> nn.Module:
     """A detector in evaluation mode on the best device; without a checkpoint its weights are random from ``seed``.
 
-    A config with ``corruption`` makes it worse on purpose (:mod:`pipeline.models.corruption`).
+    A config with ``corruption`` makes the detector worse on purpose (:mod:`pipeline.models.corruption`).
 
     Raises:
         FD3DError: the checkpoint is missing or does not fit.

@@ -21,7 +21,7 @@ def matching_cost(
         code: (..., N, 10).
         gt_code: (n, 10).
         gt_labels: (n,).
-        weights: of the classification and the box term.
+        weights: weights of the classification and the box term.
 
     Returns:
         (..., N, n).
@@ -63,8 +63,8 @@ class SetLoss(torch.nn.Module):
 
     Args:
         num_classes: C.
-        cls_weight: of the focal loss and of its matching cost.
-        box_weight: of the L1 loss and of its matching cost.
+        cls_weight: weight of the focal loss and of its matching cost.
+        box_weight: weight of the L1 loss and of its matching cost.
     """
 
     def __init__(self, num_classes: int = 10, cls_weight: float = 2.0, box_weight: float = 0.25) -> None:

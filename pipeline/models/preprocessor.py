@@ -1,4 +1,4 @@
-"""From the dataset's uint8 images to the padded, normalised batch that detectors take."""
+"""Preprocessor from the data set's uint8 images to the padded, normalised batch that detectors take."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the detection heads of BEVFormer and DETR3D share: box branches, set losses and decoding."""
+"""Base of the detection heads of BEVFormer and DETR3D: box branches, set losses and decoding."""
 
 from dataclasses import dataclass
 
@@ -13,14 +13,14 @@ from .matching import SetLoss
 
 @dataclass
 class HeadOutput:
-    """What a head predicts for a batch.
+    """Predictions of a head for a batch.
 
     Attributes:
         logits: (L, B, N, classes).
         code: (L, B, N, 10) with centres in metres.
         states: (L, B, N, C) query states.
         references: (L, B, N, 3) in 0..1, entering each layer.
-        proposals: of a heatmap, when the queries come from one.
+        proposals: proposals of a heatmap, when the queries come from one.
     """
 
     logits: Tensor
@@ -31,12 +31,12 @@ class HeadOutput:
 
 
 class QueryHead(BaseModule):
-    """Object queries of which every decoder layer predicts a class and a box.
+    """Detection head whose decoder layers each predict a class and a box per object query.
 
     Args:
         pc_range: (x0, y0, z0, x1, y1, z1) metres.
         num_layers: decoder layers.
-        code_weights: of the L1 terms; velocity counts 0.2 by default.
+        code_weights: weights of the L1 terms; velocity counts 0.2 by default.
         post_center_range: limits for decoded centres, metres.
         max_num: boxes per frame.
     """
@@ -91,7 +91,7 @@ class QueryHead(BaseModule):
         """Whether queries are learned (as published) or proposed by a heatmap.
 
         Raises:
-            ValueError: it is neither.
+            ValueError: ``query_source`` is neither.
         """
         if query_source not in ("learned", "heatmap"):
             raise ValueError(f"query_source is '{query_source}'; use 'learned' or 'heatmap'")

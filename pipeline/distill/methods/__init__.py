@@ -17,10 +17,10 @@ def load_method(name: str) -> type[Distiller]:
     """The distiller that file ``name`` defines, in mmdet3d's registry from then on.
 
     Raises:
-        FD3DError: there is no such method.
+        FD3DError: no file defines a method of this name.
     """
     if name not in method_names():
-        raise FD3DError(f"method '{name}' is unknown; use plain or one of {', '.join(method_names())}")
+        raise FD3DError(f"unknown method '{name}'; known: plain, {', '.join(method_names())}")
     module = import_module(f"{__name__}.{name}")
     (found,) = (
         kind

@@ -1,4 +1,4 @@
-"""Channel-wise distillation (Shu et al., ICCV 2021): where on the map a channel is active."""
+"""Channel-wise distillation (Shu et al., ICCV 2021): the positions where a channel is active."""
 
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
@@ -9,7 +9,7 @@ from ..whole_map import WholeMapDistiller
 
 
 def channel_divergence(student: Tensor, expert: Tensor, tau: float) -> Tensor:
-    """``tau^2 / (N C) * sum_{n, c} KL(softmax_x(T / tau) || softmax_x(S / tau))``, softmax over positions x.
+    """Divergence ``tau^2 / (N C) * sum_{n, c} KL(softmax_x(T / tau) || softmax_x(S / tau))``, softmax over positions x.
 
     Args:
         student, expert: (N, C, H, W).
@@ -20,7 +20,7 @@ def channel_divergence(student: Tensor, expert: Tensor, tau: float) -> Tensor:
 
 @MODELS.register_module()
 class CWDDistiller(WholeMapDistiller):
-    """Divergence of every channel's distribution over positions."""
+    """Distiller by the divergence of every channel's distribution over positions."""
 
     settings_type = CWDSettings
 

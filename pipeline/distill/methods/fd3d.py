@@ -29,15 +29,15 @@ _OUTSIDE = -9.0
 
 @MODELS.register_module()
 class FocalDistiller(Distiller):
-    """FD3D's losses added to the student's own; generators and restoring exist in training only.
+    """Distiller with FD3D's losses added to the student's own; generators and restoring exist in training only.
 
     A loss exists where both sides have what it compares: loss_pv with a stored pyramid, loss_bev with two BEV maps,
     loss_fine with what queries read on the BEV map (BEVFormer) or from the cameras (DETR3D).
 
     Args:
         bev_size: rows and columns of the student's BEV map; None for a student without one.
-        bev_channels, pv_channels: of the student's features.
-        kwargs: of :class:`~pipeline.distill.base.Distiller`; settings are :class:`DistillSettings`.
+        bev_channels, pv_channels: channels of the student's BEV map and pyramid.
+        kwargs: arguments of :class:`~pipeline.distill.base.Distiller`; settings are :class:`DistillSettings`.
 
     Raises:
         FD3DError: a setting needs what the store does not cover, or the two sides have nothing in common.
@@ -103,7 +103,7 @@ class FocalDistiller(Distiller):
             return None
         if not self.schema.bev or self.schema.layout != "dense":
             raise FD3DError(
-                f"distill.head is trainable, but store {self.store} holds no whole BEV map; dump one of a BEVFormer with "
+                f"distill.head is trainable, but store {self.store} includes no whole BEV map; dump one of a BEVFormer with "
                 "dump.layout: dense, or set head to frozen"
             )
         return DistillationHead(student_head, self.schema.bev, self.settings.rule.num_queries)
@@ -128,7 +128,7 @@ class FocalDistiller(Distiller):
     def distillation_losses(
         self, outputs: StudentOutputs, frames: list[CachedFrame], data_samples: list[Det3DDataSample]
     ) -> dict[str, Tensor]:
-        """loss_pv, loss_bev and loss_fine, those that both sides allow; with a trainable head also loss_head."""
+        """loss_pv, loss_bev and loss_fine, as far as both sides allow; with a trainable head also loss_head."""
         s, metas = self.settings, [sample.frames[-1] for sample in data_samples]
         device = (outputs.pv[0] if outputs.bev is None else outputs.bev).device
         truth = gt_tensors(data_samples, device)
@@ -167,7 +167,7 @@ class FocalDistiller(Distiller):
         )
 
     def _as_agreed(self, losses: dict[str, Tensor], targets: ExpertTargets) -> dict[str, Tensor]:
-        """Losses that follow the queries' trust, scaled by how much of it the annotations leave."""
+        """Losses that follow the queries' trust, scaled by the share of the trust that the annotations leave."""
         if targets.agreement is None:
             return losses
         follow = losses if self.settings.areas == "queries" else ("loss_fine",)
@@ -185,7 +185,7 @@ class FocalDistiller(Distiller):
 
         Args:
             bev: the student's map (B, C, h, w), None where one side has none.
-            pv: its pyramid, levels (B*V, C, Hl, Wl); empty where the store has none.
+            pv: pyramid of the student, levels (B*V, C, Hl, Wl); empty where the store has none.
             metas: per sample the metainfo of the student's current frame.
             projection: weight (L, C, C) and bias (L, C) of the value projections that queries read the BEV map through;
                 the expert's by default.

@@ -35,7 +35,7 @@ def focal_terms(
 
     Args:
         student, expert: (N, C, H, W).
-        foreground, background: (N, H, W), of :func:`~pipeline.distill.foreground.area_weights`.
+        foreground, background: (N, H, W) weights of :func:`~pipeline.distill.foreground.area_weights`.
     """
     spatial_s, channel_s = attention_masks(student, temperature)
     spatial_t, channel_t = attention_masks(expert, temperature)
@@ -46,7 +46,7 @@ def focal_terms(
 
 
 class GlobalContext(nn.Module):
-    """A global context block (GCNet, Cao et al., 2019): features plus what an attended sum of all cells says.
+    """A global context block (GCNet, Cao et al., 2019): features plus a transform of an attended sum of all cells.
 
     The last convolution starts at zero, so the block starts as the identity.
     """
@@ -61,7 +61,7 @@ class GlobalContext(nn.Module):
         self.add = nn.Sequential(nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.ReLU(inplace=True), last)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """(N, C, H, W) to the same."""
+        """Features with context (N, C, H, W), from features of the same shape."""
         share = self.where(feature).flatten(1).softmax(-1)
         context = torch.einsum("nchw,nhw->nc", feature, share.unflatten(-1, feature.shape[-2:]))
         return feature + self.add(context)[..., None, None]
@@ -69,7 +69,7 @@ class GlobalContext(nn.Module):
 
 @MODELS.register_module()
 class FGDDistiller(WholeMapDistiller):
-    """Focal terms and the global relation of every map; foreground comes from annotations."""
+    """Distiller by focal terms and the global relation of every map; foreground comes from annotations."""
 
     settings_type = FGDSettings
 
@@ -79,7 +79,7 @@ class FGDDistiller(WholeMapDistiller):
         self.context_t = nn.ModuleDict({name: GlobalContext(n) for name, n in self.channels.items()})
 
     def map_loss(self, name: str, student: Tensor, expert: Tensor, data_samples: list[Det3DDataSample]) -> Tensor:
-        """The four weighted terms."""
+        """Sum of the four weighted terms."""
         s = self.settings
         level = None if name == "bev" else int(name.removeprefix("pv_"))
         pc_range = self.manifest["coordinates"]["pc_range"]

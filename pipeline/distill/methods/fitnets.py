@@ -10,11 +10,11 @@ from ..whole_map import WholeMapDistiller
 
 @MODELS.register_module()
 class FitNetsDistiller(WholeMapDistiller):
-    """Mean squared error between the student's features after a 1x1 regressor and the expert's, standardised."""
+    """Distiller by the mean squared error between the student's features after a 1x1 regressor and the expert's, standardised."""
 
     settings_type = FitNetsSettings
     always_align = True
 
     def map_loss(self, name: str, student: Tensor, expert: Tensor, data_samples: list[Det3DDataSample]) -> Tensor:
-        """``mean((S - T)^2)``."""
+        """Mean squared error ``mean((S - T)^2)``."""
         return ((student - expert) ** 2).mean()

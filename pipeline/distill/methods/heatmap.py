@@ -14,9 +14,9 @@ from ..whole_map import WholeMapDistiller
 
 
 def channel_cross_entropy(student: Tensor, expert: Tensor, tau: float) -> Tensor:
-    """``tau^2 / (C N) * sum -softmax_x(T / tau) log softmax_x(S / tau)``, softmax over positions x.
+    """Cross-entropy ``tau^2 / (C N) * sum -softmax_x(T / tau) log softmax_x(S / tau)``, softmax over positions x.
 
-    Its least value is the entropy of T, not zero.
+    The least value is the entropy of T, not zero.
 
     Args:
         student, expert: (N, C, H, W).
@@ -48,7 +48,7 @@ def object_gaussians(boxes: Tensor, pc_range: list[float], settings: HeatmapSett
 
 @MODELS.register_module()
 class HeatmapDistiller(WholeMapDistiller):
-    """Raw features, as released: neither side is standardised."""
+    """Distiller on raw features, as released: neither side is standardised."""
 
     settings_type = HeatmapSettings
     standardise = False

@@ -15,7 +15,7 @@ from ..whole_map import WholeMapDistiller
 
 @MODELS.register_module()
 class MGDDistiller(WholeMapDistiller):
-    """Random pixels of the student's map are hidden, and a generator re-creates the expert's whole map."""
+    """Distiller that hides random pixels of the student's map and generates the expert's whole map from the rest."""
 
     settings_type = MGDSettings
 
@@ -24,7 +24,7 @@ class MGDDistiller(WholeMapDistiller):
         self.generators = nn.ModuleDict({name: FeatureGenerator(n, n) for name, n in self.channels.items()})
 
     def map_loss(self, name: str, student: Tensor, expert: Tensor, data_samples: list[Det3DDataSample]) -> Tensor:
-        """``mean((G(S * mask) - T)^2)`` over all cells, hidden or not."""
+        """Generation error ``mean((G(S * mask) - T)^2)`` over all cells, hidden or not."""
         everywhere = torch.ones_like(student[:, 0], dtype=torch.bool)
         hidden = block_mask(everywhere, self.settings.mask_ratio, block=1)
         return ((self.generators[name](student * hidden[:, None]) - expert) ** 2).mean()

@@ -20,17 +20,18 @@ from ..targets import CachedFrame
 
 
 def quality_focal_loss(logits: Tensor, target: Tensor, beta: float) -> Tensor:
-    """``sum |t - p|^beta * BCE(p, t)`` with soft targets t and p = sigmoid(logits) (Li et al., NeurIPS 2020)."""
+    """Quality focal loss (Li et al., NeurIPS 2020): ``sum |t - p|^beta * BCE(p, t)``, soft targets t, p = sigmoid(logits)."""
     away = (target - logits.sigmoid()).abs() ** beta
     return (away * binary_cross_entropy_with_logits(logits, target, reduction="none")).sum()
 
 
 @MODELS.register_module()
 class ResponseDistiller(Distiller):
-    """Adds loss_response_cls and loss_response_box, summed over the student's decoder layers.
+    """Distiller that adds loss_response_cls and loss_response_box, summed over the student's decoder layers.
 
     Every layer's queries are matched to the expert's boxes as to annotations. A matched query's target is the expert's score for
-    its class and 0 elsewhere, and an unmatched one's 0; boxes count by score. Both are divided by the sum of the scores.
+    its class and 0 elsewhere, and an unmatched query's target is 0. Boxes are weighted by score. Both losses are divided
+    by the sum of the scores.
     """
 
     settings_type = ResponseSettings
@@ -40,7 +41,7 @@ class ResponseDistiller(Distiller):
     def distillation_losses(
         self, outputs: StudentOutputs, frames: list[CachedFrame], data_samples: list[Det3DDataSample]
     ) -> dict[str, Tensor]:
-        """Both losses.
+        """loss_response_cls and loss_response_box, weighted.
 
         Raises:
             FD3DError: the student's head gives no logits and box code.

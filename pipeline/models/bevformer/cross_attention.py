@@ -1,4 +1,4 @@
-"""How BEVFormer's object queries read the BEV map."""
+"""Cross-attention of BEVFormer's object queries to the BEV map."""
 
 from torch import Tensor, nn
 

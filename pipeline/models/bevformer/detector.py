@@ -25,7 +25,7 @@ class BEVFormer(MultiCameraDetector):
         self._stream: dict[str, Tensor] = {}
 
     def encode(self, features: list[Tensor], frames: Frames, history: Tensor | None, has_history: Tensor) -> Tensor:
-        """BEV map (B, H*W, C) of one time step; ``frames`` holds that step's metainfo per sample."""
+        """BEV map (B, H*W, C) of one time step; ``frames`` is the step's metainfo per sample."""
         device = features[0].device
         lidar2img, can_bus = (stack_meta(frames, name, device) for name in ("lidar2img", "can_bus"))
         return self.pts_bbox_head.encode(features, lidar2img, frames[0]["pad_hw"], can_bus, history, has_history)

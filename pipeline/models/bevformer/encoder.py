@@ -10,7 +10,7 @@ from .temporal import TemporalSelfAttention
 
 
 class BEVFormerLayer(nn.Module):
-    """Temporal self-attention, spatial cross-attention, feed-forward; each followed by LayerNorm."""
+    """Encoder layer: temporal self-attention, spatial cross-attention, feed-forward; each followed by LayerNorm."""
 
     attentions: nn.ModuleList
     norms: nn.ModuleList
@@ -37,7 +37,7 @@ class BEVFormerLayer(nn.Module):
 
 
 class BEVFormerEncoder(nn.Module):
-    """From camera features to a BEV map.
+    """Encoder from camera features to a BEV map.
 
     Args:
         num_layers: encoder layers.
@@ -90,7 +90,7 @@ class BEVFormerEncoder(nn.Module):
         has_history: Tensor,
         shift: Tensor,
     ) -> Tensor:
-        """Encode.
+        """Encode camera features into a BEV map.
 
         Args:
             bev_query: (B, N, C).
@@ -99,7 +99,7 @@ class BEVFormerEncoder(nn.Module):
             lidar2img: (B, V, 4, 4).
             image_hw: of the padded image.
             history: (B, N, C) rotated to the current heading, or None.
-            has_history: (B,) bool; samples without attend to their own query twice.
+            has_history: (B,) bool; samples without history attend to their own query twice.
             shift: (B, 2) x and y of the ego motion as a fraction of the BEV extent.
 
         Returns:

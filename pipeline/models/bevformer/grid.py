@@ -8,14 +8,14 @@ from torch import Tensor
 
 @dataclass
 class CameraHits:
-    """Which BEV cells each camera sees and where; made once per frame and shared by all encoder layers.
+    """BEV cells that each camera sees, and their image points; made once per frame and shared by all encoder layers.
 
     Attributes:
         index: (B*V, T) int64 cells seen, padded to the longest list T.
         valid: (B*V, T) False on padding.
         points: (B*V, T, D, 2) x and y of the pillar's D heights in 0..1 of the padded image.
         count: (B, N, 1) number of cameras that see a cell, at least 1.
-        lengths: B*V numbers of cells seen.
+        lengths: numbers of cells seen, one for each of B*V cameras.
     """
 
     index: Tensor

@@ -13,7 +13,7 @@ from .transformer import PerceptionTransformer
 
 @MODELS.register_module()
 class BEVFormerHead(QueryHead):
-    """The head.
+    """Detection head of BEVFormer.
 
     Args:
         bev_h, bev_w: rows (y) and columns (x) of the BEV grid.

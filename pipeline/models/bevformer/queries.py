@@ -16,7 +16,7 @@ from .grid import grid_points
 
 @dataclass
 class BEVProposals(HeatmapProposals):
-    """With the dense boxes; the heatmap is (B, classes, H, W).
+    """Proposals with dense boxes; the heatmap is (B, classes, H, W).
 
     Attributes:
         code: (B, H*W, 10) dense box code in metres.
@@ -31,8 +31,8 @@ class BEVHeatmapQueries(HeatmapQueries):
     Args:
         num_query: N peaks kept over all classes.
         min_sigma: smallest standard deviation of a target peak, cells.
-        heatmap_weight: of the Gaussian focal loss (CornerNet).
-        box_weight: of the L1 loss of the dense boxes at true centres.
+        heatmap_weight: weight of the Gaussian focal loss (CornerNet).
+        box_weight: weight of the L1 loss of the dense boxes at true centres.
     """
 
     box: nn.Conv2d
@@ -59,7 +59,7 @@ class BEVHeatmapQueries(HeatmapQueries):
         nn.init.normal_(self.box.weight, std=0.001)
 
     def forward(self, bev: Tensor, bev_hw: tuple[int, int]) -> BEVProposals:
-        """bev (B, H*W, C)."""
+        """Proposals from a BEV map (B, H*W, C)."""
         height, width = bev_hw
         feature = self.stem(bev.transpose(1, 2).unflatten(-1, bev_hw))
         logits, raw = self.heatmap(feature).float(), self.box(feature).flatten(2).transpose(1, 2).float()

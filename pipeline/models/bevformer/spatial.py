@@ -22,11 +22,11 @@ from .grid import CameraHits
 
 @dataclass
 class CameraTokens:
-    """What BEV queries read from the cameras, with what tells cameras and levels apart; shared by all encoder layers.
+    """Camera features with camera and level embeddings, shared by all encoder layers.
 
     Attributes:
         levels: (B, V, C, Hl, Wl) each.
-        embeddings: (V, levels, C), of the camera plus of the level, added to every cell.
+        embeddings: (V, levels, C) camera embedding plus level embedding, added to every cell.
     """
 
     levels: list[Tensor]
@@ -39,7 +39,7 @@ class CameraTokens:
 
     @cached_property
     def joined(self) -> Tensor:
-        """(B*V, sum H*W, C)."""
+        """Features with embeddings, levels concatenated: (B*V, sum H*W, C)."""
         rows = [
             level.flatten(3).transpose(2, 3) + self.embeddings[:, i, None].to(level.dtype)
             for i, level in enumerate(self.levels)
@@ -53,8 +53,8 @@ class CameraTokens:
             camera: in 0..B*V.
 
         Returns:
-            (sum H*W, C) without bias and embeddings, valid until the next call, and what they add to each level's
-            cells, (levels, C).
+            (sum H*W, C) without bias and embeddings, valid until the next call, and (levels, C) that bias
+            and embeddings add to each level's cells.
         """
         start, view = 0, camera % len(self.embeddings)
         for level in self.levels:
@@ -113,14 +113,14 @@ class MSDeformableAttention3D(nn.Module):
     def attend_camera(
         self, query: Tensor, tokens: CameraTokens, camera: int, cells: Tensor, points: Tensor, out: Tensor
     ) -> None:
-        """For inference on a CPU: add what one camera gives to the BEV cells that see it.
+        """Add one camera's contribution to the BEV cells that the camera sees, for inference on a CPU.
 
         Args:
             query: (N, C) of all cells.
             camera: in 0..B*V.
             cells: (t,) numbers of the cells.
             points: (t, D, 2) in 0..1 of the padded image.
-            out: (N, C) added to.
+            out: (N, C) sums that the contribution is added to.
         """
         table, bias = tokens.project_camera(self.value_proj, camera)
         heads = (self.num_heads, -1)
@@ -132,7 +132,7 @@ class MSDeformableAttention3D(nn.Module):
             out.index_add_(0, cells[rows], read.flatten(1))
 
     def _reading(self, query: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-        """Of queries (..., C): offsets in cells (..., M, levels, P/D, D, 2) and weights (..., M, levels, P)."""
+        """Offsets in cells (..., M, levels, P/D, D, 2) and weights (..., M, levels, P) of queries (..., C)."""
         heads, levels, samples = self.num_heads, self.num_levels, self.num_points
         offsets = self.sampling_offsets(query).unflatten(-1, (heads, levels, samples // depth, depth, 2))
         weights = self.attention_weights(query).unflatten(-1, (heads, levels * samples)).softmax(-1)
@@ -140,7 +140,7 @@ class MSDeformableAttention3D(nn.Module):
 
 
 class SpatialCrossAttention(nn.Module):
-    """Each BEV query gathers from the cameras that see its pillar; the mean over those cameras is its update."""
+    """Cross-attention of each BEV query to the cameras that see the query's pillar; the mean over the cameras is the update."""
 
     def __init__(
         self, embed_dims: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 8, dropout: float = 0.1
@@ -160,7 +160,7 @@ class SpatialCrossAttention(nn.Module):
         return query + self.dropout(self.output_proj(slots / hits.count))
 
     def _sum_cameras(self, query: Tensor, tokens: CameraTokens, hits: CameraHits) -> Tensor:
-        """(B, N, C)."""
+        """Sum over the cameras (B, N, C)."""
         batch, num, dims = query.shape
         views = len(hits.index) // batch
         if infers_on_cpu(query, *tokens.levels):

@@ -61,7 +61,7 @@ class TemporalSelfAttention(nn.Module):
         return query + self.dropout(self.output_proj(attend(query + query_pos, maps, references, shapes)))
 
     def _sample(self, posed: Tensor, maps: Tensor, references: Tensor, shapes: Shapes) -> Tensor:
-        """(B, N, C)."""
+        """Sampled values (B, N, C)."""
         value = self.value_proj(maps.flatten(0, 1)).unflatten(-1, (self.num_heads, -1))
         offsets, weights = self._reading(maps[:, 0], posed)
         # each map is a sample of its own
@@ -71,7 +71,7 @@ class TemporalSelfAttention(nn.Module):
         return self.sampler(value, shapes, locations, weights).unflatten(0, (-1, self.num_maps)).mean(1)
 
     def _gather(self, posed: Tensor, maps: Tensor, references: Tensor, shapes: Shapes) -> Tensor:
-        """The same for inference on a CPU, where the two maps are levels of one table."""
+        """Sampled values (B, N, C) for inference on a CPU, where the two maps are levels of one table."""
         sizes = shapes_tensor((*shapes, *shapes), posed.device)
         bias = self.value_proj.bias.expand(self.num_maps, -1).unflatten(-1, (self.num_heads, -1))
         out = torch.empty_like(posed)
@@ -85,7 +85,7 @@ class TemporalSelfAttention(nn.Module):
         return out
 
     def _reading(self, history: Tensor, posed: Tensor) -> tuple[Tensor, Tensor]:
-        """Of (..., C) each: offsets in cells (..., M, 2, P, 2) and weights (..., M, 2, P)."""
+        """Offsets in cells (..., M, 2, P, 2) and weights (..., M, 2, P) of history and queries (..., C)."""
         joined = torch.cat([history, posed], -1)
         split = (self.num_heads, self.num_maps, self.num_points)
         offsets = self.sampling_offsets(joined).unflatten(-1, (*split, 2))

@@ -123,7 +123,7 @@ class PerceptionTransformer(nn.Module):
         history: Tensor | None,
         has_history: Tensor,
     ) -> Tensor:
-        """Camera features to a BEV map.
+        """BEV map of camera features.
 
         Args:
             features: per level (B, V, C, H, W).

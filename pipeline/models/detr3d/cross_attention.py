@@ -12,7 +12,7 @@ from ..boxes import to_metres
 
 @dataclass
 class CameraPyramid:
-    """What the queries read; made once per frame and shared by all decoder layers.
+    """Camera pyramid that the queries read; made once per frame and shared by all decoder layers.
 
     Attributes:
         tokens: (B*V, sum H*W, C) pyramid levels concatenated.
@@ -28,7 +28,7 @@ class CameraPyramid:
 
     @classmethod
     def from_levels(cls, levels: list[Tensor], lidar2img: Tensor, image_hw: tuple[int, int]) -> "CameraPyramid":
-        """Levels (B, V, C, Hl, Wl)."""
+        """Camera pyramid of levels (B, V, C, Hl, Wl)."""
         tokens = torch.cat([level.flatten(0, 1).flatten(2).transpose(1, 2) for level in levels], 1)
         shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
         return cls(tokens, shapes, lidar2img, image_hw)
@@ -55,7 +55,7 @@ def project_points(points: Tensor, lidar2img: Tensor, image_hw: tuple[int, int])
 
 
 class ProjectedCrossAttention(nn.Module):
-    """One sample per camera and level at the projected reference, weighted by a sigmoid, zero where not visible.
+    """Cross-attention with one sample per camera and level at the projected reference, weighted by a sigmoid, zero where not visible.
 
     The weights are no softmax and are not divided by the number of cameras (as published).
 

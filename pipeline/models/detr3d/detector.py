@@ -15,7 +15,7 @@ class DETR3D(MultiCameraDetector):
     """Multi-camera single-frame 3D detector (Wang et al., CoRL 2021); of a queue of frames it sees the last."""
 
     def detect(self, img: Tensor, samples: list[Det3DDataSample]) -> HeadOutput:
-        """img (B, Q, V, 3, H, W)."""
+        """Head output for images (B, Q, V, 3, H, W)."""
         frames = [sample.frames[-1] for sample in samples]
         return self.pts_bbox_head(
             self.extract_feat(img[:, -1]), stack_meta(frames, "lidar2img", img.device), frames[0]["pad_hw"]

@@ -13,7 +13,7 @@ from .transformer import DETR3DTransformer
 
 @MODELS.register_module()
 class DETR3DHead(QueryHead):
-    """Object queries that read the camera pyramids.
+    """Detection head whose object queries read the camera pyramids.
 
     Args:
         pc_range: (x0, y0, z0, x1, y1, z1) metres.
@@ -46,7 +46,7 @@ class DETR3DHead(QueryHead):
             self.heatmap_queries = ImageHeatmapQueries(num_query, pc_range, embed_dims, num_classes, **(heatmap or {}))
 
     def forward(self, levels: list[Tensor], lidar2img: Tensor, image_hw: tuple[int, int]) -> HeadOutput:
-        """levels (B, V, C, Hl, Wl), lidar2img (B, V, 4, 4), image_hw of the padded image."""
+        """Detect objects on levels (B, V, C, Hl, Wl); lidar2img (B, V, 4, 4), image_hw of the padded image."""
         pyramid = CameraPyramid.from_levels(levels, lidar2img, image_hw)
         proposals = None
         if self.heatmap_queries is not None:

@@ -15,7 +15,7 @@ from ..heatmap import HeatmapProposals, HeatmapQueries, splat_peaks, top_peaks
 
 @dataclass
 class ImageProposals(HeatmapProposals):
-    """With what places their centres; the heatmap is (B, V, classes, H, W).
+    """Proposals with the geometry of their centres; the heatmap is (B, V, classes, H, W).
 
     Attributes:
         geometry: (B, V, H, W, 6): offset of the centre from its cell (x, y, cells), log depth, log sizes.
@@ -33,8 +33,8 @@ class ImageHeatmapQueries(HeatmapQueries):
     Args:
         num_query: N peaks kept over all cameras and classes.
         min_sigma: smallest standard deviation of a target peak, cells.
-        heatmap_weight: of the Gaussian focal loss (CornerNet).
-        geometry_weight: of the L1 loss of offset, log depth and log sizes at true centres.
+        heatmap_weight: weight of the Gaussian focal loss (CornerNet).
+        geometry_weight: weight of the L1 loss of offset, log depth and log sizes at true centres.
         start_depth: metres, what an untrained head predicts.
     """
 
@@ -65,7 +65,7 @@ class ImageHeatmapQueries(HeatmapQueries):
             self.geometry.bias[2] = torch.tensor(self.start_depth).log()
 
     def forward(self, level: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]) -> ImageProposals:
-        """level (B, V, C, H, W), the finest of the pyramid; lidar2img (B, V, 4, 4); image_hw of the padded image."""
+        """Proposals from the pyramid's finest level (B, V, C, H, W); lidar2img (B, V, 4, 4); image_hw of the padded image."""
         batch, views, dims, height, width = level.shape
         feature = self.stem(level.flatten(0, 1))
         logits = self.heatmap(feature).float().unflatten(0, (batch, views))
