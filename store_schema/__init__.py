@@ -3,8 +3,8 @@
 Needs numpy, zarr and numcodecs only.
 """
 
+from .coding import dequantise, quantise
 from .errors import OtherStoreError, StoreError
-from .quantise import dequantise, quantise
 from .reader import StoreReader, describe, read_back
 from .schema import SCHEMA_VERSION, ArraySpec, StoreSchema
 from .shards import ShardWriter

@@ -7,16 +7,16 @@ fill value, and so is a shard without a file. Every byte that is used is checked
 
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import zarr
 from numcodecs import blosc, zstd
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
+from .checksum import check_crc32c
 from .encoding import MISSING
 
 # Shards kept open per array: some twenty arrays, and a process may open 1,024 files. The index of a large store's shard
@@ -24,26 +24,6 @@ from .encoding import MISSING
 _KEPT = 8
 # Blosc's header: 16 bytes, of which the third holds flags; this one says that the bytes were copied, not compressed.
 _BLOSC_HEAD, _BLOSC_COPIED = 16, 2
-
-
-def check_crc32c(parts: Sequence[bytes | np.ndarray], stored: Any, what: str) -> None:
-    """Compare the CRC-32C of bytes one after the other with a stored one, little-endian.
-
-    Raises:
-        ValueError: they differ.
-    """
-    computed = 0
-    for part in parts:
-        view = part
-        if isinstance(part, np.ndarray) and part.flags.writeable:
-            view = part.view()
-            view.flags.writeable = False  # google_crc32c takes nothing else
-        computed = google_crc32c.extend(computed, view)
-    if computed.to_bytes(4, "little") != bytes(stored):
-        raise ValueError(
-            f"Stored and computed checksum of {what} do not match. Stored: {bytes(stored)!r}. "
-            f"Computed: {computed.to_bytes(4, 'little')!r}."
-        )
 
 
 class ShardFile:
@@ -68,7 +48,7 @@ class ShardFile:
         data = np.frombuffer(os.pread(self.descriptor, length, max(size - length, 0)), np.uint8)
         if len(data) != length:
             raise ValueError(f"{self.path} has {size} bytes, fewer than its index of {length}")
-        check_crc32c([data[:-4]], data[-4:], f"the index of {self.path}")
+        check_crc32c([data[:-4]], data[-4:].tobytes(), f"the index of {self.path}")
         return data[:-4].view("<u8").reshape(chunks, 2)
 
     def read_chunk(self, number: int) -> np.ndarray | None:
@@ -83,7 +63,7 @@ class ShardFile:
         data = np.frombuffer(os.pread(self.descriptor, length, offset), np.uint8)
         if len(data) != length:
             raise ValueError(f"{self.path} ends within chunk {number}")
-        check_crc32c([data[:-4]], data[-4:], f"chunk {number} of {self.path}")
+        check_crc32c([data[:-4]], data[-4:].tobytes(), f"chunk {number} of {self.path}")
         return data[:-4]
 
     def read_raw(self, number: int, out: np.ndarray, head: int) -> bool:
@@ -106,7 +86,7 @@ class ShardFile:
             raise ValueError(f"{self.path} ends within chunk {number}")
         if head and not start[2] & _BLOSC_COPIED:
             return False
-        check_crc32c([bytes(start), out], stored, f"chunk {number} of {self.path}")
+        check_crc32c([bytes(start), out], bytes(stored), f"chunk {number} of {self.path}")
         return True
 
 

@@ -7,11 +7,11 @@ A shard file is encoded chunks, here in C order, so that a row lies in one piece
 from collections.abc import Iterable
 from typing import Any
 
-import google_crc32c
 import numcodecs
 import numpy as np
 from zarr.codecs import BloscCodec
 
+from .checksum import crc32c_bytes
 from .schema import ArraySpec
 
 MISSING = 2**64 - 1
@@ -56,11 +56,11 @@ def encode_shard(spec: ArraySpec, rows: Iterable[np.ndarray], frames: int) -> by
             data = encode(chunk)
             index[number * per_row + i] = end, len(data) + 4
             end += len(data) + 4
-            parts += [data, _crc32c(data)]
+            parts += [data, crc32c_bytes(data)]
     if not parts:
         return None
     table = index.tobytes()
-    return b"".join([*parts, table, _crc32c(table)])
+    return b"".join([*parts, table, crc32c_bytes(table)])
 
 
 def _encoder(spec: ArraySpec) -> Any:
@@ -69,7 +69,3 @@ def _encoder(spec: ArraySpec) -> Any:
         return lambda chunk: chunk.tobytes()
     name, shuffle = codec.cname.value, _SHUFFLES[codec.shuffle.value]
     return numcodecs.Blosc(name, codec.clevel, shuffle, codec.blocksize, typesize=codec.typesize).encode
-
-
-def _crc32c(data: bytes) -> bytes:
-    return google_crc32c.value(data).to_bytes(4, "little")

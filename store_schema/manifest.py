@@ -5,8 +5,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from .checksum import crc32c_text
 from .errors import OtherStoreError, StoreError
-from .storage import Storage, crc32c
+from .storage import Storage
 
 MANIFEST = "manifest.json"
 RECIPE = "recipe.json"
@@ -76,4 +77,5 @@ def read_json(storage: Storage, name: str) -> dict[str, Any]:
 
 def manifest_checksum(manifest: Mapping[str, Any]) -> str:
     """CRC-32C of a manifest's content, whatever its layout as text."""
-    return crc32c(canonical({key: value for key, value in manifest.items() if key != "crc32c"}).encode())
+    content = {key: value for key, value in manifest.items() if key != "crc32c"}
+    return crc32c_text([canonical(content).encode()])

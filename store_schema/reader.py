@@ -10,12 +10,12 @@ import numpy as np
 import zarr
 
 from .cache import FrameCache
+from .coding import as_stored, dequantise, unpack_sampling
 from .direct import DirectArray, direct_arrays
 from .errors import StoreError
+from .layout import DONE, StoreLayout
 from .manifest import MANIFEST, RECIPE, read_json
-from .quantise import dequantise
-from .schema import SCHEMA_VERSION, StoreSchema, unpack_sampling
-from .shards import DONE, as_stored
+from .schema import SCHEMA_VERSION, StoreSchema
 from .storage import LocalStorage, Storage, open_storage
 
 
@@ -91,23 +91,14 @@ class StoreReader:
         return cache
 
     @cached_property
-    def _rows(self) -> dict[str, int]:
-        from .writer import plan_shards
-
-        size, rows = self.manifest["frames_per_shard"], {}
-        # JSON objects are sorted by name, as scenes are when they are dumped
-        for shard, names in enumerate(plan_shards(self.manifest["scenes"], size)):
-            row = shard * size
-            for name in names:
-                for token in self.manifest["scenes"][name]:
-                    rows[token] = row
-                    row += 1
-        return rows
+    def layout(self) -> StoreLayout:
+        """Rows and files of the store."""
+        return StoreLayout(self.schema, self.manifest["scenes"], self.manifest["frames_per_shard"])
 
     @property
     def tokens(self) -> list[str]:
         """Sample tokens in row order."""
-        return list(self._rows)
+        return list(self.layout.rows)
 
     def row(self, token: str) -> int:
         """Row of a frame.
@@ -115,11 +106,11 @@ class StoreReader:
         Raises:
             StoreError: the store has no such frame.
         """
-        if token not in self._rows:
+        if token not in self.layout.rows:
             raise StoreError(
-                f"store {self.storage} has no frame {token} ({len(self._rows)} others); dump the split that holds it"
+                f"store {self.storage} has no frame {token} ({len(self.layout.rows)} others); dump the split that holds it"
             )
-        return self._rows[token]
+        return self.layout.rows[token]
 
     def read(self, token: str, decode: bool = True) -> dict[str, np.ndarray]:
         """All arrays of a frame, writable; focal cells without padding, sampling locations as float32.
@@ -138,7 +129,7 @@ class StoreReader:
         return decoded(frame) if decode else frame
 
     def _read_stored(self, token: str) -> dict[str, np.ndarray]:
-        row, size = self.row(token), self.manifest["frames_per_shard"]
+        row, size = self.row(token), self.layout.frames_per_shard
         shard = row // size
         try:
             if shard not in self._counted:
@@ -150,7 +141,7 @@ class StoreReader:
             return read_row(self._arrays, self._counts, self.schema, row)
         except (ValueError, OSError, KeyError, RuntimeError) as error:
             raise StoreError(
-                f"frame {token} of {self.storage} (shard {shard}) is damaged: {error}; delete .done/shard-{shard:05d}.json and dump again"
+                f"frame {token} of {self.storage} (shard {shard}) is damaged: {error}; delete {self.layout.marker(shard)} and dump again"
             ) from error
 
     def _check_files(self, shard: int) -> None:
