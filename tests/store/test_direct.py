@@ -8,7 +8,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from store_schema import StoreReader, StoreSchema, StoreWriter
 from store_schema.direct import DirectArray, direct_arrays
 from store_schema.reader import open_arrays
-from tests.store.test_store import CONSTANTS, SCENES, STATISTICS, make_frame
+from tests.store.synthetic import CONSTANTS, SCENES, STATISTICS, make_frame
 
 # more cells than two chunks of 1024 hold
 SCHEMA = StoreSchema(
