@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "== building mmcv with its compiled ops (once, 8 to 20 minutes; pip keeps the wheel)"
 	@MMCV_WITH_OPS=1 MAX_JOBS=$(JOBS) pip install -q --no-build-isolation -c constraints.txt mmcv==2.1.0
 	@echo "== installing the rest"
-	@pip install -q --no-build-isolation -c constraints.txt -e ".[dev]"
+	@pip install -q --no-build-isolation -c constraints.txt -e ".[pipeline,dev]"
 	@pip check
 	@touch $@
 
