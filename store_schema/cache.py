@@ -3,10 +3,11 @@
 import os
 from collections import OrderedDict
 from threading import Lock
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
-Frame = dict[str, np.ndarray]
+Frame = dict[str, NDArray[Any]]
 
 
 class FrameCache:

@@ -5,9 +5,10 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
 
-def crc32c(parts: Iterable[bytes | memoryview | np.ndarray[Any, Any]]) -> int:
+def crc32c(parts: Iterable[bytes | memoryview | NDArray[Any]]) -> int:
     """CRC-32C of parts one after the other, as if they were joined."""
     value = 0
     for part in parts:
@@ -28,7 +29,7 @@ def crc32c_bytes(data: bytes) -> bytes:
     return crc32c([data]).to_bytes(4, "little")
 
 
-def check_crc32c(parts: Iterable[bytes | np.ndarray[Any, Any]], stored: bytes, what: str) -> None:
+def check_crc32c(parts: Iterable[bytes | NDArray[Any]], stored: bytes, what: str) -> None:
     """Compare the CRC-32C of parts one after the other with the four bytes that a shard file states.
 
     Args:

@@ -1,14 +1,16 @@
 """Values of a frame and the bits that are stored of them: type limits, fixed-point positions, features as one byte each."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import StoreError
 from .schema import SAMPLING_RANGE, ArraySpec, StoreSchema
 
 
-def check_frame(schema: StoreSchema, token: str, frame: Mapping[str, np.ndarray]) -> None:
+def check_frame(schema: StoreSchema, token: str, frame: Mapping[str, NDArray[Any]]) -> None:
     """Refuse a frame that does not fit, field by field.
 
     Raises:
@@ -36,7 +38,7 @@ def check_frame(schema: StoreSchema, token: str, frame: Mapping[str, np.ndarray]
             raise StoreError(f"frame {token}: {path} has type {array.dtype}, expected floating point")
 
 
-def _check_focal(token: str, path: str, values: np.ndarray, index: np.ndarray, spec: ArraySpec) -> None:
+def _check_focal(token: str, path: str, values: NDArray[Any], index: NDArray[Any], spec: ArraySpec) -> None:
     kmax, channels = spec.shape
     if values.ndim != 2 or values.shape[1] != channels or index.shape != values.shape[:1]:
         raise StoreError(
@@ -60,7 +62,7 @@ def _check_focal(token: str, path: str, values: np.ndarray, index: np.ndarray, s
         raise StoreError(f"frame {token}: the cell numbers of {path} must rise strictly within 0..{cells - 1}")
 
 
-def _fits(array: np.ndarray, dtype: str) -> bool:
+def _fits(array: NDArray[Any], dtype: str) -> bool:
     """Whether floating point values are finite in the type that they are stored in."""
     if array.dtype == np.float16:  # on the bits: numpy's half precision is emulated
         return int((array.view(np.uint16) & 0x7FFF).max(initial=0)) < 0x7C00
@@ -70,7 +72,7 @@ def _fits(array: np.ndarray, dtype: str) -> bool:
         return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
 
 
-def as_stored(path: str, spec: ArraySpec, array: np.ndarray) -> np.ndarray:
+def as_stored(path: str, spec: ArraySpec, array: NDArray[Any]) -> NDArray[Any]:
     """An array of a frame, given as the writer takes it, with the bits that are written."""
     if path == "query/sampling":
         return pack_sampling(array)
@@ -84,20 +86,20 @@ def as_stored(path: str, spec: ArraySpec, array: np.ndarray) -> np.ndarray:
     return np.where(negative, bits.dtype.type(0), bits).view(spec.dtype) if negative.any() else stored
 
 
-def pack_sampling(locations: np.ndarray) -> np.ndarray:
+def pack_sampling(locations: NDArray[Any]) -> NDArray[Any]:
     """Locations to uint16 fixed point; beyond ``SAMPLING_RANGE`` they are clipped."""
     low, high = SAMPLING_RANGE
-    share = (np.clip(locations.astype(np.float64), low, high) - low) / (high - low)
+    share: NDArray[np.float64] = (np.clip(locations.astype(np.float64), low, high) - low) / (high - low)
     return np.round(share * 65535).astype(np.uint16)
 
 
-def unpack_sampling(packed: np.ndarray) -> np.ndarray:
+def unpack_sampling(packed: NDArray[Any]) -> NDArray[Any]:
     """uint16 fixed point to float32 locations."""
     low, high = SAMPLING_RANGE
     return (packed * np.float64((high - low) / 65535) + low).astype(np.float32)
 
 
-def quantise(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def quantise(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Map the range of every cell's channels onto 0..255, rounding to the nearest.
 
     A cell errs by at most half of its ``scale``; one whose channels are all alike is kept exactly. NaN and infinite
@@ -120,7 +122,7 @@ def quantise(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return codes, np.stack([scale, offset], 1) + np.float32(0)
 
 
-def dequantise(codes: np.ndarray, affine: np.ndarray) -> np.ndarray:
+def dequantise(codes: NDArray[Any], affine: NDArray[Any]) -> NDArray[Any]:
     """Inverse of :func:`quantise`: (k, C) float32."""
     values = codes.astype(np.float32)
     values *= affine[:, :1]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numcodecs
 import numpy as np
+from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
 from .checksum import crc32c_bytes
@@ -34,7 +35,7 @@ def compressor(spec: ArraySpec) -> BloscCodec | None:
     return None
 
 
-def encode_shard(spec: ArraySpec, rows: Iterable[np.ndarray], frames: int) -> bytes | None:
+def encode_shard(spec: ArraySpec, rows: Iterable[NDArray[Any]], frames: int) -> bytes | None:
     """The file of a shard of an array with :func:`compressor`; None when all of it is zero.
 
     Args:

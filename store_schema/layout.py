@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.core.buffer import Buffer
 
@@ -83,7 +84,7 @@ class StoreLayout:
         frame[:] = tokens
         return {name: buffer.to_bytes() for name, buffer in files.items()}
 
-    def token_rows(self) -> np.ndarray:
+    def token_rows(self) -> NDArray[Any]:
         """``frame/token``, (rows, 32) uint8: ASCII filled up with blanks, zero for padding rows."""
         tokens = np.zeros((self.rows_total, 32), np.uint8)
         for shard in range(len(self.plan)):

@@ -1,5 +1,7 @@
 """Reading a finished store."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping
 from functools import cached_property
@@ -8,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from .cache import FrameCache
 from .coding import as_stored, dequantise, unpack_sampling
@@ -70,12 +73,12 @@ class StoreReader:
         return zarr.open_group(self.storage.zarr_store(), mode="r")
 
     @cached_property
-    def _arrays(self) -> dict[str, zarr.Array | DirectArray]:
+    def _arrays(self) -> dict[str, zarr.Array[Any] | DirectArray]:
         arrays = open_arrays(self.group, self.schema)
         return {**arrays} if self.path is None else direct_arrays(self.path, arrays)
 
     @cached_property
-    def _counts(self) -> dict[str, np.ndarray]:
+    def _counts(self) -> dict[str, NDArray[Any]]:
         return {path: np.zeros(self._arrays[f"{path}/count"].shape, np.int32) for path in _focal_maps(self.schema)}
 
     @cached_property
@@ -112,7 +115,7 @@ class StoreReader:
             )
         return self.layout.rows[token]
 
-    def read(self, token: str, decode: bool = True) -> dict[str, np.ndarray]:
+    def read(self, token: str, decode: bool = True) -> dict[str, NDArray[Any]]:
         """All arrays of a frame, writable; focal cells without padding, sampling locations as float32.
 
         Args:
@@ -128,7 +131,7 @@ class StoreReader:
             self.cache.put(token, frame)
         return decoded(frame) if decode else frame
 
-    def _read_stored(self, token: str) -> dict[str, np.ndarray]:
+    def _read_stored(self, token: str) -> dict[str, NDArray[Any]]:
         row, size = self.row(token), self.layout.frames_per_shard
         shard = row // size
         try:
@@ -136,7 +139,7 @@ class StoreReader:
                 self._check_files(shard)
                 rows = slice(shard * size, (shard + 1) * size)
                 for path, counts in self._counts.items():
-                    counts[rows] = np.asarray(self._arrays[f"{path}/count"][rows])
+                    counts[rows] = np.asarray(_count_array(self._arrays, path)[rows])
                 self._counted.add(shard)
             return read_row(self._arrays, self._counts, self.schema, row)
         except (ValueError, OSError, KeyError, RuntimeError) as error:
@@ -154,25 +157,31 @@ class StoreReader:
                 raise ValueError(f"{name} {have}")
 
     @cached_property
-    def constants(self) -> dict[str, np.ndarray]:
+    def constants(self) -> dict[str, NDArray[Any]]:
         """Arrays without a frame dimension."""
         return {path: np.asarray(_array(self.group, path)[:]) for path in self.schema.constants()}
 
 
-def _array(group: zarr.Group, path: str) -> zarr.Array:
+def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:
     array = group[path]
     assert isinstance(array, zarr.Array)
     return array
 
 
-def open_arrays(group: zarr.Group, schema: StoreSchema) -> dict[str, zarr.Array]:
+def open_arrays(group: zarr.Group, schema: StoreSchema) -> dict[str, zarr.Array[Any]]:
     """Per-frame arrays by path; opening one reads its metadata, so keep them."""
     return {path: _array(group, path) for path in schema.arrays()}
 
 
-def read_counts(arrays: Mapping[str, zarr.Array | DirectArray], schema: StoreSchema) -> dict[str, np.ndarray]:
+def read_counts(arrays: Mapping[str, zarr.Array[Any] | DirectArray], schema: StoreSchema) -> dict[str, NDArray[Any]]:
     """Stored cells of every row, (N,) by the name of the map (``bev``, ``pv/0``, ...)."""
-    return {path: np.asarray(arrays[f"{path}/count"][:]) for path in _focal_maps(schema)}
+    return {path: np.asarray(_count_array(arrays, path)[:]) for path in _focal_maps(schema)}
+
+
+def _count_array(arrays: Mapping[str, zarr.Array[Any] | DirectArray], path: str) -> zarr.Array[Any]:
+    array = arrays[f"{path}/count"]
+    assert isinstance(array, zarr.Array)  # it has one dimension, and DirectArray needs two
+    return array
 
 
 def _focal_maps(schema: StoreSchema) -> list[str]:
@@ -180,7 +189,7 @@ def _focal_maps(schema: StoreSchema) -> list[str]:
     return [path.removesuffix("/count") for path, spec in schema.arrays().items() if spec.kind == "count"]
 
 
-def decoded(frame: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def decoded(frame: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """A frame with its uint8 features as float32."""
     out = {path: array for path, array in frame.items() if not path.endswith("/affine")}
     for path in frame.keys() - out.keys():
@@ -190,10 +199,13 @@ def decoded(frame: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def read_row(
-    arrays: Mapping[str, zarr.Array | DirectArray], counts: Mapping[str, np.ndarray], schema: StoreSchema, row: int
-) -> dict[str, np.ndarray]:
+    arrays: Mapping[str, zarr.Array[Any] | DirectArray],
+    counts: Mapping[str, NDArray[Any]],
+    schema: StoreSchema,
+    row: int,
+) -> dict[str, NDArray[Any]]:
     """One row's arrays as they were given to the writer."""
-    out: dict[str, np.ndarray] = {}
+    out: dict[str, NDArray[Any]] = {}
     for path, spec in schema.arrays().items():
         if spec.kind in ("values", "affine", "index"):
             out[path] = np.asarray(arrays[path][row, : int(counts[path.rsplit("/", 1)[0]][row])])
@@ -204,7 +216,7 @@ def read_row(
     return out
 
 
-def read_back(schema: StoreSchema, frame: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def read_back(schema: StoreSchema, frame: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """What ``read(token, decode=False)`` would give of a frame that the writer was given, without a store between."""
     specs = {path: spec for path, spec in schema.arrays().items() if spec.kind != "count"}
     out = {path: np.asarray(as_stored(path, spec, frame[path]), spec.dtype) for path, spec in specs.items()}

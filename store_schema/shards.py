@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .checksum import crc32c_text
 from .coding import as_stored, check_frame
@@ -37,7 +38,7 @@ class ShardWriter:
         return self.layout.schema
 
     def write(
-        self, shard: int, frames: Mapping[str, Mapping[str, np.ndarray]], sums: Mapping[str, Any] | None = None
+        self, shard: int, frames: Mapping[str, Mapping[str, NDArray[Any]]], sums: Mapping[str, Any] | None = None
     ) -> None:
         """Write all frames of a shard.
 
@@ -65,7 +66,7 @@ class ShardWriter:
         self.storage.write(self.layout.marker(shard), json.dumps(marker, sort_keys=True).encode())
 
     def _files(
-        self, shard: int, frames: Sequence[Mapping[str, np.ndarray]], listed: dict[str, dict[str, Any]]
+        self, shard: int, frames: Sequence[Mapping[str, NDArray[Any]]], listed: dict[str, dict[str, Any]]
     ) -> Iterator[tuple[str, bytes]]:
         """Names and contents of a shard's files, one in memory at a time; what a marker says of each goes to ``listed``."""
         for path, spec in self.schema.arrays().items():
@@ -77,7 +78,7 @@ class ShardWriter:
             listed[name] = {"bytes": len(data), "crc32c": crc32c_text([data])}
             yield name, data
 
-    def _encode(self, path: str, spec: ArraySpec, frames: Sequence[Mapping[str, np.ndarray]]) -> bytes | None:
+    def _encode(self, path: str, spec: ArraySpec, frames: Sequence[Mapping[str, NDArray[Any]]]) -> bytes | None:
         """An array's shard file, made in memory, so that one write puts it there and its checksum is of what was meant."""
         if spec.kind == "count":  # all frames in one chunk
             counts = np.zeros(self.layout.frames_per_shard, spec.dtype)

@@ -1,5 +1,7 @@
 """Everything that can be checked of a finished store without the expert that made it."""
 
+from __future__ import annotations
+
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -176,7 +178,7 @@ def _content_problems(reader: StoreReader, layout: StoreLayout, progress: Progre
         yield f"{MANIFEST} has coverage {reader.manifest.get('coverage')}, the counts give {coverage}"
 
 
-def _array(group: zarr.Group, path: str) -> zarr.Array:
+def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:
     array = group[path]
     assert isinstance(array, zarr.Array)
     return array

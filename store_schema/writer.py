@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 from zarr.core.buffer import Buffer
 
 from .checksum import crc32c_text
@@ -116,7 +117,7 @@ class StoreWriter:
             if files is None or any(sizes.get(name) != entry["bytes"] for name, entry in files.items())
         ]
 
-    def write_constants(self, constants: Mapping[str, np.ndarray]) -> None:
+    def write_constants(self, constants: Mapping[str, NDArray[Any]]) -> None:
         """Arrays without a frame dimension; a resume finds them written and leaves them.
 
         Raises:
@@ -145,7 +146,7 @@ class StoreWriter:
         self.storage.write_all((name, buffer.to_bytes()) for name, buffer in files.items() if name != "zarr.json")
         self.storage.write(f"{DONE}/constants", self.fingerprint.encode())
 
-    def write_shard(self, shard: int, frames: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    def write_shard(self, shard: int, frames: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
         """Write all frames of a shard, see :meth:`ShardWriter.write`."""
         self._check_held()
         self.shards.write(shard, frames)

@@ -37,7 +37,8 @@ class RemoteStorage(Storage):
             from fsspec.core import url_to_fs
 
             # other processes write too, so listings are not to be remembered
-            return url_to_fs(self.url, use_listings_cache=False, **self.options)
+            filesystem, root = url_to_fs(self.url, use_listings_cache=False, **self.options)
+            return filesystem, root
         except ImportError as error:
             scheme = self.url.split("://")[0]
             needed = "fd3d[s3]" if scheme in ("s3", "s3a") else f"fsspec and its package for {scheme}"
@@ -59,7 +60,8 @@ class RemoteStorage(Storage):
 
     def read(self, name: str) -> bytes:
         with self._requests("read") as (fs, root):
-            return fs.cat_file(f"{root}/{name}")
+            content: bytes = fs.cat_file(f"{root}/{name}")
+            return content
 
     def read_many(self, names: Iterable[str]) -> dict[str, bytes]:
         with self._requests("read") as (fs, root):

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,9 @@ def build(project: Path, store: Path, method: str, family: str = "bevformer", **
     cfg = load_config(project / f"configs/world/{APPRENTICES[family]}.py")
     torch.manual_seed(0)
     profile = read_profile(project / "params.yaml")
-    own = profile.method(method, profile.family(family)) if method in METHODS else load_method(method).settings_type()
+    own: Any = (
+        profile.method(method, profile.family(family)) if method in METHODS else load_method(method).settings_type()
+    )
     model = MODELS.build(distiller_config(cfg, store, method, replace(own, **settings)))
     model.init_weights()
     return cfg, model

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import crash
 from store_schema import StoreError, StoreReader, StoreWriter, open_storage, verify
-from store_schema.storage import LOCK, remote
+from store_schema.storage import LOCK, RemoteStorage, remote
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCENES = 3  # two shards
@@ -175,6 +175,7 @@ def test_a_dump_whose_lease_was_taken_over_stops(url, monkeypatch):
 def test_an_object_is_created_once_only(url):
     """What the lock stands on: S3 refuses a conditional PUT."""
     remote = open_storage(url)
+    assert isinstance(remote, RemoteStorage)
     remote.create("one", b"first")
     with pytest.raises(FileExistsError):
         remote.create("one", b"second")

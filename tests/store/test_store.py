@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -252,7 +253,7 @@ def test_zarr_reads_a_shard_as_it_was_given_and_writes_one_of_the_same_length(tm
     """Chunks of zeros are left out of ours as of zarr's; the order of the others is free."""
     import zarr
 
-    sizes = dict(WHOLE, bev=(60, 50, 3), bev_kmax=3000, reading="none")
+    sizes: dict[str, Any] = dict(WHOLE, bev=(60, 50, 3), bev_kmax=3000, reading="none")
     schema, tokens = StoreSchema(**sizes), ["a" * 32, "b" * 32, "c" * 32]
     rng, frames = np.random.default_rng(0), {}
     for token, cells in zip(tokens, (1025, 0, 7), strict=True):

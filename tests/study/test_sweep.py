@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def read(**experiments: object) -> Grid:
     return Grid(Path("sweep.yaml"))
 
 
-def sweep(grid: Grid | None = None, **choice: object):
+def sweep(grid: Grid | None = None, **choice: Any):
     grid = grid or read()
     options = {name: choice.pop(name) for name in ("force", "keep") if name in choice}
     trainings = chosen(grid.trainings, *(choice.get(name, ()) for name in ("groups", "families", "rows", "seeds")))
@@ -275,7 +276,14 @@ def test_a_store_of_another_recipe_is_dumped_again(place):
 
 def test_a_failing_row_is_reported_and_stops_no_other(place):
     grid = read(
-        main={"store": "focal", "rows": {"broken": {"method": "response", "store": "dense"}, "early": {"method": "fd3d", "expert": "steps-500"}, "plain": {}}}
+        main={
+            "store": "focal",
+            "rows": {
+                "broken": {"method": "response", "store": "dense"},
+                "early": {"method": "fd3d", "expert": "steps-500"},
+                "plain": {},
+            },
+        }
     )
     outcome = sweep(grid)
     assert sorted(outcome.done) == ["main/bevformer/expert/0", "main/bevformer/plain/0"]
