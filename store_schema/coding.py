@@ -90,7 +90,8 @@ def pack_sampling(locations: NDArray[Any]) -> NDArray[Any]:
     """Locations to uint16 fixed point; beyond ``SAMPLING_RANGE`` they are clipped."""
     low, high = SAMPLING_RANGE
     share: NDArray[np.float64] = (np.clip(locations.astype(np.float64), low, high) - low) / (high - low)
-    return np.round(share * 65535).astype(np.uint16)
+    packed: NDArray[np.uint16] = np.round(share * 65535).astype(np.uint16)
+    return packed
 
 
 def unpack_sampling(packed: NDArray[Any]) -> NDArray[Any]:
