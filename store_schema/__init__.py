@@ -1,6 +1,6 @@
 """The contract between the pipeline's stages: a Zarr v3 store of expert targets that any Zarr tool opens.
 
-Needs numpy, zarr and numcodecs only.
+The package needs numpy, zarr, numcodecs and google-crc32c only.
 """
 
 from .coding import dequantise, quantise

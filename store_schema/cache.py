@@ -11,7 +11,7 @@ Frame = dict[str, NDArray[Any]]
 
 
 class FrameCache:
-    """The frames that were read last, within a number of bytes. Belongs to the process that made it.
+    """The frames that were read last, within a budget of bytes; a cache belongs to the process that made it.
 
     Args:
         budget: bytes of all arrays together; a larger frame is not kept.
@@ -26,7 +26,7 @@ class FrameCache:
         return len(self._frames)
 
     def get(self, token: str) -> Frame | None:
-        """A copy, which its reader may change; None if the frame is not kept."""
+        """A copy of a frame, which the caller may change; None if the frame is not kept."""
         with self._lock:
             frame = self._frames.get(token)
             if frame is None:
@@ -35,7 +35,7 @@ class FrameCache:
         return _copy(frame)
 
     def put(self, token: str, frame: Frame) -> None:
-        """Keep a copy, and forget those that were not read for longest."""
+        """Keep a copy of a frame, and forget the frames that were not read for longest."""
         size = _size(frame)
         if size > self.budget:
             return

@@ -1,4 +1,4 @@
-"""Values of a frame and the bits that are stored of them: type limits, fixed-point positions, features as one byte each."""
+"""Values of a frame as stored bits: limits of types, fixed-point positions, features as one byte each."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +11,10 @@ from .schema import SAMPLING_RANGE, ArraySpec, StoreSchema
 
 
 def check_frame(schema: StoreSchema, token: str, frame: Mapping[str, NDArray[Any]]) -> None:
-    """Refuse a frame that does not fit, field by field.
+    """Refuse a frame that does not fit the schema, field by field.
 
     Raises:
-        StoreError: naming frame, field, and what is expected.
+        StoreError: a field is missing, unknown, or has another shape, type or range; the message names frame and field.
     """
     keys = schema.frame_keys()
     for problem, names in (("lacks", keys - frame.keys()), ("has unknown", frame.keys() - keys)):
@@ -87,7 +87,7 @@ def as_stored(path: str, spec: ArraySpec, array: NDArray[Any]) -> NDArray[Any]:
 
 
 def pack_sampling(locations: NDArray[Any]) -> NDArray[Any]:
-    """Locations to uint16 fixed point; beyond ``SAMPLING_RANGE`` they are clipped."""
+    """Locations as uint16 fixed point; locations beyond ``SAMPLING_RANGE`` are clipped."""
     low, high = SAMPLING_RANGE
     share: NDArray[np.float64] = (np.clip(locations.astype(np.float64), low, high) - low) / (high - low)
     packed: NDArray[np.uint16] = np.round(share * 65535).astype(np.uint16)
@@ -95,7 +95,7 @@ def pack_sampling(locations: NDArray[Any]) -> NDArray[Any]:
 
 
 def unpack_sampling(packed: NDArray[Any]) -> NDArray[Any]:
-    """uint16 fixed point to float32 locations."""
+    """Locations as float32 from uint16 fixed point."""
     low, high = SAMPLING_RANGE
     return (packed * np.float64((high - low) / 65535) + low).astype(np.float32)
 
@@ -124,7 +124,7 @@ def quantise(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def dequantise(codes: NDArray[Any], affine: NDArray[Any]) -> NDArray[Any]:
-    """Inverse of :func:`quantise`: (k, C) float32."""
+    """Features (k, C) float32 from codes and map: the inverse of :func:`quantise`."""
     values = codes.astype(np.float32)
     values *= affine[:, :1]
     values += affine[:, 1:]

@@ -30,7 +30,7 @@ _BLOSC_HEAD, _BLOSC_COPIED = 16, 2
 
 
 class ShardFile:
-    """An open shard; closed when nobody refers to it any more.
+    """An open shard file; the file is closed when nothing refers to the object any more.
 
     Args:
         path: of the file.

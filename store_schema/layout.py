@@ -136,7 +136,7 @@ class StoreLayout:
 
 
 def shard_file(path: str, spec: ArraySpec, shard: int) -> str:
-    """Name of the file that holds a shard of an array; it is absent when all is zero."""
+    """Name of the file that holds a shard of an array; the file is absent when the whole shard is zero."""
     return "/".join([path, "c", str(shard), *["0"] * len(spec.shape)])
 
 

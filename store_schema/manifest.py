@@ -1,4 +1,4 @@
-"""What made a store, and how two makings are compared."""
+"""The manifest, which says what made a store, and the comparison of two manifests."""
 
 import hashlib
 import json
@@ -64,7 +64,7 @@ def read_json(storage: Storage, name: str) -> dict[str, Any]:
     """A JSON file of the store.
 
     Raises:
-        StoreError: it is missing or damaged.
+        StoreError: the file is missing or damaged.
     """
     try:
         content = json.loads(storage.read(name))

@@ -25,20 +25,20 @@ from .storage import LocalStorage, Storage, open_storage
 class StoreReader:
     """Frames of a store by token.
 
-    It opens at the first read, so it can be made before worker processes start; sent to one, or inherited by a fork, it
-    goes on there with a cache of its own. Threads may share it.
+    A reader opens the store at the first read, so a reader can be made before worker processes start. A reader that is
+    sent to a process, or inherited by a fork, works on there with a cache of its own. Threads may share a reader.
 
     Args:
         path: folder or URL of a finished store.
         options: of the URL's file system, see :func:`~store_schema.storage.open_storage`.
-        cache_bytes: memory for the frames that were read last, in stored form; every process has as much.
+        cache_bytes: memory of each process for the frames that were read last, in stored form.
 
     Attributes:
-        storage: its files.
-        path: its folder; None for a URL.
+        storage: the store's files.
+        path: the store's folder; None for a URL.
 
     Raises:
-        StoreError: there is no store, its dump is not finished, or it has another schema version.
+        StoreError: there is no store, its dump is not finished, or its schema version is another.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class StoreReader:
         self.schema = StoreSchema.from_dict(self.manifest["schema"])
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is open or in memory stays here; another process opens its own.
+        # Open files and cached frames stay in this process; another process opens its own.
         opened = ("group", "_arrays", "_counts", "_counted", "_cache")
         return {key: value for key, value in self.__dict__.items() if key not in opened}
 
@@ -87,7 +87,7 @@ class StoreReader:
 
     @property
     def cache(self) -> FrameCache:
-        """Frames in memory. A forked process starts anew: its parent may have been changing them at that moment."""
+        """Cache of frames; empty in a forked process, since its parent may have been changing the cache at the fork."""
         cache = self.__dict__.get("_cache")
         if cache is None or cache.pid != os.getpid():
             cache = self._cache = FrameCache(self.cache_bytes)
@@ -119,8 +119,8 @@ class StoreReader:
         """All arrays of a frame, writable; focal cells without padding, sampling locations as float32.
 
         Args:
-            decode: give uint8 features as float32. Else they come as they are stored, with each cell's scale and offset
-                in ``X/affine`` (k, 2): a quarter of the bytes to bring to the device that computes with them.
+            decode: give uint8 features as float32. Otherwise features come as they are stored, with each cell's scale
+                and offset in ``X/affine`` (k, 2): a quarter of the bytes to bring to the device that decodes them.
 
         Raises:
             StoreError: the frame is unknown, or a shard is damaged.
@@ -148,7 +148,7 @@ class StoreReader:
             ) from error
 
     def _check_files(self, shard: int) -> None:
-        """Zarr takes an absent file for zeros; only the manifest knows that there was one."""
+        """Refuse missing or cut files of a shard: Zarr takes an absent file for zeros."""
         files = self.manifest["shards"][f"{shard:05d}"]
         sizes = self.storage.sizes(files)
         for name, entry in files.items():
@@ -169,7 +169,7 @@ def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:
 
 
 def open_arrays(group: zarr.Group, schema: StoreSchema) -> dict[str, zarr.Array[Any]]:
-    """Per-frame arrays by path; opening one reads its metadata, so keep them."""
+    """Per-frame arrays by path; opening an array reads its metadata, so keep the result."""
     return {path: _array(group, path) for path in schema.arrays()}
 
 
@@ -217,7 +217,7 @@ def read_row(
 
 
 def read_back(schema: StoreSchema, frame: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """What ``read(token, decode=False)`` would give of a frame that the writer was given, without a store between."""
+    """The frame that ``read(token, decode=False)`` would give after ``frame`` was written."""
     specs = {path: spec for path, spec in schema.arrays().items() if spec.kind != "count"}
     out = {path: np.asarray(as_stored(path, spec, frame[path]), spec.dtype) for path, spec in specs.items()}
     if "query/sampling" in out:

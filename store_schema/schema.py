@@ -1,4 +1,4 @@
-"""Names, dimensions, types and units of every array in a store; nothing else defines them."""
+"""Names, dimensions, types and units of every array in a store; no other module defines an array."""
 
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -25,7 +25,7 @@ class ArraySpec:
     Attributes:
         shape: without the leading frame dimension for arrays with ``per_frame``.
         dims: names of ``shape``'s dimensions.
-        chunk: of ``shape``; a frame has chunks of its own.
+        chunk: shape of a chunk within ``shape``; a chunk never spans two frames.
         kind: ``values`` (focal cells), ``affine`` (their maps), ``index``, ``count`` or ``plain``.
     """
 
@@ -55,13 +55,13 @@ class StoreSchema:
     bev_kmax: int
     """Most BEV cells that a frame can store; 0 without a BEV map."""
     pv_kmax: list[int]
-    """The same for each level, over all cameras."""
+    """Most cells of each pyramid level that a frame can store, over all cameras."""
     layout: str = "focal"
     """``focal`` (cells in areas) or ``dense`` (whole maps)."""
     values: str = "float16"
     """Features of the maps as ``float16`` or ``float32``; those of focal cells also as ``uint8`` with an affine map per cell."""
     reading: str = "bev"
-    """What queries read: ``bev`` (positions on the BEV map), ``cameras`` (projected points) or ``none`` (not known)."""
+    """Source that queries read: ``bev`` (positions on the BEV map), ``cameras`` (projected points) or ``none`` (not known)."""
     layers: int = 0
     """Decoder layers whose reading is stored."""
     heads: int = 0
@@ -112,7 +112,11 @@ class StoreSchema:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "StoreSchema":
-        """From a manifest's entry."""
+        """Schema from a manifest's entry.
+
+        Raises:
+            StoreError: the entry lacks or has unknown fields, or its sizes contradict each other.
+        """
         try:
             bev = tuple(values["bev"]) if values["bev"] else None
             known = dict(values, bev=bev, cameras=tuple(values["cameras"]))
@@ -121,7 +125,7 @@ class StoreSchema:
             raise StoreError(f"the manifest's schema does not fit this version: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """For a manifest."""
+        """Entry of a manifest."""
         plain = asdict(self)
         bev = list(self.bev) if self.bev else None
         return plain | {"bev": bev, "pv": [list(level) for level in self.pv], "cameras": list(self.cameras)}
@@ -201,7 +205,7 @@ class StoreSchema:
         ]
 
     def _reading(self) -> list[ArraySpec]:
-        """What the queries of every decoder layer read."""
+        """Arrays of the positions and weights that the queries of every decoder layer read with."""
         k, layers, heads, points = self.queries, self.layers, self.heads, self.points
         if self.reading == "bev":
             return [
@@ -327,7 +331,7 @@ class StoreSchema:
         }
 
     def frame_keys(self) -> set[str]:
-        """What a frame given to the writer holds."""
+        """Paths of the arrays that a frame given to the writer includes."""
         return {path for path, spec in self.arrays().items() if spec.kind != "count"}
 
 

@@ -1,4 +1,4 @@
-"""Writing one shard; what a worker of a dump needs to know of the store."""
+"""The writer of one shard, all that a worker of a dump needs of the store."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,12 +20,12 @@ from .storage import Storage
 
 @dataclass(frozen=True)
 class ShardWriter:
-    """Writes shards of a store that a :class:`StoreWriter` holds open; may be sent to other processes.
+    """Writes shards of a store that a :class:`StoreWriter` holds open; a shard writer may be sent to other processes.
 
     Attributes:
-        storage: of the store.
+        storage: files of the store.
         layout: rows and files of the store.
-        fingerprint: of the dump, kept in done-markers.
+        fingerprint: the dump's, kept in done-markers.
     """
 
     storage: Storage

@@ -1,4 +1,4 @@
-"""Everything that can be checked of a finished store without the expert that made it."""
+"""All checks of a finished store that do not need the expert that made the store."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
 @dataclass
 class Verification:
-    """What :func:`verify` found.
+    """Problems and figures that :func:`verify` found.
 
     Attributes:
         problems: a line each; empty for a sound store.
-        files: that were read whole.
-        bytes: of them.
-        frames: in the store.
-        seconds: it took.
+        files: number of files that were read whole.
+        bytes: size of those files together.
+        frames: number of frames in the store.
+        seconds: duration of the verification.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -52,7 +52,7 @@ def verify(
         progress: wraps what is iterated over, given its length.
 
     Returns:
-        all problems, not only the first.
+        The report; a problem does not end the verification, so the report lists all.
     """
     start, report = time.perf_counter(), Verification()
     storage = open_storage(path, options)

@@ -106,7 +106,7 @@ class StoreWriter:
         return self.layout.plan[shard]
 
     def pending(self) -> list[int]:
-        """Shards without a valid done-marker: it is of this dump, and the files that it names are there in full length."""
+        """Shards without a valid done-marker, which has this dump's fingerprint and names files of full length."""
         names = self.layout.markers()
         found = self.storage.read_many(names)
         markers = [_marker_files(found.get(name), self.fingerprint) for name in names]
@@ -152,7 +152,7 @@ class StoreWriter:
         self.shards.write(shard, frames)
 
     def sums(self) -> list[dict[str, Any]]:
-        """What each shard's writer was given as ``sums``, in shard order, so that adding them up has one result."""
+        """The ``sums`` that each shard's writer was given, in shard order, so that adding them up has one result."""
         names = self.layout.markers()
         found = self.storage.read_many(names)
         return [json.loads(found[name])["sums"] for name in names]
@@ -161,7 +161,7 @@ class StoreWriter:
         """Check every file and write the manifest, which makes the store readable; sweep temporary files.
 
         Raises:
-            StoreError: shards are missing or damaged; those are redone by the next dump.
+            StoreError: shards are missing or damaged; the next dump redoes these shards.
         """
         self._check_held()
         missing = self.pending()

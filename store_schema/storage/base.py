@@ -1,6 +1,6 @@
-"""What every storage of a store's files can do.
+"""The interface of a storage: files of a store by name.
 
-All that is written goes through :meth:`Storage.write_all`, which leaves a file either whole or not there.
+Every write goes through :meth:`Storage.write_all`, which leaves a file either whole or absent.
 """
 
 from abc import ABC, abstractmethod
@@ -20,26 +20,26 @@ BLOCK = 1 << 24
 
 
 class Storage(ABC):
-    """Files by name, relative to the store, with ``/`` between folders. May be sent to other processes."""
+    """Files by name, relative to the store, with ``/`` between folders; a storage may be sent to other processes."""
 
     parallel: ClassVar[int] = 1
-    """Checksums that are computed at a time."""
+    """Number of checksums that are computed at a time."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
         """A whole file.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no such file.
         """
 
     @abstractmethod
     def read_many(self, names: Iterable[str]) -> dict[str, bytes]:
-        """Small files by name; those that are not there are left out."""
+        """Contents of small files by name; missing files are left out."""
 
     @abstractmethod
     def write_all(self, files: Iterable[tuple[str, bytes | memoryview]]) -> None:
-        """Write files by name, each whole: when this returns all are on the disk; when it fails each is the old or the new one.
+        """Write files by name, each whole: on an error each file is the old or the new one.
 
         Raises:
             StoreError: the disk is full, or the place cannot be written.
@@ -51,7 +51,7 @@ class Storage(ABC):
 
     @abstractmethod
     def delete(self, name: str) -> None:
-        """Remove a file if it is there."""
+        """Remove a file; a missing file is no error."""
 
     @abstractmethod
     def list(self, folder: str = "") -> dict[str, int]:
@@ -59,35 +59,35 @@ class Storage(ABC):
 
     @abstractmethod
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
-        """Bytes of the named files; those that are not there are left out."""
+        """Bytes of the named files; missing files are left out."""
 
     @abstractmethod
     def checksum(self, name: str) -> str:
         """CRC-32C of a file as it is stored, hexadecimal.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no such file.
         """
 
     @abstractmethod
     def lock(self) -> AbstractContextManager[Callable[[], None]]:
-        """Context manager that holds the store for one dump; its value is called to see that it is still held.
+        """Context manager that holds the store for one dump; its value is a check, which raises when the store is lost.
 
         Raises:
-            StoreError: another process holds it, or the place cannot be written.
+            StoreError: another process holds the store, or the place cannot be written.
         """
 
     @abstractmethod
     def sweep(self) -> None:
-        """Remove what killed writers left half written."""
+        """Remove files that killed writers left half written."""
 
     @abstractmethod
     def clear(self) -> None:
-        """Remove everything."""
+        """Remove all files of the store."""
 
     @abstractmethod
     def zarr_store(self) -> Store:
-        """For zarr, read-only."""
+        """The same files as a read-only store of zarr-python."""
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""

@@ -136,7 +136,7 @@ class LocalStorage(Storage):
 
 
 def _make_folders(folder: str) -> set[str]:
-    """Create a folder; the folders that have a new entry since."""
+    """Create a folder with its parents; returns the folders that have a new entry."""
     if os.path.isdir(folder):
         return set()
     parent = os.path.dirname(folder) or "."

@@ -48,7 +48,7 @@ class RemoteStorage(Storage):
 
     @contextmanager
     def _requests(self, verb: str) -> Iterator[tuple[Any, str]]:
-        """File system and root; what a request meets becomes one line, since each cloud's library has its own errors."""
+        """File system and root; an error of a request becomes one line: each cloud's library has its own errors."""
         try:
             yield self.filesystem()
         except (FileNotFoundError, FileExistsError, StoreError):
@@ -78,10 +78,10 @@ class RemoteStorage(Storage):
                 fs.pipe_file(f"{root}/{name}", bytes(data))
 
     def create(self, name: str, data: bytes) -> None:
-        """Write an object that is not there.
+        """Write a new object.
 
         Raises:
-            FileExistsError: it is.
+            FileExistsError: there is an object of this name.
         """
         with self._requests("written") as (fs, root):
             try:
@@ -126,7 +126,7 @@ class RemoteStorage(Storage):
             lease.release()
 
     def sweep(self) -> None:
-        """Nothing: an object that was not sent whole is not there."""
+        """Do nothing: an object that was not sent whole does not exist."""
 
     def clear(self) -> None:
         with self._requests("written") as (fs, root), suppress(FileNotFoundError):
@@ -145,9 +145,9 @@ def _first_line(error: BaseException) -> str:
 class _Lease:
     """A lock object that its owner rewrites every sixth of ``LEASE_SECONDS``.
 
-    It is created only where none is (a conditional PUT on S3 and Google Cloud Storage). One that is there is watched: when
-    it changes its owner lives and this dump is refused, when it does not for ``LEASE_SECONDS`` it is taken over. No
-    clocks are compared.
+    The object is created only where there is none (a conditional PUT on S3 and Google Cloud Storage). An object of
+    another owner is watched: a change means that its owner lives, and this dump is refused; no change for
+    ``LEASE_SECONDS`` means that its owner is dead, and the lock is taken over. No clocks are compared.
     """
 
     def __init__(self, storage: RemoteStorage) -> None:
