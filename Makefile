@@ -50,7 +50,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "== building mmcv with its compiled ops (once, 15 minutes on two cores; pip keeps the wheel)"
 	@CFLAGS=-g0 MMCV_WITH_OPS=1 MAX_JOBS=$(JOBS) pip install -q --no-build-isolation -c constraints.txt mmcv==2.1.0
 	@echo "== installing the rest"
-	@pip install -q --no-build-isolation -c constraints.txt -e ".[dev]"
+	@pip install -q --no-build-isolation -c constraints.txt -e ".[pipeline,dev]"
 	@pip check
 	@touch $@
 

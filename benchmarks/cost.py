@@ -116,10 +116,12 @@ class Steps:
             queues = expert_frames(load_config(case.expert_config), cfg, case.source, kind)
         elif kind == "cached":
             model = distiller_config(cfg, case.store, "fd3d", case.settings)
-        store = None if kind == "plain" else case.store
-        self.dataset = DATASETS.build(
-            frame_dataset(cfg, case.source, True, cached_targets(store) if queues is None else online_targets(queues))
-        )
+        targets: list[dict[str, Any]] = []
+        if queues is not None:
+            targets = online_targets(queues)
+        elif kind == "cached":
+            targets = cached_targets(case.store)
+        self.dataset = DATASETS.build(frame_dataset(cfg, case.source, True, targets))
         self.model = MODELS.build(model).to(best_device()).train()
         self.optimizer = build_optim_wrapper(self.model, cfg.optim_wrapper)
 

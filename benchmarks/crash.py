@@ -75,7 +75,7 @@ def open_writer(path: str | Path, scenes: int, expert: str = "crash") -> StoreWr
 
 def write_shard(writer: ShardWriter, shard: int) -> None:
     """One shard; runs in the writer processes."""
-    writer.write(shard, {t: make_frame(t) for name in writer.plan[shard] for t in writer.scenes[name]})
+    writer.write(shard, {token: make_frame(token) for token in writer.layout.tokens(shard)})
 
 
 def write_shards(jobs: Connection) -> None:

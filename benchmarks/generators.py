@@ -47,9 +47,9 @@ def main(
             cells = objects(maps, rows, columns, share).to(device)
             took: dict[str, list[float]] = {"map": [], "cells": []}
             for _ in range(repeats):
-                for name, run in (("map", generator.forward), ("cells", generator.forward_at)):
+                for name in ("map", "cells"):
                     started = time.perf_counter()
-                    out = run(features) if name == "map" else run(features, cells)
+                    out = generator.forward(features) if name == "map" else generator.forward_at(features, cells)
                     (out * cells[:, None]).square().sum().backward()
                     if device.type == "cuda":
                         torch.cuda.synchronize()

@@ -19,11 +19,11 @@ from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from benchmarks.reference import Reference
+from benchmarks.weights import fill
 from pipeline.data.geometry import invert, lidar2img, transform
 from pipeline.data.world.rig import LIDAR_POSITION, LIDAR_ROTATION, rig
 from pipeline.models.build import build_detector, load_config
 from pipeline.models.fold import fold_batchnorm
-from tests.models.parity import fill
 
 PARTS = ("backbone", "neck", "encoder", "head", "whole")
 ORIGINAL_HW = (900, 1600)

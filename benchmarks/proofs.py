@@ -64,7 +64,7 @@ def stores_and_losses(family: str, work: Path, params: Path, dense: Path) -> lis
     run = work / family
     fd3d("expert", "--family", family, "--out", run / "expert", "--params", params)
     expert = run / "expert/detector.pth"
-    made = ["--family", family, "--config", run / "expert/config.py", "--checkpoint", expert]
+    made: list[str | Path] = ["--family", family, "--config", run / "expert/config.py", "--checkpoint", expert]
     lines = []
     for layout, file in (("focal", params), ("dense", dense)):
         fd3d("dump", *made, "--out", run / layout, "--params", file, "--workers", "0")
@@ -73,7 +73,7 @@ def stores_and_losses(family: str, work: Path, params: Path, dense: Path) -> lis
     for method in METHODS:
         store = run / ("focal" if method == "fd3d" else "dense")
         out = run / method
-        where = ["--out", out, "--store", store, "--expert", expert, "--params", params]
+        where: list[str | Path] = ["--out", out, "--store", store, "--expert", expert, "--params", params]
         fd3d("train", "--method", method, "--family", family, *where)
         lines += [f"losses {family} {method} {row}" for row in (out / "losses.csv").read_text().splitlines()]
     return lines
@@ -115,7 +115,7 @@ def evidence(work: Path) -> list[str]:
     out = work / "evidence"
     out.mkdir()
     shutil.copy(ROOT / "docs/results.md", out / "results.md")
-    where = ["--figures", out, "--document", out / "results.md"]
+    where: list[str | Path] = ["--figures", out, "--document", out / "results.md"]
     fd3d("evidence", *where)
     return [f"evidence {file.name} {digest([file], out)}" for file in sorted(out.iterdir())]
 

@@ -31,8 +31,10 @@ class Reference:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.neck, self.head = model.img_neck, model.pts_bbox_head
-        self.backbone = with_official_dcn(model.img_backbone)
+        # typed as Any: the parts are read attribute by attribute, which torch types as "Tensor | Module"
+        parts: Any = model
+        self.neck, self.head = parts.img_neck, parts.pts_bbox_head
+        self.backbone = with_official_dcn(parts.img_backbone)
         self.pc_range: list[float] = self.head.pc_range.tolist()
 
     @torch.no_grad()
@@ -243,7 +245,7 @@ def temporal_self_attention(
 
 
 def spatial_cross_attention(
-    attention: nn.Module, query: Tensor, value: Tensor, points: Tensor, mask: Tensor, shapes: Tensor
+    attention: Any, query: Tensor, value: Tensor, points: Tensor, mask: Tensor, shapes: Tensor
 ) -> Tensor:
     """query (1, N, C), value (V, sum H*W, C), points (V, N, D, 2) and mask (V, N, D) of the projected pillars."""
     lists = [camera.sum(-1).nonzero().squeeze(-1) for camera in mask]

@@ -61,7 +61,7 @@ def main(
     for _ in real_frames(config, root, version, scratch / "frames", queries):
         pass  # runs the expert where its outputs are not there yet
     areas = apart(areas_and_errors, source)
-    costs = {}
+    costs: dict[str, Any] = {}
     for name in READERS:
         if "hdf5" in name and find_spec("h5py") is None:
             print("h5py is not installed: no row for HDF5")

@@ -19,13 +19,13 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
+from benchmarks.weights import fill
 from pipeline.data.frames import frame_batches
 from pipeline.data.index import FrameIndex, build_index
 from pipeline.data.source import FrameSource
 from pipeline.expert import BEVReading, ExpertFrame, TappedExpert, build_adapter
 from pipeline.models.build import build_detector, load_config
 from pipeline.models.fold import fold_batchnorm
-from tests.models.parity import fill
 
 # Standard deviations of a false box: metres of the centre's x and y, radians of yaw, log of the sizes. On average that is
 # as far off as BEVFormer-Base's published mATE of 0.67 m, mAOE of 0.37 rad and mASE of 0.27.

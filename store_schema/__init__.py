@@ -1,10 +1,10 @@
 """The contract between the pipeline's stages: a Zarr v3 store of expert targets that any Zarr tool opens.
 
-Needs numpy, zarr and numcodecs only.
+The package needs numpy, zarr, numcodecs and google-crc32c only.
 """
 
+from .coding import dequantise, quantise
 from .errors import OtherStoreError, StoreError
-from .quantise import dequantise, quantise
 from .reader import StoreReader, describe, read_back
 from .schema import SCHEMA_VERSION, ArraySpec, StoreSchema
 from .shards import ShardWriter

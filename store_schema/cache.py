@@ -3,14 +3,15 @@
 import os
 from collections import OrderedDict
 from threading import Lock
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
-Frame = dict[str, np.ndarray]
+Frame = dict[str, NDArray[Any]]
 
 
 class FrameCache:
-    """The frames that were read last, within a number of bytes. Belongs to the process that made it.
+    """The frames that were read last, within a budget of bytes; a cache belongs to the process that made it.
 
     Args:
         budget: bytes of all arrays together; a larger frame is not kept.
@@ -25,7 +26,7 @@ class FrameCache:
         return len(self._frames)
 
     def get(self, token: str) -> Frame | None:
-        """A copy, which its reader may change; None if the frame is not kept."""
+        """A copy of a frame, which the caller may change; None if the frame is not kept."""
         with self._lock:
             frame = self._frames.get(token)
             if frame is None:
@@ -34,7 +35,7 @@ class FrameCache:
         return _copy(frame)
 
     def put(self, token: str, frame: Frame) -> None:
-        """Keep a copy, and forget those that were not read for longest."""
+        """Keep a copy of a frame, and forget the frames that were not read for longest."""
         size = _size(frame)
         if size > self.budget:
             return

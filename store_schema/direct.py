@@ -5,18 +5,21 @@ A shard file is what the Zarr v3 specification says: encoded chunks in any order
 fill value, and so is a shard without a file. Every byte that is used is checked against its CRC-32C, as zarr-python does.
 """
 
+from __future__ import annotations
+
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import zarr
 from numcodecs import blosc, zstd
+from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
+from .checksum import check_crc32c
 from .encoding import MISSING
 
 # Shards kept open per array: some twenty arrays, and a process may open 1,024 files. The index of a large store's shard
@@ -26,28 +29,8 @@ _KEPT = 8
 _BLOSC_HEAD, _BLOSC_COPIED = 16, 2
 
 
-def check_crc32c(parts: Sequence[bytes | np.ndarray], stored: Any, what: str) -> None:
-    """Compare the CRC-32C of bytes one after the other with a stored one, little-endian.
-
-    Raises:
-        ValueError: they differ.
-    """
-    computed = 0
-    for part in parts:
-        view = part
-        if isinstance(part, np.ndarray) and part.flags.writeable:
-            view = part.view()
-            view.flags.writeable = False  # google_crc32c takes nothing else
-        computed = google_crc32c.extend(computed, view)
-    if computed.to_bytes(4, "little") != bytes(stored):
-        raise ValueError(
-            f"Stored and computed checksum of {what} do not match. Stored: {bytes(stored)!r}. "
-            f"Computed: {computed.to_bytes(4, 'little')!r}."
-        )
-
-
 class ShardFile:
-    """An open shard; closed when nobody refers to it any more.
+    """An open shard file; the file is closed when nothing refers to the object any more.
 
     Args:
         path: of the file.
@@ -63,15 +46,15 @@ class ShardFile:
         weakref.finalize(self, os.close, self.descriptor)
         self.index = self._read_index(chunks)
 
-    def _read_index(self, chunks: int) -> np.ndarray:
+    def _read_index(self, chunks: int) -> NDArray[Any]:
         size, length = os.fstat(self.descriptor).st_size, chunks * 16 + 4
         data = np.frombuffer(os.pread(self.descriptor, length, max(size - length, 0)), np.uint8)
         if len(data) != length:
             raise ValueError(f"{self.path} has {size} bytes, fewer than its index of {length}")
-        check_crc32c([data[:-4]], data[-4:], f"the index of {self.path}")
+        check_crc32c([data[:-4]], data[-4:].tobytes(), f"the index of {self.path}")
         return data[:-4].view("<u8").reshape(chunks, 2)
 
-    def read_chunk(self, number: int) -> np.ndarray | None:
+    def read_chunk(self, number: int) -> NDArray[Any] | None:
         """Encoded bytes (n,) of a chunk, checked, without their checksum; None for one that is all fill value.
 
         Raises:
@@ -83,10 +66,10 @@ class ShardFile:
         data = np.frombuffer(os.pread(self.descriptor, length, offset), np.uint8)
         if len(data) != length:
             raise ValueError(f"{self.path} ends within chunk {number}")
-        check_crc32c([data[:-4]], data[-4:], f"chunk {number} of {self.path}")
+        check_crc32c([data[:-4]], data[-4:].tobytes(), f"chunk {number} of {self.path}")
         return data[:-4]
 
-    def read_raw(self, number: int, out: np.ndarray, head: int) -> bool:
+    def read_raw(self, number: int, out: NDArray[Any], head: int) -> bool:
         """Read a chunk that is stored as it is, after ``head`` bytes, into bytes ``out`` (n,): no copy but the kernel's.
 
         Args:
@@ -106,7 +89,7 @@ class ShardFile:
             raise ValueError(f"{self.path} ends within chunk {number}")
         if head and not start[2] & _BLOSC_COPIED:
             return False
-        check_crc32c([bytes(start), out], stored, f"chunk {number} of {self.path}")
+        check_crc32c([bytes(start), out], bytes(stored), f"chunk {number} of {self.path}")
         return True
 
 
@@ -138,7 +121,7 @@ class DirectArray:
         self._files: dict[int, ShardFile] = {}
 
     @classmethod
-    def of(cls, folder: Path, array: zarr.Array) -> "DirectArray | None":
+    def of(cls, folder: Path, array: zarr.Array[Any]) -> DirectArray | None:
         """The same array read directly; None where its layout is not one that the store's writer makes."""
         meta = array.metadata
         if meta.zarr_format != 3 or len(meta.codecs) != 1 or not isinstance(meta.codecs[0], ShardingCodec):
@@ -169,7 +152,7 @@ class DirectArray:
             decompress = zstd.decompress if isinstance(compressors[0], ZstdCodec) else blosc.decompress
         return cls(folder, array.shape, array.dtype, tuple(chunk[1:]), shard[0], decompress)
 
-    def __getitem__(self, where: int | tuple[int, slice]) -> np.ndarray:
+    def __getitem__(self, where: int | tuple[int, slice]) -> NDArray[Any]:
         """A row (shape[1:]) or its first n entries.
 
         Raises:
@@ -213,6 +196,6 @@ def _is_plain(codec: Any) -> bool:
     return isinstance(codec, BytesCodec) and (codec.endian is None or codec.endian.value == "little")
 
 
-def direct_arrays(folder: Path, arrays: Mapping[str, zarr.Array]) -> dict[str, "zarr.Array | DirectArray"]:
+def direct_arrays(folder: Path, arrays: Mapping[str, zarr.Array[Any]]) -> dict[str, zarr.Array[Any] | DirectArray]:
     """Arrays by path, those of the usual layout read directly, others by zarr-python."""
     return {path: DirectArray.of(folder / path, array) or array for path, array in arrays.items()}

@@ -7,11 +7,12 @@ A shard file is encoded chunks, here in C order, so that a row lies in one piece
 from collections.abc import Iterable
 from typing import Any
 
-import google_crc32c
 import numcodecs
 import numpy as np
+from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
+from .checksum import crc32c_bytes
 from .schema import ArraySpec
 
 MISSING = 2**64 - 1
@@ -20,10 +21,10 @@ _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 
 
 def compressor(spec: ArraySpec) -> BloscCodec | None:
-    """What an array's chunks are compressed with, before their checksum.
+    """The codec that compresses an array's chunks, before their checksum is added.
 
-    Features do not compress (mantissas are noise), small query arrays and cell numbers do. All at the speed of copying:
-    zstd takes 20 us a chunk before its first byte.
+    Features do not compress (mantissas are noise); small query arrays and cell numbers do. All codecs here run at the
+    speed of copying; zstd would take 20 us a chunk before its first byte.
     """
     size = np.dtype(spec.dtype).itemsize
     if spec.kind == "values":  # takes out the last chunk's padding
@@ -34,7 +35,7 @@ def compressor(spec: ArraySpec) -> BloscCodec | None:
     return None
 
 
-def encode_shard(spec: ArraySpec, rows: Iterable[np.ndarray], frames: int) -> bytes | None:
+def encode_shard(spec: ArraySpec, rows: Iterable[NDArray[Any]], frames: int) -> bytes | None:
     """The file of a shard of an array with :func:`compressor`; None when all of it is zero.
 
     Args:
@@ -56,11 +57,11 @@ def encode_shard(spec: ArraySpec, rows: Iterable[np.ndarray], frames: int) -> by
             data = encode(chunk)
             index[number * per_row + i] = end, len(data) + 4
             end += len(data) + 4
-            parts += [data, _crc32c(data)]
+            parts += [data, crc32c_bytes(data)]
     if not parts:
         return None
     table = index.tobytes()
-    return b"".join([*parts, table, _crc32c(table)])
+    return b"".join([*parts, table, crc32c_bytes(table)])
 
 
 def _encoder(spec: ArraySpec) -> Any:
@@ -69,7 +70,3 @@ def _encoder(spec: ArraySpec) -> Any:
         return lambda chunk: chunk.tobytes()
     name, shuffle = codec.cname.value, _SHUFFLES[codec.shuffle.value]
     return numcodecs.Blosc(name, codec.clevel, shuffle, codec.blocksize, typesize=codec.typesize).encode
-
-
-def _crc32c(data: bytes) -> bytes:
-    return google_crc32c.value(data).to_bytes(4, "little")

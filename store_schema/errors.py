@@ -1,8 +1,8 @@
-"""The store's one exception."""
+"""The store's exceptions."""
 
 
 class StoreError(ValueError):
-    """Something does not fit the store; the message names it and the fix."""
+    """An input or file that does not fit the store; the message names the input or file and the fix."""
 
 
 class OtherStoreError(StoreError):
@@ -10,7 +10,7 @@ class OtherStoreError(StoreError):
 
     Attributes:
         field: name of the field, dotted.
-        stored, wanted: its values, as short JSON.
+        stored, wanted: the field's values, as short JSON.
     """
 
     def __init__(self, message: str, field: str, stored: str, wanted: str) -> None:

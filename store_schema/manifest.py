@@ -1,12 +1,13 @@
-"""What made a store, and how two makings are compared."""
+"""The manifest, which says what made a store, and the comparison of two manifests."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
+from .checksum import crc32c_text
 from .errors import OtherStoreError, StoreError
-from .storage import Storage, crc32c
+from .storage import Storage
 
 MANIFEST = "manifest.json"
 RECIPE = "recipe.json"
@@ -63,7 +64,7 @@ def read_json(storage: Storage, name: str) -> dict[str, Any]:
     """A JSON file of the store.
 
     Raises:
-        StoreError: it is missing or damaged.
+        StoreError: the file is missing or damaged.
     """
     try:
         content = json.loads(storage.read(name))
@@ -76,4 +77,5 @@ def read_json(storage: Storage, name: str) -> dict[str, Any]:
 
 def manifest_checksum(manifest: Mapping[str, Any]) -> str:
     """CRC-32C of a manifest's content, whatever its layout as text."""
-    return crc32c(canonical({key: value for key, value in manifest.items() if key != "crc32c"}).encode())
+    content = {key: value for key, value in manifest.items() if key != "crc32c"}
+    return crc32c_text([canonical(content).encode()])

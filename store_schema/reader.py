@@ -1,5 +1,7 @@
 """Reading a finished store."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping
 from functools import cached_property
@@ -8,34 +10,35 @@ from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from .cache import FrameCache
+from .coding import as_stored, dequantise, unpack_sampling
 from .direct import DirectArray, direct_arrays
 from .errors import StoreError
+from .layout import DONE, StoreLayout
 from .manifest import MANIFEST, RECIPE, read_json
-from .quantise import dequantise
-from .schema import SCHEMA_VERSION, StoreSchema, unpack_sampling
-from .shards import DONE, as_stored
+from .schema import SCHEMA_VERSION, StoreSchema
 from .storage import LocalStorage, Storage, open_storage
 
 
 class StoreReader:
     """Frames of a store by token.
 
-    It opens at the first read, so it can be made before worker processes start; sent to one, or inherited by a fork, it
-    goes on there with a cache of its own. Threads may share it.
+    A reader opens the store at the first read, so a reader can be made before worker processes start. A reader that is
+    sent to a process, or inherited by a fork, works on there with a cache of its own. Threads may share a reader.
 
     Args:
         path: folder or URL of a finished store.
         options: of the URL's file system, see :func:`~store_schema.storage.open_storage`.
-        cache_bytes: memory for the frames that were read last, in stored form; every process has as much.
+        cache_bytes: memory of each process for the frames that were read last, in stored form.
 
     Attributes:
-        storage: its files.
-        path: its folder; None for a URL.
+        storage: the store's files.
+        path: the store's folder; None for a URL.
 
     Raises:
-        StoreError: there is no store, its dump is not finished, or it has another schema version.
+        StoreError: there is no store, its dump is not finished, or its schema version is another.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class StoreReader:
         self.schema = StoreSchema.from_dict(self.manifest["schema"])
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is open or in memory stays here; another process opens its own.
+        # Open files and cached frames stay in this process; another process opens its own.
         opened = ("group", "_arrays", "_counts", "_counted", "_cache")
         return {key: value for key, value in self.__dict__.items() if key not in opened}
 
@@ -70,12 +73,12 @@ class StoreReader:
         return zarr.open_group(self.storage.zarr_store(), mode="r")
 
     @cached_property
-    def _arrays(self) -> dict[str, zarr.Array | DirectArray]:
+    def _arrays(self) -> dict[str, zarr.Array[Any] | DirectArray]:
         arrays = open_arrays(self.group, self.schema)
         return {**arrays} if self.path is None else direct_arrays(self.path, arrays)
 
     @cached_property
-    def _counts(self) -> dict[str, np.ndarray]:
+    def _counts(self) -> dict[str, NDArray[Any]]:
         return {path: np.zeros(self._arrays[f"{path}/count"].shape, np.int32) for path in _focal_maps(self.schema)}
 
     @cached_property
@@ -84,30 +87,21 @@ class StoreReader:
 
     @property
     def cache(self) -> FrameCache:
-        """Frames in memory. A forked process starts anew: its parent may have been changing them at that moment."""
+        """Cache of frames; empty in a forked process, since its parent may have been changing the cache at the fork."""
         cache = self.__dict__.get("_cache")
         if cache is None or cache.pid != os.getpid():
             cache = self._cache = FrameCache(self.cache_bytes)
         return cache
 
     @cached_property
-    def _rows(self) -> dict[str, int]:
-        from .writer import plan_shards
-
-        size, rows = self.manifest["frames_per_shard"], {}
-        # JSON objects are sorted by name, as scenes are when they are dumped
-        for shard, names in enumerate(plan_shards(self.manifest["scenes"], size)):
-            row = shard * size
-            for name in names:
-                for token in self.manifest["scenes"][name]:
-                    rows[token] = row
-                    row += 1
-        return rows
+    def layout(self) -> StoreLayout:
+        """Rows and files of the store."""
+        return StoreLayout(self.schema, self.manifest["scenes"], self.manifest["frames_per_shard"])
 
     @property
     def tokens(self) -> list[str]:
         """Sample tokens in row order."""
-        return list(self._rows)
+        return list(self.layout.rows)
 
     def row(self, token: str) -> int:
         """Row of a frame.
@@ -115,18 +109,18 @@ class StoreReader:
         Raises:
             StoreError: the store has no such frame.
         """
-        if token not in self._rows:
+        if token not in self.layout.rows:
             raise StoreError(
-                f"store {self.storage} has no frame {token} ({len(self._rows)} others); dump the split that holds it"
+                f"store {self.storage} has no frame {token} ({len(self.layout.rows)} others); dump the split that holds it"
             )
-        return self._rows[token]
+        return self.layout.rows[token]
 
-    def read(self, token: str, decode: bool = True) -> dict[str, np.ndarray]:
+    def read(self, token: str, decode: bool = True) -> dict[str, NDArray[Any]]:
         """All arrays of a frame, writable; focal cells without padding, sampling locations as float32.
 
         Args:
-            decode: give uint8 features as float32. Else they come as they are stored, with each cell's scale and offset
-                in ``X/affine`` (k, 2): a quarter of the bytes to bring to the device that computes with them.
+            decode: give uint8 features as float32. Otherwise features come as they are stored, with each cell's scale
+                and offset in ``X/affine`` (k, 2): a quarter of the bytes to bring to the device that decodes them.
 
         Raises:
             StoreError: the frame is unknown, or a shard is damaged.
@@ -137,24 +131,24 @@ class StoreReader:
             self.cache.put(token, frame)
         return decoded(frame) if decode else frame
 
-    def _read_stored(self, token: str) -> dict[str, np.ndarray]:
-        row, size = self.row(token), self.manifest["frames_per_shard"]
+    def _read_stored(self, token: str) -> dict[str, NDArray[Any]]:
+        row, size = self.row(token), self.layout.frames_per_shard
         shard = row // size
         try:
             if shard not in self._counted:
                 self._check_files(shard)
                 rows = slice(shard * size, (shard + 1) * size)
                 for path, counts in self._counts.items():
-                    counts[rows] = np.asarray(self._arrays[f"{path}/count"][rows])
+                    counts[rows] = np.asarray(_count_array(self._arrays, path)[rows])
                 self._counted.add(shard)
             return read_row(self._arrays, self._counts, self.schema, row)
         except (ValueError, OSError, KeyError, RuntimeError) as error:
             raise StoreError(
-                f"frame {token} of {self.storage} (shard {shard}) is damaged: {error}; delete .done/shard-{shard:05d}.json and dump again"
+                f"frame {token} of {self.storage} (shard {shard}) is damaged: {error}; delete {self.layout.marker(shard)} and dump again"
             ) from error
 
     def _check_files(self, shard: int) -> None:
-        """Zarr takes an absent file for zeros; only the manifest knows that there was one."""
+        """Refuse missing or cut files of a shard: Zarr takes an absent file for zeros."""
         files = self.manifest["shards"][f"{shard:05d}"]
         sizes = self.storage.sizes(files)
         for name, entry in files.items():
@@ -163,25 +157,31 @@ class StoreReader:
                 raise ValueError(f"{name} {have}")
 
     @cached_property
-    def constants(self) -> dict[str, np.ndarray]:
+    def constants(self) -> dict[str, NDArray[Any]]:
         """Arrays without a frame dimension."""
         return {path: np.asarray(_array(self.group, path)[:]) for path in self.schema.constants()}
 
 
-def _array(group: zarr.Group, path: str) -> zarr.Array:
+def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:
     array = group[path]
     assert isinstance(array, zarr.Array)
     return array
 
 
-def open_arrays(group: zarr.Group, schema: StoreSchema) -> dict[str, zarr.Array]:
-    """Per-frame arrays by path; opening one reads its metadata, so keep them."""
+def open_arrays(group: zarr.Group, schema: StoreSchema) -> dict[str, zarr.Array[Any]]:
+    """Per-frame arrays by path; opening an array reads its metadata, so keep the result."""
     return {path: _array(group, path) for path in schema.arrays()}
 
 
-def read_counts(arrays: Mapping[str, zarr.Array | DirectArray], schema: StoreSchema) -> dict[str, np.ndarray]:
+def read_counts(arrays: Mapping[str, zarr.Array[Any] | DirectArray], schema: StoreSchema) -> dict[str, NDArray[Any]]:
     """Stored cells of every row, (N,) by the name of the map (``bev``, ``pv/0``, ...)."""
-    return {path: np.asarray(arrays[f"{path}/count"][:]) for path in _focal_maps(schema)}
+    return {path: np.asarray(_count_array(arrays, path)[:]) for path in _focal_maps(schema)}
+
+
+def _count_array(arrays: Mapping[str, zarr.Array[Any] | DirectArray], path: str) -> zarr.Array[Any]:
+    array = arrays[f"{path}/count"]
+    assert isinstance(array, zarr.Array)  # it has one dimension, and DirectArray needs two
+    return array
 
 
 def _focal_maps(schema: StoreSchema) -> list[str]:
@@ -189,7 +189,7 @@ def _focal_maps(schema: StoreSchema) -> list[str]:
     return [path.removesuffix("/count") for path, spec in schema.arrays().items() if spec.kind == "count"]
 
 
-def decoded(frame: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def decoded(frame: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """A frame with its uint8 features as float32."""
     out = {path: array for path, array in frame.items() if not path.endswith("/affine")}
     for path in frame.keys() - out.keys():
@@ -199,10 +199,13 @@ def decoded(frame: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def read_row(
-    arrays: Mapping[str, zarr.Array | DirectArray], counts: Mapping[str, np.ndarray], schema: StoreSchema, row: int
-) -> dict[str, np.ndarray]:
+    arrays: Mapping[str, zarr.Array[Any] | DirectArray],
+    counts: Mapping[str, NDArray[Any]],
+    schema: StoreSchema,
+    row: int,
+) -> dict[str, NDArray[Any]]:
     """One row's arrays as they were given to the writer."""
-    out: dict[str, np.ndarray] = {}
+    out: dict[str, NDArray[Any]] = {}
     for path, spec in schema.arrays().items():
         if spec.kind in ("values", "affine", "index"):
             out[path] = np.asarray(arrays[path][row, : int(counts[path.rsplit("/", 1)[0]][row])])
@@ -213,8 +216,8 @@ def read_row(
     return out
 
 
-def read_back(schema: StoreSchema, frame: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What ``read(token, decode=False)`` would give of a frame that the writer was given, without a store between."""
+def read_back(schema: StoreSchema, frame: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The frame that ``read(token, decode=False)`` would give after ``frame`` was written."""
     specs = {path: spec for path, spec in schema.arrays().items() if spec.kind != "count"}
     out = {path: np.asarray(as_stored(path, spec, frame[path]), spec.dtype) for path, spec in specs.items()}
     if "query/sampling" in out:

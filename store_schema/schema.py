@@ -1,10 +1,8 @@
-"""Names, dimensions, types and units of every array in a store; nothing else defines them."""
+"""Names, dimensions, types and units of every array in a store; no other module defines an array."""
 
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
-
-import numpy as np
 
 from .errors import StoreError
 
@@ -27,7 +25,7 @@ class ArraySpec:
     Attributes:
         shape: without the leading frame dimension for arrays with ``per_frame``.
         dims: names of ``shape``'s dimensions.
-        chunk: of ``shape``; a frame has chunks of its own.
+        chunk: shape of a chunk within ``shape``; a chunk never spans two frames.
         kind: ``values`` (focal cells), ``affine`` (their maps), ``index``, ``count`` or ``plain``.
     """
 
@@ -57,13 +55,13 @@ class StoreSchema:
     bev_kmax: int
     """Most BEV cells that a frame can store; 0 without a BEV map."""
     pv_kmax: list[int]
-    """The same for each level, over all cameras."""
+    """Most cells of each pyramid level that a frame can store, over all cameras."""
     layout: str = "focal"
     """``focal`` (cells in areas) or ``dense`` (whole maps)."""
     values: str = "float16"
     """Features of the maps as ``float16`` or ``float32``; those of focal cells also as ``uint8`` with an affine map per cell."""
     reading: str = "bev"
-    """What queries read: ``bev`` (positions on the BEV map), ``cameras`` (projected points) or ``none`` (not known)."""
+    """Source that queries read: ``bev`` (positions on the BEV map), ``cameras`` (projected points) or ``none`` (not known)."""
     layers: int = 0
     """Decoder layers whose reading is stored."""
     heads: int = 0
@@ -114,7 +112,11 @@ class StoreSchema:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "StoreSchema":
-        """From a manifest's entry."""
+        """Schema from a manifest's entry.
+
+        Raises:
+            StoreError: the entry lacks or has unknown fields, or its sizes contradict each other.
+        """
         try:
             bev = tuple(values["bev"]) if values["bev"] else None
             known = dict(values, bev=bev, cameras=tuple(values["cameras"]))
@@ -123,7 +125,7 @@ class StoreSchema:
             raise StoreError(f"the manifest's schema does not fit this version: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """For a manifest."""
+        """Entry of a manifest."""
         plain = asdict(self)
         bev = list(self.bev) if self.bev else None
         return plain | {"bev": bev, "pv": [list(level) for level in self.pv], "cameras": list(self.cameras)}
@@ -203,7 +205,7 @@ class StoreSchema:
         ]
 
     def _reading(self) -> list[ArraySpec]:
-        """What the queries of every decoder layer read."""
+        """Arrays of the positions and weights that the queries of every decoder layer read with."""
         k, layers, heads, points = self.queries, self.layers, self.heads, self.points
         if self.reading == "bev":
             return [
@@ -329,85 +331,11 @@ class StoreSchema:
         }
 
     def frame_keys(self) -> set[str]:
-        """What a frame given to the writer holds."""
+        """Paths of the arrays that a frame given to the writer includes."""
         return {path for path, spec in self.arrays().items() if spec.kind != "count"}
-
-    def check_frame(self, token: str, frame: dict[str, np.ndarray]) -> None:
-        """Refuse a frame that does not fit, field by field.
-
-        Raises:
-            StoreError: naming frame, field, and what is expected.
-        """
-        keys = self.frame_keys()
-        for problem, names in (("lacks", keys - frame.keys()), ("has unknown", frame.keys() - keys)):
-            if names:
-                raise StoreError(
-                    f"frame {token} {problem} {', '.join(sorted(names))}; the schema wants {', '.join(sorted(keys))}"
-                )
-        specs = self.arrays()
-        for path, array in frame.items():
-            spec = specs[path]
-            if spec.kind in ("values", "affine"):
-                self._check_focal(token, path, array, frame[f"{path.rsplit('/', 1)[0]}/index"], spec)
-            elif spec.kind == "plain" and array.shape != spec.shape:
-                raise StoreError(f"frame {token}: {path} has shape {array.shape}, expected {spec.shape}")
-            if array.dtype.kind == "f":
-                if not _fits(array, spec.dtype):
-                    beyond = f"values beyond {spec.dtype}'s {np.finfo(spec.dtype).max:g}"
-                    what = beyond if np.isfinite(array).all() else "NaN or infinite values"
-                    raise StoreError(f"frame {token}: {path} holds {what}; nothing of its shard was written")
-            elif spec.dtype.startswith("float"):
-                raise StoreError(f"frame {token}: {path} has type {array.dtype}, expected floating point")
-
-    @staticmethod
-    def _check_focal(token: str, path: str, values: np.ndarray, index: np.ndarray, spec: ArraySpec) -> None:
-        kmax, channels = spec.shape
-        if values.ndim != 2 or values.shape[1] != channels or index.shape != values.shape[:1]:
-            raise StoreError(
-                f"frame {token}: {path} has shape {values.shape} for {index.shape} cell numbers, expected (k, {channels}) and (k,)"
-            )
-        if spec.dtype == "uint8" and values.dtype != np.uint8:
-            raise StoreError(
-                f"frame {token}: {path} has type {values.dtype}, expected uint8; store_schema.quantise makes it"
-            )
-        if len(values) > kmax:
-            raise StoreError(
-                f"frame {token}: {path} has {len(values)} cells, more than the capacity {kmax}; raise dump's capacity or lower the focal margins"
-            )
-        cells = spec.attributes["cells"]
-        if len(index) and (
-            index.dtype.kind not in "iu"
-            or index.min() < 0
-            or index.max() >= cells
-            or (np.diff(index.astype(np.int64)) <= 0).any()
-        ):
-            raise StoreError(f"frame {token}: the cell numbers of {path} must rise strictly within 0..{cells - 1}")
-
-
-def _fits(array: np.ndarray, dtype: str) -> bool:
-    """Whether floating point values are finite in the type that they are stored in."""
-    if array.dtype == np.float16:  # on the bits: numpy's half precision is emulated
-        return int((array.view(np.uint16) & 0x7FFF).max(initial=0)) < 0x7C00
-    if dtype == "float16":  # from 65520 on values round to infinity; a comparison with NaN is false
-        return bool(np.abs(array).max(initial=0) < 65520)
-    with np.errstate(over="ignore"):
-        return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
 
 
 def sampling_attributes() -> dict[str, float]:
     """CF packing attributes of sampling locations."""
     low, high = SAMPLING_RANGE
     return {"scale_factor": (high - low) / 65535, "add_offset": low}
-
-
-def pack_sampling(locations: np.ndarray) -> np.ndarray:
-    """Locations to uint16 fixed point; beyond ``SAMPLING_RANGE`` they are clipped."""
-    low, high = SAMPLING_RANGE
-    share = (np.clip(locations.astype(np.float64), low, high) - low) / (high - low)
-    return np.round(share * 65535).astype(np.uint16)
-
-
-def unpack_sampling(packed: np.ndarray) -> np.ndarray:
-    """uint16 fixed point to float32 locations."""
-    low, high = SAMPLING_RANGE
-    return (packed * np.float64((high - low) / 65535) + low).astype(np.float32)

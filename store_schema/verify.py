@@ -1,4 +1,6 @@
-"""Everything that can be checked of a finished store without the expert that made it."""
+"""All checks of a finished store that do not need the expert that made the store."""
+
+from __future__ import annotations
 
 import json
 import time
@@ -11,25 +13,24 @@ import numpy as np
 import zarr
 
 from .errors import StoreError
+from .layout import DONE, StoreLayout, shard_file
 from .manifest import MANIFEST, RECIPE, differing, manifest_checksum
 from .reader import StoreReader
-from .shards import DONE, shard_file
 from .storage import LOCK, TEMPORARY, Storage, open_storage
-from .writer import StoreWriter
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
 
 @dataclass
 class Verification:
-    """What :func:`verify` found.
+    """Problems and figures that :func:`verify` found.
 
     Attributes:
         problems: a line each; empty for a sound store.
-        files: that were read whole.
-        bytes: of them.
-        frames: in the store.
-        seconds: it took.
+        files: number of files that were read whole.
+        bytes: size of those files together.
+        frames: number of frames in the store.
+        seconds: duration of the verification.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -51,45 +52,28 @@ def verify(
         progress: wraps what is iterated over, given its length.
 
     Returns:
-        all problems, not only the first.
+        The report; a problem does not end the verification, so the report lists all.
     """
     start, report = time.perf_counter(), Verification()
     storage = open_storage(path, options)
     try:
         reader = StoreReader(storage)
-        writer = _writer_of(reader)
+        layout = reader.layout
     except (StoreError, KeyError, TypeError, AttributeError) as error:
         wanting = f"{MANIFEST} lacks or has a wrong {error}" if not isinstance(error, StoreError) else str(error)
         report.problems.append(wanting)
         report.seconds = time.perf_counter() - start
         return report
     report.frames = len(reader.tokens)
-    report.problems += _manifest_problems(reader, writer)
-    report.problems += _file_problems(reader, writer, report, progress)
-    report.problems += _metadata_problems(reader, writer)
-    report.problems += _content_problems(reader, writer, progress)
+    report.problems += _manifest_problems(reader, layout)
+    report.problems += _file_problems(reader, layout, report, progress)
+    report.problems += _metadata_problems(reader, layout)
+    report.problems += _content_problems(reader, layout, progress)
     report.seconds = time.perf_counter() - start
     return report
 
 
-def _writer_of(reader: StoreReader) -> StoreWriter:
-    """The writer that would make this store: it knows what belongs into it."""
-    made_by = {
-        key: value
-        for key, value in reader.manifest.items()
-        if key not in ("statistics", "coverage", "shards", "files", "crc32c")
-    }
-    own = ("schema_version", "schema", "frames_per_shard", "scenes")
-    return StoreWriter(
-        reader.storage,
-        reader.schema,
-        {key: value for key, value in made_by.items() if key not in own},
-        made_by["scenes"],
-        made_by["frames_per_shard"],
-    )
-
-
-def _manifest_problems(reader: StoreReader, writer: StoreWriter) -> Iterable[str]:
+def _manifest_problems(reader: StoreReader, layout: StoreLayout) -> Iterable[str]:
     manifest, storage = reader.manifest, reader.storage
     if manifest.get("crc32c") != manifest_checksum(manifest):
         yield f"{MANIFEST} does not have the checksum that it states; it was changed or damaged"
@@ -102,16 +86,16 @@ def _manifest_problems(reader: StoreReader, writer: StoreWriter) -> Iterable[str
         if found := differing(whole, inner):
             yield f"{name} has {found[0]} = {_short(found[2])}, {MANIFEST} {_short(found[1])}"
     shards = manifest.get("shards") or {}
-    expected = [f"{shard:05d}" for shard in range(len(writer.plan))]
+    expected = [f"{shard:05d}" for shard in range(len(layout.plan))]
     if odd := sorted(set(shards) ^ set(expected)):
         yield f"{MANIFEST} has {len(shards)} shards, its scenes fill {len(expected)}; the first that differs is {odd[0]}"
 
 
-def _file_problems(reader: StoreReader, writer: StoreWriter, report: Verification, progress: Progress) -> Iterable[str]:
+def _file_problems(reader: StoreReader, layout: StoreLayout, report: Verification, progress: Progress) -> Iterable[str]:
     """Files that are missing, too many, or not what was written."""
     storage, arrays = reader.storage, reader.schema.arrays()
     expected: dict[str, dict[str, Any]] = dict(reader.manifest.get("files") or {})
-    for name in sorted(set(writer.metadata()) - set(expected)):
+    for name in sorted(set(layout.metadata()) - set(expected)):
         yield f"{MANIFEST} does not list {name}"
     for shard, files in (reader.manifest.get("shards") or {}).items():
         known = {shard_file(path, spec, int(shard)) for path, spec in arrays.items()}
@@ -140,9 +124,9 @@ def _file_problems(reader: StoreReader, writer: StoreWriter, report: Verificatio
             yield f"{name} {read}, {MANIFEST} says {expected[name]['crc32c']}"
 
 
-def _metadata_problems(reader: StoreReader, writer: StoreWriter) -> Iterable[str]:
+def _metadata_problems(reader: StoreReader, layout: StoreLayout) -> Iterable[str]:
     """Arrays whose shape, type, chunks, codecs, names or units are not the schema's."""
-    for name, data in writer.metadata().items():
+    for name, data in layout.metadata().items():
         if not name.endswith("/zarr.json"):
             continue
         found = differing(_json(reader.storage, name), json.loads(data))
@@ -154,16 +138,16 @@ def _metadata_problems(reader: StoreReader, writer: StoreWriter) -> Iterable[str
             yield f"{path}/zarr.json has shape {metadata.get('shape')}, the schema wants {list(spec.shape)} {spec.dtype}"
 
 
-def _content_problems(reader: StoreReader, writer: StoreWriter, progress: Progress) -> Iterable[str]:
+def _content_problems(reader: StoreReader, layout: StoreLayout, progress: Progress) -> Iterable[str]:
     """Tokens, counts and cell numbers that contradict the manifest, the schema or each other."""
     try:
         tokens = np.asarray(_array(reader.group, "frame/token")[:])
-        if tokens.shape != (writer.rows_total, 32) or (tokens != writer.token_rows()).any():
+        if tokens.shape != (layout.rows_total, 32) or (tokens != layout.token_rows()).any():
             yield f"frame/token does not hold the tokens of {MANIFEST} in its order"
     except Exception as error:
         yield f"frame/token cannot be read: {_first_line(error)}"
-    used = (writer.token_rows() != 0).any(1)
-    size, coverage = writer.frames_per_shard, {}
+    used = (layout.token_rows() != 0).any(1)
+    size, coverage = layout.frames_per_shard, {}
     for path, spec in reader.schema.arrays().items():
         if spec.kind != "count":
             continue
@@ -179,7 +163,7 @@ def _content_problems(reader: StoreReader, writer: StoreWriter, progress: Progre
             yield f"{path} has counts beyond 0..{kmax}, or in padding rows"
             continue
         coverage[name] = round(float(counts.sum()) / (int(used.sum()) * cells), 5)
-        for shard in progress(range(len(writer.plan)), len(writer.plan)):
+        for shard in progress(range(len(layout.plan)), len(layout.plan)):
             rows = slice(shard * size, (shard + 1) * size)
             try:
                 numbers = np.asarray(index[rows]).astype(np.int64)
@@ -194,7 +178,7 @@ def _content_problems(reader: StoreReader, writer: StoreWriter, progress: Progre
         yield f"{MANIFEST} has coverage {reader.manifest.get('coverage')}, the counts give {coverage}"
 
 
-def _array(group: zarr.Group, path: str) -> zarr.Array:
+def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:
     array = group[path]
     assert isinstance(array, zarr.Array)
     return array

@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+from numpy.typing import NDArray
 from zarr.core.buffer import Buffer
 
-from .encoding import compressor
+from .checksum import crc32c_text
 from .errors import StoreError
+from .layout import DONE, StoreLayout
 from .manifest import MANIFEST, RECIPE, fingerprint, manifest_checksum, read_json, refuse_difference
-from .schema import SCHEMA_VERSION, ArraySpec, StoreSchema
-from .shards import DONE, ShardWriter
-from .storage import LOCK, TEMPORARY, Storage, crc32c, open_storage
+from .schema import SCHEMA_VERSION, StoreSchema
+from .shards import ShardWriter
+from .storage import LOCK, TEMPORARY, Storage, open_storage
 
 
 class StoreWriter:
@@ -48,19 +49,17 @@ class StoreWriter:
         frames_per_shard: int,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.storage, self.schema, self.frames_per_shard = open_storage(path, options), schema, frames_per_shard
-        # sorted, as the manifest's JSON is, so that a reader derives the same rows
-        self.scenes = {name: list(scenes[name]) for name in sorted(scenes)}
-        self.plan = plan_shards(self.scenes, frames_per_shard)
+        self.storage, self.schema = open_storage(path, options), schema
+        self.layout = StoreLayout(schema, scenes, frames_per_shard)
         self.manifest = {
             "schema_version": SCHEMA_VERSION,
             "schema": schema.to_dict(),
             "frames_per_shard": frames_per_shard,
-            "scenes": self.scenes,
+            "scenes": self.layout.scenes,
             **manifest,
         }
         self.fingerprint = fingerprint(self.manifest)
-        self.shards = ShardWriter(self.storage, schema, self.plan, self.scenes, frames_per_shard, self.fingerprint)
+        self.shards = ShardWriter(self.storage, self.layout, self.fingerprint)
         self._held: Callable[[], None] | None = None
         self._exit = ExitStack()
 
@@ -96,89 +95,19 @@ class StoreWriter:
             self.storage.write(RECIPE, json.dumps(self.manifest, sort_keys=True).encode())
         self.storage.sweep()
         if not self.storage.exists(f"{DONE}/arrays"):
-            self.storage.write_all(self.metadata().items())
+            self.storage.write_all(self.layout.metadata().items())
             self.storage.write(f"{DONE}/arrays", self.fingerprint.encode())
         if self.pending():
             # while shards are redone nothing of this store is to be read
             self.storage.delete(MANIFEST)
 
-    def metadata(self) -> dict[str, bytes]:
-        """Files of the store before its first shard: metadata of every group and array, and the tokens."""
-        files: dict[str, Buffer] = {}
-        group = zarr.create_group(zarr.storage.MemoryStore(files), zarr_format=3)
-        for spec in self.schema.arrays().values():
-            zarr.create_array(**self._array_arguments(group, spec))
-        tokens = self.token_rows()
-        frame = zarr.create_array(
-            group.store_path / "frame" / "token",
-            shape=tokens.shape,
-            chunks=tokens.shape,
-            dtype="uint8",
-            dimension_names=("frame", "character"),
-            overwrite=True,
-            attributes={"about": "ASCII sample token of each row, zero for padding rows"},
-        )
-        frame[:] = tokens
-        return {name: buffer.to_bytes() for name, buffer in files.items()}
-
-    def token_rows(self) -> np.ndarray:
-        """``frame/token``, (rows, 32) uint8: ASCII filled up with blanks, zero for padding rows."""
-        tokens = np.zeros((self.rows_total, 32), np.uint8)
-        for name, start in self._starts().items():
-            for i, token in enumerate(self.scenes[name]):
-                tokens[start + i] = np.frombuffer(token.encode("ascii").ljust(32)[:32], np.uint8)
-        return tokens
-
-    def _array_arguments(self, group: zarr.Group, spec: ArraySpec) -> dict[str, Any]:
-        compress = compressor(spec)
-        inner: list[Any] = [BytesCodec(), *([] if compress is None else [compress])]
-        inner.append(Crc32cCodec())
-        if spec.kind == "count":
-            chunk: tuple[int, ...] = (self.frames_per_shard,)
-            shard: tuple[int, ...] = (self.frames_per_shard,)
-        else:
-            chunk = (1, *spec.chunk)
-            rounded = [-(-n // c) * c for n, c in zip(spec.shape, spec.chunk, strict=True)]
-            shard = (self.frames_per_shard, *rounded)
-        attributes = {
-            key: value for key, value in (("units", spec.units), ("about", spec.about)) if value
-        } | spec.attributes
-        return dict(
-            store=group.store_path / spec.path,
-            shape=(self.rows_total, *spec.shape),
-            chunks=shard,
-            dtype=spec.dtype,
-            dimension_names=("frame", *spec.dims),
-            fill_value=0,
-            attributes=attributes,
-            serializer=ShardingCodec(chunk_shape=chunk, codecs=inner, index_location="end"),
-            compressors=None,
-            filters=None,
-            overwrite=True,
-            config={"write_empty_chunks": False},
-        )
-
-    @property
-    def rows_total(self) -> int:
-        """Rows, padding included."""
-        return len(self.plan) * self.frames_per_shard
-
-    def _starts(self) -> dict[str, int]:
-        starts = {}
-        for shard, names in enumerate(self.plan):
-            row = shard * self.frames_per_shard
-            for name in names:
-                starts[name] = row
-                row += len(self.scenes[name])
-        return starts
-
     def shard_scenes(self, shard: int) -> list[str]:
         """Scenes that a shard holds, in the order of its rows."""
-        return self.plan[shard]
+        return self.layout.plan[shard]
 
     def pending(self) -> list[int]:
-        """Shards without a valid done-marker: it is of this dump, and the files that it names are there in full length."""
-        names = [self.shards.marker(shard) for shard in range(len(self.plan))]
+        """Shards without a valid done-marker, which has this dump's fingerprint and names files of full length."""
+        names = self.layout.markers()
         found = self.storage.read_many(names)
         markers = [_marker_files(found.get(name), self.fingerprint) for name in names]
         sizes = self.storage.sizes(name for files in markers if files is not None for name in files)
@@ -188,7 +117,7 @@ class StoreWriter:
             if files is None or any(sizes.get(name) != entry["bytes"] for name, entry in files.items())
         ]
 
-    def write_constants(self, constants: Mapping[str, np.ndarray]) -> None:
+    def write_constants(self, constants: Mapping[str, NDArray[Any]]) -> None:
         """Arrays without a frame dimension; a resume finds them written and leaves them.
 
         Raises:
@@ -217,14 +146,14 @@ class StoreWriter:
         self.storage.write_all((name, buffer.to_bytes()) for name, buffer in files.items() if name != "zarr.json")
         self.storage.write(f"{DONE}/constants", self.fingerprint.encode())
 
-    def write_shard(self, shard: int, frames: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    def write_shard(self, shard: int, frames: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
         """Write all frames of a shard, see :meth:`ShardWriter.write`."""
         self._check_held()
         self.shards.write(shard, frames)
 
     def sums(self) -> list[dict[str, Any]]:
-        """What each shard's writer was given as ``sums``, in shard order, so that adding them up has one result."""
-        names = [self.shards.marker(shard) for shard in range(len(self.plan))]
+        """The ``sums`` that each shard's writer was given, in shard order, so that adding them up has one result."""
+        names = self.layout.markers()
         found = self.storage.read_many(names)
         return [json.loads(found[name])["sums"] for name in names]
 
@@ -232,18 +161,17 @@ class StoreWriter:
         """Check every file and write the manifest, which makes the store readable; sweep temporary files.
 
         Raises:
-            StoreError: shards are missing or damaged; those are redone by the next dump.
+            StoreError: shards are missing or damaged; the next dump redoes these shards.
         """
         self._check_held()
         missing = self.pending()
         if missing:
             raise StoreError(
-                f"{len(missing)} of {len(self.plan)} shards of {self.storage} are not written; run the dump again"
+                f"{len(missing)} of {len(self.layout.plan)} shards of {self.storage} are not written; run the dump again"
             )
-        found = self.storage.read_many(self.shards.marker(shard) for shard in range(len(self.plan)))
-        shards = {
-            f"{shard:05d}": json.loads(found[self.shards.marker(shard)])["files"] for shard in range(len(self.plan))
-        }
+        names = self.layout.markers()
+        found = self.storage.read_many(names)
+        shards = {f"{shard:05d}": json.loads(found[name])["files"] for shard, name in enumerate(names)}
         self._check_shards(shards)
         full = self.manifest | {"statistics": dict(statistics), "coverage": self._coverage()}
         self.storage.write("zarr.json", _with_attributes(self.storage.read("zarr.json"), full))
@@ -263,7 +191,7 @@ class StoreWriter:
             self.storage.delete(MANIFEST)
             redone = sorted({expected[name][0] for name in damaged})
             for shard in redone:
-                self.storage.delete(self.shards.marker(shard))
+                self.storage.delete(self.layout.marker(shard))
             raise StoreError(
                 f"{damaged[0]} of {self.storage} does not have the checksum it was written with ({len(damaged)} such files); "
                 f"run the dump again, it redoes {len(redone)} shards"
@@ -276,7 +204,7 @@ class StoreWriter:
         cells = {"bev": self.schema.bev_cells} if self.schema.bev else {}
         cells |= {f"pv/{i}": n for i, n in enumerate(self.schema.pv_cells)}
         group = zarr.open_group(self.storage.zarr_store(), mode="r")
-        frames, coverage = sum(map(len, self.scenes.values())), {}
+        frames, coverage = sum(map(len, self.layout.scenes.values())), {}
         for name, total in cells.items():
             counts = group[f"{name}/count"]
             assert isinstance(counts, zarr.Array)
@@ -285,14 +213,8 @@ class StoreWriter:
 
     def _other_files(self) -> dict[str, dict[str, Any]]:
         """Size and checksum of what is not a shard: metadata, tokens, constants."""
-        names = sorted(self.metadata())
-        files = {}
-        for path, spec in self.schema.constants().items():
-            names += [f"{path.split('/')[0]}/zarr.json", f"{path}/zarr.json"]
-            names.append("/".join([path, "c", *["0"] * len(spec.shape)]))
-        for name, data in sorted(self.storage.read_many(dict.fromkeys(names)).items()):
-            files[name] = {"bytes": len(data), "crc32c": crc32c(data)}
-        return files
+        found = self.storage.read_many(self.layout.other_files())
+        return {name: {"bytes": len(data), "crc32c": crc32c_text([data])} for name, data in sorted(found.items())}
 
 
 def _marker_files(text: bytes | None, fingerprint: str) -> dict[str, Any] | None:
@@ -311,24 +233,3 @@ def _with_attributes(group: bytes, manifest: Mapping[str, Any]) -> bytes:
         "fd3d": {key: value for key, value in manifest.items() if key not in ("shards", "scenes", "files")}
     }
     return json.dumps(metadata, indent=2).encode()
-
-
-def plan_shards(scenes: Mapping[str, Sequence[str]], frames_per_shard: int) -> list[list[str]]:
-    """Scenes by shard, packed in order; a scene is never split.
-
-    Raises:
-        StoreError: a scene has more frames than a shard.
-    """
-    plan: list[list[str]] = []
-    room = 0
-    for name, tokens in scenes.items():
-        if len(tokens) > frames_per_shard:
-            raise StoreError(
-                f"scene {name} has {len(tokens)} frames, a shard {frames_per_shard}; raise frames_per_shard to at least that"
-            )
-        if len(tokens) > room:
-            plan.append([])
-            room = frames_per_shard
-        plan[-1].append(name)
-        room -= len(tokens)
-    return plan

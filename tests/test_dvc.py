@@ -13,7 +13,7 @@ import yaml
 
 from store_schema import StoreReader
 from tests.imports import imports
-from tests.store.test_store import digest, make_frame, write
+from tests.store.synthetic import digest, make_frame, write
 
 FAMILIES = ("bevformer", "detr3d")
 
@@ -180,8 +180,7 @@ DUMP = """
 import sys
 import time
 from pathlib import Path
-from tests.imports import imports
-from tests.store.test_store import CONSTANTS, SCENES, STATISTICS, make_frame, writer
+from tests.store.synthetic import CONSTANTS, SCENES, STATISTICS, make_frame, writer
 
 with writer(Path("store")) as store:
     store.write_constants(CONSTANTS)

@@ -28,7 +28,7 @@ from pipeline.models.build import build_detector, load_config
 from pipeline.models.checkpoints import load_checkpoint
 from pipeline.models.load import load_detector
 from store_schema import StoreError, StoreReader
-from store_schema.schema import pack_sampling, unpack_sampling
+from store_schema.coding import pack_sampling, unpack_sampling
 
 APPRENTICE = "configs/world/apprentice.py"
 

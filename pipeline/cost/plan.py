@@ -19,7 +19,7 @@ from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.expert import TappedExpert, build_adapter
 from store_schema import ArraySpec, StoreReader, StoreSchema
-from store_schema.writer import plan_shards
+from store_schema.layout import plan_shards
 
 # Share of cells stored, by map; a level that is not here is taken for the coarsest.
 COVERAGE = {"bev": 0.041, "pv/0": 0.077, "pv/1": 0.082, "pv/2": 0.093, "pv/3": 0.113}

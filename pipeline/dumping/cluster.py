@@ -136,7 +136,9 @@ class DaskEngine:
             self.client = Client(self.local or address, timeout=CONNECT)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise FD3DError(f"no dask scheduler answers at {address} ({reason}); start one or correct the address") from error
+            raise FD3DError(
+                f"no dask scheduler answers at {address} ({reason}); start one or correct the address"
+            ) from error
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what matters is raised
         try:
             self.client.wait_for_workers(1, timeout=WORKERS)

@@ -155,7 +155,7 @@ class Session:
 
 def shard_tokens(writer: ShardWriter, shard: int) -> list[str]:
     """Tokens of a shard in the order of its rows."""
-    return [token for name in writer.plan[shard] for token in writer.scenes[name]]
+    return writer.layout.tokens(shard)
 
 
 def write(writer: ShardWriter, shard: int, result: ShardResult) -> None:

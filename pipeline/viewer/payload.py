@@ -15,8 +15,9 @@ from pipeline.errors import FD3DError
 from pipeline.report.figures import CAMERA_GRID, jpeg
 from pipeline.viewer.colours import FeatureScales
 from store_schema import StoreReader
+from store_schema.coding import pack_sampling
 from store_schema.manifest import MADE_BY
-from store_schema.schema import SAMPLING_RANGE, pack_sampling
+from store_schema.schema import SAMPLING_RANGE
 
 _QUALITY = 75
 

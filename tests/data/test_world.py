@@ -2,12 +2,14 @@ import json
 import math
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib import pyplot
 
 matplotlib.use("Agg")
 
@@ -83,7 +85,7 @@ def test_the_devkit_renders_cameras_and_lidar(nusc: NuScenes, tmp_path: Path) ->
         out = tmp_path / f"{channel}.png"
         nusc.render_sample_data(nusc.sample[0]["data"][channel], out_path=str(out), verbose=False)
         assert out.stat().st_size > 1000
-        matplotlib.pyplot.close("all")
+        pyplot.close("all")
     assert nusc.map[0]["mask"].mask().any()
 
 
@@ -91,7 +93,7 @@ def test_the_devkit_scores_perfect_boxes_on_the_custom_split_as_perfect(nusc: Nu
     scene = next(scene for scene in nusc.scene if scene["name"] == "scene-8000")
     tokens = [sample["token"] for sample in nusc.sample if sample["scene_token"] == scene["token"]]
     truth = load_gt_of_sample_tokens(nusc, tokens, DetectionBox)
-    results = {token: [] for token in tokens}
+    results: dict[str, list[dict[str, Any]]] = {token: [] for token in tokens}
     for box in truth.all:
         velocity = [0.0 if math.isnan(v) else v for v in box.velocity]
         results[box.sample_token].append({**box.serialize(), "velocity": velocity, "detection_score": 0.9})
@@ -228,7 +230,8 @@ def test_a_killed_run_looks_incomplete_and_a_second_run_only_does_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generate_world(tmp_path / "whole", SMALL, 0)
-    render, done = generate_module.render_scene, []
+    render = generate_module.render_scene
+    done: list[int] = []
 
     def render_counting(root: Path, config: WorldConfig, number: int, limit: int) -> dict[str, Any]:
         if len(done) == limit:
@@ -239,7 +242,7 @@ def test_a_killed_run_looks_incomplete_and_a_second_run_only_does_the_rest(
 
     part = tmp_path / "part"
     for limit in (0, 1, 2):  # killed in the first scene, killed in the second, left alone
-        monkeypatch.setattr(generate_module, "render_scene", lambda *a, limit=limit: render_counting(*a, limit))
+        monkeypatch.setattr(generate_module, "render_scene", partial(render_counting, limit=limit))
         if limit < 2:
             with pytest.raises(KeyboardInterrupt):
                 generate_world(part, SMALL, 0)

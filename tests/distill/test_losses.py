@@ -13,7 +13,7 @@ def test_masked_generation_counts_only_weighted_cells():
     # (0.5 * (1 - 0)^2 + 0.5 * (2 - 0)^2) / (2 channels * 0.5) = 2.5
     assert loss.item() == pytest.approx(2.5)
     loss.backward()
-    assert torch.isfinite(generated.grad).all() and (generated.grad[..., 1] == 0).all()
+    assert generated.grad is not None and torch.isfinite(generated.grad).all() and (generated.grad[..., 1] == 0).all()
 
 
 def test_masked_generation_weighs_cells_by_trust():

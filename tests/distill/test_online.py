@@ -45,7 +45,8 @@ def online_data(pair, source, history):
 
 def expert_of(pair) -> OnlineExpert:
     reader = StoreReader(pair[2])
-    return OnlineExpert(*pair[0], reader.manifest, reader.schema, pair[2])
+    config, checkpoint = pair[0]
+    return OnlineExpert(config, checkpoint, reader.manifest, reader.schema, pair[2])
 
 
 def test_streamed_from_the_scenes_start_every_array_is_the_stores(pairs, source):

@@ -73,7 +73,7 @@ def test_it_reads_what_detr3ds_attention_reads():
     batch, views, queries, dims = 2, 2, 30, 8
     attention = ProjectedCrossAttention(dims, [-5.0, -5.0, -2.0, 5.0, 5.0, 2.0], views, num_levels=2).eval()
     torch.nn.init.normal_(attention.attention_weights.weight)
-    seen = {}
+    seen: dict[str, torch.Tensor] = {}
     attention.sampler.register_forward_hook(lambda _, args, __: seen.update(weights=args[3]))
     attention.output_proj.register_forward_hook(lambda _, args, __: seen.update(sampled=args[0]))
     levels = [torch.randn(batch, views, dims, 4, 8), torch.randn(batch, views, dims, 2, 4)]

@@ -1,5 +1,8 @@
 """Targets as they are stored beside the expert's own, float32: features, losses' gradients, layers."""
 
+from typing import Any
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -52,7 +55,8 @@ def exact(frame, name: str) -> np.ndarray:
 
 
 def test_features_err_by_less_than_a_hundredth(coded, live):
-    reader, errors = StoreReader(coded), {name: [] for name in MAPS}
+    reader = StoreReader(coded)
+    errors: dict[str, list[Any]] = {name: [] for name in MAPS}
     for token, frame in live.items():
         row = reader.read(token)
         for name in MAPS:
@@ -228,14 +232,13 @@ def test_generating_where_losses_read_changes_none_of_them(apprentice, store, mo
     model, _, _, metas = apprentice
     rows = [StoreReader(store).read(meta["token"]) for meta in metas]
     want = gradients(apprentice, rows)
-    calls = []
-    for generator in (model.bev_generator, *model.pv_generators):
+    generators = (model.bev_generator, *model.pv_generators)
+    for generator in generators:
         monkeypatch.setattr(generator, "gathers", True)
-        at = generator.forward_at
-        monkeypatch.setattr(generator, "forward_at", lambda *args, at=at: calls.append(args[1]) or at(*args))
+        monkeypatch.setattr(generator, "forward_at", Mock(wraps=generator.forward_at))
     monkeypatch.setattr("pipeline.distill.generators._MAX_SHARE", 1.0)
     found = gradients(apprentice, rows)
-    assert len(calls) == 4
+    assert sum(generator.forward_at.call_count for generator in generators) == 4
     for name, gradient in want.items():
         assert ((found[name] - gradient).norm() / gradient.norm()).item() < 1e-4, name
 

@@ -29,14 +29,14 @@ def scheduler():
 @pytest.fixture
 def progress(monkeypatch):
     """The progress bars of the test's dumps; ``hooks`` are called with each event."""
-    made = []
 
     class Watched(engine.Progress):
         hooks: list = []
+        made: list["Watched"] = []
 
         def __init__(self, *args):
             super().__init__(*args)
-            made.append(self)
+            self.made.append(self)
 
         def __call__(self, shard, frames):
             super().__call__(shard, frames)
@@ -44,7 +44,6 @@ def progress(monkeypatch):
                 hook(shard, frames)
 
     monkeypatch.setattr("pipeline.dumping.dump.Progress", Watched)
-    Watched.made = made
     return Watched
 
 
@@ -59,7 +58,7 @@ def test_two_workers_write_what_one_process_writes(
 def test_killed_workers_are_replaced(scenes, settings, expert_config, whole, digest, scheduler, progress, tmp_path):
     with Client(scheduler, set_as_default=False) as client:
         workers = list(client.run(os.getpid).values())
-    killed = []
+    killed: list[int] = []
 
     def kill(shard: int, frames: int) -> None:
         if frames == 1 and len(killed) < 2 and shard != (killed[-1] if killed else None):

@@ -1,12 +1,14 @@
 """Coverage counted by hand on tiny maps."""
 
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.data import CLASSES
+from pipeline.data.index import Frame
 from pipeline.dumping.coverage import Annotated, frame_coverage, join_counts, summary, to_plain
 from pipeline.expert import ExpertFrame
 from pipeline.expert.rows import areas_beside, joined_cells, query_areas
@@ -37,7 +39,7 @@ def counted(queries: list, truth: list, labels: list[int], points: list[int]):
         boxes=boxes, labels=np.array(labels), num_lidar_pts=np.array(points), num_radar_pts=np.zeros(len(points), int)
     )
     rule = FocalRule(bev_margin=0.0, pv_margin=0.0)
-    chosen = Annotated.of(annotated, RANGE)
+    chosen = Annotated.of(cast(Frame, annotated), RANGE)
     areas, around = areas_beside(frame, rule, torch.from_numpy(chosen.boxes), RANGE, LOOKING)
     return frame_coverage(frame, areas, around, joined_cells(frame, areas, rule, 0), chosen, RANGE)
 
@@ -77,14 +79,16 @@ def test_a_frame_without_boxes(queries):
 def test_what_is_stored_does_not_depend_on_the_annotated_boxes_beside_it():
     generator = torch.Generator().manual_seed(0)
     boxes, others = (torch.randn(n, 9, generator=generator) * 20 for n in (30, 17))
-    maps = dict(bev=torch.zeros(1, 50, 50), pv=[torch.zeros(1, 1, 5, 5)], image_hw=(40, 40))
+    maps: dict[str, Any] = dict(bev=torch.zeros(1, 50, 50), pv=[torch.zeros(1, 1, 5, 5)], image_hw=(40, 40))
     frame = ExpertFrame(boxes, torch.linspace(0.9, 0.01, 30), torch.zeros(30, dtype=torch.long), **maps)
     rule = FocalRule()
     alone = query_areas(frame, rule, RANGE, LOOKING)
     beside, around = areas_beside(frame, rule, others, RANGE, LOOKING)
+    assert around.bev is not None and alone.bev is not None and beside.bev is not None
     assert len(around.bev) == 17 and len(alone.bev) < 30
     for one, two in zip(joined_cells(frame, alone, rule, 0)[1], joined_cells(frame, beside, rule, 0)[1], strict=True):
         assert torch.equal(one, two) and one.any()
+    assert alone.rectangles is not None and beside.rectangles is not None
     assert torch.equal(alone.bev, beside.bev) and torch.equal(alone.rectangles, beside.rectangles)
     # the others have no margin
     assert torch.equal(around.bev, bev_footprints(others, RANGE, (50, 50)))

@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +50,9 @@ def test_a_resumed_dump_runs_the_missing_shards_only(scenes, settings, expert_co
 
 
 def test_a_shard_is_written_while_the_next_is_inferred(scenes, settings, expert_config, monkeypatch, tmp_path):
-    log, begun, write, infer = [], [], session.write, session.Session.infer
+    log: list[Any] = []
+    begun: list[Any] = []
+    write, infer = session.write, session.Session.infer
     next_begun = threading.Semaphore(0)
 
     def slow_write(writer, shard, result):

@@ -1,6 +1,8 @@
 """A batch of four gives what its samples give alone, although their cameras, histories and boxes differ."""
 
 import math
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -131,7 +133,7 @@ def queue_of(model: nn.Module) -> int:
 
 def test_the_samples_see_different_cells(project):
     """Else the tests below could not tell one sample's cells from another's."""
-    encoder = detector(project, MODELS[0]).pts_bbox_head.transformer.encoder
+    encoder: Any = detector(project, MODELS[0]).pts_bbox_head.transformer.encoder
     lidar2img = torch.stack([torch.from_numpy(sample.frames[0]["lidar2img"]) for sample in make_samples(1)])
     points = grid_points(10, 12, lidar2img.device)
     _, mask = project_pillars(points, encoder.heights, encoder.pc_range, lidar2img, IMAGE_HW)
@@ -174,7 +176,7 @@ def test_in_training_outputs_and_gradients_are_those_of_the_samples(model):
             added,
             rtol=1e-3,
             atol=1e-4 * max(1.0, added.abs().max().item()),
-            msg=lambda text, n=name: n + text,
+            msg=partial("{}: {}".format, name),
         )
 
 
@@ -197,7 +199,7 @@ def test_loss_terms_are_those_of_the_samples_weighted_by_their_boxes(model):
         counts = pairs if over_images else BOXES
         # every term is a sum over the batch, divided by how many there are (1 for none)
         want = sum(max(n, 1) * terms[name] for n, terms in zip(counts, alone, strict=True)) / max(sum(counts), 1)
-        torch.testing.assert_close(value, want, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(value, want, rtol=1e-4, atol=1e-5, msg=partial("{}: {}".format, name))
 
 
 @pytest.mark.parametrize("name", MODELS[:2])
@@ -238,4 +240,4 @@ def test_an_expert_is_read_sample_by_sample(model):
                 have, want = getattr(together, name), value
                 if isinstance(value, (BEVReading, CameraReading)):
                     have, want = list(vars(have).values()), list(vars(value).values())
-                torch.testing.assert_close(have, want, atol=1e-3, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+                torch.testing.assert_close(have, want, atol=1e-3, rtol=1e-3, msg=partial("{}: {}".format, name))

@@ -2,6 +2,7 @@ import math
 import pickle
 import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def old_corners(boxes: torch.Tensor) -> torch.Tensor:
 
 
 def test_converted_branches_give_the_same_physical_boxes(config, tmp_path):
-    model = random_model(config)
+    model: Any = random_model(config)
     states = torch.randn(50, 64, generator=torch.Generator().manual_seed(1))
     before = [decode_boxes(branch(states)) for branch in model.pts_bbox_head.reg_branches]
     convert_checkpoint(official(tmp_path / "old.pth", model.state_dict()), tmp_path / "new.pth", config)

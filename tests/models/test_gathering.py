@@ -64,6 +64,7 @@ def test_folding_keeps_outputs_and_leaves_no_norm_after_a_convolution():
     plain, deformable = nn.Conv2d(3, 4, 3, bias=False), DeformConv2d(4, 4, 3, padding=1)
     model = nn.Sequential(plain, nn.BatchNorm2d(4), nn.ReLU(), deformable, nn.BatchNorm2d(4))
     for norm in (model[1], model[4]):
+        assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
         nn.init.uniform_(norm.running_mean)
         nn.init.uniform_(norm.running_var, 0.5, 2.0)
         nn.init.uniform_(norm.weight)

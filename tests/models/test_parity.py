@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.weights import fill
 from pipeline.models.bevformer.transformer import rotate_bev
 from pipeline.models.build import build_detector, load_config
-from tests.models.parity import Case, fill, without_dropout
+from tests.models.parity import Case, without_dropout
 
 KEYS = [
     ("bevformer/base", "bevformer_base"),
@@ -73,7 +75,7 @@ def test_bevformer_gives_the_official_outputs(project, parity_root, config, opti
             check_decoded(model, out, want, f"f{step}")
 
 
-def turned_back(model: torch.nn.Module, bev: torch.Tensor, motion: np.ndarray) -> torch.Tensor:
+def turned_back(model: Any, bev: torch.Tensor, motion: np.ndarray) -> torch.Tensor:
     """A BEV map turned to the next frame's heading."""
     transformer = model.pts_bbox_head.transformer
     maps = bev.transpose(1, 2).unflatten(-1, model.pts_bbox_head.bev_hw)
@@ -144,7 +146,7 @@ def test_losses_matches_and_gradients_are_the_official_ones(project, parity_root
     matched = []
     original = matching.match
 
-    def recorded(*args: object) -> object:
+    def recorded(*args: Any) -> object:
         matched.append(original(*args))
         return matched[-1]
 

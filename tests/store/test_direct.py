@@ -1,5 +1,7 @@
 """Rows read past zarr-python are the same rows."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import zarr
@@ -8,7 +10,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from store_schema import StoreReader, StoreSchema, StoreWriter
 from store_schema.direct import DirectArray, direct_arrays
 from store_schema.reader import open_arrays
-from tests.store.test_store import CONSTANTS, SCENES, STATISTICS, make_frame
+from tests.store.synthetic import CONSTANTS, SCENES, STATISTICS, make_frame
 
 # more cells than two chunks of 1024 hold
 SCHEMA = StoreSchema(
@@ -125,13 +127,14 @@ def test_other_layouts_are_left_to_zarr(tmp_path, odd):
     codec = ShardingCodec(
         chunk_shape=(2 if odd == "chunk" else 1, 4, 3 if odd == "split" else 6), codecs=[BytesCodec(), Crc32cCodec()]
     )
+    coding: dict[str, Any] = {} if odd == "plain" else dict(serializer=codec, compressors=None)
     array = zarr.create_array(
         tmp_path / "a",
         shape=(4, 8, 6),
         chunks=(2, 8, 6),
         dtype="float16",
         fill_value=1 if odd == "fill" else 0,
-        **({} if odd == "plain" else dict(serializer=codec, compressors=None)),
+        **coding,
     )
     assert DirectArray.of(tmp_path / "a", array) is None
     assert direct_arrays(tmp_path, {"a": array})["a"] is array

@@ -8,11 +8,12 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from store_schema import StoreError, StoreReader, StoreSchema, StoreWriter, quantise
 
@@ -91,8 +92,8 @@ def test_workers_read_after_their_parent_has_read(store, frames, method):
     reader = StoreReader(store, cache_bytes=10**6)
     reader.read(TOKENS[0])
     order = [TOKENS[i] for i in (3, 0, 5, 0, 1, 4, 2, 3)]
-    loader = DataLoader(
-        order,
+    loader: DataLoader[Any] = DataLoader(
+        cast(Dataset[str], order),
         batch_size=None,
         num_workers=2,
         multiprocessing_context=method,
@@ -129,16 +130,24 @@ def test_threads_share_a_reader_within_its_budget(store, frames):
                 wrong.append(i)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert not wrong and len(reader.cache) == 2 and reader.cache.used == 2 * size
 
 
 def test_frames_read_last_are_kept_within_the_budget(store, frames, monkeypatch):
-    size, from_disk = sum(array.nbytes for array in frames[TOKENS[0]].values()), []
+    size = sum(array.nbytes for array in frames[TOKENS[0]].values())
+    from_disk: list[str] = []
     reader = StoreReader(store, cache_bytes=2 * size)
     stored = reader._read_stored
-    monkeypatch.setattr(reader, "_read_stored", lambda token: from_disk.append(token[0]) or stored(token))
+
+    def recorded(token: str) -> dict[str, np.ndarray]:
+        from_disk.append(token[0])
+        return stored(token)
+
+    monkeypatch.setattr(reader, "_read_stored", recorded)
     for letter in "abacab":  # b is forgotten for c, then c for b
         reader.read(letter * 32)
     assert "".join(from_disk) == "abcb" and reader.cache.used == 2 * size

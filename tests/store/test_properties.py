@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from store_schema import StoreError, StoreReader, StoreSchema, StoreWriter, dequantise, quantise
+from store_schema.coding import check_frame
 from store_schema.schema import VALUES
 
 few = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -145,7 +146,7 @@ def test_cell_numbers_take_the_smallest_type_that_holds_them(tmp_path, grid, dty
     for wrong in ([0, cells], [0, 2**32], [-1, 0], [1, 1]):  # would wrap around, or name a cell twice
         odd = queries | focal(np.ones((2, 1), np.float16), wrong, coded)
         with pytest.raises(StoreError, match=f"must rise strictly within 0..{cells - 1}"):
-            schema.check_frame("a" * 32, odd)
+            check_frame(schema, "a" * 32, odd)
 
 
 @many

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from benchmarks import crash
-from store_schema import StoreError, StoreReader, StoreWriter, open_storage, storage, verify
+from store_schema import StoreError, StoreReader, StoreWriter, open_storage, verify
+from store_schema.storage import LOCK, RemoteStorage, remote
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCENES = 3  # two shards
@@ -48,7 +49,7 @@ def server():
 
 @pytest.fixture
 def url(server: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(storage, "LEASE_SECONDS", LEASE)
+    monkeypatch.setattr(remote, "LEASE_SECONDS", LEASE)
     return f"s3://bucket/{request.node.name.strip('[]')}/store"
 
 
@@ -66,7 +67,7 @@ def contents(url: str) -> dict[str, bytes]:
 
 
 def start(code: str, url: str) -> subprocess.Popen:
-    code = f"import sys; from benchmarks import crash; from store_schema import storage; storage.LEASE_SECONDS = {LEASE}\n{code}"
+    code = f"import sys; from benchmarks import crash; from store_schema.storage import remote; remote.LEASE_SECONDS = {LEASE}\n{code}"
     return subprocess.Popen(
         [sys.executable, "-c", code, url],
         cwd=PROJECT,
@@ -152,15 +153,15 @@ def test_of_two_dumps_at_once_on_s3_one_is_refused_at_once(url):
     process.kill()
     process.wait()
     crash.dump(url, SCENES)
-    assert storage.LOCK not in open_storage(url).list()  # given back at the end
+    assert LOCK not in open_storage(url).list()  # given back at the end
 
 
 def test_a_dump_whose_lease_was_taken_over_stops(url, monkeypatch):
-    monkeypatch.setattr(storage, "LEASE_SECONDS", 0.3)
+    monkeypatch.setattr(remote, "LEASE_SECONDS", 0.3)
     with crash.open_writer(url, SCENES) as store:
         said = ""
         for _ in range(50):  # a renewal that had begun may write over the first one
-            open_storage(url).write(storage.LOCK, b"another 1 process 1 on elsewhere")
+            open_storage(url).write(LOCK, b"another 1 process 1 on elsewhere")
             time.sleep(0.2)
             with pytest.raises(StoreError) as caught:
                 store.write_shard(0, {})  # refused in any case: its frames are missing
@@ -168,12 +169,13 @@ def test_a_dump_whose_lease_was_taken_over_stops(url, monkeypatch):
             if "0 were given" not in said:
                 break
         assert "was taken over by another process" in said
-    assert open_storage(url).read(storage.LOCK).startswith(b"another")  # not ours to remove
+    assert open_storage(url).read(LOCK).startswith(b"another")  # not ours to remove
 
 
 def test_an_object_is_created_once_only(url):
     """What the lock stands on: S3 refuses a conditional PUT."""
     remote = open_storage(url)
+    assert isinstance(remote, RemoteStorage)
     remote.create("one", b"first")
     with pytest.raises(FileExistsError):
         remote.create("one", b"second")

@@ -1,4 +1,3 @@
-import hashlib
 import json
 import os
 import signal
@@ -6,66 +5,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import store_schema
 from store_schema import StoreError, StoreReader, StoreSchema, StoreWriter
-
-SCHEMA = StoreSchema(
-    bev=(4, 5, 3),
-    pv=[(2, 3, 3, 8)],
-    cameras=("A", "B"),
-    queries=2,
-    layers=1,
-    heads=1,
-    points=2,
-    query_channels=3,
-    bev_kmax=10,
-    pv_kmax=[12],
-)
-SCENES = {"s1": ["a" * 32, "b" * 32], "s2": ["c" * 32], "s3": ["d" * 32, "e" * 32]}
-STATISTICS = {"bev": {"mean": [0.0] * 3, "std": [1.0] * 3}, "pv": [{"mean": [0.0] * 3, "std": [1.0] * 3}]}
-CONSTANTS = {
-    "decoder/value_proj_weight": np.ones((1, 3, 3), np.float32),
-    "decoder/value_proj_bias": np.zeros((1, 3), np.float32),
-}
-
-
-def make_frame(token: str, bev_cells: int = 4, pv_cells: int = 3) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(int(hashlib.md5(token.encode()).hexdigest()[:8], 16))
-    return {
-        "bev/values": rng.normal(size=(bev_cells, 3)).astype(np.float16),
-        "bev/index": np.sort(rng.choice(20, bev_cells, replace=False)),
-        "pv/0/values": rng.normal(size=(pv_cells, 3)).astype(np.float16),
-        "pv/0/index": np.sort(rng.choice(12, pv_cells, replace=False)),
-        "query/boxes": rng.normal(size=(2, 9)).astype(np.float32),
-        "query/score": rng.random(2).astype(np.float32),
-        "query/label": rng.integers(0, 10, 2),
-        "query/reference": rng.random((2, 3)).astype(np.float32),
-        "query/features": rng.normal(size=(2, 3)).astype(np.float16),
-        "query/sampling": rng.random((1, 2, 1, 2, 2)).astype(np.float32),
-        "query/attention": rng.random((1, 2, 1, 2)).astype(np.float16),
-    }
-
-
-def writer(path: Path, expert: str = "x") -> StoreWriter:
-    return StoreWriter(path, SCHEMA, {"expert": {"checkpoint_sha256": expert}, "focal": {}}, SCENES, 3)
-
-
-def write(path: Path, expert: str = "x", pause: float = 0.0) -> None:
-    with writer(path, expert) as store:
-        store.write_constants(CONSTANTS)
-        for shard in store.pending():
-            time.sleep(pause)
-            store.write_shard(shard, {t: make_frame(t) for name in store.shard_scenes(shard) for t in SCENES[name]})
-        store.finalise(STATISTICS)
-
-
-def digest(path: Path) -> dict[str, str]:
-    files = [f for f in path.rglob("*") if f.is_file() and f.name != ".lock"]
-    return {str(f.relative_to(path)): hashlib.md5(f.read_bytes()).hexdigest() for f in files}
+from tests.store.synthetic import CONSTANTS, SCENES, STATISTICS, digest, make_frame, write, writer
 
 
 @pytest.fixture
@@ -246,13 +193,13 @@ def test_unknown_token_and_schema_version_are_named(store):
         StoreReader(store)
 
 
-def test_killed_writers_resume_to_the_same_bytes(store, tmp_path):
+def test_killed_writers_resume_to_the_same_bytes(store, tmp_path, project):
     path = tmp_path / "killed"
-    code = f"import sys; sys.path[:0] = {sys.path!r}; from pathlib import Path; import importlib.util as u\n"
-    code += f"s = u.spec_from_file_location('t', {__file__!r}); m = u.module_from_spec(s); s.loader.exec_module(m)\n"
-    code += f"m.write(Path({str(path)!r}), pause=0.15)"
+    code = f"from pathlib import Path; from tests.store.synthetic import write; write(Path({str(path)!r}), pause=0.15)"
     for delay in (0.9, 1.1, 1.3):
-        process = subprocess.Popen([sys.executable, "-c", code])
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=project, env=os.environ | {"PYTHONPATH": str(project)}
+        )
         time.sleep(delay)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -306,7 +253,7 @@ def test_zarr_reads_a_shard_as_it_was_given_and_writes_one_of_the_same_length(tm
     """Chunks of zeros are left out of ours as of zarr's; the order of the others is free."""
     import zarr
 
-    sizes = dict(WHOLE, bev=(60, 50, 3), bev_kmax=3000, reading="none")
+    sizes: dict[str, Any] = dict(WHOLE, bev=(60, 50, 3), bev_kmax=3000, reading="none")
     schema, tokens = StoreSchema(**sizes), ["a" * 32, "b" * 32, "c" * 32]
     rng, frames = np.random.default_rng(0), {}
     for token, cells in zip(tokens, (1025, 0, 7), strict=True):

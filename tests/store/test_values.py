@@ -1,6 +1,7 @@
 """Features stored as uint8 with an affine map per cell."""
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -56,7 +57,9 @@ def test_a_code_is_the_share_of_its_cells_range():
     codes, affine = quantise(np.array([[0, 1, 2.4, 255], [-1, 1, 0.01, 0.5], [0.1, 0.1, 0.1, 0.1]], np.float32))
     np.testing.assert_array_equal(codes, [[0, 1, 2, 255], [0, 255, 129, 191], [0, 0, 0, 0]])
     np.testing.assert_array_equal(affine, np.array([[1, 0], [2 / 255, -1], [0, 0.1]], np.float32))
-    np.testing.assert_array_equal(dequantise(codes, affine)[[0, 2]], np.float32([[0, 1, 2, 255], [0.1, 0.1, 0.1, 0.1]]))
+    np.testing.assert_array_equal(
+        dequantise(codes, affine)[[0, 2]], np.array([[0, 1, 2, 255], [0.1, 0.1, 0.1, 0.1]], np.float32)
+    )
 
 
 def test_features_err_by_less_than_a_hundredth():
@@ -78,13 +81,13 @@ def test_a_reader_decodes_and_training_takes_what_is_stored(tmp_path):
 
 def test_the_files_alone_say_how_to_decode(tmp_path):
     group = zarr.open_group(write(tmp_path / "s", make_frame()), mode="r")
-    values, affine, count = (group[f"bev/{name}"] for name in ("values", "affine", "count"))
+    values, affine, count = (cast(zarr.Array, group[f"bev/{name}"]) for name in ("values", "affine", "count"))
     assert values.attrs["decoded"] == "bev/affine[.., 0] * values + bev/affine[.., 1]"
     assert affine.attrs["affine"] == ["scale", "offset"] and affine.metadata.dimension_names[1:] == (
         "bev_cell",
         "affine",
     )
-    scale, offset = np.moveaxis(affine[0, : count[0]], -1, 0)
+    scale, offset = np.moveaxis(np.asarray(affine[0, : count[0]]), -1, 0)
     decoded = scale[:, None] * values[0, : count[0]] + offset[:, None]
     np.testing.assert_allclose(decoded, features(700, 64), atol=scale.max())
 

@@ -156,7 +156,7 @@ def test_thousands_of_shards_are_looked_through_in_no_time(tmp_path):
     files = {"/".join([*["."] * i, "f"]): {"bytes": 1, "crc32c": ""} for i in range(arrays)}  # 20 names of a file
     for shard in range(shards):
         marker = {"fingerprint": writer.fingerprint, "files": files if shard != 7 else {"gone": {"bytes": 1}}}
-        (tmp_path / writer.shards.marker(shard)).write_text(json.dumps(marker))
+        (tmp_path / writer.layout.marker(shard)).write_text(json.dumps(marker))
     start = time.perf_counter()
     assert writer.pending() == [7]
     assert time.perf_counter() - start < 10

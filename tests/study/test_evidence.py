@@ -57,17 +57,21 @@ def test_an_interval_is_scipys_and_one_seed_has_none():
 def test_gains_are_paired_by_seed(table):
     (main,) = comparisons(read_table(table))
     # differences 5, 6, 4: mean 5, standard deviation 1, t(0.975, 2) = 4.3027
-    gain = main.gain(main.find("fd3d"))
+    fd3d, response = main.find("fd3d"), main.find("response")
+    assert fd3d and response
+    gain = main.gain(fd3d)
     assert (gain.mean, gain.half) == pytest.approx((5, 4.3027 / 3**0.5), rel=1e-4)
     # a seed that only one has does not count: 22.5 - 21
-    assert main.gain(main.find("response")) == Interval(1.5, None, 1)
+    assert main.gain(response) == Interval(1.5, None, 1)
     assert paired({0: 1.0}, {1: 1.0}).count == 0
 
 
 def test_the_gap_reaches_from_the_plain_student_on_the_same_seeds_to_the_expert(table):
     (main,) = comparisons(read_table(table))
-    assert main.share(main.find("fd3d")) == pytest.approx(5 / (31 - 21))
-    assert main.share(main.find("response")) == pytest.approx(1.5 / (31 - 21))
+    fd3d, response = main.find("fd3d"), main.find("response")
+    assert fd3d and response
+    assert main.share(fd3d) == pytest.approx(5 / (31 - 21))
+    assert main.share(response) == pytest.approx(1.5 / (31 - 21))
 
 
 def test_fd3d_is_compared_with_the_best_other(table):

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def read(**experiments: object) -> Grid:
     return Grid(Path("sweep.yaml"))
 
 
-def sweep(grid: Grid | None = None, **choice: object):
+def sweep(grid: Grid | None = None, **choice: Any):
     grid = grid or read()
     options = {name: choice.pop(name) for name in ("force", "keep") if name in choice}
     trainings = chosen(grid.trainings, *(choice.get(name, ()) for name in ("groups", "families", "rows", "seeds")))

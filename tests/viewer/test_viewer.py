@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,7 +32,9 @@ STEP = 11  # every eleventh cell is stored: a pattern that no mirror image of a 
 
 def make_store(path: Path, index: FrameIndex, **settings) -> StoreReader:
     """Random targets for the tiny world's training frames: boxes around annotated ones, the best score 0.95."""
-    known = dict(bev=BEV, bev_kmax=400, pv=[LEVEL], pv_kmax=[4320], reading="bev", layers=LAYERS, heads=2, points=3)
+    known: dict[str, Any] = dict(
+        bev=BEV, bev_kmax=400, pv=[LEVEL], pv_kmax=[4320], reading="bev", layers=LAYERS, heads=2, points=3
+    )
     schema = StoreSchema(cameras=CAMERAS, queries=QUERIES, **(known | {"query_channels": 8} | settings))
     scenes: dict[str, list[str]] = {}
     for row in index.select("world_train"):
@@ -48,7 +51,7 @@ def make_store(path: Path, index: FrameIndex, **settings) -> StoreReader:
 
 def make_frame(schema: StoreSchema, frame) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(frame.order)
-    out = {}
+    out: dict[str, np.ndarray] = {}
     for name, spec in schema.arrays().items():
         if spec.kind == "plain":
             out[name] = rng.random(spec.shape).astype(np.float32)
@@ -119,7 +122,7 @@ def test_components_find_the_directions_of_most_variance():
     assert FeatureScales.fit([np.ones((0, 4))]).quantise(np.ones((0, 4))).shape == (0, 4)  # no cell stored
 
 
-OTHERS = {
+OTHERS: dict[str, dict[str, Any]] = {
     "cameras": dict(bev=None, bev_kmax=0, reading="cameras", heads=0, points=0),
     "no pyramid": dict(pv=[], pv_kmax=[]),
     "dense": dict(layout="dense"),

@@ -1,0 +1,35 @@
+"""Where a store's files lie: a local folder, or a prefix of an object store by fsspec URL."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from .base import LOCK, TEMPORARY, Storage
+from .local import LocalStorage
+from .remote import RemoteStorage
+
+__all__ = ["LOCK", "TEMPORARY", "LocalStorage", "RemoteStorage", "Storage", "open_storage"]
+
+
+def open_storage(path: str | Path | Storage, options: Mapping[str, Any] | None = None) -> Storage:
+    """The storage that a local path or a URL names.
+
+    Args:
+        path: a folder, ``file://`` or any URL that fsspec knows, such as ``s3://bucket/prefix``.
+        options: of the fsspec file system, such as ``{"endpoint_url": ...}``; the environment variables of the
+            cloud's library (``AWS_ENDPOINT_URL``, ``AWS_PROFILE``, ...) work without.
+
+    Raises:
+        StoreError: fsspec or the file system's package is not installed, or the URL is not understood.
+    """
+    if isinstance(path, Storage):
+        return path
+    scheme, _, rest = str(path).partition(":/")  # a Path holds a URL's two slashes as one
+    if not rest or "/" in scheme or len(scheme) < 2:
+        return LocalStorage(Path(path))
+    if scheme == "file":
+        return LocalStorage(Path("/", unquote(rest.lstrip("/"))))
+    storage = RemoteStorage(f"{scheme}://{rest.strip('/')}", dict(options or {}))
+    storage.filesystem()  # a package that is missing is found here, not in a worker
+    return storage

@@ -1,0 +1,63 @@
+"""A small store that needs no expert: five frames in three scenes and two shards, each a seeded function of its token."""
+
+import hashlib
+import time
+from pathlib import Path
+
+import numpy as np
+
+from store_schema import StoreSchema, StoreWriter
+
+SCHEMA = StoreSchema(
+    bev=(4, 5, 3),
+    pv=[(2, 3, 3, 8)],
+    cameras=("A", "B"),
+    queries=2,
+    layers=1,
+    heads=1,
+    points=2,
+    query_channels=3,
+    bev_kmax=10,
+    pv_kmax=[12],
+)
+SCENES = {"s1": ["a" * 32, "b" * 32], "s2": ["c" * 32], "s3": ["d" * 32, "e" * 32]}
+STATISTICS = {"bev": {"mean": [0.0] * 3, "std": [1.0] * 3}, "pv": [{"mean": [0.0] * 3, "std": [1.0] * 3}]}
+CONSTANTS = {
+    "decoder/value_proj_weight": np.ones((1, 3, 3), np.float32),
+    "decoder/value_proj_bias": np.zeros((1, 3), np.float32),
+}
+
+
+def make_frame(token: str, bev_cells: int = 4, pv_cells: int = 3) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(int(hashlib.md5(token.encode()).hexdigest()[:8], 16))
+    return {
+        "bev/values": rng.normal(size=(bev_cells, 3)).astype(np.float16),
+        "bev/index": np.sort(rng.choice(20, bev_cells, replace=False)),
+        "pv/0/values": rng.normal(size=(pv_cells, 3)).astype(np.float16),
+        "pv/0/index": np.sort(rng.choice(12, pv_cells, replace=False)),
+        "query/boxes": rng.normal(size=(2, 9)).astype(np.float32),
+        "query/score": rng.random(2).astype(np.float32),
+        "query/label": rng.integers(0, 10, 2),
+        "query/reference": rng.random((2, 3)).astype(np.float32),
+        "query/features": rng.normal(size=(2, 3)).astype(np.float16),
+        "query/sampling": rng.random((1, 2, 1, 2, 2)).astype(np.float32),
+        "query/attention": rng.random((1, 2, 1, 2)).astype(np.float16),
+    }
+
+
+def writer(path: Path, expert: str = "x") -> StoreWriter:
+    return StoreWriter(path, SCHEMA, {"expert": {"checkpoint_sha256": expert}, "focal": {}}, SCENES, 3)
+
+
+def write(path: Path, expert: str = "x", pause: float = 0.0) -> None:
+    with writer(path, expert) as store:
+        store.write_constants(CONSTANTS)
+        for shard in store.pending():
+            time.sleep(pause)
+            store.write_shard(shard, {t: make_frame(t) for name in store.shard_scenes(shard) for t in SCENES[name]})
+        store.finalise(STATISTICS)
+
+
+def digest(path: Path) -> dict[str, str]:
+    files = [f for f in path.rglob("*") if f.is_file() and f.name != ".lock"]
+    return {str(f.relative_to(path)): hashlib.md5(f.read_bytes()).hexdigest() for f in files}
