@@ -1,11 +1,15 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from pyquaternion import Quaternion
 
 from pipeline.data import CAMERAS, CLASSES
-from pipeline.data.geometry import can_bus_delta, lidar2img
+from pipeline.data.geometry import can_bus_delta, invert, lidar2img, transform
 from pipeline.data.index import FrameIndex, build_index
+from pipeline.data.world.config import WorldConfig
+from pipeline.data.world.generate import generate_world
 from pipeline.errors import FD3DError
 
 
@@ -92,3 +96,47 @@ def test_excerpt_agrees_with_published_infos(excerpt_root, tmp_path):
         matrices = lidar2img(frame.intrinsics, frame.lidar2cam)
         for name, matrix in zip(CAMERAS, matrices, strict=True):
             np.testing.assert_allclose(matrix, np.array(want[name]), atol=1e-3)
+
+
+def built(root: Path, **settings: float) -> str:
+    """Hash of the index of a small world."""
+    config = WorldConfig(train_scenes=1, val_scenes=1, frames_per_scene=1, height=64, width=64, **settings)  # type: ignore[arg-type]
+    generate_world(root, config, workers=0)
+    return build_index(root, config.version, root.parent / f"{root.name}.npz").sha256
+
+
+def test_the_index_covers_images_and_the_settings_that_made_them(tmp_path: Path):
+    first = built(tmp_path / "My Disk" / "a")  # a path with a space
+    assert built(tmp_path / "b") == first
+    assert built(tmp_path / "c", photometric=0.3) != first
+    assert built(tmp_path / "d", clutter=0.5) != first
+    index = FrameIndex.load(tmp_path / "b.npz")
+    image = tmp_path / "b" / index[0].image_paths[2]
+    assert index[0].image_bytes[2] == image.stat().st_size
+    image.write_bytes(image.read_bytes() + b"x")
+    assert build_index(tmp_path / "b", "v1.0-world", tmp_path / "b2.npz").sha256 != first
+    image.unlink()
+    with pytest.warns(UserWarning, match="1 image files .* are missing"):
+        assert build_index(tmp_path / "b", "v1.0-world", tmp_path / "b3.npz")[0].image_bytes[2] == -1
+
+
+def test_images_of_another_generator_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    built(tmp_path / "a")
+    image = tmp_path / "a" / FrameIndex.load(tmp_path / "a.npz")[0].image_paths[0]
+    image.write_bytes(b"of the old code")
+    built(tmp_path / "a")
+    assert image.read_bytes() == b"of the old code"  # a scene that is done is not rendered again
+    monkeypatch.setattr("pipeline.data.world.generate.GENERATOR", 99)
+    built(tmp_path / "a")
+    assert image.read_bytes() != b"of the old code"
+
+
+def test_transforms_are_those_of_pyquaternion(excerpt_root: Path):
+    """The index's own arithmetic, the same on every processor, moves real poses by less than a nanometre."""
+    poses = json.loads((excerpt_root / "v1.0-mini/ego_pose.json").read_text())
+    for pose in poses:
+        want = Quaternion(pose["rotation"]).transformation_matrix
+        want[:3, 3] = pose["translation"]
+        ours = transform(pose["translation"], pose["rotation"])
+        np.testing.assert_allclose(ours, want, atol=1e-12, rtol=0)
+        np.testing.assert_allclose(invert(ours), np.linalg.inv(want), atol=1e-9, rtol=0)

@@ -177,8 +177,8 @@ def _draw_agent(
     for t in times:
         if across or name == "pedestrian":
             x, y, heading = road_pose(s, 0.0, curvature)
-            c, s = cos_sin(heading)
-            left, direction = np.array([-s, c]), np.array(cos_sin(heading + yaw))
+            cosine, sine = cos_sin(heading)
+            left, direction = np.array([-sine, cosine]), np.array(cos_sin(heading + yaw))
             x, y = np.array([x, y]) + left * d + direction * speed * t
         else:
             x, y, heading = road_pose(s + math.copysign(speed, math.cos(yaw)) * t, d, curvature)
