@@ -40,7 +40,7 @@ class ShardPlugin(WorkerPlugin):
         self.name, self.job, self.writer = name, job, writer
 
     def setup(self, worker: Any) -> None:
-        """Keep the session's state on a worker."""
+        """Make the locks of a worker and its set of active tasks."""
         # One shard infers and one is written, whatever the worker's number of threads: history is streamed through the
         # one expert, and memory holds two shards at most.
         self.inferring, self.writing = threading.Lock(), threading.Lock()
@@ -136,7 +136,9 @@ class DaskEngine:
             self.client = Client(self.local or address, timeout=CONNECT)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise FD3DError(f"no dask scheduler answers at {address} ({reason}); start one or correct the address") from error
+            raise FD3DError(
+                f"no dask scheduler answers at {address} ({reason}); start one or correct the address"
+            ) from error
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what matters is raised
         try:
             self.client.wait_for_workers(1, timeout=WORKERS)
@@ -185,5 +187,5 @@ class DaskEngine:
         except CancelledError as error:
             where = f" at {self.settings.address}" if self.settings.address else ""
             raise FD3DError(
-                f"the dask scheduler{where} is gone; start the scheduler and repeat the command, which goes on with the missing shards"
+                f"the dask scheduler{where} is gone; start it and repeat the command: missing shards are made"
             ) from error
