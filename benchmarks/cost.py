@@ -1,8 +1,8 @@
-"""What distilling costs from a store and with the expert online: ``python -m benchmarks.cost``.
+"""Cost of distillation from a store and with the expert online: ``python -m benchmarks.cost``.
 
 Measures on a small embedded world, by turns in one process with one thread, images decoded in it: a scene of the dump per
-frame, and training steps of the plain apprentice, of FD3D from the store, and of FD3D with the expert online, which sees the
-apprentice's queue or streams the whole scene. From these rates and the profile's frames and steps follow the
+frame, and training steps of the plain student, of FD3D from the store, and of FD3D with the expert online, which sees the
+student's queue or streams the whole scene. From these rates and the profile's frames and steps follow the
 hours of one and of ten student runs, and from multiply-adds (:mod:`pipeline.cost.complexity`) their FLOPs. Peak memory is that of a
 process which makes one kind of step only.
 
@@ -63,13 +63,13 @@ PAIRS = (
     ("configs/bevformer/base.py", "configs/bevformer/small.py"),
     ("configs/detr3d/r101.py", "configs/detr3d/r50.py"),
 )
-"""Expert and apprentice of FD3D's results on nuScenes."""
+"""Expert and student of FD3D's results on nuScenes."""
 NUSCENES = Path("configs/profiles/nuscenes.yaml")
 IMAGE_HW = (900, 1600)
 FRAMES, SCENE, EPOCHS = 28130, 40, 24
-"""Of nuScenes: training frames, frames of a scene, epochs of FD3D's schedule."""
+"""Figures of nuScenes: training frames, frames of a scene, epochs of FD3D's schedule."""
 QUERIES = 100
-"""Kept at that size; where random weights put their boxes, these span about the share of the maps that real frames' boxes do."""
+"""Queries kept at nuScenes' size; where random weights put their boxes, these span about the share of the maps that real frames' boxes do."""
 EMBEDDED, PUBLISHED = "<!-- python -m benchmarks.cost -->", "<!-- python -m benchmarks.cost --published -->"
 END = "<!-- end -->"
 
@@ -86,7 +86,7 @@ class Case:
     source: FrameSource
     store: Path
     frames: int
-    """Per scene."""
+    """Number of frames per scene."""
     first: int = 0
     """First place in a scene whose frames are trained on."""
 
@@ -95,7 +95,7 @@ class Steps:
     """Training steps of one kind.
 
     Args:
-        case: what to train.
+        case: pair to train.
         kind: one of ``KINDS``.
 
     Attributes:
@@ -213,10 +213,10 @@ def measure(case: Case, dumping: DumpSettings, repeats: int, kinds: Sequence[str
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is trained: the profile's."""
+    """Amount of training, as in the profile."""
 
     frames: int
-    """Of the training split."""
+    """Frames of the training split."""
     steps: int
     batch: int
 
@@ -252,8 +252,8 @@ def total_flops(
     Left out are the distiller's generators, which are the same from the store and online, and the losses.
 
     Args:
-        expert, apprentice: of :func:`work`.
-        queue: frames of the apprentice's queue; its history is run without gradients.
+        expert, apprentice: multiply-adds of :func:`work`.
+        queue: frames of the student's queue, whose history is run without gradients.
     """
     student = (1 + BACKWARD) * apprentice["whole"] + (queue - 1) * apprentice["history"]
     macs = runs * plan.steps * plan.batch * student
@@ -340,7 +340,7 @@ def put_into(document: Path, text: str, marker: str) -> None:
 
 
 Measured = tuple[Case, DumpSettings, Plan, tuple[int, int]]
-"""What to measure, and the size of the images."""
+"""Case to measure, and the size of the images."""
 
 
 def embedded_cases(
@@ -411,7 +411,7 @@ def costs(measured: Measured, repeats: int, kinds: Sequence[str], memory: bool) 
 
 
 def shares(store: Path) -> dict[str, float]:
-    """Share of every map's cells that a focal store holds."""
+    """Share of every map's cells that a focal store includes."""
     reader = StoreReader(store)
     schema, frames = reader.schema, [reader.read(token, decode=False) for token in reader.tokens]
     cells = {f"pv/{level}": count for level, count in enumerate(schema.pv_cells)}
@@ -421,21 +421,28 @@ def shares(store: Path) -> dict[str, float]:
 
 @app.command()
 def main(
-    families: Annotated[list[str] | None, typer.Option("--family", help="Of the profile; all by default.")] = None,
-    repeats: Annotated[int, typer.Option(help="Turns, of which medians are taken.", min=1)] = 10,
-    scenes: Annotated[int, typer.Option(help="Of the world that is measured on.", min=1)] = 4,
-    frames: Annotated[int | None, typer.Option(help="Per scene; the profile's by default.", min=2)] = None,
-    published: Annotated[bool, typer.Option(help="Measure FD3D's pairs on large images, with random weights.")] = False,
+    families: Annotated[
+        list[str] | None, typer.Option("--family", help="Family to measure, repeatable; default: all of the profile.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Number of turns, of which medians are taken.", min=1)] = 10,
+    scenes: Annotated[int, typer.Option(help="Number of scenes of the world that is measured on.", min=1)] = 4,
+    frames: Annotated[
+        int | None, typer.Option(help="Number of frames per scene; default: the profile's.", min=2)
+    ] = None,
+    published: Annotated[bool, typer.Option(help="FD3D's pairs on large images, with random weights.")] = False,
     pairs: Annotated[
         list[int] | None,
-        typer.Option("--pair", help="Of those, by number from 0; all by default.", min=0, max=len(PAIRS) - 1),
+        typer.Option(
+            "--pair", help="Published pair, by number from 0, repeatable; default: all.", min=0, max=len(PAIRS) - 1
+        ),
     ] = None,
-    memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
+    memory: Annotated[bool, typer.Option(help="Measurement of peak memory too.")] = True,
     json_out: Annotated[
-        Path | None, typer.Option("--json", help="Figures; benchmarks/results/cost[_published].json by default.")
+        Path | None,
+        typer.Option("--json", help="JSON file for the figures; default: benchmarks/results/cost[_published].json."),
     ] = None,
-    document: Annotated[Path | None, typer.Option(help="Gets the table between its markers.")] = None,
-    params: Annotated[Path, typer.Option(help="Reads 'world', 'families', 'focal' and 'distill'.")] = Path(
+    document: Annotated[Path | None, typer.Option(help="Document between whose markers the table goes.")] = None,
+    params: Annotated[Path, typer.Option(help="Profile; 'world', 'families', 'focal' and 'distill' are used.")] = Path(
         "params.yaml"
     ),
 ) -> None:

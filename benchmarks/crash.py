@@ -146,7 +146,7 @@ class Run:
         return False
 
     def kill(self, victim: str) -> bool:
-        """SIGKILL; False when the dump had ended."""
+        """SIGKILL a victim; False when the dump had ended."""
         alive = self.process.poll() is None
         if victim == "all" or not self.workers:
             self.end()
@@ -159,7 +159,7 @@ class Run:
         return alive
 
     def end(self) -> None:
-        """SIGKILL to every process that is left of it."""
+        """SIGKILL every process that is left of the dump."""
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -167,7 +167,7 @@ class Run:
 
 
 def wrong(path: Path) -> list[str]:
-    """What could be read of a store and is not right; a temporary file, which a kill may leave, is never read."""
+    """Errors among what can be read of a store; a temporary file, which a kill may leave, is never read."""
     try:
         StoreReader(path)
     except StoreError:
@@ -234,7 +234,7 @@ def crash(folder: Path, kills: int, scenes: int, workers: int, seed: int) -> dic
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--scenes", type=int, default=80)

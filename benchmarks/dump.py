@@ -44,7 +44,7 @@ class Rate:
         self.frames, self.first = frames, 0.0
 
     def __call__(self, shard: int, done: int) -> None:
-        """A shard has that many frames done."""
+        """Count the frames that a shard has done."""
         if done and not self.first:
             self.first = time.perf_counter()
 
@@ -56,16 +56,18 @@ class Rate:
 @app.command()
 def main(
     config: Annotated[Path, typer.Option(help="Expert config.")] = Path("configs/world/expert.py"),
-    checkpoint: Annotated[Path | None, typer.Option(help="Its checkpoint.")] = Path("checkpoints/world_expert.pth"),
+    checkpoint: Annotated[Path | None, typer.Option(help="Expert checkpoint.")] = Path("checkpoints/world_expert.pth"),
     index: Annotated[Path, typer.Option(help="Frame index.")] = Path("runs/index.npz"),
     root: Annotated[Path, typer.Option(help="Data root.")] = Path("data/world"),
     split: Annotated[str, typer.Option(help="Split.")] = "world_train",
-    scenes: Annotated[int, typer.Option(help="First scenes of the split that are dumped.", min=2)] = 16,
-    frames_per_shard: Annotated[int, typer.Option(help="As the setting of the dump.")] = 10,
-    workers: Annotated[int, typer.Option(help="Dask workers of the second comparison.", min=2)] = 2,
-    decoders: Annotated[int, typer.Option(help="Processes or threads that decode images, per worker.", min=0)] = 0,
-    repeats: Annotated[int, typer.Option(help="Turns, of which the medians are printed.", min=1)] = 5,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    scenes: Annotated[int, typer.Option(help="Number of first scenes of the split to dump.", min=2)] = 16,
+    frames_per_shard: Annotated[int, typer.Option(help="Frames per shard, as in the dump's settings.")] = 10,
+    workers: Annotated[int, typer.Option(help="Number of dask workers of the second comparison.", min=2)] = 2,
+    decoders: Annotated[
+        int, typer.Option(help="Number of processes or threads that decode images, per worker.", min=0)
+    ] = 0,
+    repeats: Annotated[int, typer.Option(help="Number of turns, of which the medians are printed.", min=1)] = 5,
+    json_out: Annotated[Path | None, typer.Option("--json", help="JSON file for the figures.")] = None,
 ) -> None:
     """Print the rates and their ratios."""
     source = FrameSource(index.absolute(), root.absolute(), split)

@@ -31,14 +31,20 @@ WIDTHS = (24, 5, 6, 9, 7, 9, *[9] * (len(PARTS) + 1))
 
 @app.command()
 def main(
-    configs: Annotated[list[Path] | None, typer.Argument(help="Config files; all BEVFormer and DETR3D ones.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Frames at once, may be repeated; 1 and 4.")] = None,
-    device: Annotated[Literal["cpu", "cuda"] | None, typer.Option(help="Only this one; all there are.")] = None,
-    repeats: Annotated[int, typer.Option(help="Timed frames, of which the median is printed.", min=1)] = 5,
-    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
-    reference: Annotated[bool, typer.Option("--reference", help="Compare with the official way, batch 1.")] = False,
-    fold: Annotated[bool, typer.Option(help="Fold batch normalisation into our convolutions.")] = True,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file.")] = None,
+    configs: Annotated[
+        list[Path] | None, typer.Argument(help="Config files; default: all of BEVFormer and DETR3D.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Number of frames at once, repeatable; default: 1 and 4.")
+    ] = None,
+    device: Annotated[
+        Literal["cpu", "cuda"] | None, typer.Option(help="Device to measure; default: all there are.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Number of timed frames, of which the median is printed.", min=1)] = 5,
+    threads: Annotated[int, typer.Option(help="Number of CPU threads.", min=1)] = 2,
+    reference: Annotated[bool, typer.Option("--reference", help="Comparison with the official way, batch 1.")] = False,
+    fold: Annotated[bool, typer.Option(help="Batch normalisation folded into our convolutions.")] = True,
+    json_out: Annotated[Path | None, typer.Option("--json", help="JSON file for the rows.")] = None,
 ) -> None:
     """Time the forward pass of detectors; exit status 1 where ours and the reference differ or a row failed."""
     os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -31,10 +31,10 @@ def objects(maps: int, rows: int, columns: int, share: float) -> torch.Tensor:
 
 @app.command()
 def main(
-    maps: Annotated[int, typer.Option(help="Cameras times frames.")] = 6,
-    rows: Annotated[int, typer.Option(help="Of a map.")] = 58,
-    columns: Annotated[int, typer.Option(help="Of a map.")] = 100,
-    repeats: Annotated[int, typer.Option(min=1, help="The median counts.")] = 3,
+    maps: Annotated[int, typer.Option(help="Number of maps: cameras times frames.")] = 6,
+    rows: Annotated[int, typer.Option(help="Rows of a map.")] = 58,
+    columns: Annotated[int, typer.Option(help="Columns of a map.")] = 100,
+    repeats: Annotated[int, typer.Option(min=1, help="Number of repeats, of which the median counts.")] = 3,
 ) -> None:
     """Print the table."""
     device = best_device()

@@ -34,7 +34,7 @@ Run = Callable[[Tensor, list[dict[str, Any]], Tensor | None, Callable[[str], Non
 
 @dataclass(frozen=True)
 class Case:
-    """What to measure.
+    """Case to measure.
 
     Attributes:
         config: path of an mmengine config.
@@ -43,7 +43,7 @@ class Case:
         precision: ``fp32`` (TF32 off) or ``bf16`` (autocast).
         sampler: on a GPU ``op``, mmcv's deformable attention operator, or ``pytorch``, its grid_sample fallback.
         fold: fold batch normalisation into the convolutions of our detector.
-        threads: of a CPU.
+        threads: threads of a CPU.
         repeats: timed frames.
     """
 

@@ -1,6 +1,6 @@
-"""What each distiller adds to a training step: ``python -m benchmarks.methods STORE``.
+"""Time that each distiller adds to a training step: ``python -m benchmarks.methods STORE``.
 
-Steps of the plain apprentice and of every method by turns, in one process, on the same batches; targets are in memory. The store is a
+Steps of the plain student and of every method by turns, in one process, on the same batches; targets are in memory. The store is a
 dense one; methods that a focal one serves read the same.
 """
 
@@ -33,12 +33,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    store: Annotated[Path, typer.Argument(help="With layout dense.")],
-    family: Annotated[str | None, typer.Option(help="Of the profile; its first one by default.")] = None,
-    steps: Annotated[int, typer.Option(help="Timed steps of each.", min=1)] = 10,
-    params: Annotated[Path, typer.Option(help="Of the profile.")] = Path("params.yaml"),
+    store: Annotated[Path, typer.Argument(help="Store of layout dense.")],
+    family: Annotated[str | None, typer.Option(help="Family of detectors; default: the profile's first.")] = None,
+    steps: Annotated[int, typer.Option(help="Number of timed steps of each method.", min=1)] = 10,
+    params: Annotated[Path, typer.Option(help="Profile.")] = Path("params.yaml"),
 ) -> None:
-    """Print medians and, step by step, the ratio to the plain apprentice."""
+    """Print medians and, step by step, the ratio to the plain student."""
     torch.set_num_threads(1)
     profile = read_profile(params)
     pair = profile.family(family)

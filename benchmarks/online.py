@@ -1,6 +1,6 @@
 """Whether a cached expert trains as one in the training step: ``python -m benchmarks.online --check``.
 
-Generates a small embedded world, dumps it once per precision, and trains each family's apprentice on the same frames with
+Generates a small embedded world, dumps it once per precision, and trains each family's student on the same frames with
 the same seed from every store and with the expert online, which streams each scene from its start as the dump did. Prints the
 largest relative differences of the losses to those of the online training, which runs in the finest precision there is.
 """
@@ -80,9 +80,9 @@ def compare(
     """Losses of every training of a family, and whether its weights are those of the online one.
 
     Args:
-        family: of the profile.
-        rule: of the dumps.
-        frames: of a scene.
+        family: family of the profile.
+        rule: focal rule of the dumps.
+        frames: number of frames of a scene.
 
     Returns:
         by name: ``online`` first, then the cached ones by their stored precision.
@@ -129,14 +129,18 @@ def compare(
 
 @app.command()
 def main(
-    families: Annotated[list[str] | None, typer.Option("--family", help="Of the profile; all by default.")] = None,
-    steps: Annotated[int, typer.Option(help="Of each training.", min=4)] = 200,
-    scenes: Annotated[int, typer.Option(help="Of the world.", min=1)] = 20,
-    frames: Annotated[int, typer.Option(help="Per scene.", min=1)] = 6,
+    families: Annotated[
+        list[str] | None, typer.Option("--family", help="Family to compare, repeatable; default: all of the profile.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Number of steps of each training.", min=4)] = 200,
+    scenes: Annotated[int, typer.Option(help="Number of scenes of the world.", min=1)] = 20,
+    frames: Annotated[int, typer.Option(help="Number of frames per scene.", min=1)] = 6,
     check: Annotated[
-        bool, typer.Option(help="End with 1 where the finest store's losses are off by over 1 %.")
+        bool, typer.Option(help="Exit status 1 where the finest store's losses are off by over 1 %.")
     ] = False,
-    params: Annotated[Path, typer.Option(help="Reads 'families', 'focal' and 'distill'.")] = Path("params.yaml"),
+    params: Annotated[Path, typer.Option(help="Profile; 'families', 'focal' and 'distill' are used.")] = Path(
+        "params.yaml"
+    ),
 ) -> None:
     """Print the differences per family, stored precision and loss term."""
     profile = read_profile(params)

@@ -1,6 +1,6 @@
-"""What reading the store adds to a training step: ``python -m benchmarks.step``.
+"""Time that reading the store adds to a training step: ``python -m benchmarks.step``.
 
-A distilled apprentice's step with its targets read from the store just before, in the same process, against the same step
+A distilled student's step with its targets read from the store just before, in the same process, against the same step
 with its targets in memory. Nothing is read ahead here, so this is the most that reading can cost; a training's loader
 reads beside the step. Images are decoded before.
 """
@@ -32,10 +32,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    family: Annotated[str | None, typer.Option(help="Of the profile; its first one by default.")] = None,
-    store: Annotated[Path | None, typer.Option(help="runs/FAMILY/store by default.")] = None,
-    steps: Annotated[int, typer.Option(help="Timed steps of each kind.", min=1)] = 40,
-    params: Annotated[Path, typer.Option(help="Of the profile.")] = Path("params.yaml"),
+    family: Annotated[str | None, typer.Option(help="Family of detectors; default: the profile's first.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Store to read; default: runs/FAMILY/store.")] = None,
+    steps: Annotated[int, typer.Option(help="Number of timed steps of each kind.", min=1)] = 40,
+    params: Annotated[Path, typer.Option(help="Profile.")] = Path("params.yaml"),
 ) -> None:
     """Print medians of reading and step, and their ratio."""
     init_default_scope("mmdet3d")

@@ -39,19 +39,19 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     root: Annotated[Path, typer.Option(help="nuScenes-format folder with a few key frames.")],
-    version: Annotated[str, typer.Option(help="Folder of its tables.")] = "v1.0-mini",
+    version: Annotated[str, typer.Option(help="Folder of the root's tables.")] = "v1.0-mini",
     config: Annotated[Path, typer.Option(help="Expert config.")] = PROJECT / "configs/bevformer/base.py",
     scratch: Annotated[Path, typer.Option(help="Folder for 10 GB of files; the expert's outputs stay there.")] = Path(
         "runs/benchmark"
     ),
-    out: Annotated[Path, typer.Option(help="Where the figures go.")] = PROJECT / "benchmarks/results/store.json",
-    queries: Annotated[int, typer.Option(help="Queries kept per frame.")] = 300,
-    bev_margin: Annotated[float, typer.Option(help="Metres around footprints.")] = 0.0,
-    pv_margin: Annotated[float, typer.Option(help="Share of a projected box's size around it.")] = 0.0,
-    focal_frames: Annotated[int, typer.Option(help="Frames of a focal store.")] = 40,
-    dense_frames: Annotated[int, typer.Option(help="Frames of a dense one.")] = 10,
-    reads: Annotated[int, typer.Option(help="Timed warm reads.")] = 60,
-    cold_reads: Annotated[int, typer.Option(help="Timed cold reads.")] = 12,
+    out: Annotated[Path, typer.Option(help="JSON file for the figures.")] = PROJECT / "benchmarks/results/store.json",
+    queries: Annotated[int, typer.Option(help="Number of queries kept per frame.")] = 300,
+    bev_margin: Annotated[float, typer.Option(help="Margin around footprints, metres.")] = 0.0,
+    pv_margin: Annotated[float, typer.Option(help="Margin around projected boxes, as a share of a box's size.")] = 0.0,
+    focal_frames: Annotated[int, typer.Option(help="Number of frames of a focal store.")] = 40,
+    dense_frames: Annotated[int, typer.Option(help="Number of frames of a dense store.")] = 10,
+    reads: Annotated[int, typer.Option(help="Number of timed warm reads.")] = 60,
+    cold_reads: Annotated[int, typer.Option(help="Number of timed cold reads.")] = 12,
 ) -> None:
     """Measure and print one table."""
     torch.set_num_threads(1)
@@ -151,7 +151,7 @@ def naive_bytes(frame: ExpertFrame, queries: int) -> float:
 
 
 def apart(function: Callable[..., Any], *args: Any) -> Any:
-    """A call in a fresh process."""
+    """Result of a call in a fresh process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.store_contenders"])  # imported once, by a server that measures nothing
     with ProcessPoolExecutor(1, mp_context=context) as pool:

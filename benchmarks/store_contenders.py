@@ -1,6 +1,6 @@
 """Ways to keep an expert's frames on disk, each with a writer and a reader of one frame by number.
 
-``focal uint8``, ``focal float16`` and ``focal uint8, zarr-python`` are the project's store; ``dense ...`` hold every cell
+``focal uint8``, ``focal float16`` and ``focal uint8, zarr-python`` are the project's store; ``dense ...`` include every cell
 as float16 with the same queries, the way features are usually cached.
 """
 
@@ -31,7 +31,7 @@ Read = Callable[[int], Any]
 
 @dataclass(frozen=True)
 class Source:
-    """Where the benchmark's frames come from, and how they are stored."""
+    """Source of the benchmark's frames, and settings of the store."""
 
     config: Path
     root: Path
@@ -42,23 +42,23 @@ class Source:
     dense_frames: int
 
     def frames_of(self, name: str) -> int:
-        """Frames that a contender holds."""
+        """Number of frames that a contender keeps."""
         return self.focal_frames if name.startswith("focal") else self.dense_frames
 
     def folder(self, name: str) -> Path:
-        """Of a contender; the two readers of one store share it."""
+        """Folder of a contender; the two readers of one store share the folder."""
         return self.scratch / name.removesuffix(", zarr-python").replace(" ", "-")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a contender costs; peaks are of a process that only wrote or only read it.
+    """Cost of a contender; peaks are of a process that only wrote or only read the files.
 
     Attributes:
-        bytes_per_frame: on disk.
+        bytes_per_frame: bytes on disk per frame.
         write_mb_s: MB on disk per second of writing, synced.
-        warm_ms, cold_ms: medians of reading a random frame from the page cache, or without it.
-        pread_warm_ms, pread_cold_ms: of one raw pread of as many bytes, taking turns with the above.
+        warm_ms, cold_ms: median times of reading a random frame, from the page cache or without it.
+        pread_warm_ms, pread_cold_ms: median times of one raw pread of as many bytes, taking turns with the above.
         write_peak_mib, read_peak_mib: most memory of the process.
     """
 
@@ -73,7 +73,7 @@ class Cost:
 
 
 def settings_of(source: Source, name: str) -> DumpSettings:
-    """How the store of a contender is dumped."""
+    """Settings by which a contender's store is dumped."""
     if name.startswith("dense"):
         return replace(source.settings, layout="dense", values="float16", frames_per_shard=source.dense_frames)
     values = "float16" if "float16" in name else "uint8"

@@ -15,7 +15,7 @@ from pipeline.settings import from_mapping, mapping, merged, read_yaml
 from pipeline.training.settings import RunSettings
 
 RUNS = Path("runs")
-"""Folder of what the stages make."""
+"""Folder of the stages' outputs."""
 DETECTOR, CONFIG = "detector.pth", "config.py"
 """Names of a trained detector's checkpoint and config in its run's folder."""
 
@@ -27,7 +27,7 @@ class DataSettings:
     root: Path
     """Root of the data set."""
     version: str
-    """Folder of its tables below the root, for example v1.0-trainval."""
+    """Folder of the data set's tables below the root, for example v1.0-trainval."""
     index: Path
     """Frame index that ``fd3d index`` makes of the data set."""
     train: str
@@ -49,7 +49,7 @@ class ExpertSettings:
     config: Path
     """Detector config, with an ``adapter``."""
     checkpoint: Path | None = None
-    """Weights; none trains the expert."""
+    """Checkpoint of the expert; none trains the expert."""
     train: RunSettings = field(default_factory=RunSettings)
     """Training of an expert without a checkpoint."""
 
@@ -110,18 +110,18 @@ class Profile:
         """A family by name, the first one for None.
 
         Raises:
-            FD3DError: there is no such family.
+            FD3DError: no family has this name.
         """
         name = name or next(iter(self.families))
         if name not in self.families:
-            raise FD3DError(f"{self.path} has no family '{name}'; it has {', '.join(self.families)}")
+            raise FD3DError(f"unknown family '{name}' in {self.path}; known: {', '.join(self.families)}")
         return self.families[name]
 
     def method(self, name: str, family: Family) -> MethodSettings | PlainSettings:
         """Settings of a method for a family: of fd3d the family's, of others ``methods.NAME``.
 
         Raises:
-            FD3DError: there is no such method.
+            FD3DError: no method has this name.
         """
         if name == FD3D:
             return family.distill

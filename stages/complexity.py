@@ -1,4 +1,4 @@
-"""``complexity``: what detectors cost, in the convention of the paper's GFLOPS column and in full."""
+"""``complexity``: cost of detectors, in the convention of the paper's GFLOPS column and in full."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,11 +9,11 @@ from pipeline.errors import FD3DError
 
 
 def complexity(
-    configs: Annotated[list[Path], typer.Argument(help="Detector configs.")],
-    height: Annotated[int | None, typer.Option(min=1, help="Rows of the original images; 900 by default.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Columns of the original images; 1600 by default.")] = None,
-    index: Annotated[Path | None, typer.Option(help="Frame index to take cameras from, instead of the rig.")] = None,
-    token: Annotated[str | None, typer.Option(help="Frame of the index; the first by default.")] = None,
+    configs: Annotated[list[Path], typer.Argument(help="Detector configs to count.")],
+    height: Annotated[int | None, typer.Option(min=1, help="Rows of the original images; default: 900.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Columns of the original images; default: 1600.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Frame index to take cameras from; default: the rig.")] = None,
+    token: Annotated[str | None, typer.Option(help="Frame of the index; default: the first.")] = None,
 ) -> None:
     """Print parameters and multiply-adds by part, for one sample of six cameras and no history."""
     from pipeline.cost.complexity import count, frame_cameras, markdown, rig_cameras

@@ -1,4 +1,4 @@
-"""``convert``: an official checkpoint into one of this project."""
+"""``convert``: an official checkpoint rewritten in this project's conventions."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,12 +12,10 @@ def convert(
     config: Annotated[Path, typer.Option(help="Config of the same detector, below configs/.")],
     boxes: Annotated[
         str,
-        typer.Option(
-            help="Its box convention: old (mmdet3d before 1.0), new, or auto to take it from the file's own notes."
-        ),
+        typer.Option(help="Box convention of OFFICIAL: old (mmdet3d before 1.0), new, or auto, by the file's notes."),
     ] = "auto",
 ) -> None:
-    """Check an official checkpoint against a config and write it in this project's conventions; runs nothing in it."""
+    """Check an official checkpoint against a config and write it in this project's conventions; no code in it is run."""
     from pipeline.models.checkpoints import convert_checkpoint
 
     made = convert_checkpoint(official, out, config, boxes)

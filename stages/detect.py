@@ -1,4 +1,4 @@
-"""``detect``: a few frames of a scene through a detector, with drawings."""
+"""``detect``: detection on a few frames of a scene, with drawings."""
 
 import resource
 from pathlib import Path
@@ -13,22 +13,20 @@ def detect(
     *,  # so that CHECKPOINT may be left out although ROOT follows it
     config: Annotated[Path, typer.Argument(help="Detector config.")],
     checkpoint: Annotated[
-        list[Path] | None, typer.Argument(metavar="CHECKPOINT", help="Its checkpoint, unless --random-weights.")
+        list[Path] | None, typer.Argument(metavar="CHECKPOINT", help="Checkpoint, unless --random-weights.")
     ] = None,
     root: Annotated[Path, typer.Argument(help="Data root in nuScenes format.")],
     scene: Annotated[str, typer.Option(help="Scene name, for example scene-0103.")],
-    version: Annotated[
-        str | None, typer.Option(help="Folder of the tables; needed where the root has several.")
-    ] = None,
+    version: Annotated[str | None, typer.Option(help="Folder of the tables; default: the root's only one.")] = None,
     index: Annotated[
-        Path | None, typer.Option(help="Frame index of the root; made in the output folder if not given.")
+        Path | None, typer.Option(help="Frame index of the root; default: a new one in the output folder.")
     ] = None,
-    frames: Annotated[int, typer.Option(help="Frames from the scene's start.")] = 4,
+    frames: Annotated[int, typer.Option(help="Number of frames from the scene's start.")] = 4,
     out: Annotated[Path, typer.Option(help="Folder for submission.json and one drawing per frame.")] = Path(
         "runs/detect"
     ),
-    min_score: Annotated[float, typer.Option(help="Draw and count boxes from this score on.")] = 0.3,
-    random_weights: Annotated[bool, typer.Option(help="Run without a checkpoint.")] = False,
+    min_score: Annotated[float, typer.Option(help="Score from which boxes are drawn and counted.")] = 0.3,
+    random_weights: Annotated[bool, typer.Option(help="Random weights in place of a checkpoint.")] = False,
 ) -> None:
     """Detect on a few frames of a scene in time order; writes a nuScenes submission and drawings."""
     from tqdm import tqdm

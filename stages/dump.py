@@ -13,20 +13,24 @@ def dump(
     family: Annotated[str | None, typer.Option(help="Family of detectors; default: the profile's first.")] = None,
     config: Annotated[Path | None, typer.Option(help="Expert config; default: the expert stage's.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Expert checkpoint; default: the expert stage's.")] = None,
-    random_weights: Annotated[bool, typer.Option(help="Random weights; the manifest says so.")] = False,
+    random_weights: Annotated[bool, typer.Option(help="Random weights; the manifest records them.")] = False,
     out: Annotated[str | None, typer.Option(help="Folder or URL of the store; default: runs/FAMILY/store.")] = None,
     index: Annotated[Path | None, typer.Option(help="Frame index; default: the profile's.")] = None,
     root: Annotated[Path | None, typer.Option(help="Data root; default: the profile's.")] = None,
     split: Annotated[str | None, typer.Option(help="Split to dump; default: the profile's training split.")] = None,
-    scene: Annotated[list[str] | None, typer.Option(help="Scene to dump; default: all; may be repeated.")] = None,
+    scene: Annotated[list[str] | None, typer.Option(help="Scene to dump, repeatable; default: all.")] = None,
     replace: Annotated[
         bool, typer.Option(help="Deletion of a store that another expert, config or index made.")
     ] = False,
-    workers: Annotated[int, typer.Option(help="Processes that decode images; on a cluster threads per worker.")] = 1,
+    workers: Annotated[
+        int, typer.Option(help="Number of processes that decode images; on a cluster threads per worker.")
+    ] = 1,
     cluster_workers: Annotated[
-        int | None, typer.Option(help="Processes that run the expert; see docs/dump.md.")
+        int | None, typer.Option(help="Number of processes that run the expert; default: the profile's.")
     ] = None,
-    address: Annotated[str | None, typer.Option(help="Dask scheduler whose workers run the expert.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a dask scheduler whose workers run the expert.")
+    ] = None,
     metrics: Annotated[
         Path | None, typer.Option(help="JSON file for the coverage; default without --out: runs/FAMILY/dump.json.")
     ] = None,

@@ -12,7 +12,9 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint of a detector.")],
     out: Annotated[Path, typer.Option(help="Folder for submission.json and pr.csv.")],
     metrics: Annotated[Path, typer.Option(help="JSON file for the metrics.")],
-    config: Annotated[Path | None, typer.Option(help="Config of the detector; default: config.py beside it.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Config of the detector; default: config.py beside the checkpoint.")
+    ] = None,
     workers: Annotated[int, typer.Option(help="Number of processes that decode images.")] = 1,
     params: Annotated[Path, typer.Option(help="Profile; its section 'data' is used.")] = Path("params.yaml"),
 ) -> None:

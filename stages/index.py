@@ -12,7 +12,9 @@ def index(
     root: Annotated[
         Path | None, typer.Option(help="Root of a nuScenes-format data set; default: the profile's.")
     ] = None,
-    version: Annotated[str | None, typer.Option(help="Folder of its tables; default: the profile's.")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="Folder of the data set's tables; default: the profile's.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File to write; default: the profile's, or runs/index.npz.")] = None,
     params: Annotated[Path, typer.Option(help="Profile, checked whole; not read with --root and --version.")] = Path(
         "params.yaml"

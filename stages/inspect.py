@@ -1,4 +1,4 @@
-"""``inspect``: what a store holds, in words, as a picture of a frame, and as a page to look through frames."""
+"""``inspect``: contents of a store, in words, as a picture of a frame, and as a page to look through frames."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,18 +10,18 @@ from pipeline.errors import FD3DError
 
 def inspect(
     store: Annotated[str, typer.Argument(help="Folder or URL of a finished store.")],
-    index: Annotated[Path | None, typer.Option(help="Frame index, needed to draw.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Data root, needed to draw.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Frame index, needed for drawings.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Data root, needed for drawings.")] = None,
     html: Annotated[Path | None, typer.Option(help="Page to look through frames; one file, no server.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="PNG of a frame: cameras with the expert's boxes, BEV energy, focal cells.")
     ] = None,
-    scene: Annotated[list[str] | None, typer.Option(help="Show a scene's frames; may be repeated.")] = None,
-    token: Annotated[list[str] | None, typer.Option(help="Show this frame; may be repeated.")] = None,
-    frames: Annotated[int, typer.Option(help="Most frames of a page.")] = 40,
-    width: Annotated[int, typer.Option(help="Images of a page are at most this wide, pixels.")] = 640,
+    scene: Annotated[list[str] | None, typer.Option(help="Scene whose frames are shown, repeatable.")] = None,
+    token: Annotated[list[str] | None, typer.Option(help="Frame to show, repeatable.")] = None,
+    frames: Annotated[int, typer.Option(help="Largest number of frames on a page.")] = 40,
+    width: Annotated[int, typer.Option(help="Largest width of a page's images, pixels.")] = 640,
     min_score: Annotated[
-        float, typer.Option(help="Draw queries from this score on; a page's slider starts there.")
+        float, typer.Option(help="Score from which queries are drawn; start of a page's slider.")
     ] = 0.3,
 ) -> None:
     """Print arrays, bytes, coverage and manifest of a store; draw a frame (--out) or a page of frames (--html)."""

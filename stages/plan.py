@@ -1,4 +1,4 @@
-"""``plan``: what a store takes and spares, before anything is run."""
+"""``plan``: size of a store and the work saved by it, before anything is run."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +12,20 @@ from pipeline.profile import read_profile
 
 def plan(
     config: Annotated[Path, typer.Argument(help="Expert config.")],
-    frames: Annotated[int, typer.Option(min=1, help="Frames of the data set.")],
-    rate: Annotated[float, typer.Option(help="Frames per second that one worker's expert was measured at.")],
-    workers: Annotated[int, typer.Option(min=1, help="Workers, each with a device of its own.")] = 1,
-    students: Annotated[int, typer.Option(min=1, help="Trainings that read the store.")] = 1,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of a training.")] = 24,
+    frames: Annotated[int, typer.Option(min=1, help="Number of frames of the data set.")],
+    rate: Annotated[float, typer.Option(help="Measured frames per second of one worker's expert.")],
+    workers: Annotated[int, typer.Option(min=1, help="Number of workers, each with its own device.")] = 1,
+    students: Annotated[int, typer.Option(min=1, help="Number of trainings that read the store.")] = 1,
+    epochs: Annotated[int, typer.Option(min=1, help="Number of epochs of a training.")] = 24,
     like: Annotated[Path | None, typer.Option(help="Finished store to take coverage and compression from.")] = None,
     coverage: Annotated[
-        list[str] | None, typer.Option(help="Share of a map's cells stored, MAP=SHARE as in bev=0.05; may be repeated.")
+        list[str] | None, typer.Option(help="Share of a map's cells stored, MAP=SHARE as in bev=0.05, repeatable.")
     ] = None,
     height: Annotated[int, typer.Option(min=1, help="Rows of the original images.")] = 900,
     width: Annotated[int, typer.Option(min=1, help="Columns of the original images.")] = 1600,
-    params: Annotated[Path, typer.Option(help="Reads 'focal' and 'dump'.")] = Path("params.yaml"),
+    params: Annotated[Path, typer.Option(help="Profile; its sections 'focal' and 'dump' are used.")] = Path(
+        "params.yaml"
+    ),
 ) -> None:
     """Print bytes, files and expert hours of a store for a config and a data set's size, beside online distillation."""
     from pipeline.cost.complexity import rig_cameras

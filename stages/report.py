@@ -1,4 +1,4 @@
-"""Stage ``report``: expert, plain and distilled apprentice side by side."""
+"""Stage ``report``: expert, plain and distilled student side by side."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ from pipeline.profile import read_profile
 def report(
     out: Annotated[Path, typer.Option(help="Folder for index.html and summary.md.")] = Path("report"),
     runs: Annotated[Path, typer.Option(help="Folder with the stages' outputs.")] = Path("runs"),
-    metrics: Annotated[Path, typer.Option(help="Folder with the metrics; takes summary.json.")] = Path("metrics"),
+    metrics: Annotated[Path, typer.Option(help="Folder with the metrics, where summary.json goes.")] = Path("metrics"),
     document: Annotated[
         Path | None, typer.Option(help="Document between whose markers '<!-- result -->' a table goes too.")
     ] = None,

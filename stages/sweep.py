@@ -10,15 +10,17 @@ from pipeline.errors import FD3DError
 
 
 def sweep(
-    grid: Annotated[Path, typer.Option(help="The grid file, see docs/sweep.md.")] = Path("configs/sweep.yaml"),
-    group: Annotated[list[str] | None, typer.Option(help="Only this group; may be repeated.")] = None,
-    family: Annotated[list[str] | None, typer.Option(help="Only this family; may be repeated.")] = None,
-    row: Annotated[list[str] | None, typer.Option(help="Only rows of this name; may be repeated.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Only this seed; may be repeated.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Processes at once; one per core by default.")] = None,
-    dry_run: Annotated[bool, typer.Option(help="Only list the rows, and what is missing for them.")] = False,
-    force: Annotated[bool, typer.Option(help="Train rows again that the table has.")] = False,
-    keep: Annotated[bool, typer.Option(help="Keep checkpoints and submissions after the evaluation.")] = False,
+    grid: Annotated[Path, typer.Option(help="Grid file, see docs/sweep.md.")] = Path("configs/sweep.yaml"),
+    group: Annotated[list[str] | None, typer.Option(help="Group to run, repeatable; default: all.")] = None,
+    family: Annotated[list[str] | None, typer.Option(help="Family to run, repeatable; default: all.")] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Row to run, by name, repeatable; default: all.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed to run, repeatable; default: all.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Number of processes at once; default: one per core.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="List of the rows and of what is missing for them, without running.")
+    ] = False,
+    force: Annotated[bool, typer.Option(help="New training of rows that the table has.")] = False,
+    keep: Annotated[bool, typer.Option(help="Checkpoints and submissions kept after the evaluation.")] = False,
 ) -> None:
     """Train and evaluate the rows that the table lacks; a stopped sweep goes on where it was."""
     from pipeline.study.grid import Grid, chosen
@@ -37,6 +39,6 @@ def sweep(
     made = work.run(trainings)
     print(f"{read.table}: {len(made.done)} rows made, {len(made.skipped)} were there, {len(made.failed)} failed")
     if made.claimed:
-        print(f"in work in another sweep: {', '.join(made.claimed)}")
+        print(f"being trained by another sweep: {', '.join(made.claimed)}")
     if made.failed:
         raise FD3DError("failed:\n" + "\n".join(f"  {name}: {why}" for name, why in made.failed.items()))

@@ -11,7 +11,9 @@ from pipeline.profile import DETECTOR, PLAIN, Family, read_profile
 
 
 def train(
-    method: Annotated[str, typer.Option(help="Method: plain, fd3d or another of docs/distillers.md.")] = "fd3d",
+    method: Annotated[
+        str, typer.Option(help="Method to train by: plain, fd3d or another of docs/distillers.md.")
+    ] = "fd3d",
     family: Annotated[str | None, typer.Option(help="Family to train; default: the profile's first.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for detector.pth; default: runs/FAMILY/METHOD.")] = None,
     store: Annotated[
@@ -19,12 +21,12 @@ def train(
     ] = None,
     expert: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint of an expert inherited from or online; default: runs/FAMILY/expert's."),
+        typer.Option(help="Checkpoint of an expert inherited from or run online; default: runs/FAMILY/expert's."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed; default: the profile's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the training; default: the profile's.")] = None,
     params: Annotated[Path, typer.Option(help="Profile.")] = Path("params.yaml"),
 ) -> None:
-    """Train the student; unless the expert is set to run online, neither its code path nor its checkpoint is touched."""
+    """Train the student; unless the expert is set to run online, neither the expert's code nor its checkpoint is touched."""
     profile = read_profile(params)
     pair = profile.family(family)
     settings, source = profile.method(method, pair), profile.data.source("train")

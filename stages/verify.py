@@ -9,19 +9,21 @@ from pipeline.errors import FD3DError
 from pipeline.profile import CONFIG, read_profile
 
 LIMIT = 0.01
-"""Relative error of an array that still counts as the same."""
+"""Largest relative error of an array that counts as the same."""
 
 
 def verify(
     store: Annotated[str, typer.Argument(help="Folder or URL of a finished store.")],
-    recompute: Annotated[int, typer.Option(help="Random frames to run the expert on again.", min=0)] = 0,
-    family: Annotated[str | None, typer.Option(help="Of the profile; its first one by default.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Expert config; the expert stage's by default.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Expert checkpoint; the expert stage's by default.")] = None,
-    index: Annotated[Path | None, typer.Option(help="Frame index; the profile's by default.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Data root; the profile's by default.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of frames.")] = 0,
-    params: Annotated[Path, typer.Option(help="Reads 'data' and 'families' with --recompute.")] = Path("params.yaml"),
+    recompute: Annotated[int, typer.Option(help="Number of random frames to run the expert on again.", min=0)] = 0,
+    family: Annotated[str | None, typer.Option(help="Family of detectors; default: the profile's first.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Expert config; default: the expert stage's.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Expert checkpoint; default: the expert stage's.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Frame index; default: the profile's.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Data root; default: the profile's.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of frames.")] = 0,
+    params: Annotated[Path, typer.Option(help="Profile; its 'data' and 'families' are used with --recompute.")] = Path(
+        "params.yaml"
+    ),
 ) -> None:
     """Check every checksum, size, shape, count and token of a store; exit status 1 with all that is wrong."""
     from tqdm import tqdm

@@ -210,11 +210,11 @@ def test_training_needs_no_expert_and_saves_the_plain_detector(workspace, store,
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["train", "--method", "magic"], "method 'magic' is unknown"),
+        (["train", "--method", "magic"], "unknown method 'magic'"),
         (["train", "--store", "nowhere"], "store nowhere cannot be read: it is not there"),
         (["train", "--params", "none.yaml"], "none.yaml does not exist"),
         (["dump", "--config", "none.py"], "config none.py does not exist"),
-        (["dump", "--family", "none"], "has no family 'none'; it has bevformer"),
+        (["dump", "--family", "none"], "unknown family 'none' in params.yaml; known: bevformer"),
         (["evaluate", "--checkpoint", "none.pth", "--out", "x", "--metrics", "x.json"], "checkpoint none.pth does not"),
         (["inspect", "nowhere"], "store nowhere cannot be read"),
         (["report"], "run 'dvc repro'"),

@@ -40,7 +40,7 @@ class ShardPlugin(WorkerPlugin):
         self.name, self.job, self.writer = name, job, writer
 
     def setup(self, worker: Any) -> None:
-        """Keep the session's state on a worker."""
+        """Make the locks of a worker and its set of active tasks."""
         # One shard infers and one is written, whatever the worker's number of threads: history is streamed through the
         # one expert, and memory holds two shards at most.
         self.inferring, self.writing = threading.Lock(), threading.Lock()
@@ -187,5 +187,5 @@ class DaskEngine:
         except CancelledError as error:
             where = f" at {self.settings.address}" if self.settings.address else ""
             raise FD3DError(
-                f"the dask scheduler{where} is gone; start the scheduler and repeat the command, which goes on with the missing shards"
+                f"the dask scheduler{where} is gone; start it and repeat the command: missing shards are made"
             ) from error

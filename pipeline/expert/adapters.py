@@ -159,7 +159,7 @@ class QueryAdapter(ABC):
 
 @TASK_UTILS.register_module()
 class BEVFormerAdapter(QueryAdapter):
-    """Adapter of BEVFormer: BEV map (B, H*W, C) that the head is called with, and sampling positions of the decoder on the map."""
+    """Adapter of BEVFormer: BEV map (B, H*W, C) as given to the head, and sampling positions of the decoder on the map."""
 
     def constants(self, model: nn.Module) -> dict[str, Tensor]:
         """The value projections, float32 on the CPU."""

@@ -123,7 +123,7 @@ def beside(sheet: np.ndarray, figure: Figure) -> np.ndarray:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """An image for a page that stands alone."""
+    """Data URI of an image, for a page that stands alone."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 

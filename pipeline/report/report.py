@@ -1,4 +1,4 @@
-"""The report: expert, plain and distilled apprentice side by side."""
+"""The report: expert, plain and distilled student side by side."""
 
 import csv
 import html
@@ -41,7 +41,7 @@ Summary = dict[str, dict[str, dict[str, Any]]]
 
 
 def summarise(families: Sequence[str], metrics: Path, runs: Path) -> Summary:
-    """From the evaluate and training stages' outputs."""
+    """Summary from the evaluate and training stages' outputs."""
     out: Summary = {}
     for family in families:
         out[family] = {}
@@ -59,7 +59,7 @@ def summarise(families: Sequence[str], metrics: Path, runs: Path) -> Summary:
 
 
 def flat_summary(summary: Summary) -> dict[str, Any]:
-    """For ``summary.json``: the first family's roles at the top, the others' under their names."""
+    """Summary as in ``summary.json``: the first family's roles at the top, the others' under their names."""
     first, *others = summary
     return summary[first] | {name: summary[name] for name in others}
 
@@ -186,7 +186,7 @@ def _family_section(family: str, ix: FrameIndex, root: Path, split: str, runs: P
             f"<h3>What is stored of frame {token}: BEV energy of the expert, outline of the focal cells</h3>"
             f"{_image(to_png(focal), 'png', 'focal areas')}"
         )
-    parts.append("<h3>Validation frames (cameras: annotated green, distilled apprentice yellow)</h3>")
+    parts.append("<h3>Validation frames (cameras: annotated green, distilled student yellow)</h3>")
     rows = ix.select(split)
     for row in rows[:: max(1, len(rows) // frames)][:frames]:
         frame = ix[row]
@@ -211,5 +211,5 @@ def _page(table: str, sections: str) -> str:
     notes = "".join(f"<p>{html.escape(line[2:])}</p>" for line in table.splitlines() if line.startswith("- "))
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>FD3D report</title>
 <style>body{{font-family:sans-serif;margin:2rem;max-width:1500px}}td{{padding:.2rem .8rem;border-bottom:1px solid #ccc}}img{{max-width:100%}}</style>
-<h1>FD3D: expert, plain apprentice, distilled apprentice</h1><table>{cells}</table>{notes}{sections}</html>
+<h1>FD3D: expert, plain student, distilled student</h1><table>{cells}</table>{notes}{sections}</html>
 """

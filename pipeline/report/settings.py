@@ -22,8 +22,8 @@ from pipeline.training.settings import Augment, RunSettings, Schedule
 PAGE = Path("docs/settings.md")
 HEAD = """# Settings
 
-Written by `python -m pipeline.report.settings` from the dataclasses that own the settings. All of them stand in `params.yaml`, the profile, but the
-last two sections, which stand in a detector's config. A setting that is not listed here is refused by every command.
+Written by `python -m pipeline.report.settings` from the dataclasses that own the settings. All settings are in `params.yaml`, the profile, except for
+the last two sections, which are in a detector's config. A setting that is not listed here is refused by every command.
 """
 SECTIONS: tuple[tuple[str, Any], ...] = (
     ("data", DataSettings),
@@ -54,7 +54,7 @@ def documented(kind: Any) -> dict[str, str]:
 
 
 def section(name: str, kind: Any) -> list[str]:
-    """Lines of one dataclass: what it is, and a row per setting."""
+    """Lines of one dataclass: the docstring, and a row per setting."""
     texts, hints = documented(kind), typing.get_type_hints(kind)
     rows = []
     for field in dataclasses.fields(kind):

@@ -1,1 +1,1 @@
-"""Many student trainings from one grid file into one table of results, and what the table says."""
+"""Sweeps: the student trainings of a grid file, their table of results, and evidence from the table."""

@@ -1,4 +1,4 @@
-"""What a sweep's table says, into a document and its figures."""
+"""Evidence from a sweep's table, as text in a document and as figures."""
 
 import os
 from pathlib import Path
@@ -16,9 +16,9 @@ def build_evidence(table: Path, figures: Path, document: Path) -> str:
     """Write a figure per group as SVG, and the tables between the document's markers.
 
     Args:
-        table: of a sweep.
+        table: table of a sweep.
         figures: folder for ``evidence_GROUP.svg``.
-        document: with markers.
+        document: document with the markers.
 
     Returns:
         the tables as text.

@@ -41,17 +41,17 @@ class Expert:
     config: Path
     checkpoint: Path
     trained_fully: bool
-    """Not the weights of an early iteration."""
+    """Whether the weights are the last ones, not those of an early iteration."""
 
 
 @dataclass
 class Training:
-    """One student training, or the evaluation of an expert; rows of several groups that agree in it share it.
+    """One student training, or the evaluation of an expert; rows of several groups may share one.
 
     Attributes:
-        rows: (group, row) of the table's lines that it gives.
+        rows: (group, row) of the table's lines that the training gives.
         store: name of the recipe; None when the method reads no store.
-        overrides: of the parameters file.
+        overrides: values that replace those of the parameters file.
     """
 
     family: str
@@ -69,7 +69,7 @@ class Training:
         return f"{group}/{self.family}/{row}/{self.seed}"
 
     def identity(self) -> str:
-        """Equal for trainings that give the same detector."""
+        """Key that is equal for trainings that give the same detector."""
         return json.dumps(
             [self.family, self.method, self.seed, self.expert, self.store, self.overrides], sort_keys=True
         )
@@ -90,7 +90,7 @@ class Grid:
     """A grid file and the profile that it stands on.
 
     Args:
-        path: of the grid, see ``docs/sweep.md``.
+        path: grid file, see ``docs/sweep.md``.
 
     Raises:
         FD3DError: a file is missing, or a name in it is unknown.
@@ -143,7 +143,7 @@ class Grid:
             seeds = _seeds(body.get("seeds", [0]), f"{where}.seeds")
             for family in body.get("families", list(self.profile["families"])):
                 if family not in self.profile["families"]:
-                    raise FD3DError(f"{where}.families: {self.profile_path} has no family '{family}'")
+                    raise FD3DError(f"{where}.families: unknown family '{family}' in {self.profile_path}")
                 used: dict[str, None] = {}
                 students = []
                 for name, row in mapping(body.get("rows"), f"{where}.rows").items():
@@ -169,11 +169,11 @@ class Grid:
         overrides = _for_family({key: row[key] for key in _OVERRIDES if key in row}, family)
         recipe = None if method == PLAIN else row.get("store", store)
         if recipe is not None and recipe not in self.stores:
-            raise FD3DError(f"{where}.store is '{recipe}'; there are {', '.join(self.stores)}")
+            raise FD3DError(f"unknown store '{recipe}' in {where}; known: {', '.join(self.stores)}")
         several = isinstance(row.get("expert"), list)
         for expert in row["expert"] if several else [row.get("expert", self._first_expert)]:
             if expert not in self.experts:
-                raise FD3DError(f"{where}.expert is '{expert}'; there are {', '.join(self.experts)}")
+                raise FD3DError(f"unknown expert '{expert}' in {where}; known: {', '.join(self.experts)}")
             yield Training(family, method, 0, expert, recipe, overrides), f"{name}-{expert}" if several else name
 
     def _check(self, training: Training) -> None:
@@ -242,7 +242,7 @@ class Grid:
         return training.method != PLAIN or bool(methods.get(PLAIN))
 
     def store_hash(self, family: str, expert: str, recipe: str) -> str:
-        """Of everything that decides a store's contents.
+        """Hash of everything that decides a store's contents.
 
         Raises:
             FileNotFoundError: the index or the expert is not there yet.
@@ -263,7 +263,7 @@ class Grid:
         return {"checkpoint": sha256(expert.checkpoint), "config": resolved_config(expert.config)}
 
     def config_hash(self, training: Training) -> str:
-        """Of everything but the code that decides a training's result: 12 hexadecimal digits.
+        """Hash of everything but the code that decides a training's result, 12 hexadecimal digits.
 
         Resolved configs, parsed settings with their defaults, seed, the index's and the expert's SHA-256, and what decides
         the store's contents.

@@ -34,6 +34,6 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file, read again only when it has changed.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: the file is not there.
     """
     return _sha256(path, path.stat().st_mtime_ns)

@@ -118,6 +118,6 @@ def kind_of(expert: str) -> re.Match[str] | None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As SVG with the same bytes for the same figure."""
+    """Write a figure as SVG, with the same bytes for the same figure."""
     with matplotlib.rc_context({"svg.hashsalt": path.stem}):
         write_atomically(path, lambda file: figure.savefig(file, format="svg", metadata={"Date": None}))

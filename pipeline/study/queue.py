@@ -15,12 +15,12 @@ class Stopped(Exception):
 
 
 class Claimed(Exception):
-    """Another sweep has the training in work."""
+    """The training is being trained by another sweep."""
 
 
 @dataclass
 class Outcome:
-    """What a sweep did: names of trainings, and why some failed."""
+    """Outcome of a sweep: names of trainings, and the reasons of failures."""
 
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -36,11 +36,11 @@ class Task:
     needs: list[str]
     run: Callable[[], None]
     counts: bool = False
-    """Whether it is one of the things wanted, not only needed for them."""
+    """Whether the task is wanted itself, not only needed by others."""
 
 
 class Queue:
-    """Runs tasks in their order, as far as what they need is there.
+    """Queue that runs tasks in their order, as far as what they need is there.
 
     Args:
         jobs: tasks at once.

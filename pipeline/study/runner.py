@@ -41,7 +41,7 @@ def revision() -> str:
 
 
 def device() -> str:
-    """Where trainings run on this machine: the GPU's name, or ``cpu``."""
+    """Device of trainings on this machine: the GPU's name, or ``cpu``."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
@@ -110,7 +110,7 @@ class Sweep:
         return tasks
 
     def missing(self, training: Training) -> list[str]:
-        """Names of what is to be made before a training can run."""
+        """Names of the tasks to be done before a training can run."""
         return [task.name for task in self._needs(training)]
 
     def _once(self, folder: Path, ready: Callable[[], bool], make: Callable[[int], None]) -> None:
@@ -159,7 +159,7 @@ class Sweep:
     # A training
 
     def run_folder(self, training: Training) -> Path:
-        """Where a training's files are."""
+        """Folder of a training's files."""
         return self.folder / training.name
 
     def is_done(self, training: Training) -> bool:
@@ -262,7 +262,7 @@ class Sweep:
         """Run a stage with its output in ``STAGE.log``; its process holds the folder's lock too.
 
         Raises:
-            FD3DError: it failed.
+            FD3DError: the stage failed.
             Stopped: the sweep is being stopped.
         """
         log = folder / f"{args[0]}.log"

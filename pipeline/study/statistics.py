@@ -13,9 +13,9 @@ from pipeline.study.table import Line
 
 CONFIDENCE = 0.95
 MAIN = "main"
-"""The group of the main comparison."""
+"""Group of the main comparison."""
 START = f"{PLAIN}-inherit"
-"""The row of what the weights that students start from give without any distillation."""
+"""Row of the student that starts from the expert's weights without any distillation."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Interval:
 
     Attributes:
         half: None with one seed, which tells nothing about the spread.
-        count: of seeds.
+        count: number of seeds.
     """
 
     mean: float
@@ -65,9 +65,9 @@ class Result:
     nds: dict[int, float]
     map: dict[int, float]
     seconds: float | None
-    """Mean training time; None where it is not known, or of several devices."""
+    """Mean training time, seconds; None where unknown, or over several devices."""
     device: str
-    """What it was trained on; several separated by commas."""
+    """Device of the trainings; several are separated by commas."""
     store_bytes: int
 
     @property
@@ -85,12 +85,12 @@ class Comparison:
     results: list[Result]
 
     def find(self, row: str) -> Result | None:
-        """A row by name."""
+        """Row by name."""
         return next((result for result in self.results if result.row == row), None)
 
     @property
     def students(self) -> list[Result]:
-        """All but the experts."""
+        """All rows but the experts'."""
         return [result for result in self.results if result.method != EXPERT]
 
     def expert_nds(self, expert: str) -> float | None:
@@ -105,7 +105,7 @@ class Comparison:
         return self.find(FD3D) or self.find(f"{FD3D}-{result.expert}")
 
     def start_beside(self, result: Result) -> Result | None:
-        """What the start from the same expert's weights gives alone."""
+        """Row of the start from the same expert's weights alone."""
         return self.find(START) or self.find(f"{START}-{result.expert}")
 
     def gain(self, result: Result, seeds: Collection[int] | None = None) -> Interval:

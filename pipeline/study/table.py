@@ -13,11 +13,11 @@ from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 
 METRICS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
-"""Of the devkit: NDS and mAP in per cent, the mean errors in its units (m, 1 - IoU, rad, m/s, 1 - accuracy)."""
+"""Metrics of the devkit: NDS and mAP in per cent, the mean errors in its units (m, 1 - IoU, rad, m/s, 1 - accuracy)."""
 KEY = ("group", "row", "family", "method", "seed")
 COLUMNS = (*KEY, "store", "expert", *METRICS, "seconds", "device", "store_bytes", "config", "revision", "date")
-"""``seconds`` of training, empty where a killed training was resumed; ``device`` it ran on, a GPU's name or ``cpu``; ``config`` is
-the hash of what decides the result."""
+"""Columns of the table: ``seconds`` is the training time, empty where a killed training was resumed; ``device`` is a GPU's name
+or ``cpu``; ``config`` is the hash of what decides the result."""
 
 Line = dict[str, str]
 
@@ -27,8 +27,8 @@ def folder_lock(folder: Path, stop: Callable[[], bool] | None = None) -> Iterato
     """Hold a folder for this process and the children that inherit the descriptor; the system frees it when all have ended.
 
     Args:
-        stop: asked while another process holds the folder; the lock is given up when it says so. Without it a folder
-            that is held is not waited for.
+        stop: called while another process holds the folder; True gives up the wait. Without ``stop`` a held folder is
+            not waited for.
 
     Yields:
         the lock's descriptor, or None when the lock was not had.
@@ -69,7 +69,7 @@ def read_table(path: Path) -> list[Line]:
 
 
 def key_of(line: Mapping[str, str]) -> tuple[str, ...]:
-    """What names a line; a table has one of each."""
+    """Key of a line; a table has one line per key."""
     return tuple(line[name] for name in KEY)
 
 

@@ -57,7 +57,7 @@ def markdown(lines: Sequence[Line], figures: Mapping[str, str]) -> str:
     """Tables of every group and family.
 
     Args:
-        lines: of the sweep's table.
+        lines: lines of the sweep's table.
         figures: link of a group's figure by the group's name.
     """
     revisions = sorted({line["revision"] for line in lines})

@@ -17,8 +17,8 @@ def take_or_train(
     """Write the expert's checkpoint, its ``config.py`` and facts on its training.
 
     Args:
-        checkpoint: taken if it fits the config; None trains the expert.
-        source: frames of that training.
+        checkpoint: checkpoint to take if it fits the config; None trains the expert.
+        source: frames of the training.
         out: checkpoint to write.
         student: config of the family's student, whose schedule is checked here, before the hours that stage 1 takes.
 

@@ -109,8 +109,8 @@ class Snapshots(Hook):
     """Keep the weights of early iterations, for experts of falling quality.
 
     Args:
-        iterations: those kept.
-        save: writes the model's weights of an iteration.
+        iterations: iterations whose weights are kept.
+        save: function that writes the model's weights of an iteration.
     """
 
     def __init__(self, iterations: Sequence[int], save: Callable[[nn.Module, int], None]) -> None:
@@ -129,7 +129,7 @@ class Inherit(Hook):
         self.inheritance = inheritance
 
     def before_train(self, runner: Runner) -> None:
-        """Load them over the freshly initialised ones."""
+        """Load the inherited weights over the freshly initialised ones."""
         if runner.iter == 0:
             detector = unwrapped(runner.model)
             inherit_weights(

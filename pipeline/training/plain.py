@@ -20,8 +20,8 @@ def train_plain(
     """Train a student on its detection losses alone; a killed training goes on from its last checkpoint.
 
     Args:
-        config: the student's.
-        out: the finished student's checkpoint.
+        config: detector config of the student.
+        out: checkpoint to write, of the finished student.
         expert: checkpoint that the modules ``inherit`` start from.
 
     Returns:

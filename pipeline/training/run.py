@@ -1,4 +1,4 @@
-"""Training of experts and apprentices with mmengine's Runner: schedule, guards, curves and the final checkpoint."""
+"""Training of experts and students with mmengine's Runner: schedule, guards, curves and the final checkpoint."""
 
 import hashlib
 import json
@@ -76,12 +76,12 @@ def train(
 
     Args:
         cfg: detector config: image, queue_length, pc_range, optim_wrapper, schedule, augment.
-        model: what to build, usually ``cfg.model`` or a distiller around it.
+        model: config of the model to build, usually ``cfg.model`` or a distiller around it.
         out: checkpoint of the finished detector; its ``config.py``, ``losses.csv`` and mmengine's work files go beside it.
-        export: the state dict to save from the trained model.
-        inheritance: what the detector starts from; all else starts from random weights.
-        targets: transforms that load what the expert says, see :func:`~pipeline.data.frames.frame_pipeline`.
-        recipe: what decides the result besides config, model, frames and settings, as plain values.
+        export: function that gives the state dict to save of the trained model.
+        inheritance: weights that modules of the detector start from; all other modules start from random weights.
+        targets: transforms that load the expert's targets, see :func:`~pipeline.data.frames.frame_pipeline`.
+        recipe: further plain values that decide the result, besides config, model, frames and settings.
 
     Returns:
         seed, seconds of training in this process, steps, processes; the checkpoint has them under ``training``.

@@ -1,4 +1,4 @@
-"""What a user can set about a training, beside its config."""
+"""Settings of a training, beside the detector's config."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ POLICIES = ("cosine", "onecycle")
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How one training runs; what it trains stands in its config."""
+    """Settings of one training's run; the detector's config says what is trained."""
 
     seed: int = 0
-    """Seeds weights, shuffling and augmentation."""
+    """Seed of weights, shuffling and augmentation."""
     max_iters: int | None = None
-    """Overrides the config's schedule."""
+    """Optimiser steps; default: the config's schedule."""
     workers: int = 1
-    """Processes that decode images."""
+    """Number of processes that decode images."""
     threads: int = 1
     """Torch threads of each process; two that spin on busy cores are far slower than one."""
     amp: bool = False
-    """Mixed precision; needs a GPU."""
+    """Whether to train in mixed precision, which needs a GPU."""
     checkpoint_every: int = 500
     """Iterations between checkpoints that a killed training resumes from."""
     cache_mb: int = 0
-    """MB of the expert's targets that each of the ``workers`` keeps in memory."""
+    """Memory of each of the ``workers`` for the expert's targets, MB."""
     curve_every: int | None = None
-    """Iterations averaged into one row of ``losses.csv``; by default a twentieth of the schedule, 50 at most."""
+    """Iterations averaged into one row of ``losses.csv``; default: a twentieth of the schedule, at most 50."""
     snapshots: tuple[int, ...] = ()
     """Iterations whose weights are kept besides the last ones, as ``detector-ITERATION.pth``."""
 
@@ -40,21 +40,21 @@ class Inheritance:
     """Weights that a training starts from."""
 
     checkpoint: Path
-    """The expert's."""
+    """Checkpoint of the expert."""
     modules: tuple[str, ...]
-    """Paths of the apprentice's modules that start from it."""
+    """Paths of the student's modules that start from the checkpoint."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """``schedule`` of a detector's config."""
+    """Entry ``schedule`` of a detector's config."""
 
     max_iters: int
     """Optimiser steps."""
     warmup_iters: int
-    """Steps of a linear warm-up; of the rise of a one-cycle."""
+    """Steps of the linear warm-up, or of the rise of a one-cycle."""
     batch_size: int
-    """Frames of a step, per process."""
+    """Frames per step and process."""
     policy: str
     """Course of the learning rate: ``cosine`` after a warm-up, or ``onecycle`` (Smith and Topin, 2018)."""
 
@@ -68,7 +68,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Augment:
-    """``augment`` of a detector's config."""
+    """Entry ``augment`` of a detector's config."""
 
     photometric: bool = False
     """Whether colours are distorted at random; the one augmentation, since others move pixels."""

@@ -15,7 +15,7 @@ class FeatureScales:
 
     Attributes:
         mean: (C,) of the features.
-        axes: (C, 3) unit vectors of the first principal components; a component that there is none of is zero.
+        axes: (C, 3) unit vectors of the first principal components; a missing component is zero.
         explained: (3,) share of the variance along each.
         low, high: (4,) range of the energy (L2 norm over channels) and of the three components that 0..255 stand for.
     """
@@ -28,7 +28,7 @@ class FeatureScales:
 
     @classmethod
     def fit(cls, frames: Iterable[np.ndarray]) -> "FeatureScales":
-        """From the features (n, C) of every frame; one frame at a time is in memory."""
+        """Scales from the features (n, C) of every frame; one frame at a time is in memory."""
         total: np.ndarray | float = 0.0
         products: np.ndarray | float = 0.0
         count, samples, rng = 0, [], np.random.default_rng(0)

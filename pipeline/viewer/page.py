@@ -24,11 +24,11 @@ def write_page(
 
     Args:
         tokens: frames in the page's order.
-        min_score: where the score slider starts.
-        width: of the images at most, pixels.
+        min_score: start of the score slider.
+        width: largest width of the images, pixels.
 
     Returns:
-        bytes of the page.
+        size of the page, bytes.
 
     Raises:
         FD3DError: a frame is not in the index, an image is missing, the page would pass ``MAX_BYTES``, or it cannot be

@@ -1,4 +1,4 @@
-"""What the page gets of a store and of each frame: plain JSON values, arrays packed as base64."""
+"""Payload of the page, for a store and for each frame: plain JSON values, arrays packed as base64."""
 
 import base64
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def choose_frames(
         StoreError: a token is unknown.
     """
     if limit < 1:
-        raise FD3DError(f"--frames is {limit}; a page holds at least 1 frame")
+        raise FD3DError(f"--frames is {limit}; a page has at least 1 frame")
     if scenes and tokens:
         raise FD3DError("--scene and --token exclude each other; give one of them")
     chosen = reader.tokens
@@ -46,7 +46,7 @@ def choose_frames(
         for name in scenes:
             if name not in known:
                 some = ", ".join(list(known)[:5]) + (", ..." if len(known) > 5 else "")
-                raise FD3DError(f"store {reader.storage} has no scene {name}; it has {some}")
+                raise FD3DError(f"store {reader.storage} has no scene {name}; known: {some}")
         wanted = {token for name in scenes for token in known[name]}
         chosen = [token for token in chosen if token in wanted]
     return chosen[:limit], max(0, len(chosen) - limit)
@@ -66,11 +66,11 @@ def stored_bev(stored: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def page_facts(reader: StoreReader, scales: FeatureScales | None, min_score: float) -> dict[str, Any]:
-    """What holds for all frames of a page.
+    """Facts that all frames of a page share.
 
     Args:
-        scales: of the BEV features; None for a store without them.
-        min_score: where the score slider starts.
+        scales: scales of the BEV features; None for a store without them.
+        min_score: start of the score slider.
 
     Raises:
         FD3DError: the store's cameras are not those of an index.
@@ -116,11 +116,11 @@ def page_facts(reader: StoreReader, scales: FeatureScales | None, min_score: flo
 def frame_payload(
     reader: StoreReader, frame: Frame, root: Path, scales: FeatureScales | None, width: int
 ) -> dict[str, Any]:
-    """One frame. Boxes and points are in the LiDAR frame and metres; image coordinates are shares of width and height.
+    """Payload of one frame. Boxes and points are in the LiDAR frame and metres; image coordinates are shares of width and height.
 
     Args:
         frame: the index's entry of the frame.
-        width: images that are wider are made this wide, pixels.
+        width: width to which wider images are reduced, pixels.
 
     Returns:
         ``images``: six JPEGs; ``projection``: (6, 12) rows of the 3x4 matrix from the LiDAR frame to shares of the

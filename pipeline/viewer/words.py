@@ -1,4 +1,4 @@
-"""A store in words: its arrays with their bytes, and what made it."""
+"""A store in words: arrays with their bytes, and the manifest."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def _cells(row: dict[str, Any], share: str | None) -> tuple[str, ...]:
 
 
 def manifest_lines(manifest: dict[str, Any]) -> list[str]:
-    """What made a store: a heading per section, a line per entry."""
+    """Lines of a manifest: a heading per section, a line per entry."""
     lines = []
     for section in MADE_BY:
         entries = manifest.get(section)

@@ -146,11 +146,11 @@ def test_what_needs_whole_maps_is_refused_on_a_focal_store(project, store, dense
     for settings, message in (
         (dict(areas="annotations"), "distill.areas is annotations, but store .* dump.layout: dense"),
         (dict(areas="everywhere"), "distill.areas is everywhere, but store"),
-        (dict(head="trainable"), "distill.head is trainable, but store .* holds no whole BEV map"),
+        (dict(head="trainable"), "distill.head is trainable, but store .* includes no whole BEV map"),
     ):
         with pytest.raises(FD3DError, match=message):
             distiller(project, store, **settings)
-    with pytest.raises(FD3DError, match="distill.head is trainable, but store .* holds no whole BEV map"):
+    with pytest.raises(FD3DError, match="distill.head is trainable, but store .* includes no whole BEV map"):
         distiller(project, dense_stores["detr3d"], "detr3d", head="trainable")
     with pytest.raises(FD3DError, match="the student has a DETR3DHead; only BEVFormerHead"):
         distiller(project, dense_stores["bevformer"], "detr3d", head="trainable")

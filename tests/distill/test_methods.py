@@ -240,7 +240,7 @@ def test_responses_need_no_dense_store(project, store, source):
         ("heatmap", {"cell": 0}, "methods.heatmap.cell is 0.0; it must be positive"),
         ("response", {"min_score": 0}, r"methods.response.min_score is 0.0; it is a score in \(0, 1\)"),
         ("fgd", {"levels": [3]}, r"methods.fgd.levels is \[3\], but the store has levels 0..2"),
-        ("magic", {}, "method 'magic' is unknown; use plain or one of cwd, fd3d"),
+        ("magic", {}, "unknown method 'magic'; known: plain, cwd, fd3d"),
     ],
 )
 def test_wrong_settings_are_refused(project, dense_stores, method, settings, message):

@@ -159,11 +159,11 @@ def test_contradictory_settings_are_refused(settings, message):
 def test_an_expert_that_did_not_make_the_store_is_refused(pairs, project):
     (config, checkpoint), cfg, store = pairs["bevformer"]
     reader = StoreReader(store)
-    with pytest.raises(FD3DError, match=rf"store {store} was not made by checkpoint .*: its SHA-256 is"):
+    with pytest.raises(FD3DError, match=rf"store {store} was not made by checkpoint .*: the SHA-256 here is"):
         OnlineExpert(config, pairs["detr3d"][0][1], reader.manifest, reader.schema, store)
     with pytest.raises(FD3DError, match=r"was not made by config .*apprentice.py"):
         OnlineExpert(project / "configs/world/apprentice.py", checkpoint, reader.manifest, reader.schema, store)
     with pytest.raises(FD3DError, match="none.pth does not exist; give the one that made store"):
         OnlineExpert(config, Path("none.pth"), reader.manifest, reader.schema, store)
-    with pytest.raises(FD3DError, match="is given none"):
+    with pytest.raises(FD3DError, match="but no expert is given"):
         MODELS.build(distiller_config(cfg, store, "fd3d", DistillSettings(expert="online", history="queue")))

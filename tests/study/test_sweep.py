@@ -155,8 +155,8 @@ def test_parameters_are_the_profile_with_the_rows_overrides_and_the_stores_recip
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"store": "nowhere"}, "rows.fd3d.store is 'nowhere'; there are focal, dense"),
-        ({"expert": "nobody"}, "rows.fd3d.expert is 'nobody'; there are trained, steps-500"),
+        ({"store": "nowhere"}, "unknown store 'nowhere' in .*rows.fd3d; known: focal, dense"),
+        ({"expert": "nobody"}, "unknown expert 'nobody' in .*rows.fd3d; known: trained, steps-500"),
         ({"distil": {}}, "unknown setting experiments.main.rows.fd3d.distil; known: distill"),
         ("fd3d", "rows.fd3d is 'fd3d'; it must be a mapping"),
         ({"method": "magic"}, "rows.fd3d: unknown method 'magic'; known: plain, cwd, fd3d"),

@@ -159,8 +159,8 @@ def test_frames_are_chosen_in_row_order_up_to_the_limit(reader):
 @pytest.mark.parametrize(
     ("chosen", "error", "message"),
     [
-        ((None, None, 0), FD3DError, "--frames is 0; a page holds at least 1"),
-        ((["none"], None, 4), FD3DError, "has no scene none; it has scene-"),
+        ((None, None, 0), FD3DError, "--frames is 0; a page has at least 1"),
+        ((["none"], None, 4), FD3DError, "has no scene none; known: scene-"),
         ((None, ["none"], 4), StoreError, "has no frame none"),
         ((["a"], ["b"], 4), FD3DError, "--scene and --token exclude each other"),
     ],

@@ -55,7 +55,9 @@ def project_points(points: Tensor, lidar2img: Tensor, image_hw: tuple[int, int])
 
 
 class ProjectedCrossAttention(nn.Module):
-    """Cross-attention with one sample per camera and level at the projected reference, weighted by a sigmoid, zero where not visible.
+    """Cross-attention with one sample per camera and level at the projected reference.
+
+    Samples are weighted by a sigmoid, and are zero where the reference is not visible.
 
     The weights are no softmax and are not divided by the number of cameras (as published).
 
