@@ -6,7 +6,7 @@ import pytest
 
 from tests.imports import imports
 
-CODE = ("pipeline", "stages", "store_schema", "benchmarks")
+CODE = ("pipeline", "stages", "store_schema", "benchmarks", "tests")
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,7 @@ FORBIDDEN = (
     ("pipeline/expert/", ("pipeline/dumping/", "pipeline/distill/", "pipeline/training/")),
     ("pipeline/training/", ("pipeline/distill/", "pipeline/dumping/", "store_schema/")),
     ("pipeline/evaluation/", ("pipeline/distill/", "pipeline/dumping/", "pipeline/training/")),
+    ("tests/", ("benchmarks/",)),
     ("store_schema/reader.py", ("store_schema/writer.py", "store_schema/shards.py")),
     ("store_schema/verify.py", ("store_schema/writer.py", "store_schema/shards.py")),
 )

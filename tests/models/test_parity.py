@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.weights import fill
 from pipeline.models.bevformer.transformer import rotate_bev
 from pipeline.models.build import build_detector, load_config
-from tests.models.parity import Case, without_dropout
+from tests.models.parity import Case, fill, without_dropout
 
 KEYS = [
     ("bevformer/base", "bevformer_base"),

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import crash
 from store_schema import StoreError, StoreReader, verify
+from tests.store import crash
 
 PROJECT = Path(__file__).resolve().parents[2]
 STATISTICS = {"bev": {"mean": [0.0] * 32, "std": [1.0] * 32}}
@@ -50,7 +50,7 @@ def test_random_kills_of_main_and_writer_processes(tmp_path, capsys):
 EVERY_WINDOW = """
 import os, signal, sys
 from pathlib import Path
-from benchmarks import crash
+from tests.store import crash
 calm, folder, scenes, step, first = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 
 def fork(run):
@@ -160,10 +160,10 @@ def test_a_writer_process_that_outlived_its_dump_does_not_touch_a_finished_store
 
 
 def test_of_two_dumps_at_once_one_is_refused(tmp_path):
-    code = "import sys; from benchmarks import crash\nwith crash.open_writer(sys.argv[1], 4):\n print('open', flush=True); sys.stdin.read()"
+    code = "import sys; from tests.store import crash\nwith crash.open_writer(sys.argv[1], 4):\n print('open', flush=True); sys.stdin.read()"
     first = python(code, tmp_path / "store")
     assert first.stdout is not None and first.stdout.readline() == "open\n"
-    second = python("import sys; from benchmarks import crash; crash.dump(sys.argv[1], 4)", tmp_path / "store")
+    second = python("import sys; from tests.store import crash; crash.dump(sys.argv[1], 4)", tmp_path / "store")
     error = second.communicate(timeout=60)[1]
     assert second.returncode == 1 and "is being written by another process" in error.splitlines()[-1]
     first.kill()  # its lock goes with it

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import crash
 from store_schema import StoreError, StoreReader, StoreWriter, open_storage, verify
 from store_schema.storage import LOCK, RemoteStorage, remote
+from tests.store import crash
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCENES = 3  # two shards
@@ -67,7 +67,7 @@ def contents(url: str) -> dict[str, bytes]:
 
 
 def start(code: str, url: str) -> subprocess.Popen:
-    code = f"import sys; from benchmarks import crash; from store_schema.storage import remote; remote.LEASE_SECONDS = {LEASE}\n{code}"
+    code = f"import sys; from tests.store import crash; from store_schema.storage import remote; remote.LEASE_SECONDS = {LEASE}\n{code}"
     return subprocess.Popen(
         [sys.executable, "-c", code, url],
         cwd=PROJECT,

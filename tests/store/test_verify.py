@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import crash
 from pipeline.dumping.recompute import recompute
 from pipeline.errors import FD3DError
 from stages.cli import app
 from store_schema import StoreReader, StoreWriter, verify
 from store_schema.manifest import manifest_checksum
+from tests.store import crash
 
 SCENES = 4
 

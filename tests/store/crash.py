@@ -1,7 +1,7 @@
 """Kill a dump again and again at random moments and resume it: the store must come out bit for bit as if undisturbed.
 
-    python -m benchmarks.crash                 # 30 kills, two writer processes, prints a line per kill and the figures
-    python -m benchmarks.crash --kills 5
+    python -m tests.store.crash                 # 30 kills, two writer processes, prints a line per kill and the figures
+    python -m tests.store.crash --kills 5
 
 Frames are a seeded function of their token, so no expert is needed. Victims are the main process (its orphans go on
 writing beside the resumed dump), one writer process, or all of them; a quarter of the kills waits for finalising.
@@ -127,7 +127,7 @@ class Run:
     """A dump in a session of its own."""
 
     def __init__(self, path: Path, scenes: int, workers: int) -> None:
-        command = [sys.executable, "-m", "benchmarks.crash", "--dump", str(path)]
+        command = [sys.executable, "-m", "tests.store.crash", "--dump", str(path)]
         command += ["--scenes", str(scenes), "--workers", str(workers)]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
