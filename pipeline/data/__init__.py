@@ -14,3 +14,5 @@ CLASSES = (
     "traffic_cone",
 )
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
+GENERATED_BY = "world.json"
+"""Name of the file beside the tables of a generated data set with the settings that made it."""

@@ -1,13 +1,36 @@
 """Frames of reference: LiDAR, ego, global, camera; and the ego motion that BEVFormer reads."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
-from pyquaternion import Quaternion
+
+# What the index is made of must have the same bits on every processor. Additions, multiplications, divisions and roots are
+# exactly rounded everywhere; products of matrices by BLAS add in an order of the kernel's own, and sine, cosine and
+# arctangent differ in their last bit, so that these are rounded.
 
 
-def transform(translation: list[float], rotation: list[float]) -> np.ndarray:
+def cos_sin(angle: float) -> tuple[float, float]:
+    """Cosine and sine, rounded to ten decimals: the same on every processor."""
+    return round(math.cos(angle), 10), round(math.sin(angle), 10)
+
+
+def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Matrix product (..., n, k) times (k, m), added up in the order of k on every processor."""
+    total = a[..., 0, None] * b[0]
+    for k in range(1, len(b)):
+        total = total + a[..., k, None] * b[k]
+    return np.asarray(total)
+
+
+def transform(translation: Sequence[float], rotation: Sequence[float]) -> np.ndarray:
     """4x4 matrix from a nuScenes translation (metres) and quaternion (w, x, y, z)."""
+    norm = math.sqrt(sum(float(part) * float(part) for part in rotation))
+    w, x, y, z = (float(part) / norm for part in rotation)
     matrix = np.eye(4)
-    matrix[:3, :3] = Quaternion(rotation).rotation_matrix
+    matrix[0, :3] = 1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)
+    matrix[1, :3] = 2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)
+    matrix[2, :3] = 2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)
     matrix[:3, 3] = translation
     return matrix
 
@@ -16,7 +39,7 @@ def invert(matrix: np.ndarray) -> np.ndarray:
     """Inverse of a rigid 4x4 matrix."""
     out = np.eye(4)
     out[:3, :3] = matrix[:3, :3].T
-    out[:3, 3] = -matrix[:3, :3].T @ matrix[:3, 3]
+    out[:3, 3] = -product(matrix[:3, :3].T, matrix[:3, 3:])[:, 0]
     return out
 
 
@@ -34,8 +57,8 @@ def lidar2img(intrinsics: np.ndarray, lidar2cam: np.ndarray, scale: float = 1.0)
 
 
 def yaw_of(matrix: np.ndarray) -> float:
-    """Heading of a frame's x axis about z, radians."""
-    return float(np.arctan2(matrix[1, 0], matrix[0, 0]))
+    """Heading of a frame's x axis about z, radians, rounded to ten decimals."""
+    return round(math.atan2(matrix[1, 0], matrix[0, 0]), 10)
 
 
 def move_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -43,12 +66,11 @@ def move_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
     Yaw and velocity are turned in the plane, as nuScenes' own conversions do for upright boxes.
     """
-    out = boxes.copy()
-    out[:, :3] = boxes[:, :3] @ matrix[:3, :3].T + matrix[:3, 3]
-    heading = np.stack([np.cos(boxes[:, 6]), np.sin(boxes[:, 6]), np.zeros(len(boxes))], -1) @ matrix[:3, :3].T
-    out[:, 6] = np.arctan2(heading[:, 1], heading[:, 0])
-    velocity = np.concatenate([boxes[:, 7:9], np.zeros((len(boxes), 1))], -1) @ matrix[:3, :3].T
-    out[:, 7:9] = velocity[:, :2]
+    out, turn = boxes.copy(), matrix[:3, :3].T
+    out[:, :3] = product(boxes[:, :3], turn) + matrix[:3, 3]
+    heading = product(np.round(np.stack([np.cos(boxes[:, 6]), np.sin(boxes[:, 6])], -1), 10), turn[:2])
+    out[:, 6] = np.round(np.arctan2(heading[:, 1], heading[:, 0]), 9)
+    out[:, 7:9] = product(boxes[:, 7:9], turn[:2])[:, :2]
     return out
 
 

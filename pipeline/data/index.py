@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nuscenes.can_bus.can_bus_api import NuScenesCanBus
 from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.splits import create_splits_scenes
 from tqdm import tqdm
 
-from pipeline.data import CAMERAS, CLASSES
-from pipeline.data.geometry import invert, move_boxes, transform, yaw_of
+from pipeline.data import CAMERAS, CLASSES, GENERATED_BY
+from pipeline.data.can_bus import EgoStates
+from pipeline.data.geometry import invert, move_boxes, product, transform, yaw_of
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 
-FORMAT = 1
+FORMAT = 2
+"""Number of the index's format; 2 has the images' sizes in bytes."""
 _PER_FRAME = (
     "token",
     "scene_token",
@@ -34,6 +35,7 @@ _PER_FRAME = (
     "timestamp",
     "image_paths",
     "image_sizes",
+    "image_bytes",
     "intrinsics",
     "lidar2cam",
     "lidar2ego",
@@ -53,6 +55,7 @@ class Frame:
         timestamp: of the LiDAR sweep, microseconds.
         image_paths: six paths relative to the data root, order of ``CAMERAS``.
         image_sizes: (6, 2) rows and columns.
+        image_bytes: (6,) sizes of the image files in bytes, -1 of one that is missing; so another image is another index.
         intrinsics: (6, 3, 3) pixels.
         lidar2cam: (6, 4, 4) LiDAR frame at its time to camera frame at its own time, by way of the global frame.
         lidar2ego, ego2global: (4, 4) at the LiDAR's time.
@@ -74,6 +77,7 @@ class Frame:
     timestamp: int
     image_paths: tuple[str, ...]
     image_sizes: np.ndarray
+    image_bytes: np.ndarray
     intrinsics: np.ndarray
     lidar2cam: np.ndarray
     lidar2ego: np.ndarray
@@ -208,13 +212,15 @@ def split_scenes(root: str | Path, version: str) -> dict[str, list[str]]:
 
 
 def build_index(root: str | Path, version: str, out: str | Path) -> FrameIndex:
-    """Index a data set with the devkit and write the file ``out``, the same bytes for the same tables.
+    """Index a data set with the devkit and write the file ``out``, the same bytes for the same data set on every machine.
+
+    The index covers the images by their sizes in bytes, and the settings of a generated data set.
 
     Raises:
         FD3DError: a table or a camera is missing.
     """
     nusc = open_nuscenes(root, version)
-    poses = _CanBus(nusc, Path(root))
+    poses = EgoStates(nusc, Path(root))
     rows: dict[str, list[Any]] = {name: [] for name in (*_PER_FRAME, *_PER_BOX)}
     offsets, missing = [0], 0
     bar = tqdm(total=len(nusc.sample), unit="frame", disable=None)
@@ -230,7 +236,8 @@ def build_index(root: str | Path, version: str, out: str | Path) -> FrameIndex:
                 "prev": here - 1 if order else -1,
                 "next": here + 1 if order + 1 < len(tokens) else -1,
             }
-            missing += sum(not (Path(root) / path).exists() for path in frame["image_paths"])
+            frame["image_bytes"] = [_file_bytes(Path(root) / path) for path in frame["image_paths"]]
+            missing += frame["image_bytes"].count(-1)
             for name in _PER_FRAME:
                 rows[name].append(frame[name])
             for name in _PER_BOX:
@@ -246,31 +253,41 @@ def build_index(root: str | Path, version: str, out: str | Path) -> FrameIndex:
     for name in ("labels", "num_lidar_pts", "num_radar_pts", "visibility"):
         arrays[name] = np.array(rows[name], dtype=np.int64)
     arrays["instance"] = np.array(rows["instance"], dtype="U32")
+    generator = Path(root) / version / GENERATED_BY
     here_names = {scene["name"] for scene in nusc.scene}
     splits = {k: [n for n in names if n in here_names] for k, names in split_scenes(root, version).items()}
     arrays |= {
         "box_offsets": np.array(offsets),
         "format": np.array(FORMAT),
         "version": np.array(version),
+        "generator": np.array(generator.read_text() if generator.is_file() else ""),
         "splits": np.array(json.dumps({k: v for k, v in splits.items() if v})),
     }
     write_atomically(Path(out), lambda file: np.savez(file, **arrays), binary=True)
     return FrameIndex.load(out, root)
 
 
-def _frame(nusc: NuScenes, scene: dict, token: str, poses: "_CanBus") -> dict[str, Any]:
+def _file_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _frame(nusc: NuScenes, scene: dict, token: str, poses: "EgoStates") -> dict[str, Any]:
     sample = nusc.get("sample", token)
     absent = [channel for channel in (*CAMERAS, "LIDAR_TOP") if channel not in sample["data"]]
     if absent:
         raise FD3DError(f"sample {token} of {scene['name']} has no {absent[0]}; six cameras and LIDAR_TOP are needed")
     lidar = nusc.get("sample_data", sample["data"]["LIDAR_TOP"])
     lidar2ego, ego2global = _sensor_frames(nusc, lidar)
-    to_lidar = invert(ego2global @ lidar2ego)
+    lidar2global = product(ego2global, lidar2ego)
+    to_lidar = invert(lidar2global)
     cameras = [nusc.get("sample_data", sample["data"][name]) for name in CAMERAS]
     lidar2cam, intrinsics = [], []
     for camera in cameras:
         cam2ego, ego2global_cam = _sensor_frames(nusc, camera)
-        lidar2cam.append(invert(ego2global_cam @ cam2ego) @ ego2global @ lidar2ego)
+        lidar2cam.append(product(invert(product(ego2global_cam, cam2ego)), lidar2global))
         intrinsics.append(nusc.get("calibrated_sensor", camera["calibrated_sensor_token"])["camera_intrinsic"])
     boxes: dict[str, list[Any]] = {name: [] for name in _PER_BOX}
     for ann_token in sample["anns"]:
@@ -313,71 +330,3 @@ def _sensor_frames(nusc: NuScenes, data: dict) -> tuple[np.ndarray, np.ndarray]:
         transform(calibrated["translation"], calibrated["rotation"]),
         transform(pose["translation"], pose["rotation"]),
     )
-
-
-class _CanBus:
-    """Ego states from the CAN bus expansion; from ego poses where it is absent."""
-
-    def __init__(self, nusc: NuScenes, root: Path) -> None:
-        self.nusc = nusc
-        self.api = NuScenesCanBus(dataroot=str(root)) if (root / "can_bus").is_dir() else None
-        self.messages: dict[str, list[dict] | None] = {}
-        self.derived: set[str] = set()
-
-    def at(self, scene: dict, timestamp: int, ego2global: np.ndarray, real_part: float) -> np.ndarray:
-        """(18,) state at a time in microseconds; ``real_part`` is that of the ego pose's quaternion as recorded.
-
-        Layout (BEVFormer's data code): position 3, orientation 4, acceleration 3, rotation rate 3, velocity 3, yaw in
-        radians, yaw in degrees. Position and yaw are the ego pose's; the four orientation slots all hold the
-        quaternion's real part, as they do in the data that official checkpoints were trained on.
-        """
-        state = self._measured(scene, timestamp)
-        if state is None:
-            self.derived.add(scene["name"])
-            state = self._from_poses(scene, timestamp, ego2global)
-        yaw = yaw_of(ego2global) % (2 * np.pi)
-        return np.concatenate([ego2global[:3, 3], np.full(4, real_part), state, [yaw, np.degrees(yaw)]])
-
-    def warn(self) -> None:
-        """Say once how many scenes had no messages."""
-        if self.derived:
-            warnings.warn(
-                f"{len(self.derived)} scenes have no CAN bus poses; their ego motion is derived from ego poses",
-                stacklevel=3,
-            )
-
-    def _measured(self, scene: dict, timestamp: int) -> np.ndarray | None:
-        name = scene["name"]
-        if name not in self.messages:
-            self.messages[name] = None
-            if self.api is not None and (Path(self.api.can_dir) / f"{name}_pose.json").exists():
-                self.messages[name] = self.api.get_messages(name, "pose")
-        messages = self.messages[name]
-        if not messages:
-            return None
-        times = np.array([m["utime"] for m in messages])
-        # BEVFormer's data code reads these values from the first message *after* the frame; its checkpoints expect that.
-        message = messages[min(int(np.searchsorted(times, timestamp, side="right")), len(messages) - 1)]
-        return np.array([*message["accel"], *message["rotation_rate"], *message["vel"]])
-
-    def _from_poses(self, scene: dict, timestamp: int, ego2global: np.ndarray) -> np.ndarray:
-        """Velocity and yaw rate by differences of the neighbouring key frames' ego poses; acceleration zero."""
-        samples = [self.nusc.get("sample", scene["first_sample_token"])]
-        while samples[-1]["next"]:
-            samples.append(self.nusc.get("sample", samples[-1]["next"]))
-        poses = []
-        for sample in samples:
-            data = self.nusc.get("sample_data", sample["data"]["LIDAR_TOP"])
-            pose = self.nusc.get("ego_pose", data["ego_pose_token"])
-            poses.append((data["timestamp"], transform(pose["translation"], pose["rotation"])))
-        times = np.array([t for t, _ in poses], dtype=np.float64)
-        here = int(np.argmin(np.abs(times - timestamp)))
-        first, last = max(here - 1, 0), min(here + 1, len(poses) - 1)
-        state = np.zeros(9)
-        if last > first:
-            seconds = (times[last] - times[first]) / 1e6
-            moved = poses[last][1][:3, 3] - poses[first][1][:3, 3]
-            state[6:9] = ego2global[:3, :3].T @ moved / seconds
-            turned = yaw_of(poses[last][1]) - yaw_of(poses[first][1])
-            state[5] = (np.arctan2(np.sin(turned), np.cos(turned))) / seconds
-        return state

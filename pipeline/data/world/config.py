@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from pipeline.errors import FD3DError
 
+GENERATOR = 2
+"""Number of the algorithm; raised with each change of the code after which the same settings give other bytes."""
 ANNOTATION_RANGE = 55.0  # metres from the ego car; agents beyond have no box
 
 

@@ -12,15 +12,16 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from pipeline.data.geometry import cos_sin, product
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 
 from .appearance import agent_quads, clutter_quads
-from .config import ANNOTATION_RANGE, WorldConfig
+from .config import ANNOTATION_RANGE, GENERATOR, WorldConfig
 from .render import Light, draw
-from .rig import LIDAR_POSITION, LIDAR_ROTATION, rig
+from .rig import LIDAR_POSITION, rig
 from .scene import FRAME_SECONDS, Scene, make_scene, road_pose
-from .tables import SPLITS, remove_tables, scene_tables, write_tables
+from .tables import SPLITS, remove_tables, scene_tables, upright, write_tables
 
 _JPEG_QUALITY = 92
 # The devkit's CAN bus reader takes names of four digits only; real scenes end at 1110. Validation scenes have numbers,
@@ -48,7 +49,9 @@ def generate_world(root: Path, config: WorldConfig, workers: int = 2) -> dict[st
         records.mkdir(parents=True, exist_ok=True)  # first of all, so that a run killed in its first scene can go on
     except OSError as error:
         raise FD3DError(f"{root} cannot be written: {error.strerror}; choose another folder") from error
-    stamp = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:16]
+    stamp = hashlib.sha256(json.dumps({"generator": GENERATOR} | asdict(config), sort_keys=True).encode()).hexdigest()[
+        :16
+    ]
     counts = dict(zip(SPLITS, (config.train_scenes, config.val_scenes), strict=True))
     numbers = [(split, number) for split, count in counts.items() for number in range(count)]
     jobs = [(root, config, stamp, _FIRST_NUMBER[split] + n) for split, n in numbers]
@@ -97,17 +100,17 @@ def _make_one(job: tuple[Path, WorldConfig, str, int]) -> Path:
 
 def _to_global(poses: np.ndarray, origin: np.ndarray) -> np.ndarray:
     """Move x, y, yaw (..., >=3) of a scene to its place on the map."""
-    c, s = math.cos(origin[2]), math.sin(origin[2])
+    c, s = cos_sin(origin[2])
     x = origin[0] + c * poses[..., 0] - s * poses[..., 1]
     y = origin[1] + s * poses[..., 0] + c * poses[..., 1]
-    return np.stack([x, y, poses[..., 2] + origin[2]], -1)
+    return np.round(np.stack([x, y, poses[..., 2] + origin[2]], -1), 9)
 
 
 def _place(corners: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Corners (n, 4, 3) from an object's frame to the scene."""
-    c, s = math.cos(pose[2]), math.sin(pose[2])
+    c, s = cos_sin(pose[2])
     turn = np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
-    return corners @ turn.T + np.array([pose[0], pose[1], 0.0])
+    return product(corners, turn.T) + np.array([pose[0], pose[1], 0.0])
 
 
 def render_scene(root: Path, config: WorldConfig, number: int) -> dict[str, Any]:
@@ -201,7 +204,7 @@ def _write_points(path: Path, scene: Scene, t: int, points: np.ndarray, rng: np.
     angle = rng.uniform(-math.pi, math.pi, 300)
     radius = rng.choice([5.0, 8.0, 12.0, 18.0, 27.0], 300)
     clouds.append(np.column_stack([radius * np.cos(angle), radius * np.sin(angle), np.zeros(300)]))
-    c, s = math.cos(-scene.ego[t, 2]), math.sin(-scene.ego[t, 2])
+    c, s = cos_sin(-scene.ego[t, 2])
     for agent, count in zip(scene.agents, points, strict=True):
         if not count:
             continue
@@ -214,9 +217,9 @@ def _write_points(path: Path, scene: Scene, t: int, points: np.ndarray, rng: np.
         x, y, z = placed.T
         clouds.append(np.column_stack([c * x - s * y, s * x + c * y, z]))
     in_ego = np.concatenate(clouds)
-    in_lidar = (in_ego - np.array(LIDAR_POSITION)) @ LIDAR_ROTATION.rotation_matrix
-    cloud = np.zeros((len(in_lidar), 5), np.float32)
-    cloud[:, :3] = in_lidar
+    turn = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # the LiDAR looks to the right
+    cloud = np.zeros((len(in_ego), 5), np.float32)
+    cloud[:, :3] = np.round(product(in_ego - np.array(LIDAR_POSITION), turn), 4)
     _write_bytes(path, cloud.tobytes())
 
 
@@ -234,11 +237,11 @@ def _write_can_bus(path: Path, frames: list[dict[str, Any]]) -> None:
     messages = [
         {
             "utime": int(fine[i]),
-            "pos": [x[i], y[i], 0.0],
-            "orientation": [math.cos(yaw[i] / 2), 0.0, 0.0, math.sin(yaw[i] / 2)],
-            "accel": [accel[i], 0.0, 9.81],
-            "rotation_rate": [0.0, 0.0, gradient[2][i]],
-            "vel": [speed[i], 0.0, 0.0],
+            "pos": [round(float(x[i]), 9), round(float(y[i]), 9), 0.0],
+            "orientation": upright(yaw[i]),
+            "accel": [round(float(accel[i]), 7), 0.0, 9.81],
+            "rotation_rate": [0.0, 0.0, round(float(gradient[2][i]), 7)],
+            "vel": [round(float(speed[i]), 7), 0.0, 0.0],
         }
         for i in range(len(fine))
     ]

@@ -2,9 +2,10 @@
 
 import math
 
-import cv2
 import numpy as np
 from numba import njit
+
+from pipeline.data.geometry import cos_sin, product
 
 from .rig import Camera
 from .scene import LANE
@@ -182,9 +183,10 @@ class Light:
 
     def __init__(self, rng: np.random.Generator, strength: float) -> None:
         angle, height = rng.uniform(-math.pi, math.pi), rng.uniform(0.5, 1.2)
-        self.sun = np.array([math.cos(angle) * math.cos(height), math.sin(angle) * math.cos(height), math.sin(height)])
+        (ca, sa), (ch, sh) = cos_sin(angle), cos_sin(height)
+        self.sun = np.array([ca * ch, sa * ch, sh])
         self.ambient = rng.uniform(0.5, 0.7)
-        self.gain = float(np.exp(rng.normal(0, 0.18 * strength)))
+        self.gain = round(math.exp(rng.normal(0, 0.18 * strength)), 9)
         self.tint = 1 + rng.normal(0, 0.05 * strength, 3)
         self.texture = 0.08 * strength
         self.noise = 0.012 * strength
@@ -205,7 +207,7 @@ class Light:
         """Lambert shading: corners (n, 4, 3) in the scene's frame, colours (n, 3) -> (n, 3)."""
         normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 3] - corners[:, 0])
         normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
-        lit = self.ambient + (1 - self.ambient) * np.maximum(normal @ self.sun, 0.0)
+        lit = self.ambient + (1 - self.ambient) * np.maximum(product(normal, self.sun[:, None])[:, 0], 0.0)
         return colors * lit[:, None]
 
 
@@ -236,13 +238,13 @@ def draw(
     depth = np.empty((height, width), np.float32)
     owner, stamp = np.zeros((height, width), np.int32), np.zeros((height, width), np.int32)
     total = np.zeros(num_objects + 1, np.int64)
-    c, s = math.cos(ego[2]), math.sin(ego[2])
+    c, s = cos_sin(ego[2])
     turn = np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
-    rotation = turn @ camera.rotation
-    position = turn @ camera.position + np.array([ego[0], ego[1], 0.0])
+    rotation = product(turn, camera.rotation)
+    position = product(turn, camera.position[:, None])[:, 0] + np.array([ego[0], ego[1], 0.0])
     focal, cx, cy = (camera.intrinsic[i] * SUPERSAMPLE for i in ((0, 0), (0, 2), (1, 2)))
     _background(color, depth, rotation, position, focal, cx, cy, curvature, crossing, LANE, light.tones, seed)
-    corners = (quads[0] - position) @ rotation
+    corners = product(quads[0] - position, rotation)
     ahead = corners[..., 2].max(1) > _NEAR
     _raster(
         color,
@@ -262,7 +264,9 @@ def draw(
         seed,
     )
     seen = np.bincount(owner.ravel(), minlength=num_objects + 1)
-    image = cv2.resize(color, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    # the mean of each 2x2 block, added in one order; OpenCV's depends on the processor
+    quarters = [color[i::SUPERSAMPLE, j::SUPERSAMPLE] for i in range(SUPERSAMPLE) for j in range(SUPERSAMPLE)]
+    image = sum(quarters[1:], quarters[0]) / np.float32(SUPERSAMPLE**2)
     image = image * (light.gain * light.tint).astype(np.float32)
     noise = np.random.default_rng(seed).normal(0, light.noise, (size[0], size[1], 1)).astype(np.float32)
     image = (np.clip(image + noise, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -7,6 +7,7 @@ import numpy as np
 from pyquaternion import Quaternion
 
 from pipeline.data import CAMERAS
+from pipeline.data.geometry import cos_sin
 
 # name: position in the ego frame (m), yaw of the optical axis (degrees), focal length at 1600 columns (pixels)
 _MOUNTS = {
@@ -42,7 +43,7 @@ def rig(height: int, width: int) -> list[Camera]:
     cameras = []
     for name in CAMERAS:
         position, yaw, focal = _MOUNTS[name]
-        c, s = math.cos(math.radians(yaw)), math.sin(math.radians(yaw))
+        c, s = cos_sin(math.radians(yaw))
         rotation = np.array([[s, 0.0, c], [-c, 0.0, s], [0.0, -1.0, 0.0]])
         f = focal * width / 1600
         # the optical centre lies a little below the middle row, as on nuScenes (491 of 900 rows)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pipeline.data.geometry import cos_sin
+
 from .config import WorldConfig
 
 FRAME_SECONDS = 0.5
@@ -84,7 +86,8 @@ def road_pose(s: float, d: float, curvature: float) -> tuple[float, float, float
     if abs(curvature) < 1e-6:
         return s, d, 0.0
     angle, radius = s * curvature, 1.0 / curvature
-    return (radius - d) * math.sin(angle), radius - (radius - d) * math.cos(angle), angle
+    c, s = cos_sin(angle)
+    return (radius - d) * s, radius - (radius - d) * c, angle
 
 
 def make_scene(config: WorldConfig, number: int) -> Scene:
@@ -96,7 +99,7 @@ def make_scene(config: WorldConfig, number: int) -> Scene:
     speed = float(rng.choice([0.0, rng.uniform(2, 8), rng.uniform(4, 11)], p=[0.15, 0.5, 0.35]))
     travel = speed * times[-1]
     crossing = float(rng.uniform(-25, travel + 30))
-    ego = np.array([road_pose(speed * t, -LANE / 2, curvature) for t in times])
+    ego = np.round(np.array([road_pose(speed * t, -LANE / 2, curvature) for t in times]), 9)
     agents: list[Agent] = []
     tracks = [np.column_stack([ego[:, :2], np.full(frames, 2.6)])]  # x, y, radius: the ego car keeps its place
     for name, count in COUNTS.items():
@@ -109,7 +112,7 @@ def make_scene(config: WorldConfig, number: int) -> Scene:
                     agents.append(agent)
                     tracks.append(track)
                     break
-    origin = np.array([rng.uniform(300, 1500), rng.uniform(300, 1500), rng.uniform(-math.pi, math.pi)])
+    origin = np.round([rng.uniform(300, 1500), rng.uniform(300, 1500), rng.uniform(-math.pi, math.pi)], 9)
     return Scene(curvature, crossing, ego, agents, _draw_clutter(rng, config, curvature, crossing, travel), origin)
 
 
@@ -174,13 +177,14 @@ def _draw_agent(
     for t in times:
         if across or name == "pedestrian":
             x, y, heading = road_pose(s, 0.0, curvature)
-            left = np.array([-math.sin(heading), math.cos(heading)])
-            direction = np.array([math.cos(heading + yaw), math.sin(heading + yaw)])
+            c, s = cos_sin(heading)
+            left, direction = np.array([-s, c]), np.array(cos_sin(heading + yaw))
             x, y = np.array([x, y]) + left * d + direction * speed * t
         else:
             x, y, heading = road_pose(s + math.copysign(speed, math.cos(yaw)) * t, d, curvature)
         poses.append((x, y, heading + yaw, speed))
-    return Agent(name, (length, width, height), np.array(poses), attribute, int(rng.integers(2**31)))
+    size = round(length, 9), round(width, 9), round(height, 9)
+    return Agent(name, size, np.round(np.array(poses), 9), attribute, int(rng.integers(2**31)))
 
 
 def _draw_clutter(
@@ -201,4 +205,4 @@ def _draw_clutter(
         x, y, heading = road_pose(s, d, curvature)
         clearance = box[2] * 0.35 if kind == 1 else 0.0
         rows.append((x, y, heading + rng.normal(0, 0.05), *box, kind, rng.integers(2**31), clearance))
-    return np.array(rows, dtype=np.float64).reshape(-1, 9)
+    return np.round(np.array(rows, dtype=np.float64).reshape(-1, 9), 9)

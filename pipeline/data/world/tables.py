@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.data import CAMERAS
+from pipeline.data import CAMERAS, GENERATED_BY
+from pipeline.data.geometry import cos_sin
 from pipeline.files import write_atomically
 
-from .config import WorldConfig
+from .config import GENERATOR, WorldConfig
 from .rig import LIDAR_POSITION, LIDAR_ROTATION, rig
 from .scene import VEHICLES
 
@@ -76,7 +78,7 @@ def static_tables(config: WorldConfig) -> dict[str, Table]:
             "token": token("calibrated", "LIDAR_TOP"),
             "sensor_token": token("sensor", "LIDAR_TOP"),
             "translation": list(LIDAR_POSITION),
-            "rotation": list(LIDAR_ROTATION.elements),
+            "rotation": [round(float(part), 10) for part in LIDAR_ROTATION.elements],
             "camera_intrinsic": [],
         }
     )
@@ -108,7 +110,13 @@ def static_tables(config: WorldConfig) -> dict[str, Table]:
 def _quaternion(rotation: np.ndarray) -> list[float]:
     from pyquaternion import Quaternion
 
-    return list(Quaternion(matrix=rotation, atol=1e-6).elements)
+    return [round(float(part), 10) for part in Quaternion(matrix=rotation, atol=1e-6).elements]
+
+
+def upright(yaw: float) -> list[float]:
+    """Quaternion (w, x, y, z) of a turn about z, radians."""
+    c, s = cos_sin(yaw / 2)
+    return [c, 0.0, 0.0, s]
 
 
 def scene_tables(name: str, frames: list[dict[str, Any]], agents: list[dict[str, Any]]) -> dict[str, Table]:
@@ -139,7 +147,7 @@ def scene_tables(name: str, frames: list[dict[str, Any]], agents: list[dict[str,
                 {
                     "token": data,
                     "timestamp": frame["timestamp"],
-                    "rotation": [float(np.cos(yaw / 2)), 0.0, 0.0, float(np.sin(yaw / 2))],
+                    "rotation": upright(yaw),
                     "translation": [x, y, 0.0],
                 }
             )
@@ -186,7 +194,7 @@ def scene_tables(name: str, frames: list[dict[str, Any]], agents: list[dict[str,
                     "attribute_tokens": [token("attribute", agent["attribute"])] if agent["attribute"] else [],
                     "translation": [x, y, height / 2],
                     "size": [width, length, height],
-                    "rotation": [float(np.cos(yaw / 2)), 0.0, 0.0, float(np.sin(yaw / 2))],
+                    "rotation": upright(yaw),
                     "prev": rows[k - 1] if k else "",
                     "next": rows[k + 1] if k + 1 < len(rows) else "",
                     "num_lidar_pts": seen["points"],
@@ -232,6 +240,8 @@ def write_tables(root: Path, config: WorldConfig, scenes: dict[str, list[dict[st
     cv2.imwrite(str(mask), np.full((64, 64), 255, np.uint8))
     splits = {split: [part["scene"][0]["name"] for part in parts] for split, parts in scenes.items()}
     write_atomically(folder / "splits.json", lambda file: json.dump(splits, file, indent=1))
+    settings = {"generator": GENERATOR} | asdict(config)
+    write_atomically(folder / GENERATED_BY, lambda file: json.dump(settings, file, indent=1))
     for table in sorted(tables, key=lambda name: name == "scene"):
         write_atomically(folder / f"{table}.json", partial(json.dump, tables[table]))
     return {table: len(rows) for table, rows in tables.items()}
