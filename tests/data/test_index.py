@@ -1,4 +1,7 @@
 import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,7 +9,69 @@ import pytest
 from pipeline.data import CAMERAS, CLASSES
 from pipeline.data.geometry import can_bus_delta, lidar2img
 from pipeline.data.index import FrameIndex, build_index
+from pipeline.data.world.config import GENERATOR, WorldConfig
+from pipeline.data.world.generate import generate_world
 from pipeline.errors import FD3DError
+
+SMALL = WorldConfig(train_scenes=1, val_scenes=1, frames_per_scene=2, height=32, width=64)
+
+
+def indexed(root: Path, config: WorldConfig) -> FrameIndex:
+    generate_world(root / "world", config, 0)
+    return build_index(root / "world", config.version, root / "index.npz")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a world and its index; tests that change files copy the folder."""
+    root = tmp_path_factory.mktemp("small")
+    indexed(root, SMALL)
+    return root
+
+
+@pytest.mark.parametrize("setting", ["photometric", "clutter"])
+def test_settings_that_change_only_the_images_change_the_index(small: Path, tmp_path: Path, setting: str) -> None:
+    base, other = FrameIndex.load(small / "index.npz"), indexed(tmp_path, replace(SMALL, **{setting: 0.3}))
+    assert other.sha256 != base.sha256
+    assert (other.arrays["image_bytes"] != base.arrays["image_bytes"]).any()
+
+
+def test_the_same_settings_give_the_same_index_at_a_path_with_a_space(small: Path, tmp_path: Path) -> None:
+    assert indexed(tmp_path / "a folder", SMALL).sha256 == FrameIndex.load(small / "index.npz").sha256
+
+
+def test_an_image_of_another_size_is_another_index_and_a_missing_one_has_size_minus_one(
+    small: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(small / "world", tmp_path / "world")
+    before = FrameIndex.load(small / "index.npz")
+    sizes = [[(root / path).stat().st_size for path in frame.image_paths] for frame in before]
+    assert before.arrays["image_bytes"].dtype == np.int64 and before.arrays["image_bytes"].tolist() == sizes
+    changed, absent = (root / path for path in before[1].image_paths[2:4])
+    changed.write_bytes(changed.read_bytes() + b"x")
+    sizes[1][2] += 1
+    larger = build_index(root, SMALL.version, tmp_path / "larger.npz")
+    assert larger.arrays["image_bytes"].tolist() == sizes and larger.sha256 != before.sha256
+    absent.unlink()
+    sizes[1][3] = -1
+    with pytest.warns(UserWarning, match="1 image files .* are missing"):
+        assert build_index(root, SMALL.version, tmp_path / "absent.npz").arrays["image_bytes"].tolist() == sizes
+
+
+def test_the_generators_settings_are_part_of_the_index(small: Path, tmp_path: Path) -> None:
+    index = FrameIndex.load(small / "index.npz")
+    assert json.loads(str(index.arrays["generator"])) == {"generator": GENERATOR} | asdict(SMALL)
+    root = shutil.copytree(small / "world", tmp_path / "world")
+    (root / SMALL.version / "world.json").unlink()
+    without = build_index(root, SMALL.version, tmp_path / "index.npz")
+    assert str(without.arrays["generator"]) == "" and without.sha256 != index.sha256
+
+
+def test_an_index_of_an_older_format_is_refused(small: Path, tmp_path: Path) -> None:
+    arrays = FrameIndex.load(small / "index.npz").arrays
+    np.savez(tmp_path / "old.npz", **(arrays | {"format": np.array(1)}))
+    with pytest.raises(FD3DError, match="has format 1, this program reads 2; make it again"):
+        FrameIndex.load(tmp_path / "old.npz")
 
 
 def test_index_is_the_same_bytes_twice(world, world_index, tmp_path):

@@ -292,8 +292,9 @@ def test_settings_that_cannot_work_are_refused_by_name(change: dict[str, Any], n
 
 
 def test_no_progress_bar_without_a_terminal(tmp_path: Path) -> None:
-    call = "import sys, pathlib, pipeline.data.world as w; "
-    call += f"w.generate_world(pathlib.Path(sys.argv[1]), w.{SMALL}, 0)"
+    call = "import sys, pathlib; from pipeline.data.world.config import WorldConfig; "
+    call += "from pipeline.data.world.generate import generate_world; "
+    call += f"generate_world(pathlib.Path(sys.argv[1]), {SMALL}, 0)"
     done = subprocess.run([sys.executable, "-c", call, str(tmp_path / "w")], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
