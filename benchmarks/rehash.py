@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.study.grid import Grid
+from pipeline.study.grid import Grid, Training
 from pipeline.study.table import put_lines, read_table
 
 
@@ -22,7 +22,9 @@ def main(
 ) -> None:
     """Replace the hashes of a table's lines."""
     read = Grid(grid)
-    trainings = {(*row, t.family, t.method, str(t.seed)): t for t in read.trainings for row in t.rows}
+    trainings: dict[tuple[str, ...], Training] = {
+        (*row, t.family, t.method, str(t.seed)): t for t in read.trainings for row in t.rows
+    }
     hashes: dict[str, str] = {}
     changed, left = [], []
     for line in read_table(read.table):

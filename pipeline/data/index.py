@@ -24,7 +24,7 @@ from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 
 FORMAT = 2
-"""Number of the index's format; 2 has the images' sizes in bytes."""
+"""Number of the index's format; 2 has the images' sizes in bytes and the generator's settings."""
 _PER_FRAME = (
     "token",
     "scene_token",

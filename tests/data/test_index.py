@@ -1,16 +1,77 @@
 import json
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pyquaternion import Quaternion
 
 from pipeline.data import CAMERAS, CLASSES
-from pipeline.data.geometry import can_bus_delta, invert, lidar2img, transform
+from pipeline.data.geometry import can_bus_delta, lidar2img
 from pipeline.data.index import FrameIndex, build_index
-from pipeline.data.world.config import WorldConfig
+from pipeline.data.world.config import GENERATOR, WorldConfig
 from pipeline.data.world.generate import generate_world
 from pipeline.errors import FD3DError
+
+SMALL = WorldConfig(train_scenes=1, val_scenes=1, frames_per_scene=2, height=32, width=64)
+
+
+def indexed(root: Path, config: WorldConfig) -> FrameIndex:
+    generate_world(root / "world", config, 0)
+    return build_index(root / "world", config.version, root / "index.npz")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a world and its index; tests that change files copy the folder."""
+    root = tmp_path_factory.mktemp("small")
+    indexed(root, SMALL)
+    return root
+
+
+@pytest.mark.parametrize("setting", ["photometric", "clutter"])
+def test_settings_that_change_only_the_images_change_the_index(small: Path, tmp_path: Path, setting: str) -> None:
+    base, other = FrameIndex.load(small / "index.npz"), indexed(tmp_path, replace(SMALL, **{setting: 0.3}))
+    assert other.sha256 != base.sha256
+    assert (other.arrays["image_bytes"] != base.arrays["image_bytes"]).any()
+
+
+def test_the_same_settings_give_the_same_index_at_a_path_with_a_space(small: Path, tmp_path: Path) -> None:
+    assert indexed(tmp_path / "a folder", SMALL).sha256 == FrameIndex.load(small / "index.npz").sha256
+
+
+def test_an_image_of_another_size_is_another_index_and_a_missing_one_has_size_minus_one(
+    small: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(small / "world", tmp_path / "world")
+    before = FrameIndex.load(small / "index.npz")
+    sizes = [[(root / path).stat().st_size for path in frame.image_paths] for frame in before]
+    assert before.arrays["image_bytes"].dtype == np.int64 and before.arrays["image_bytes"].tolist() == sizes
+    changed, absent = (root / path for path in before[1].image_paths[2:4])
+    changed.write_bytes(changed.read_bytes() + b"x")
+    sizes[1][2] += 1
+    larger = build_index(root, SMALL.version, tmp_path / "larger.npz")
+    assert larger.arrays["image_bytes"].tolist() == sizes and larger.sha256 != before.sha256
+    absent.unlink()
+    sizes[1][3] = -1
+    with pytest.warns(UserWarning, match="1 image files .* are missing"):
+        assert build_index(root, SMALL.version, tmp_path / "absent.npz").arrays["image_bytes"].tolist() == sizes
+
+
+def test_the_generators_settings_are_part_of_the_index(small: Path, tmp_path: Path) -> None:
+    index = FrameIndex.load(small / "index.npz")
+    assert json.loads(str(index.arrays["generator"])) == {"generator": GENERATOR} | asdict(SMALL)
+    root = shutil.copytree(small / "world", tmp_path / "world")
+    (root / SMALL.version / "world.json").unlink()
+    without = build_index(root, SMALL.version, tmp_path / "index.npz")
+    assert str(without.arrays["generator"]) == "" and without.sha256 != index.sha256
+
+
+def test_an_index_of_an_older_format_is_refused(small: Path, tmp_path: Path) -> None:
+    arrays = FrameIndex.load(small / "index.npz").arrays
+    np.savez(tmp_path / "old.npz", **(arrays | {"format": np.array(1)}))
+    with pytest.raises(FD3DError, match="has format 1, this program reads 2; make it again"):
+        FrameIndex.load(tmp_path / "old.npz")
 
 
 def test_index_is_the_same_bytes_twice(world, world_index, tmp_path):
@@ -96,47 +157,3 @@ def test_excerpt_agrees_with_published_infos(excerpt_root, tmp_path):
         matrices = lidar2img(frame.intrinsics, frame.lidar2cam)
         for name, matrix in zip(CAMERAS, matrices, strict=True):
             np.testing.assert_allclose(matrix, np.array(want[name]), atol=1e-3)
-
-
-def built(root: Path, **settings: float) -> str:
-    """Hash of the index of a small world."""
-    config = WorldConfig(train_scenes=1, val_scenes=1, frames_per_scene=1, height=64, width=64, **settings)  # type: ignore[arg-type]
-    generate_world(root, config, workers=0)
-    return build_index(root, config.version, root.parent / f"{root.name}.npz").sha256
-
-
-def test_the_index_covers_images_and_the_settings_that_made_them(tmp_path: Path):
-    first = built(tmp_path / "My Disk" / "a")  # a path with a space
-    assert built(tmp_path / "b") == first
-    assert built(tmp_path / "c", photometric=0.3) != first
-    assert built(tmp_path / "d", clutter=0.5) != first
-    index = FrameIndex.load(tmp_path / "b.npz")
-    image = tmp_path / "b" / index[0].image_paths[2]
-    assert index[0].image_bytes[2] == image.stat().st_size
-    image.write_bytes(image.read_bytes() + b"x")
-    assert build_index(tmp_path / "b", "v1.0-world", tmp_path / "b2.npz").sha256 != first
-    image.unlink()
-    with pytest.warns(UserWarning, match="1 image files .* are missing"):
-        assert build_index(tmp_path / "b", "v1.0-world", tmp_path / "b3.npz")[0].image_bytes[2] == -1
-
-
-def test_images_of_another_generator_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    built(tmp_path / "a")
-    image = tmp_path / "a" / FrameIndex.load(tmp_path / "a.npz")[0].image_paths[0]
-    image.write_bytes(b"of the old code")
-    built(tmp_path / "a")
-    assert image.read_bytes() == b"of the old code"  # a scene that is done is not rendered again
-    monkeypatch.setattr("pipeline.data.world.generate.GENERATOR", 99)
-    built(tmp_path / "a")
-    assert image.read_bytes() != b"of the old code"
-
-
-def test_transforms_are_those_of_pyquaternion(excerpt_root: Path):
-    """The index's own arithmetic, the same on every processor, moves real poses by less than a nanometre."""
-    poses = json.loads((excerpt_root / "v1.0-mini/ego_pose.json").read_text())
-    for pose in poses:
-        want = Quaternion(pose["rotation"]).transformation_matrix
-        want[:3, 3] = pose["translation"]
-        ours = transform(pose["translation"], pose["rotation"])
-        np.testing.assert_allclose(ours, want, atol=1e-12, rtol=0)
-        np.testing.assert_allclose(invert(ours), np.linalg.inv(want), atol=1e-9, rtol=0)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pipeline.data.geometry import product
+
 from .scene import CYCLES, Agent
 
 Color = tuple[float, float, float]
@@ -56,7 +58,7 @@ class Quads:
         base = self.corners[self._start + list(_FACES).index(face)]
         origin, across, up = base[0], base[1] - base[0], base[3] - base[0]
         normal = np.cross(across, up)
-        lift = normal / np.linalg.norm(normal) * _LIFT
+        lift = normal / np.sqrt(product(normal[None], normal[:, None])[0]) * _LIFT
         shares = ((u[0], v[0]), (u[1], v[0]), (u[1], v[1]), (u[0], v[1]))
         self.corners.append(np.array([origin + across * a + up * b for a, b in shares]) + lift)
         self.colors.append(color)

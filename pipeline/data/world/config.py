@@ -1,11 +1,12 @@
 """Size and difficulty of the embedded world."""
 
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from pipeline.errors import FD3DError
 
-GENERATOR = 2
+GENERATOR = 3
 """Number of the algorithm; raised with each change of the code after which the same settings give other bytes."""
 ANNOTATION_RANGE = 55.0  # metres from the ego car; agents beyond have no box
 
@@ -58,3 +59,8 @@ class WorldConfig:
             raise FD3DError(f"world.lidar_range is {self.lidar_range}; it must be in 0..{ANNOTATION_RANGE} m")
         if not re.fullmatch(r"v1\.0-[\w-]+", self.version):
             raise FD3DError(f"world.version is '{self.version}'; it must be a name such as v1.0-world")
+
+    @property
+    def text(self) -> str:
+        """All settings and the algorithm's number as JSON: what a generated data set and its scenes record."""
+        return json.dumps({"generator": GENERATOR} | asdict(self), indent=1)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import multiprocessing
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 
 from .appearance import agent_quads, clutter_quads
-from .config import ANNOTATION_RANGE, GENERATOR, WorldConfig
+from .config import ANNOTATION_RANGE, WorldConfig
 from .render import Light, draw
 from .rig import LIDAR_POSITION, rig
 from .scene import FRAME_SECONDS, Scene, make_scene, road_pose
@@ -49,9 +48,7 @@ def generate_world(root: Path, config: WorldConfig, workers: int = 2) -> dict[st
         records.mkdir(parents=True, exist_ok=True)  # first of all, so that a run killed in its first scene can go on
     except OSError as error:
         raise FD3DError(f"{root} cannot be written: {error.strerror}; choose another folder") from error
-    stamp = hashlib.sha256(json.dumps({"generator": GENERATOR} | asdict(config), sort_keys=True).encode()).hexdigest()[
-        :16
-    ]
+    stamp = hashlib.sha256(config.text.encode()).hexdigest()[:16]
     counts = dict(zip(SPLITS, (config.train_scenes, config.val_scenes), strict=True))
     numbers = [(split, number) for split, count in counts.items() for number in range(count)]
     jobs = [(root, config, stamp, _FIRST_NUMBER[split] + n) for split, n in numbers]

@@ -5,13 +5,14 @@ import math
 import numpy as np
 from numba import njit
 
-from pipeline.data.geometry import cos_sin, product
+from pipeline.data.geometry import arctan2, cos_sin, product
 
 from .rig import Camera
 from .scene import LANE
 
 SUPERSAMPLE = 2
 _NEAR = 0.2  # metres
+_arctan2, _cos_sin = njit(cache=True)(arctan2), njit(cache=True)(cos_sin)
 
 
 @njit(cache=True)
@@ -43,7 +44,7 @@ def _background(
     colours of asphalt, marking, kerb, grass, low sky and high sky.
     """
     height, width = depth.shape
-    cos_c, sin_c = math.cos(crossing[2]), math.sin(crossing[2])
+    cos_c, sin_c = _cos_sin(crossing[2])
     for row in range(height):
         v = (row + 0.5 - cy) / focal
         for col in range(width):
@@ -62,9 +63,12 @@ def _background(
                 s, d = gx, gy
             else:
                 radius = 1.0 / curvature
-                r = math.hypot(gx, gy - radius)
+                r = math.sqrt(gx * gx + (gy - radius) * (gy - radius))
                 d = radius - math.copysign(r, radius)
-                s = math.atan2(gx * math.copysign(1.0, radius), (radius - gy) * math.copysign(1.0, radius)) * radius
+                s = 0.0
+                if abs(abs(d) - lane) < 0.1:  # the arc length decides the dashes alone
+                    side = math.copysign(1.0, radius)
+                    s = _arctan2(gx * side, (radius - gy) * side) * radius
             along = (gx - crossing[0]) * cos_c + (gy - crossing[1]) * sin_c  # across the side road
             kind = 3
             if abs(along) < lane:
@@ -206,7 +210,10 @@ class Light:
     def shade(self, corners: np.ndarray, colors: np.ndarray) -> np.ndarray:
         """Lambert shading: corners (n, 4, 3) in the scene's frame, colours (n, 3) -> (n, 3)."""
         normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 3] - corners[:, 0])
-        normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
+        length = np.sqrt(
+            normal[:, :1] * normal[:, :1] + normal[:, 1:2] * normal[:, 1:2] + normal[:, 2:] * normal[:, 2:]
+        )
+        normal /= np.maximum(length, 1e-9)
         lit = self.ambient + (1 - self.ambient) * np.maximum(product(normal, self.sun[:, None])[:, 0], 0.0)
         return colors * lit[:, None]
 

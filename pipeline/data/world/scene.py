@@ -86,8 +86,8 @@ def road_pose(s: float, d: float, curvature: float) -> tuple[float, float, float
     if abs(curvature) < 1e-6:
         return s, d, 0.0
     angle, radius = s * curvature, 1.0 / curvature
-    c, s = cos_sin(angle)
-    return (radius - d) * s, radius - (radius - d) * c, angle
+    cosine, sine = cos_sin(angle)
+    return (radius - d) * sine, radius - (radius - d) * cosine, angle
 
 
 def make_scene(config: WorldConfig, number: int) -> Scene:
@@ -177,8 +177,8 @@ def _draw_agent(
     for t in times:
         if across or name == "pedestrian":
             x, y, heading = road_pose(s, 0.0, curvature)
-            cosine, sine = cos_sin(heading)
-            left, direction = np.array([-sine, cosine]), np.array(cos_sin(heading + yaw))
+            ahead = cos_sin(heading)
+            left, direction = np.array([-ahead[1], ahead[0]]), np.array(cos_sin(heading + yaw))
             x, y = np.array([x, y]) + left * d + direction * speed * t
         else:
             x, y, heading = road_pose(s + math.copysign(speed, math.cos(yaw)) * t, d, curvature)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from pipeline.data import CAMERAS, GENERATED_BY
 from pipeline.data.geometry import cos_sin
 from pipeline.files import write_atomically
 
-from .config import GENERATOR, WorldConfig
+from .config import WorldConfig
 from .rig import LIDAR_POSITION, LIDAR_ROTATION, rig
 from .scene import VEHICLES
 
@@ -116,7 +115,7 @@ def _quaternion(rotation: np.ndarray) -> list[float]:
 def upright(yaw: float) -> list[float]:
     """Quaternion (w, x, y, z) of a turn about z, radians."""
     c, s = cos_sin(yaw / 2)
-    return [c, 0.0, 0.0, s]
+    return [round(c, 10), 0.0, 0.0, round(s, 10)]
 
 
 def scene_tables(name: str, frames: list[dict[str, Any]], agents: list[dict[str, Any]]) -> dict[str, Table]:
@@ -240,8 +239,7 @@ def write_tables(root: Path, config: WorldConfig, scenes: dict[str, list[dict[st
     cv2.imwrite(str(mask), np.full((64, 64), 255, np.uint8))
     splits = {split: [part["scene"][0]["name"] for part in parts] for split, parts in scenes.items()}
     write_atomically(folder / "splits.json", lambda file: json.dump(splits, file, indent=1))
-    settings = {"generator": GENERATOR} | asdict(config)
-    write_atomically(folder / GENERATED_BY, lambda file: json.dump(settings, file, indent=1))
+    write_atomically(folder / GENERATED_BY, lambda file: file.write(config.text))
     for table in sorted(tables, key=lambda name: name == "scene"):
         write_atomically(folder / f"{table}.json", partial(json.dump, tables[table]))
     return {table: len(rows) for table, rows in tables.items()}
