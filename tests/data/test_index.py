@@ -2,6 +2,7 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("setting", ["photometric", "clutter"])
 def test_settings_that_change_only_the_images_change_the_index(small: Path, tmp_path: Path, setting: str) -> None:
-    base, other = FrameIndex.load(small / "index.npz"), indexed(tmp_path, replace(SMALL, **{setting: 0.3}))
+    changed: dict[str, Any] = {setting: 0.3}
+    base, other = FrameIndex.load(small / "index.npz"), indexed(tmp_path, replace(SMALL, **changed))
     assert other.sha256 != base.sha256
     assert (other.arrays["image_bytes"] != base.arrays["image_bytes"]).any()
 
