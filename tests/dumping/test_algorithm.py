@@ -16,7 +16,9 @@ def test_rows_are_those_of_this_number_of_the_algorithm(store):
     """Fails when code makes other rows: raise ALGORITHM, so that old stores are not taken for new, and add what is found."""
     reader = StoreReader(store)
     frames = [reader.read(token) for token in reader.tokens]
-    found = {name: sum(len(frame[f"{name}/index"]) for frame in frames) for name in ("bev", "pv/0", "pv/1", "pv/2")}
+    found: dict[str, float] = {
+        name: sum(len(frame[f"{name}/index"]) for frame in frames) for name in ("bev", "pv/0", "pv/1", "pv/2")
+    }
     found["score"] = float(np.mean([frame["query/score"].mean() for frame in frames]))
     found["x"] = float(np.mean([np.abs(frame["query/boxes"][:, 0]).mean() for frame in frames]))
     print(found)
