@@ -49,7 +49,7 @@ def build(project: Path, store: Path, method: str, family: str = "bevformer", **
 
 
 def batch(cfg, model, source, store, rows=(1, 5)):
-    data = DATASETS.build(frame_dataset(cfg, source, train=True, targets=cached_targets(store)))
+    data = DATASETS.build(frame_dataset(cfg, source, train=True, targets=cached_targets(store) if store else ()))
     return model.data_preprocessor(collate([data[row] for row in rows]))
 
 
@@ -293,10 +293,12 @@ def test_the_command_trains_with_a_method_and_saves_the_plain_detector(
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["data"] |= {"root": str(world), "index": str(world_index)}
     params["methods"] = {"cwd": {"tau": 2.0}}
-    params["families"]["detr3d"]["apprentice"] = {
+    student = {
         "config": str(project / "configs/world/detr3d_apprentice.py"),
         "train": {"max_iters": 4, "workers": 0},
     }
+    expert = {"config": str(project / "configs/world/detr3d_expert.py")}
+    params["families"] = {"detr3d": {"expert": expert, "apprentice": student}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     command = [sys.executable, "-m", "stages.cli", "train", "--family", "detr3d", "--method", "cwd", "--out", "run"]
     command += ["--store", str(dense_stores["detr3d"])]
