@@ -188,7 +188,7 @@ def test_recompute_refuses_another_checkpoint_config_or_index(
 ):
     reader, other = StoreReader(store), tmp_path / "other.pth"
     other.write_bytes(expert_checkpoint.read_bytes() + b"x")
-    with pytest.raises(FD3DError, match="was not made by checkpoint .*other.pth: its SHA-256 is"):
+    with pytest.raises(FD3DError, match="was not made by checkpoint .*other.pth: the SHA-256 here is"):
         recompute(reader, expert_config, other, source.index, source.root, 1)
     apprentice = project / "configs/world/apprentice.py"
     with pytest.raises(FD3DError, match="was not made by config .*apprentice.py"):
