@@ -1,5 +1,6 @@
 """The profile, ``params.yaml``: read once, and checked whole before any stage works."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,6 +198,10 @@ def parse_profile(values: Mapping[str, Any], path: Path) -> Profile:
 
 def _family(name: str, values: Any, distill: dict[str, Any]) -> Family:
     where = f"families.{name}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == "evaluate":
+        raise FD3DError(
+            f"{where!r:.80}: a family's name is a folder below runs/; use letters, digits, _ and -, but not evaluate"
+        )
     values = mapping(values, where, ("expert", "apprentice", "distill"))
     expert = from_mapping(ExpertSettings, values.get("expert"), f"{where}.expert")
     student = from_mapping(StudentSettings, values.get("apprentice"), f"{where}.apprentice")

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import FD3DError
 
-_WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", Path: "a path"}
+_WORDS = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text", Path: "a path"}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise FD3DError(f"{path} does not exist; run from the project's root, or give another file")
     try:
         content = YAML(typ="safe").load(path.read_text())
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         told = " ".join(str(error).split())
         raise FD3DError(f"{path} is no YAML: {told[:200]}") from error
     if not isinstance(content, dict):
@@ -94,7 +95,7 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
             raise FD3DError(f"{where} is {value!r}; it must be a list")
         return tuple(_converted(entry, inner[0], f"{where}[{i}]") for i, entry in enumerate(value))
     fits = {
-        float: isinstance(value, int | float) and not isinstance(value, bool) and value == value,
+        float: isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max,
         int: isinstance(value, int) and not isinstance(value, bool),
         bool: isinstance(value, bool),
         str: isinstance(value, str),

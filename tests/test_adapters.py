@@ -50,7 +50,9 @@ def example(tmp_path_factory, world, world_index) -> Path:
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
     params["data"] |= {"root": str(world), "index": str(world_index)}
     apprentice = {"config": str(PROJECT / "configs/world/apprentice.py"), "train": {"max_iters": 4, "workers": 0}}
-    params["families"] = {"bevformer": {"expert": {"config": str(PROJECT / "configs/world/expert.py")}, "apprentice": apprentice}}
+    params["families"] = {
+        "bevformer": {"expert": {"config": str(PROJECT / "configs/world/expert.py")}, "apprentice": apprentice}
+    }
     params["distill"]["inherit"] = []  # as the page says
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     commands = re.findall(r"```\n((?:PYTHONPATH=. )?fd3d.*?)```", PAGE, re.DOTALL)[0].strip().splitlines()

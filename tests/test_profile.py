@@ -69,9 +69,21 @@ def changed(*places: tuple[str, Any]) -> dict[str, Any]:
         ("methods.fd3d", {}, r"unknown method methods.fd3d; .*fd3d's settings are the section 'distill'"),
         ("methods.plain", {"w_pv": 1}, r"unknown setting methods.plain.w_pv; known: inherit"),
         ("methods.cwd", {"tau": 0}, r"methods.cwd.tau is 0.0; it must be positive"),
-        ("distill.w_bev", "high", r"distill.w_bev is 'high'; it must be a number"),
-        ("distill.w_bev", True, r"distill.w_bev is True; it must be a number"),
-        ("distill.w_bev", float("nan"), r"distill.w_bev is nan; it must be a number"),
+        ("distill.w_bev", "high", r"distill.w_bev is 'high'; it must be a finite number"),
+        ("distill.w_bev", True, r"distill.w_bev is True; it must be a finite number"),
+        ("distill.w_bev", float("nan"), r"distill.w_bev is nan; it must be a finite number"),
+        ("distill.w_bev", float("inf"), r"distill.w_bev is inf; it must be a finite number"),
+        ("distill.w_bev", 10**400, r"distill.w_bev is 10*; it must be a finite number"),
+        ("world.photometric", float("inf"), r"world.photometric is inf; it must be a finite number"),
+        ("families", {"a/b": {}}, r"families.a/b.*: a family's name is a folder below runs/"),
+        ("families", {"evaluate": {}}, r"families.evaluate.*: a family's name is a folder below runs/"),
+        ("families.detr3d.apprentice.train.max_iters", 0, r"train.max_iters is 0; it must be at least 4"),
+        ("families.detr3d.apprentice.train.workers", -1, r"train.workers is -1; it must be at least 0"),
+        ("families.detr3d.apprentice.train.curve_every", 0, r"train.curve_every is 0; it must be at least 1"),
+        ("dump.frames_per_shard", 0, r"dump.frames_per_shard is 0; it must be at least 1"),
+        ("dump.autocast", "fp8", r"dump.autocast is 'fp8'; use bf16, fp16 or null"),
+        ("distill.levels", [0, 0], r"distill.levels is \[0, 0\]; give different numbers"),
+        ("distill.layers", [-1], r"distill.layers is \[-1\]; give different numbers from 0 on"),
         ("distill.block", 1.5, r"distill.block is 1.5; it must be a whole number"),
         ("distill.residual", "yes", r"distill.residual is 'yes'; it must be true or false"),
         ("distill.inherit", "pts_bbox_head", r"distill.inherit is 'pts_bbox_head'; it must be a list"),
@@ -105,7 +117,7 @@ def test_a_number_is_what_it_is_for_dvc(tmp_path: Path):
     assert profile.family().distill.w_bev == 0.05
     assert repr(profile.focal.bev_margin) == "1.0", "1 and 1.0 are one value, so one store"
     path.write_text(text.replace("w_bev: 1.0", "w_bev: yes"))
-    with pytest.raises(FD3DError, match="w_bev is 'yes'; it must be a number"):
+    with pytest.raises(FD3DError, match="w_bev is 'yes'; it must be a finite number"):
         read_profile(path)
 
 

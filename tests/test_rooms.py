@@ -1,5 +1,6 @@
 """The rooms of the code: which way imports point, and how long files are."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,20 @@ def arrows(project: Path) -> dict[str, set[str]]:
         name: {named[to] for to in imports(file, project) if to in named and to != file and to.name != "__init__.py"}
         for file, name in named.items()
         if file.name != "__init__.py"
+    }
+
+
+@pytest.fixture(scope="module")
+def packages(project: Path) -> dict[str, set[str]]:
+    """Files by name, with the packages that each imports itself, as in ``from pipeline import distill``."""
+    files = [file for folder in CODE for file in (project / folder).rglob("*.py")]
+    return {
+        file.relative_to(project).as_posix(): {
+            f"{to.parent.relative_to(project).as_posix()}/"
+            for to in imports(file, project)
+            if to.name == "__init__.py" and to.parent not in file.parents
+        }
+        for file in files
     }
 
 
@@ -72,10 +87,12 @@ FORBIDDEN = (
 
 
 @pytest.mark.parametrize(("room", "others"), FORBIDDEN, ids=lambda value: value if isinstance(value, str) else "")
-def test_arrows_point_one_way(arrows: dict[str, set[str]], room: str, others: tuple[str, ...]):
+def test_arrows_point_one_way(
+    arrows: dict[str, set[str]], packages: dict[str, set[str]], room: str, others: tuple[str, ...]
+):
     wrong = [
         f"{name} -> {to}"
-        for name, targets in arrows.items()
+        for name, targets in [*arrows.items(), *packages.items()]
         if name.startswith(room) and not name.startswith("tests/benchmarks/")  # these test them
         for to in targets
         if to.startswith(others)
@@ -94,3 +111,11 @@ def test_no_loose_file_at_the_top_of_the_library(project: Path):
     loose = {file.name for file in (project / "pipeline").glob("*.py")}
     assert loose == {"__init__.py", "errors.py", "files.py", "profile.py", "settings.py"}
     assert not list((project / "pipeline").rglob("utils*"))
+
+
+def test_no_import_hides_in_a_call(project: Path):
+    """Only the methods are loaded by name: the checks of rooms and of dvc.yaml see no other such import."""
+    for folder in ("pipeline", "stages", "store_schema"):
+        for file in (project / folder).rglob("*.py"):
+            if file.relative_to(project).as_posix() != "pipeline/distill/methods/__init__.py":
+                assert not re.search(r"import_module|__import__", file.read_text()), file

@@ -51,6 +51,10 @@ class MethodSettings:
             raise FD3DError(
                 f"{self.section}.expert is online but {self.section}.history is {self.history!r}; use scene or queue"
             )
+        for name in ("levels", "layers"):
+            numbers = getattr(self, name, None)
+            if numbers is not None and (len(set(numbers)) != len(numbers) or any(number < 0 for number in numbers)):
+                raise FD3DError(f"{self.section}.{name} is {list(numbers)}; give different numbers from 0 on")
         for name in (f.name for f in fields(self) if f.name.startswith("w_")):
             self._at_least(name, 0)
 

@@ -36,6 +36,12 @@ class DumpSettings:
             raise FD3DError(
                 "dump.values is uint8 but dump.layout is dense; dense maps are float16 or float32, or use layout focal"
             )
+        if self.frames_per_shard < 1:
+            raise FD3DError(f"dump.frames_per_shard is {self.frames_per_shard}; it must be at least 1")
+        if self.autocast not in (None, "bf16", "fp16"):
+            raise FD3DError(f"dump.autocast is '{self.autocast}'; use bf16, fp16 or null")
+        if self.seed < 0:
+            raise FD3DError(f"dump.seed is {self.seed}; it must not be negative")
         if self.layers is not None and self.layers < 1:
             raise FD3DError(f"dump.layers is {self.layers}; it must be at least 1, or null for all layers")
 

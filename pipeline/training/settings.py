@@ -34,6 +34,23 @@ class RunSettings:
     snapshots: tuple[int, ...] = ()
     """Iterations whose weights are kept besides the last ones, as ``detector-ITERATION.pth``."""
 
+    def __post_init__(self) -> None:
+        least = {
+            "seed": 0,
+            "max_iters": 4,
+            "workers": 0,
+            "threads": 1,
+            "checkpoint_every": 1,
+            "cache_mb": 0,
+            "curve_every": 1,
+        }
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise FD3DError(f"train.{name} is {value}; it must be at least {lowest}")
+        if self.seed >= 2**32:
+            raise FD3DError(f"train.seed is {self.seed}; it must be below 2**32")
+
 
 @dataclass(frozen=True)
 class Inheritance:

@@ -161,7 +161,7 @@ def test_parameters_are_the_profile_with_the_rows_overrides_and_the_stores_recip
         ("fd3d", "rows.fd3d is 'fd3d'; it must be a mapping"),
         ({"method": "magic"}, "rows.fd3d: unknown method 'magic'; known: plain, cwd, fd3d"),
         ({"distill": {"w_bevv": 1}}, "rows.fd3d: unknown setting distill.w_bevv; known: .*w_bev"),
-        ({"distill": {"w_bev": "much"}}, "rows.fd3d: distill.w_bev is 'much'; it must be a number"),
+        ({"distill": {"w_bev": "much"}}, "rows.fd3d: distill.w_bev is 'much'; it must be a finite number"),
         ({"distill": {"rule": {"num_queries": 70}}}, "rows.fd3d: distill.rule.num_queries is 70, but the store covers"),
         (
             {"method": "cwd", "store": "focal"},
