@@ -38,6 +38,23 @@ class DataSettings:
     generate: tuple[str, ...] = ()
     """Embedded data sets to generate below ``data/``; none for data of your own."""
 
+    def __post_init__(self) -> None:
+        if self.train == self.val:
+            raise FD3DError(
+                f"data.train and data.val are both '{self.val}'; name another split of {self.version} for one, or detectors are "
+                "judged by the frames that they were trained on"
+            )
+        if self.generated and self.root.name not in self.generate:
+            raise FD3DError(
+                f"data.root {self.root} is none of the data sets that data.generate makes, "
+                f"{', '.join(f'data/{name}' for name in self.generate)}; name one of these, or leave generate empty"
+            )
+
+    @property
+    def generated(self) -> bool:
+        """Whether the root lies where ``generate`` writes."""
+        return bool(self.generate) and self.root.parent == Path("data")
+
     def source(self, split: str) -> FrameSource:
         """Frames of the split ``train`` or ``val``."""
         return FrameSource(self.index, self.root, getattr(self, split))
@@ -179,15 +196,21 @@ def parse_profile(values: Mapping[str, Any], path: Path) -> Profile:
     cluster: ClusterSettings = from_mapping(ClusterSettings, dump.pop("cluster", None), "dump.cluster")
     settings: DumpSettings = from_mapping(DumpSettings, dump, "dump", rule=rule)
     families = {
-        str(name): _family(str(name), family, mapping(values.get("distill"), "distill"))
+        name: _family(name, family, mapping(values.get("distill"), "distill"))
         for name, family in mapping(values["families"], "families").items()
     }
     for family in families.values():
         _check_stored(family.distill, settings)
+    data: DataSettings = from_mapping(DataSettings, values["data"], "data")
+    world: WorldConfig = from_mapping(WorldConfig, values.get("world"), "world")
+    if data.generated and data.version != world.version:
+        raise FD3DError(
+            f"data.version is {data.version}, but world.version, which data.generate writes, is {world.version}"
+        )
     return Profile(
         path=path,
-        data=from_mapping(DataSettings, values["data"], "data"),
-        world=from_mapping(WorldConfig, values.get("world"), "world"),
+        data=data,
+        world=world,
         families=families,
         focal=rule,
         dump=settings,
@@ -196,9 +219,9 @@ def parse_profile(values: Mapping[str, Any], path: Path) -> Profile:
     )
 
 
-def _family(name: str, values: Any, distill: dict[str, Any]) -> Family:
+def _family(name: Any, values: Any, distill: dict[str, Any]) -> Family:
     where = f"families.{name}"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == "evaluate":
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == "evaluate":
         raise FD3DError(
             f"{where!r:.80}: a family's name is a folder below runs/; use letters, digits, _ and -, but not evaluate"
         )
@@ -209,7 +232,11 @@ def _family(name: str, values: Any, distill: dict[str, Any]) -> Family:
         if not config.is_file():
             raise FD3DError(f"{where}.{role}.config {config} does not exist; see configs/ for those that ship")
     own = mapping(values.get("distill"), f"{where}.distill")
-    return Family(name, expert, student, DistillSettings.from_dict(merged(distill, own)))
+    try:
+        settings = DistillSettings.from_dict(merged(distill, own))
+    except FD3DError as error:
+        raise FD3DError(f"{where}: {error}" if own else str(error)) from error
+    return Family(name, expert, student, settings)
 
 
 def _methods(values: Any) -> dict[str, MethodSettings | PlainSettings]:

@@ -12,9 +12,10 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, SettingError
 
 _WORDS = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text", Path: "a path"}
+_LONGEST_NAME = 255  # bytes of a file's name that file systems take
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -80,7 +81,10 @@ def from_mapping(kind: Any, values: Any, where: str, **ready: Any) -> Any:
     for f in dataclasses.fields(kind):
         if f.default is f.default_factory is dataclasses.MISSING and f.name not in made:
             raise FD3DError(f"{where} has no {f.name}; give {_WORDS.get(hints[f.name], 'it a value')}")
-    return kind(**made)
+    try:
+        return kind(**made)
+    except SettingError as error:
+        raise FD3DError(f"{where}.{error}") from error
 
 
 def _converted(value: Any, hint: Any, where: str) -> Any:
@@ -98,11 +102,16 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
         float: isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max,
         int: isinstance(value, int) and not isinstance(value, bool),
         bool: isinstance(value, bool),
-        str: isinstance(value, str),
-        Path: isinstance(value, str | Path),
+        str: isinstance(value, str) and bool(value.strip()),
+        Path: isinstance(value, str | Path) and _is_path(str(value)),
     }
     if hint not in fits:
         raise TypeError(f"{where}: settings have no type {hint}")
     if not fits[hint]:
-        raise FD3DError(f"{where} is {value!r}; it must be {_WORDS[hint]}")
+        raise FD3DError(f"{where} is {value!r:.80}; it must be {_WORDS[hint]}")
     return hint(value)
+
+
+def _is_path(text: str) -> bool:
+    parts = Path(text).parts
+    return bool(text.strip()) and "\0" not in text and all(len(part.encode()) <= _LONGEST_NAME for part in parts)

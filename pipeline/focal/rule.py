@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, SettingError
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class FocalRule:
 
     def __post_init__(self) -> None:
         if self.num_queries < 1:
-            raise FD3DError(f"focal.num_queries is {self.num_queries}; it must be at least 1")
+            raise SettingError(f"num_queries is {self.num_queries}; it must be at least 1")
         if not 0 <= self.min_score < 1:
-            raise FD3DError(f"focal.min_score is {self.min_score}; it is a score in [0, 1)")
+            raise SettingError(f"min_score is {self.min_score}; it is a score in [0, 1)")
         for name in ("bev_margin", "pv_margin"):
             if getattr(self, name) < 0:
-                raise FD3DError(f"focal.{name} is {getattr(self, name)}; it must not be negative")
+                raise SettingError(f"{name} is {getattr(self, name)}; it must not be negative")
 
     def to_dict(self) -> dict[str, float | int]:
         """Plain values for a manifest."""

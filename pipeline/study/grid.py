@@ -2,7 +2,6 @@
 
 import copy
 import json
-import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from pipeline.distill.settings import PLAIN
 from pipeline.errors import FD3DError
 from pipeline.profile import Profile, parse_profile
 from pipeline.settings import mapping, merged, read_yaml
+from pipeline.study.checks import name_of, names_of, seeds_of
 from pipeline.study.hashes import resolved_config, sha256, short_hash
 
 Params = dict[str, Any]
@@ -75,17 +75,6 @@ class Training:
         )
 
 
-def _seeds(values: Any, where: str) -> list[int]:
-    """Seeds of a list, a number, or a text as '0-4'."""
-    span = re.fullmatch(r"(\d+)-(\d+)", values) if isinstance(values, str) else None
-    if span:
-        return list(range(int(span[1]), int(span[2]) + 1))
-    seeds = values if isinstance(values, list) else [values]
-    if not all(isinstance(seed, int) for seed in seeds):
-        raise FD3DError(f"{where} is '{values}'; give a list of numbers, or first-last")
-    return seeds
-
-
 class Grid:
     """A grid file and the profile that it stands on.
 
@@ -101,16 +90,22 @@ class Grid:
         for key in sorted(_GRID_KEYS):
             if key not in values:
                 raise FD3DError(f"{path} has no '{key}'")
+        for key in ("profile", "runs", "table"):
+            if not isinstance(values[key], str) or not values[key].strip():
+                raise FD3DError(f"{path}: {key} is {values[key]!r:.80}; it must be a path")
         self.profile_path = Path(values["profile"])
         self.profile = read_yaml(self.profile_path)
         parse_profile(self.profile, self.profile_path)
         self.runs, self.table = Path(values["runs"]), Path(values["table"])
         self.experts = {
-            name: mapping(v, f"experts.{name}", ("snapshot", "config"))
+            name_of(name, "a name in experts"): mapping(v, f"experts.{name}", ("snapshot", "config"))
             for name, v in mapping(values["experts"], "experts").items()
         }
+        for name, expert in self.experts.items():
+            if type(expert.get("snapshot", 1)) is not int or not isinstance(expert.get("config", ""), str):
+                raise FD3DError(f"experts.{name} is {expert!r:.80}; snapshot is a whole number, config a path")
         self.stores = {
-            name: mapping(v, f"stores.{name}", ("focal", "dump"))
+            name_of(name, "a name in stores"): mapping(v, f"stores.{name}", ("focal", "dump"))
             for name, v in mapping(values["stores"], "stores").items()
         }
         if not self.experts:
@@ -138,20 +133,22 @@ class Grid:
 
     def _expanded(self, groups: Params) -> Iterator[tuple[Training, tuple[str, str]]]:
         for group, body in groups.items():
+            name_of(group, "a group's name in experiments")
             where = f"experiments.{group}"
             body = mapping(body, where, _GROUP_KEYS)
-            seeds = _seeds(body.get("seeds", [0]), f"{where}.seeds")
-            for family in body.get("families", list(self.profile["families"])):
+            seeds = seeds_of(body.get("seeds", [0]), f"{where}.seeds")
+            for family in names_of(body.get("families", list(self.profile["families"])), f"{where}.families"):
                 if family not in self.profile["families"]:
                     raise FD3DError(f"{where}.families: unknown family '{family}' in {self.profile_path}")
                 used: dict[str, None] = {}
                 students = []
                 for name, row in mapping(body.get("rows"), f"{where}.rows").items():
-                    for training, label in self._row(f"{where}.rows.{name}", str(name), row, family, body.get("store")):
+                    name_of(name, f"a row's name in {where}.rows")
+                    for training, label in self._row(f"{where}.rows.{name}", name, row, family, body.get("store")):
                         used[training.expert] = None
                         students += [(training, label, seed) for seed in seeds]
                 for expert in used:
-                    train = self.profile["families"][family]["expert"].get("train", {})
+                    train = self.profile["families"][family]["expert"].get("train") or {}
                     label = EXPERT if expert == self._first_expert else f"{EXPERT}-{expert}"
                     yield Training(family, EXPERT, train.get("seed", 0), expert, None, {}), (group, label)
                 for training, label, seed in students:
@@ -168,10 +165,12 @@ class Grid:
         method = row.get("method", name)
         overrides = _for_family({key: row[key] for key in _OVERRIDES if key in row}, family)
         recipe = None if method == PLAIN else row.get("store", store)
+        recipe = recipe if recipe is None else name_of(recipe, f"{where}.store")
         if recipe is not None and recipe not in self.stores:
             raise FD3DError(f"unknown store '{recipe}' in {where}; known: {', '.join(self.stores)}")
         several = isinstance(row.get("expert"), list)
-        for expert in row["expert"] if several else [row.get("expert", self._first_expert)]:
+        named = row.get("expert", self._first_expert)
+        for expert in names_of(named, f"{where}.expert") if several else [name_of(named, f"{where}.expert")]:
             if expert not in self.experts:
                 raise FD3DError(f"unknown expert '{expert}' in {where}; known: {', '.join(self.experts)}")
             yield Training(family, method, 0, expert, recipe, overrides), f"{name}-{expert}" if several else name

@@ -178,6 +178,31 @@ def test_an_unknown_name_in_a_grid_is_refused(place, row, message):
         read(main={"rows": {"fd3d": row}})
 
 
+@pytest.mark.parametrize(
+    ("main", "message"),
+    [
+        ({"seeds": "4-0"}, r"experiments.main.seeds is '4-0'; first-last counts upwards"),
+        ({"seeds": "0-100000"}, r"experiments.main.seeds is '0-100000'; .* 1000 seeds at most"),
+        ({"seeds": []}, r"experiments.main.seeds is \[\]; give a list of different numbers"),
+        ({"seeds": -1}, r"experiments.main.seeds is -1; give a list of different numbers from 0 on"),
+        ({"seeds": True}, r"experiments.main.seeds is True; give"),
+        ({"seeds": [0, 0]}, r"experiments.main.seeds is \[0, 0\]; give a list of different numbers"),
+        ({"families": None}, r"experiments.main.families is None; give a list of names"),
+        ({"families": "bevformer"}, r"experiments.main.families is 'bevformer'; give a list of names"),
+        ({"store": ["focal"], "rows": {"fd3d": {}}}, r"experiments.main.rows.fd3d.store is \['focal'\]; a name is"),
+        (
+            {"rows": {"fd3d": {"expert": [["trained"]], "store": "focal"}}},
+            r"rows.fd3d.expert is \['trained'\]; a name is",
+        ),
+        ({"rows": {"fd3d": {"expert": None, "store": "focal"}}}, r"rows.fd3d.expert is None; a name is"),
+        ({"rows": {"a/b": {"method": "plain"}}}, r"a row's name in experiments.main.rows is 'a/b'; a name is"),
+    ],
+)
+def test_wrong_names_and_seeds_are_refused(place, main, message):
+    with pytest.raises(FD3DError, match=message):
+        read(main={"rows": {"plain": {}}} | main)
+
+
 def test_a_choice_that_is_not_there_is_refused(place):
     with pytest.raises(FD3DError, match="no row 'fd4d'; it has expert, fd3d, mgd, plain, pv"):
         chosen(read().trainings, (), (), ["fd4d"], ())

@@ -50,8 +50,8 @@ class WorldConfig:
             raise FD3DError("world.train_scenes is at most 6000 and world.val_scenes at most 2000")
         if self.frames_per_scene > 120:
             raise FD3DError(f"world.frames_per_scene is {self.frames_per_scene}; use 120 at most")
-        if self.height < 32 or self.width < 32 or self.height % 2 or self.width % 2:
-            raise FD3DError(f"world image size is {self.height}x{self.width}; use even sizes of at least 32")
+        if any(not 32 <= size <= 4096 or size % 2 for size in (self.height, self.width)):
+            raise FD3DError(f"world image size is {self.height}x{self.width}; use even sizes of 32 to 4096")
         for name in ("density", "clutter", "photometric"):
             if not getattr(self, name) >= 0:
                 raise FD3DError(f"world.{name} is {getattr(self, name)}; it must not be negative")
