@@ -1,0 +1,104 @@
+"""Whether detectors learn real pixels: five key frames of nuScenes by heart, plain and with FD3D.
+
+A small detector is trained from random weights on all frames of a few scenes, at a quarter of the image size, and evaluated on
+the same frames by the devkit: the mAP over the classes that are there nears 1 when images, calibration, boxes and losses fit
+each other. Then the detector is dumped, and the same detector is trained again, from random weights, with FD3D's losses::
+
+    python -m benchmarks.overfit --root NUSCENES --version v1.0-mini --family detr3d
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.data.index import FrameIndex, build_index, open_nuscenes
+from pipeline.data.source import FrameSource
+from pipeline.distill.apprentice import train_apprentice
+from pipeline.distill.settings import DistillSettings
+from pipeline.dumping.dump import dump
+from pipeline.dumping.settings import DumpSettings
+from pipeline.evaluation.run import evaluate_detector
+from pipeline.focal.rule import FocalRule
+from pipeline.training.plain import train_plain
+from pipeline.training.settings import RunSettings
+
+SPLIT = "overfit"
+
+
+def place(root: Path, version: str, scenes: list[str], out: Path) -> str:
+    """A data root of links with a split of the scenes; the version's name, since the devkit forbids new splits of its own ones."""
+    own = "v1.0-overfit"
+    out.mkdir(parents=True, exist_ok=True)
+    for path in root.iterdir():
+        if path.is_dir() and not (link := out / (own if path.name == version else path.name)).exists():
+            link.symlink_to(path.resolve())
+    (out / "splits.json").write_text(json.dumps({SPLIT: scenes}))
+    return own
+
+
+def present(root: Path, version: str) -> set[str]:
+    """Classes of which the devkit counts a box: within the class's range, with a LiDAR or radar point."""
+    from nuscenes.eval.common.config import config_factory
+    from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes, load_gt
+    from nuscenes.eval.detection.data_classes import DetectionBox
+
+    nusc = open_nuscenes(root, version)
+    boxes = filter_eval_boxes(
+        nusc,
+        add_center_dist(nusc, load_gt(nusc, SPLIT, DetectionBox)),
+        config_factory("detection_cvpr_2019").class_range,
+    )
+    return {box.detection_name for box in boxes.all}
+
+
+def main(
+    root: Annotated[Path, typer.Option(help="Root of the data set.")],
+    version: Annotated[str, typer.Option(help="Folder of the tables.")] = "v1.0-mini",
+    scene: Annotated[list[str], typer.Option(help="Scene to learn, repeatable.")] = ["scene-0061", "scene-0103"],  # noqa: B006
+    family: Annotated[str, typer.Option(help="bevformer or detr3d.")] = "bevformer",
+    steps: Annotated[int, typer.Option(help="Optimiser steps of each training.")] = 2000,
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/overfit"),
+    distil: Annotated[bool, typer.Option(help="Whether to train with FD3D too.")] = True,
+) -> None:
+    """Train, evaluate and print the mAP over the classes that are there, plain and with FD3D."""
+    config, folder = Path(f"configs/benchmark/overfit_{family}.py"), out / family
+    own = place(root, version, scene, out / "data")
+    index = out / "index.npz"
+    build_index(out / "data", own).save(index)
+    source = FrameSource(index, out / "data", SPLIT)
+    there = present(out / "data", own)
+    print(f"{len(FrameIndex.load(index, out / 'data').split(SPLIT))} frames, classes {', '.join(sorted(there))}")
+    run = RunSettings(max_iters=steps, workers=1, curve_every=max(1, steps // 20))
+
+    def judge(method: str) -> None:
+        trained = folder / method / "detector.pth"
+        found = evaluate_detector(config, trained, source, own, folder / method, folder / f"{method}.json", 1)
+        ap = [found["AP"][name] for name in sorted(there)]
+        print(f"{family} {method}: mAP over {len(ap)} classes {sum(ap) / len(ap):.1f}, NDS {found['NDS']}", flush=True)
+
+    facts = train_plain(config, source, folder / "plain" / "detector.pth", run)
+    print(f"{family} plain: {facts['seconds']} s", flush=True)
+    judge("plain")
+    if not distil:
+        return
+    rule = FocalRule()
+    made = folder / "store"
+    dump(folder / "plain" / "config.py", folder / "plain" / "detector.pth", source, made, DumpSettings(rule), replace=True)
+    facts = train_apprentice(
+        config,
+        "fd3d",
+        DistillSettings(inherit=()),
+        source=source,
+        store=made,
+        expert=folder / "plain" / "detector.pth",
+        out=folder / "fd3d" / "detector.pth",
+        run=run,
+    )
+    print(f"{family} fd3d: {facts['seconds']} s", flush=True)
+    judge("fd3d")
+
+
+if __name__ == "__main__":
+    typer.run(main)
