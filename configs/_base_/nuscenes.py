@@ -12,4 +12,5 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=35),
 )
 schedule = dict(max_iters=24 * 28130 // 8, warmup_iters=500, batch_size=1, policy="cosine")
-augment = dict(photometric=True)
+# as published; BEVFormer thins its queue too
+augment = dict(photometric_per_image=True, replace_empty=True)

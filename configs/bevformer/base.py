@@ -5,6 +5,7 @@ _base_ = ["../_base_/nuscenes.py", "../_base_/r101_dcn.py"]
 # Images as the dataset loads them: share of the original size, and whether BGR is turned to RGB.
 image = dict(scale=1.0, to_rgb=False)
 queue_length = 4
+augment = dict(thin_queue=True)
 # How stage 1 reads this detector as an expert.
 adapter = dict(type="BEVFormerAdapter")
 

@@ -4,6 +4,7 @@ _base_ = ["../_base_/nuscenes.py", "../_base_/r101_dcn.py"]
 
 image = dict(scale=1.0, to_rgb=False)
 queue_length = 1
+# augment.class_balanced trains with CBGS, published as 43.4 NDS and 34.9 mAP in place of 42.2 and 34.7
 # How stage 1 reads this detector as an expert.
 adapter = dict(type="DETR3DAdapter")
 

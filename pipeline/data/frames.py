@@ -7,6 +7,7 @@ from mmdet3d.registry import DATASETS
 from mmengine.config import Config
 from torch.utils.data import DataLoader, Subset
 
+from pipeline.data.augment import Augment, read_augment
 from pipeline.data.source import FrameSource
 from pipeline.data.transforms import refuse_pixel_moving
 
@@ -18,12 +19,14 @@ def frame_pipeline(cfg: Config, train: bool, targets: Sequence[dict] = ()) -> li
         targets: transforms that load the expert's targets of an item's frame (:mod:`pipeline.distill.loading`).
 
     Raises:
-        FD3DError: an augmentation moves pixels although the expert's targets are loaded.
+        FD3DError: an augmentation moves pixels although the expert's targets are loaded, or a wrong setting in ``augment``.
     """
-    augment = cfg.get("augment", {}) if train else {}
+    augment = read_augment(cfg) if train else Augment()
     steps: list[dict] = [dict(type="LoadMultiViewImages", scale=cfg.image.scale, to_rgb=cfg.image.to_rgb)]
-    if augment.get("photometric"):
+    if augment.photometric:
         steps.append(dict(type="PhotometricDistortion"))
+    if augment.photometric_per_image:
+        steps.append(dict(type="PhotometricDistortionPerImage"))
     if train:
         steps.append(dict(type="LoadBoxes", pc_range=list(cfg.pc_range)))
     steps += [*targets, dict(type="PackFrames")]
@@ -34,6 +37,7 @@ def frame_pipeline(cfg: Config, train: bool, targets: Sequence[dict] = ()) -> li
 
 def frame_dataset(cfg: Config, source: FrameSource, train: bool, targets: Sequence[dict] = ()) -> dict:
     """mmengine dataset config; arguments as of :func:`frame_pipeline`."""
+    augment = read_augment(cfg) if train else Augment()
     return dict(
         type="FrameDataset",
         index=str(source.index),
@@ -42,6 +46,9 @@ def frame_dataset(cfg: Config, source: FrameSource, train: bool, targets: Sequen
         queue_length=cfg.queue_length if train else 1,
         pipeline=frame_pipeline(cfg, train, targets),
         test_mode=not train,
+        thin_queue=augment.thin_queue,
+        boxes_within=list(cfg.pc_range) if augment.replace_empty else None,
+        class_balanced=augment.class_balanced,
     )
 
 

@@ -3,6 +3,7 @@
 Each transform declares ``moves_pixels``: cached expert targets stay valid only where no pixel moves.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
 from pipeline.data.geometry import lidar2img
+from pipeline.data.index import Frame
 from pipeline.errors import FD3DError
 
 Item = dict[str, Any]
@@ -68,7 +70,7 @@ class LoadMultiViewImages(BaseTransform):
 
 @TRANSFORMS.register_module()
 class PhotometricDistortion(BaseTransform):
-    """Random brightness, contrast and saturation, the same for all images of an item.
+    """Random brightness, contrast and saturation, the same for all images of an item, within 0..255.
 
     The cheap part of SSD's photometric distortion (Liu et al., 2016), in one linear map per image.
 
@@ -98,13 +100,76 @@ class PhotometricDistortion(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-class LoadBoxes(BaseTransform):
-    """True boxes of the last frame that have enough points and lie inside the BEV range.
+class PhotometricDistortionPerImage(BaseTransform):
+    """SSD's photometric distortion (Liu et al., 2016) as BEVFormer and DETR3D train with, drawn for every image.
+
+    Brightness, contrast (first or last), saturation and hue, order of channels: each with probability 1/2. The result is float32 and
+    not clipped.
+
+    Args:
+        brightness: largest shift on the 0..255 scale.
+        contrast, saturation: factors are drawn from 1 - x .. 1 + x.
+        hue: largest turn, degrees.
+    """
+
+    moves_pixels = False
+
+    def __init__(
+        self, brightness: float = 32.0, contrast: float = 0.5, saturation: float = 0.5, hue: float = 18.0
+    ) -> None:
+        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
+
+    def transform(self, results: Item) -> Item:
+        """Distort ``img``, which becomes float32."""
+        for entry in results["frames"]:
+            entry["img"] = np.stack([self._distorted(image.astype(np.float32)) for image in entry["img"]])
+        return results
+
+    def _distorted(self, image: np.ndarray) -> np.ndarray:
+        # The order of draws is the published code's, so that one seed gives both the same images.
+        if _coin():
+            image += np.random.uniform(-self.brightness, self.brightness)
+        contrast_first = _coin()
+        if contrast_first:
+            image = self._contrasted(image)
+        # hue and saturation do not depend on whether red or blue comes first
+        hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
+        if _coin():
+            hsv[..., 1] = hsv[..., 1] * np.random.uniform(1 - self.saturation, 1 + self.saturation)
+        if _coin():
+            hsv[..., 0] = (hsv[..., 0] + np.random.uniform(-self.hue, self.hue)) % 360
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+        if not contrast_first:
+            image = self._contrasted(image)
+        return image[..., np.random.permutation(3)] if _coin() else image
+
+    def _contrasted(self, image: np.ndarray) -> np.ndarray:
+        if _coin():
+            image *= np.random.uniform(1 - self.contrast, 1 + self.contrast)
+        return image
+
+
+def _coin() -> bool:
+    return bool(np.random.randint(2))
+
+
+def annotated(frame: Frame, pc_range: Sequence[float] | None = None, min_points: int = 1) -> np.ndarray:
+    """Which boxes of a frame train a detector, bool (n,).
 
     Args:
         pc_range: (x0, y0, z0, x1, y1, z1) metres; centres outside in x or y are left out.
         min_points: LiDAR plus radar points that a box needs (nuScenes counts only such boxes).
     """
+    keep = frame.num_lidar_pts + frame.num_radar_pts >= min_points
+    if pc_range is not None:
+        centres = frame.boxes[:, :2]
+        keep = keep & ((centres >= np.array(pc_range[:2])) & (centres <= np.array(pc_range[3:5]))).all(1)
+    return keep
+
+
+@TRANSFORMS.register_module()
+class LoadBoxes(BaseTransform):
+    """True boxes of the last frame that have enough points and lie inside the BEV range; arguments of :func:`annotated`."""
 
     moves_pixels = False
 
@@ -114,13 +179,8 @@ class LoadBoxes(BaseTransform):
     def transform(self, results: Item) -> Item:
         """Sets ``boxes`` (n, 9) float32 with velocities 0 where unknown, and ``labels`` (n,)."""
         frame = results["frames"][-1]["frame"]
-        boxes = frame.boxes.copy()
-        low, high = np.array(self.pc_range[:2]), np.array(self.pc_range[3:5])
-        keep = (frame.num_lidar_pts + frame.num_radar_pts >= self.min_points) & (
-            (boxes[:, :2] >= low) & (boxes[:, :2] <= high)
-        ).all(1)
-        boxes = np.nan_to_num(boxes[keep])
-        results["boxes"], results["labels"] = boxes, frame.labels[keep]
+        keep = annotated(frame, self.pc_range, self.min_points)
+        results["boxes"], results["labels"] = np.nan_to_num(frame.boxes[keep]), frame.labels[keep]
         return results
 
 
@@ -128,7 +188,7 @@ class LoadBoxes(BaseTransform):
 class PackFrames(BaseTransform):
     """Resize and stack the queue's images and gather metainfo.
 
-    Gives ``inputs.img`` (Q, V, 3, H, W), uint8 or float32 where resized, and a Det3DDataSample with ``token``,
+    Gives ``inputs.img`` (Q, V, 3, H, W), uint8, or float32 where resized or distorted per image, and a Det3DDataSample with ``token``,
     ``frames`` (per frame: token, scene_token, timestamp, lidar2img, img_hw, can_bus, has_history) and, where loaded,
     ``gt_instances_3d`` and ``expert``.
     """

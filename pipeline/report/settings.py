@@ -11,13 +11,14 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.augment import Augment
 from pipeline.data.world.config import WorldConfig
 from pipeline.distill.settings import METHODS, DistillSettings, PlainSettings
 from pipeline.dumping.settings import ClusterSettings, DumpSettings
 from pipeline.files import write_atomically
 from pipeline.focal.rule import FocalRule
 from pipeline.profile import DataSettings, ExpertSettings, StudentSettings
-from pipeline.training.settings import Augment, RunSettings, Schedule
+from pipeline.training.settings import RunSettings, Schedule
 
 PAGE = Path("docs/settings.md")
 HEAD = """# Settings

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.augment import read_augment
 from pipeline.errors import FD3DError
 from pipeline.settings import from_mapping
 
@@ -83,14 +84,6 @@ class Schedule:
                 raise FD3DError(f"schedule.{name} is {getattr(self, name)}; it must be at least {least}")
 
 
-@dataclass(frozen=True)
-class Augment:
-    """Entry ``augment`` of a detector's config."""
-
-    photometric: bool = False
-    """Whether colours are distorted at random; the one augmentation, since others move pixels."""
-
-
 def read_schedule(cfg: Mapping[str, Any]) -> Schedule:
     """A config's schedule; its ``augment`` is checked as well.
 
@@ -99,6 +92,6 @@ def read_schedule(cfg: Mapping[str, Any]) -> Schedule:
     """
     if "schedule" not in cfg:
         raise FD3DError(f"config {getattr(cfg, 'filename', '')} has no schedule, so it cannot be trained")
-    from_mapping(Augment, dict(cfg.get("augment") or {}), "augment")
+    read_augment(cfg)
     made: Schedule = from_mapping(Schedule, dict(cfg["schedule"]), "schedule")
     return made

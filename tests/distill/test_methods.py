@@ -174,7 +174,7 @@ def test_the_heatmap_methods_bev_term_is_the_released_one(project, source, dense
     mask = []
     for sample in samples:
         drawn = object_gaussians(sample.gt_instances_3d.bboxes_3d.tensor, [-40, -40, -5, 40, 40, 3], model.settings)
-        mask.append(drawn.numpy().reshape(50, 2, 50, 2).mean((1, 3)))  # bilinear to half the size
+        mask.append(drawn.numpy()[::2, ::2])  # nearest at half the size
     m = np.stack(mask)[:, None]
     want = (((s - t).numpy() * m) ** 2).sum() / m.sum()
     assert model.map_loss("bev", s, t, samples).item() == pytest.approx(want, rel=1e-4)

@@ -24,7 +24,11 @@ SCHEDULE = dict(max_iters=100, warmup_iters=10, batch_size=2, policy="onecycle")
         ({"schedule": {"max_iters": 9}}, "schedule has no warmup_iters; give a whole number"),
         (
             {"schedule": SCHEDULE, "augment": {"world_flip": 0.5}},
-            "unknown setting augment.world_flip; known: photometric",
+            "unknown setting augment.world_flip; known: class_balanced, photometric",
+        ),
+        (
+            {"schedule": SCHEDULE, "augment": {"photometric": True, "photometric_per_image": True}},
+            "augment.photometric and augment.photometric_per_image are both set; leave one off",
         ),
         ({}, "has no schedule"),
     ],

@@ -59,6 +59,7 @@ class HeatmapDistiller(WholeMapDistiller):
             return channel_cross_entropy(student, expert, self.settings.tau)
         pc_range = self.manifest["coordinates"]["pc_range"]
         drawn = [object_gaussians(b, pc_range, self.settings) for b in gt_tensors(data_samples, student.device)[0]]
-        mask = interpolate(torch.stack(drawn)[:, None], student.shape[-2:], mode="bilinear", align_corners=False)
+        # the release gives a size and no mode, so its resizing takes the nearest cell
+        mask = interpolate(torch.stack(drawn)[:, None], student.shape[-2:], mode="nearest")
         # a batch without objects has no such loss
         return (((student - expert) * mask) ** 2).sum() / mask.sum().clamp(min=1e-6)
