@@ -132,7 +132,7 @@ class PhotometricDistortionPerImage(BaseTransform):
         contrast_first = _coin()
         if contrast_first:
             image = self._contrasted(image)
-        # hue and saturation do not depend on whether red or blue comes first
+        # saturation is the same in RGB and BGR, hue is mirrored; its turn is drawn from both sides alike
         hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
         if _coin():
             hsv[..., 1] = hsv[..., 1] * np.random.uniform(1 - self.saturation, 1 + self.saturation)

@@ -12,6 +12,8 @@ from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from pipeline.data.geometry import can_bus_delta
+
 IMAGE_HW = (256, 416)
 
 
@@ -90,6 +92,18 @@ class Case:
         """(1, steps, 6, 3, H, W)."""
         norm = self.keys["config"]["img_norm_cfg"]
         return torch.stack([image(step, norm) for step in range(1, steps + 1)], 1)
+
+    def training_sample(self, old: bool) -> Det3DDataSample:
+        """The sample of a loss case, its queue as long as the case has frames.
+
+        Args:
+            old: whether the case's model has the old box convention (mmdet3d < 1.0): it is given boxes of that convention, since the
+                code is the same function of both.
+        """
+        raw = self.arrays["can_bus_raw"] if "can_bus_raw" in self.arrays else np.zeros((1, 18))
+        motions = [can_bus_delta(now, before) for before, now in zip([None, *raw], raw, strict=False)]
+        boxes = self.arrays["gt_gravity_old" if old else "gt_gravity_new"]
+        return self.sample([self.meta(i + 1, motion) for i, motion in enumerate(motions)], boxes)
 
     def sample(self, metas: list[dict], boxes: np.ndarray | None = None) -> Det3DDataSample:
         """A sample of these frames; boxes (n, 9) with centres of gravity."""
