@@ -3,6 +3,8 @@
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -48,7 +50,7 @@ class Scenes:
         )
 
 
-def scenes(monkeypatch: pytest.MonkeyPatch, index: Scenes | None = None, **settings: object) -> FrameDataset:
+def scenes(monkeypatch: pytest.MonkeyPatch, index: Scenes | None = None, **settings: Any) -> FrameDataset:
     monkeypatch.setattr(FrameIndex, "load", lambda *_: index or Scenes())
     return FrameDataset("none", "none", "all", [], queue_length=LENGTH, thin_queue=True, **settings)
 
@@ -69,7 +71,8 @@ def same_shares(ours: Counter, theirs: Counter) -> None:
 
 @pytest.mark.parametrize("where", PLACES)
 def test_queues_are_thinned_as_officially(official, monkeypatch, where):
-    data, theirs = scenes(monkeypatch), Counter()
+    data = scenes(monkeypatch)
+    theirs: Counter = Counter()
     for seed in (0, 1):
         arrays = (official[f"queue_{where}_seed{seed}_{name}"] for name in ("indices", "has_history", "motion"))
         for queue in zip(*arrays, strict=True):
@@ -82,22 +85,25 @@ def test_queues_are_thinned_as_officially(official, monkeypatch, where):
 
 
 def test_samples_with_a_frame_without_boxes_are_replaced_as_officially(official, monkeypatch):
-    data, theirs, tried = scenes(monkeypatch, Scenes((17,)), boxes_within=RANGE), Counter(), Counter()
+    data = scenes(monkeypatch, Scenes((17,)), boxes_within=RANGE)
+    theirs: Counter = Counter()
+    tried: Counter = Counter()
     for seed in (0, 1, 2):
         for queue in official[f"empty17_item20_seed{seed}_indices"]:
             theirs[int(queue[-1])] += 1
             assert 17 not in queue
         tried.update(official[f"empty17_item20_seed{seed}_attempts"].tolist())
-    drawn, attempts = Counter(), Counter()
-    raw_item, calls = data.raw_item, []
-    monkeypatch.setattr(data, "raw_item", lambda place: calls.append(place) or raw_item(place))
+    drawn: Counter = Counter()
+    attempts: Counter = Counter()
+    raw_item = Mock(wraps=data.raw_item)
+    monkeypatch.setattr(data, "raw_item", raw_item)
     np.random.seed(0)
     for _ in range(6000):
-        calls.clear()
+        raw_item.reset_mock()
         queue = [n for n, _, _ in told(data[20])]
         assert 17 not in queue
         drawn[queue[-1]] += 1
-        attempts[min(len(calls), 4)] += 1
+        attempts[min(raw_item.call_count, 4)] += 1
     same_shares(drawn, theirs)
     same_shares(attempts, Counter({n: sum(c for k, c in tried.items() if min(k, 4) == n) for n in range(1, 5)}))
     assert drawn.keys() == set(range(24)) - {17}  # whatever has a queue without frame 17
@@ -151,7 +157,7 @@ def test_each_image_is_distorted_as_officially(official):
 
 
 def test_distortion_is_drawn_for_each_image_and_leaves_pixels_in_place(source):
-    steps = [LoadMultiViewImages(0.5), LoadBoxes(RANGE), PackFrames()]
+    steps: list[Any] = [LoadMultiViewImages(0.5), LoadBoxes(RANGE), PackFrames()]
     plain = FrameDataset(source.index, source.root, source.split, steps)[0]["inputs"]["img"][0]
     np.random.seed(1)
     steps.insert(1, PhotometricDistortionPerImage())

@@ -1,7 +1,7 @@
 """The heatmap method against the distiller that FD3D's authors released, run around fixed maps."""
 
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,9 +33,9 @@ def fixed(official: np.lib.npyio.NpzFile, offset: int, shape: tuple[int, ...]) -
     ).requires_grad_(20 <= offset < 30 or offset == 40)
 
 
-def distiller(official: np.lib.npyio.NpzFile, monkeypatch: pytest.MonkeyPatch) -> HeatmapDistiller:
+def distiller(official: np.lib.npyio.NpzFile, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The method's losses without a student and a store."""
-    model = HeatmapDistiller.__new__(HeatmapDistiller)
+    model: Any = HeatmapDistiller.__new__(HeatmapDistiller)
     nn.Module.__init__(model)
     model.settings, model.manifest, model.schema = HeatmapSettings(), {"coordinates": {"pc_range": RANGE}}, None
     model.levels = tuple(range(len(LEVELS)))
@@ -59,18 +59,18 @@ def test_losses_and_gradients_are_the_released_ones(official, monkeypatch):
     maps = bev.transpose(1, 2).unflatten(-1, (100, 100))
     boxes = LiDARInstance3DBoxes(torch.from_numpy(official["one_gt_gravity_old"]), 9, origin=(0.5, 0.5, 0.5))
     sample = Det3DDataSample(gt_instances_3d=InstanceData(bboxes_3d=boxes, labels_3d=torch.zeros(len(boxes))))
-    seen = {}
+    seen: dict[str, Tensor] = {}
     model.restore.register_forward_hook(lambda _, args, output: seen.update(restored=output))
     # the sum of the levels' terms is logged; each level alone here
     wanted = dict(zip(official["one_loss_names"].tolist(), official["one_loss_values"], strict=True))
     total = torch.zeros(())
     for level in range(len(LEVELS)):
         model.levels = (level,)
-        loss = model.distillation_losses(StudentOutputs(pv, None, None), [SimpleNamespace()], [sample])["loss_pv"]
+        loss = model.distillation_losses(StudentOutputs(pv, None, None), [{}], [sample])["loss_pv"]
         assert loss.item() == pytest.approx(wanted[f"loss_cw_fpn_{level}"], rel=1e-5)
         total = total + loss
     model.levels = (0, 1, 2, 3)
-    losses = model.distillation_losses(StudentOutputs(pv, maps, None), [SimpleNamespace()], [sample])
+    losses = model.distillation_losses(StudentOutputs(pv, maps, None), [{}], [sample])
     assert losses["loss_pv"].item() == pytest.approx(total.item(), rel=1e-6)
     assert losses["loss_bev"].item() == pytest.approx(wanted["loss_l2_bev"], rel=1e-5)
     sum(losses.values()).backward()

@@ -17,28 +17,31 @@ from pipeline.data.geometry import can_bus_delta
 IMAGE_HW = (256, 416)
 
 
+def filled_entry(key: str, shape: tuple[int, ...], stem_gain: float) -> Tensor:
+    """Value of a floating-point entry of a state dict, of its key and shape only, as the parity data's models had it."""
+    leaf = key.rsplit(".", 1)[-1]
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode())))
+    if leaf == "running_mean":
+        return noise * 0.1
+    if leaf == "running_var":
+        return 1 + 0.1 * noise.abs()
+    if len(shape) <= 1:
+        return 1 + 0.1 * noise if leaf == "weight" else noise * 0.02
+    if key.endswith(("_embeds", "embed.weight", "embedding.weight")):
+        return noise
+    gain = stem_gain if key.endswith("img_backbone.conv1.weight") else 1.0
+    value = noise * (gain / math.sqrt(math.prod(shape[1:])))
+    if re.search(r"reg_branches\.\d+\.4\.weight$", key):
+        value[[0, 1, 4]] *= 0.01
+    return value
+
+
 def fill(model: nn.Module, stem_gain: float) -> None:
-    """Weights that depend on each entry's key and shape only, as the parity data's models had."""
+    """Weights of :func:`filled_entry`; integers and code weights are left."""
     state = model.state_dict()
     for key, old in state.items():
-        leaf, shape = key.rsplit(".", 1)[-1], tuple(old.shape)
-        if not old.is_floating_point() or leaf == "code_weights":
-            continue
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode())))
-        if leaf == "running_mean":
-            value = noise * 0.1
-        elif leaf == "running_var":
-            value = 1 + 0.1 * noise.abs()
-        elif len(shape) <= 1:
-            value = 1 + 0.1 * noise if leaf == "weight" else noise * 0.02
-        elif key.endswith(("_embeds", "embed.weight", "embedding.weight")):
-            value = noise
-        else:
-            gain = stem_gain if key.endswith("img_backbone.conv1.weight") else 1.0
-            value = noise * (gain / math.sqrt(math.prod(shape[1:])))
-            if re.search(r"reg_branches\.\d+\.4\.weight$", key):
-                value[[0, 1, 4]] *= 0.01
-        state[key] = value.to(old.dtype)
+        if old.is_floating_point() and not key.endswith("code_weights"):
+            state[key] = filled_entry(key, tuple(old.shape), stem_gain).to(old.dtype)
     model.load_state_dict(state)
 
 
