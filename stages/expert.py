@@ -12,6 +12,9 @@ def expert(
     family: Annotated[str | None, typer.Option(help="Family of detectors; default: the profile's first.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for detector.pth; default: runs/FAMILY/expert.")] = None,
     retrain: Annotated[bool, typer.Option(help="Training even if the profile names a checkpoint.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Fresh start where an unfinished training has other settings.")
+    ] = False,
     params: Annotated[Path, typer.Option(help="Profile.")] = Path("params.yaml"),
 ) -> None:
     """Check and take the expert's checkpoint; without one train the expert."""
@@ -22,5 +25,6 @@ def expert(
     source = profile.data.source("train")
     target = out / pair.detector.name if out else pair.detector
     checkpoint = None if retrain else pair.expert.checkpoint
-    facts = take_or_train(pair.expert.config, checkpoint, pair.expert.train, source, target, pair.apprentice.config)
+    run, student = pair.expert.train, pair.apprentice.config
+    facts = take_or_train(pair.expert.config, checkpoint, run, source, target, student, restart)
     print(f"{target}: {facts}")

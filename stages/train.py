@@ -24,6 +24,9 @@ def train(
         typer.Option(help="Checkpoint of an expert inherited from or run online; default: runs/FAMILY/expert's."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the training; default: the profile's.")] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Fresh start where an unfinished training has other settings.")
+    ] = False,
     params: Annotated[Path, typer.Option(help="Profile.")] = Path("params.yaml"),
 ) -> None:
     """Train the student; unless the expert is set to run online, neither the expert's code nor its checkpoint is touched."""
@@ -31,7 +34,7 @@ def train(
     pair = profile.family(family)
     settings, source = profile.method(method, pair), profile.data.source("train")
     run = pair.apprentice.train if seed is None else replace(pair.apprentice.train, seed=seed)
-    shared = {"source": source, "run": run, "out": (out or pair.folder / method) / DETECTOR}
+    shared = {"source": source, "run": run, "out": (out or pair.folder / method) / DETECTOR, "restart": restart}
     if method == PLAIN:
         facts = _plain(pair, settings, expert, shared)
     else:

@@ -11,6 +11,7 @@ optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(img_backbone=dict(lr_mult=0.1))),
     clip_grad=dict(max_norm=35),
 )
-schedule = dict(max_iters=24 * 28130 // 8, warmup_iters=500, batch_size=1, policy="cosine")
+# 24 epochs at 8 frames an update on any number of processes; the cosine is constant within an epoch.
+schedule = dict(epochs=24, base_batch=8, batch_size=1, warmup_iters=500, policy="cosine", by_epoch=True)
 # as published; BEVFormer thins its queue too
 augment = dict(photometric_per_image=True, replace_empty=True)

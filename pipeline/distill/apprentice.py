@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.data.source import FrameSource
 from pipeline.models.build import load_config
-from pipeline.training.run import train, write_facts
+from pipeline.training.run import finish, train
 from pipeline.training.settings import Inheritance, RunSettings
 from store_schema import StoreReader
 from store_schema.manifest import fingerprint
@@ -25,6 +25,7 @@ def train_apprentice(
     expert: Path,
     out: Path,
     run: RunSettings,
+    restart: bool = False,
 ) -> dict[str, Any]:
     """Train a student with a method's losses; a killed training goes on from its last checkpoint.
 
@@ -33,12 +34,13 @@ def train_apprentice(
         store: store of the expert's targets; with an online expert only sizes, areas and statistics are read.
         expert: checkpoint of the expert, for ``inherit`` and ``expert: online``; the expert's ``config.py`` lies beside.
         out: checkpoint to write, of the finished student.
+        restart: as of :func:`~pipeline.training.run.train`.
 
     Returns:
         facts as of :func:`~pipeline.training.run.train`, also in ``train.json`` beside ``out``.
 
     Raises:
-        FD3DError: contradictory settings, or a loss that is not finite.
+        FD3DError: contradictory or changed settings, or a loss that is not finite.
         StoreError: the store cannot be read.
     """
     cfg, targets, live = load_config(config), cached_targets(store, run.cache_mb), None
@@ -57,5 +59,6 @@ def train_apprentice(
         inheritance=Inheritance(expert, settings.inherit) if settings.inherit else None,
         targets=targets,
         recipe={"store": fingerprint(StoreReader(store).manifest)},
+        restart=restart,
     )
-    return write_facts(out, facts | {"method": method})
+    return finish(out, facts | {"method": method})

@@ -2,11 +2,11 @@
 
 import torch
 from mmdet.models.losses import FocalLoss, L1Loss
-from mmdet.utils import reduce_mean
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .boxes import encode_boxes
+from .positives import mean_positives
 
 
 def matching_cost(
@@ -99,7 +99,7 @@ class SetLoss(torch.nn.Module):
                 predicted.append(code[layer, b, query])
                 target.append(encode_boxes(gt_boxes[b][gt]))
             pred_code, gt_code = torch.cat(predicted), torch.cat(target)
-            num_pos = reduce_mean(pred_code.new_tensor([float(len(pred_code))])).clamp(min=1).item()
+            num_pos = mean_positives(pred_code.new_tensor([float(len(pred_code))]))
             weight = code_weights.expand_as(pred_code) * torch.isfinite(gt_code).all(-1, keepdim=True)
             prefix = "" if layer == num_layers - 1 else f"d{layer}."
             losses[prefix + "loss_cls"] = self.loss_cls(

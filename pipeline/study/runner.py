@@ -138,7 +138,8 @@ class Sweep:
     def _make_expert(self, family: str, lock: int) -> None:
         folder = self.grid.trained_expert(family)
         params = self._write_params(folder, self.grid.profile)
-        self._call(folder, lock, "expert", "--family", family, "--out", str(folder), "--params", str(params))
+        args = ("--family", family, "--out", str(folder), "--params", str(params), "--restart")
+        self._call(folder, lock, "expert", *args)
 
     def _store_ready(self, family: str, expert: str, recipe: str) -> bool:
         folder = self.grid.store_folder(family, expert, recipe)
@@ -195,6 +196,8 @@ class Sweep:
             if self.force or not state.is_file() or state.read_text() != made:
                 for file in ("detector.pth", "train.json", "metrics.json", "last_checkpoint", "resumed"):
                     (folder / file).unlink(missing_ok=True)
+                for stopped in folder.glob("iter_*.pth"):
+                    stopped.unlink()
                 write_atomically(state, lambda file: file.write(made))
                 write_atomically(folder / "revision", lambda file: file.write(revision()))
             params = self._write_params(folder, self.grid.params(training))
@@ -230,7 +233,7 @@ class Sweep:
             args += ["--store", str(store)]
         if self.grid.needs_expert(training):
             args += ["--expert", str(self.grid.expert(training.family, training.expert).checkpoint)]
-        self._call(folder, lock, "train", *args, "--out", str(folder), "--params", str(params))
+        self._call(folder, lock, "train", *args, "--out", str(folder), "--params", str(params), "--restart")
 
     def _put(self, training: Training, made: str, facts: dict[str, Any], metrics: dict[str, Any]) -> None:
         folder, size = self.run_folder(training), 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import all_gather_object, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -17,72 +17,121 @@ from tqdm import tqdm
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 from pipeline.models.checkpoints import inherit_weights
+from pipeline.training.checkpoints import unwrapped
+from pipeline.training.schedule import Course
 from pipeline.training.settings import Inheritance
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside mmengine's wrapper for several processes."""
-    inner = getattr(model, "module", None)
-    return inner if isinstance(inner, nn.Module) else model
 
 
 def _number(value: Any) -> float:
     return float(value.detach() if isinstance(value, torch.Tensor) else value)
 
 
+class LearningRate(Hook):
+    """Set the learning rate of every update; a pure function of the update, so that nothing of it is in a checkpoint.
+
+    Args:
+        course: course of the training.
+        base: rate at the peak. A one-cycle gives it to all parameters; a cosine multiplies it where the config's
+            ``paramwise_cfg`` says so.
+    """
+
+    priority = "HIGHEST"
+
+    def __init__(self, course: Course, base: float) -> None:
+        self.course, self.base = course, base
+        self.bases: list[float] = []
+
+    def before_run(self, runner: Runner) -> None:
+        """Note each group's peak before a checkpoint's rates are loaded."""
+        groups = runner.optim_wrapper.optimizer.param_groups
+        self.bases = [self.base if self.course.policy == "onecycle" else group["lr"] for group in groups]
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Set the rates."""
+        update = runner.iter // self.course.accumulate
+        for group, base in zip(runner.optim_wrapper.optimizer.param_groups, self.bases, strict=True):
+            group["lr"] = self.course.learning_rate(update, base)
+
+
 class LossCurve(Hook):
-    """Write every logged loss term to a CSV file, one row per ``interval`` iterations, and survive a resume.
+    """Write every logged loss term to a CSV file, one row per ``interval`` updates, averaged over all processes.
+
+    Rows and the sums of a row that is begun are kept with the checkpoints: the curve of a resumed training is that of one
+    which was never stopped, even where the file is gone.
 
     Args:
         path: of the CSV.
-        interval: iterations averaged into one row.
+        interval: updates averaged into one row.
+        accumulate: iterations of an update.
     """
 
     priority = "LOW"
 
-    def __init__(self, path: Path, interval: int) -> None:
-        self.path, self.interval = path, interval
+    def __init__(self, path: Path, interval: int, accumulate: int = 1) -> None:
+        self.path, self.interval, self.accumulate = path, interval, accumulate
         self.rows: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
+        self.count = 0
 
-    def before_train(self, runner: Runner) -> None:
-        """Keep the rows of the part that is already trained."""
-        if self.path.exists() and runner.iter > 0:
-            with open(self.path, newline="") as file:
-                rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-            self.rows = [row for row in rows if row["step"] <= runner.iter]
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Go on from what :meth:`collect` gave."""
+        state = checkpoint["hooks"]["LossCurve"]
+        self.rows, self.sums, self.count = state["rows"], state["sums"], state["count"]
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Accumulate, and write at the interval."""
         for name, value in (outputs or {}).items():
             self.sums[name] = self.sums.get(name, 0.0) + _number(value)
-        step = runner.iter + 1
-        if step % self.interval or not is_main_process():
+        self.count += 1
+        update, rest = divmod(runner.iter + 1, self.accumulate)
+        if rest or update % self.interval:
             return
-        self.rows.append({"step": step} | {k: round(v / self.interval, 5) for k, v in self.sums.items()})
-        self.sums = {}
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        self._average()
+        self.rows.append({"step": update} | {name: round(v / self.count, 5) for name, v in self.sums.items()})
+        self.sums, self.count = {}, 0
+        if is_main_process():
+            write_atomically(self.path, self._write)
 
-        def write(file: Any) -> None:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(self.rows)
+    def collect(self) -> dict[str, Any]:
+        """For a checkpoint: rows, and sums of the row that is begun; called by all processes at once."""
+        self._average()
+        return {"rows": self.rows, "sums": self.sums, "count": self.count}
 
-        write_atomically(self.path, write)
+    def _average(self) -> None:
+        """Give all processes the mean of their sums."""
+        if get_world_size() == 1:
+            return
+        parts = all_gather_object(self.sums)
+        names = dict.fromkeys(name for part in parts for name in part)
+        self.sums = {name: sum(part.get(name, 0.0) for part in parts) / len(parts) for name in names}
+
+    def _write(self, file: Any) -> None:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in self.rows for name in row)))
+        writer.writeheader()
+        writer.writerows(self.rows)
 
 
 class Progress(Hook):
-    """A progress bar, quiet when not on a terminal (then the logger's lines tell)."""
+    """A progress bar, quiet when not on a terminal (then the logger's lines tell).
+
+    Args:
+        accumulate: iterations of an update.
+    """
 
     priority = "LOWEST"
 
+    def __init__(self, accumulate: int = 1) -> None:
+        self.accumulate = accumulate
+
     def before_train(self, runner: Runner) -> None:
         """Open the bar where a resumed run continues."""
-        self.bar = tqdm(total=runner.max_iters, initial=runner.iter, unit="step", disable=None)
+        done, total = (count // self.accumulate for count in (runner.iter, runner.max_iters))
+        self.bar = tqdm(total=total, initial=done, unit="step", disable=None if is_main_process() else True)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """One step further."""
-        self.bar.update()
+        """One update further."""
+        if (runner.iter + 1) % self.accumulate == 0:
+            self.bar.update()
 
     def after_train(self, runner: Runner) -> None:
         """Close the bar."""
@@ -106,20 +155,22 @@ class NaNGuard(Hook):
 
 
 class Snapshots(Hook):
-    """Keep the weights of early iterations, for experts of falling quality.
+    """Keep the weights of early updates, for experts of falling quality.
 
     Args:
-        iterations: iterations whose weights are kept.
-        save: function that writes the model's weights of an iteration.
+        updates: updates whose weights are kept.
+        save: function that writes the model's weights after an update.
+        accumulate: iterations of an update.
     """
 
-    def __init__(self, iterations: Sequence[int], save: Callable[[nn.Module, int], None]) -> None:
-        self.iterations, self.save = iterations, save
+    def __init__(self, updates: Sequence[int], save: Callable[[nn.Module, int], None], accumulate: int = 1) -> None:
+        self.updates, self.save, self.accumulate = updates, save, accumulate
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Save where it is due."""
-        if runner.iter + 1 in self.iterations and is_main_process():
-            self.save(unwrapped(runner.model), runner.iter + 1)
+        update, rest = divmod(runner.iter + 1, self.accumulate)
+        if not rest and update in self.updates and is_main_process():
+            self.save(unwrapped(runner.model), update)
 
 
 class Inherit(Hook):
@@ -137,19 +188,5 @@ class Inherit(Hook):
             )
 
 
-class PlainCheckpoint(Hook):
-    """Keep functions out of checkpoints, so that a resume can load them with ``weights_only``.
-
-    mmengine's one-cycle scheduler puts its annealing function into its state (on loading it keeps its own), and its log
-    history the functions that smooth it (curves are :class:`LossCurve`'s).
-    """
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Drop callables from the schedulers' states, and the log history."""
-        checkpoint["message_hub"]["log_scalars"] = {}
-        states = checkpoint.get("param_schedulers", [])
-        checkpoint["param_schedulers"] = [{k: v for k, v in state.items() if not callable(v)} for state in states]
-
-
-for hook in (LossCurve, Progress, NaNGuard, Snapshots, Inherit, PlainCheckpoint):
+for hook in (LearningRate, LossCurve, Progress, NaNGuard, Snapshots, Inherit):
     HOOKS.register_module(module=hook)

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.data.source import FrameSource
 from pipeline.models.build import load_config
-from pipeline.training.run import train, write_facts
+from pipeline.training.run import finish, train
 from pipeline.training.settings import Inheritance, RunSettings
 
 
@@ -16,6 +16,7 @@ def train_plain(
     run: RunSettings,
     expert: Path | None = None,
     inherit: tuple[str, ...] = (),
+    restart: bool = False,
 ) -> dict[str, Any]:
     """Train a student on its detection losses alone; a killed training goes on from its last checkpoint.
 
@@ -23,14 +24,15 @@ def train_plain(
         config: detector config of the student.
         out: checkpoint to write, of the finished student.
         expert: checkpoint that the modules ``inherit`` start from.
+        restart: as of :func:`~pipeline.training.run.train`.
 
     Returns:
         facts as of :func:`~pipeline.training.run.train`, also in ``train.json`` beside ``out``.
 
     Raises:
-        FD3DError: contradictory settings, or a loss that is not finite.
+        FD3DError: contradictory or changed settings, or a loss that is not finite.
     """
     cfg = load_config(config)
     inheritance = Inheritance(expert, inherit) if expert is not None and inherit else None
-    facts = train(cfg, cfg.model, source, out, run, inheritance=inheritance)
-    return write_facts(out, facts | {"method": "plain"})
+    facts = train(cfg, cfg.model, source, out, run, inheritance=inheritance, restart=restart)
+    return finish(out, facts | {"method": "plain"})

@@ -1,9 +1,7 @@
 """Training of experts and students with mmengine's Runner: schedule, guards, curves and the final checkpoint."""
 
-import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -11,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmdet3d.registry import DATASETS
 from mmengine.config import Config, ConfigDict
-from mmengine.dist import get_world_size, is_main_process
+from mmengine.dist import barrier, get_rank, is_main_process
 from mmengine.runner import Runner
 from torch import nn
 
@@ -22,40 +21,36 @@ from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 from pipeline.models.build import file_sha256
 from pipeline.models.checkpoints import save_checkpoint
-from pipeline.training.hooks import unwrapped
+from pipeline.training import hooks, loop  # noqa: F401  registers what the Runner is told by name
+from pipeline.training.checkpoints import Unfinished, flat, forget_unfinished, take_up, unwrapped
+from pipeline.training.processes import average_buffers, join_processes, launched, model_wrapper, tell
+from pipeline.training.randomness import collate_with_state, start_worker
+from pipeline.training.schedule import Course, plan_course
 from pipeline.training.settings import Inheritance, RunSettings, read_schedule
 
 
-def _schedulers(policy: str, lr: float, max_iters: int, warmup: int) -> list[dict]:
-    if policy == "onecycle":
-        rise = min(warmup / max_iters, 0.9)
-        return [dict(type="OneCycleLR", eta_max=lr, total_steps=max_iters, pct_start=rise, by_epoch=False)]
-    return [
-        dict(type="LinearLR", start_factor=1 / 3, by_epoch=False, begin=0, end=warmup),
-        dict(type="CosineAnnealingLR", eta_min_ratio=1e-3, by_epoch=False, begin=warmup, end=max_iters),
-    ]
-
-
-def _recipe_hash(
+def _recipe(
     cfg: Config,
     model: dict | ConfigDict,
     source: FrameSource,
     settings: RunSettings,
+    course: Course,
     inheritance: Inheritance | None,
     facts: Mapping[str, Any],
-) -> str:
-    """SHA-256 over what decides a training's result: a checkpoint of another recipe is not resumed."""
+) -> dict[str, Any]:
+    """Plain values by dotted name that decide a training's result: a checkpoint of another recipe is not resumed."""
     recipe = {
-        "config": cfg.to_dict(),
-        "model": dict(model),
-        "split": source.split,
-        "index": file_sha256(source.index),
-        "settings": {k: v for k, v in asdict(settings).items() if k in ("seed", "max_iters", "amp")},
+        "config": {name: value for name, value in cfg.to_dict().items() if name != "model"},
+        # a store is told by its fingerprint, wherever it lies
+        "model": {name: value for name, value in dict(model).items() if name != "store"},
+        "data.split": source.split,
+        "data.index": file_sha256(source.index),
+        "train": {name: value for name, value in asdict(settings).items() if name in ("seed", "max_iters", "amp")},
+        "course": asdict(course),
     }
     if inheritance:
-        recipe["inherited"] = [file_sha256(inheritance.checkpoint), *inheritance.modules]
-    recipe |= facts
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()
+        recipe |= {"inherited": inheritance.modules, "inherited_sha256": file_sha256(inheritance.checkpoint)}
+    return flat(recipe | dict(facts))
 
 
 def train(
@@ -69,10 +64,12 @@ def train(
     inheritance: Inheritance | None = None,
     targets: Sequence[dict] = (),
     recipe: Mapping[str, Any] | None = None,
+    restart: bool = False,
 ) -> dict[str, Any]:
-    """Train ``model`` on the frames of ``source``; a killed training goes on from its last checkpoint.
+    """Train ``model`` on the frames of ``source``; a killed training goes on from its last checkpoint, to the same bits.
 
-    A checkpoint that other settings, frames or targets left behind is not resumed but replaced.
+    Under a launcher such as torchrun all its processes train one model: see :func:`~pipeline.training.schedule.plan_course`
+    for how they share an update.
 
     Args:
         cfg: detector config: image, queue_length, pc_range, optim_wrapper, schedule, augment.
@@ -82,12 +79,13 @@ def train(
         inheritance: weights that modules of the detector start from; all other modules start from random weights.
         targets: transforms that load the expert's targets, see :func:`~pipeline.data.frames.frame_pipeline`.
         recipe: further plain values that decide the result, besides config, model, frames and settings.
+        restart: give up an unfinished training of other settings, frames or targets; without it that is refused.
 
     Returns:
-        seed, seconds of training in this process, steps, processes; the checkpoint has them under ``training``.
+        seed, seconds of training in this process, steps, processes, batch; the checkpoint has them under ``training``.
 
     Raises:
-        FD3DError: contradictory settings, or a loss that is not finite.
+        FD3DError: contradictory settings, settings of an unfinished training that changed, or a loss that is not finite.
     """
     if settings.amp and not torch.cuda.is_available():
         raise FD3DError("amp is set but there is no GPU; leave it off on a CPU")
@@ -96,34 +94,23 @@ def train(
             f"the expert's checkpoint {inheritance.checkpoint} does not exist; run the expert stage, or inherit nothing"
         )
     schedule = read_schedule(cfg)
-    max_iters = settings.max_iters or schedule.max_iters
-    if max_iters < 4:
-        raise FD3DError(f"max_iters is {max_iters}; a schedule with warm-up and decay needs at least 4")
     torch.set_num_threads(settings.threads)
+    processes, data = join_processes(), frame_dataset(cfg, source, True, targets)
+    course = plan_course(schedule, settings, len(DATASETS.build(data)) if schedule.epochs else 0, processes)
+    tell(str(course))
     work_dir = out.parent
     work_dir.mkdir(parents=True, exist_ok=True)
-    warmup = min(schedule.warmup_iters, max_iters // 2)
+    made = _recipe(cfg, model, source, settings, course, inheritance, recipe or {})
+    found = take_up(work_dir, made, restart)
+    barrier()  # every process has looked before the main one removes anything
+    if found is None and is_main_process():
+        forget_unfinished(work_dir)
     optim = cfg.optim_wrapper.to_dict() if isinstance(cfg.optim_wrapper, ConfigDict) else dict(cfg.optim_wrapper)
+    optim["accumulative_counts"] = course.accumulate
     if settings.amp:
         optim["type"] = "AmpOptimWrapper"
-    log_every = max(1, min(50, max_iters // 20))
-    loader = dict(
-        batch_size=schedule.batch_size,
-        num_workers=settings.workers,
-        persistent_workers=settings.workers > 0,
-        sampler=dict(type="InfiniteSampler", shuffle=True, seed=settings.seed),
-        collate_fn=dict(type="pseudo_collate"),
-        dataset=frame_dataset(cfg, source, True, targets),
-        drop_last=True,
-    )
-    if settings.workers:
-        # A fork would copy the locks of torch's and OpenCV's threads in whatever state they are.
-        loader |= dict(multiprocessing_context="forkserver", prefetch_factor=4)
-    made, recipe_file = (
-        _recipe_hash(cfg, model, source, settings, inheritance, recipe or {}),
-        work_dir / "recipe.sha256",
-    )
-    resume = recipe_file.exists() and recipe_file.read_text() == made
+    log_every = max(1, min(50, course.updates // 20))
+    loader, states = _loader(data, settings, course, found)
 
     def save(trained: nn.Module, path: Path, facts: dict[str, Any]) -> None:
         state = {name: tensor.detach().cpu() for name, tensor in export(trained).items()}
@@ -132,59 +119,87 @@ def train(
     def keep(trained: nn.Module, steps: int) -> None:
         save(trained, out.with_stem(f"{out.stem}-{steps}"), {"seed": settings.seed, "steps": steps})
 
+    each = dict(accumulate=course.accumulate)
     runner = Runner(
         model=model,
         work_dir=str(work_dir),
         train_dataloader=loader,
         optim_wrapper=optim,
-        param_scheduler=_schedulers(schedule.policy, optim["optimizer"]["lr"], max_iters, warmup),
-        train_cfg=dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=max_iters + 1),
+        param_scheduler=[],
+        train_cfg=dict(type="UpdateLoop", max_iters=course.iterations, **each),
         default_hooks=dict(
-            logger=dict(type="LoggerHook", interval=log_every, log_metric_by_epoch=False),
-            checkpoint=dict(
-                type="CheckpointHook",
-                by_epoch=False,
-                interval=settings.checkpoint_every,
-                max_keep_ckpts=1,
-                save_last=False,
-            ),
+            logger=dict(type="LoggerHook", interval=log_every * course.accumulate, log_metric_by_epoch=False),
+            checkpoint=dict(type="Checkpoints", interval=settings.checkpoint_every * course.accumulate, recipe=made),
         ),
         custom_hooks=[
+            dict(type="RandomStates", workers=settings.workers, states=states),
+            dict(type="LearningRate", course=course, base=optim["optimizer"]["lr"]),
             dict(type="NaNGuard"),
-            dict(type="LossCurve", path=work_dir / "losses.csv", interval=settings.curve_every or log_every),
-            dict(type="Snapshots", iterations=settings.snapshots, save=keep),
-            dict(type="PlainCheckpoint"),
+            dict(type="LossCurve", path=work_dir / "losses.csv", interval=settings.curve_every or log_every, **each),
+            dict(type="Snapshots", updates=settings.snapshots, save=keep, **each),
             *([dict(type="Inherit", inheritance=inheritance)] if inheritance else []),
-            dict(type="Progress"),
+            dict(type="Progress", **each),
         ],
         log_processor=dict(by_epoch=False),
-        launcher="pytorch" if "LOCAL_RANK" in os.environ else "none",
+        launcher="pytorch" if launched() else "none",
         randomness=dict(seed=settings.seed),
         default_scope="mmdet3d",
-        env_cfg=dict(cfg.env_cfg, dist_cfg=dict(backend="nccl" if torch.cuda.is_available() else "gloo")),
+        env_cfg=dict(cfg.env_cfg),
         log_level="WARNING" if not logging.getLogger().isEnabledFor(logging.INFO) else "INFO",
-        resume=resume and (work_dir / "last_checkpoint").exists(),
+        load_from=None if found is None else str(found.path),
+        resume=found is not None,
+        cfg=dict(model_wrapper_cfg=model_wrapper()) if launched() else None,
     )
-    # Every process has read the recipe by now: a runner is not built before all have met.
-    if is_main_process() and not resume:
-        (work_dir / "last_checkpoint").unlink(missing_ok=True)
-        write_atomically(recipe_file, lambda file: file.write(made))
+    if found is not None:
+        tell(f"going on from {found.path}, after {found.iterations // course.accumulate:,} updates")
     started = time.perf_counter()
     trained = runner.train()
     seconds = time.perf_counter() - started
+    average_buffers(unwrapped(trained))
     facts = {
         "seed": settings.seed,
         "seconds": round(seconds, 1),
-        "steps": max_iters,
-        "world_size": get_world_size(),
+        "steps": course.updates,
+        "world_size": processes,
+        "batch": course.batch,
     }
     if is_main_process():
         save(unwrapped(trained), out, facts)
         cfg.dump(work_dir / "config.py")
-        for leftover in work_dir.glob("iter_*.pth"):
-            leftover.unlink()
-        (work_dir / "last_checkpoint").unlink(missing_ok=True)
-        recipe_file.unlink(missing_ok=True)
+    return facts
+
+
+def _loader(
+    data: dict[str, Any], settings: RunSettings, course: Course, found: Unfinished | None
+) -> tuple[dict[str, Any], list[dict[str, Any] | None]]:
+    """Config of the data loader from where an unfinished training stopped, and the states that its workers start from."""
+    batches, workers = 0 if found is None else found.iterations, settings.workers
+    states: list[dict[str, Any] | None] = [None] * workers
+    if found is not None and len(found.workers[get_rank()]) == workers:
+        states = found.workers[get_rank()]
+    elif found is not None:
+        tell("the number of data workers has changed: random distortions go on with other random numbers")
+    loader: dict[str, Any] = dict(
+        batch_size=course.batch_size,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        sampler=dict(type="ResumableSampler", seed=settings.seed, start=batches * course.batch_size),
+        collate_fn=dict(type=collate_with_state),
+        dataset=data,
+        drop_last=True,
+    )
+    if workers:
+        start = dict(type=start_worker, workers=workers, seed=settings.seed, batches=batches, states=states)
+        # A fork would copy the locks of torch's and OpenCV's threads in whatever state they are.
+        loader |= dict(multiprocessing_context="forkserver", prefetch_factor=4, worker_init_fn=start)
+    return loader, states
+
+
+def finish(out: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write facts on a training as ``train.json`` beside its checkpoint, remove what only a resume needs, return the facts."""
+    write_facts(out, facts)
+    if is_main_process():
+        forget_unfinished(out.parent)
     return facts
 
 

@@ -20,6 +20,8 @@ class RunSettings:
     """Seed of weights, shuffling and augmentation."""
     max_iters: int | None = None
     """Optimiser steps; default: the config's schedule."""
+    batch_size: int | None = None
+    """Frames per process and iteration; default: the config's schedule, which says the frames of an update too."""
     workers: int = 1
     """Number of processes that decode images."""
     threads: int = 1
@@ -27,18 +29,19 @@ class RunSettings:
     amp: bool = False
     """Whether to train in mixed precision, which needs a GPU."""
     checkpoint_every: int = 500
-    """Iterations between checkpoints that a killed training resumes from."""
+    """Optimiser steps between checkpoints that a killed training resumes from."""
     cache_mb: int = 0
     """Memory of each of the ``workers`` for the expert's targets, MB."""
     curve_every: int | None = None
-    """Iterations averaged into one row of ``losses.csv``; default: a twentieth of the schedule, at most 50."""
+    """Optimiser steps averaged into one row of ``losses.csv``; default: a twentieth of the schedule, at most 50."""
     snapshots: tuple[int, ...] = ()
-    """Iterations whose weights are kept besides the last ones, as ``detector-ITERATION.pth``."""
+    """Optimiser steps whose weights are kept besides the last ones, as ``detector-STEP.pth``."""
 
     def __post_init__(self) -> None:
         least = {
             "seed": 0,
             "max_iters": 4,
+            "batch_size": 1,
             "workers": 0,
             "threads": 1,
             "checkpoint_every": 1,
@@ -67,21 +70,39 @@ class Inheritance:
 class Schedule:
     """Entry ``schedule`` of a detector's config."""
 
-    max_iters: int
-    """Optimiser steps."""
     warmup_iters: int
-    """Steps of the linear warm-up, or of the rise of a one-cycle."""
+    """Optimiser steps of the linear warm-up, or of the rise of a one-cycle."""
     batch_size: int
-    """Frames per step and process."""
+    """Frames per process and iteration."""
     policy: str
-    """Course of the learning rate: ``cosine`` after a warm-up, or ``onecycle`` (Smith and Topin, 2018)."""
+    """Course of the learning rate: ``cosine`` with a warm-up, or ``onecycle`` (Smith and Topin, 2018)."""
+    max_iters: int | None = None
+    """Optimiser steps, where ``epochs`` is not given."""
+    epochs: int | None = None
+    """Passes over the data set, where ``max_iters`` is not given."""
+    base_batch: int | None = None
+    """Frames per optimiser step over all processes: gradients are accumulated up to it; default: processes x ``batch_size``."""
+    by_epoch: bool = False
+    """Whether a cosine is constant within an epoch, as published for BEVFormer, or falls at every step."""
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise FD3DError(f"schedule.policy is '{self.policy}'; use {' or '.join(POLICIES)}")
-        for name, least in (("max_iters", 4), ("warmup_iters", 0), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise FD3DError(f"schedule.{name} is {getattr(self, name)}; it must be at least {least}")
+        least = {"max_iters": 4, "epochs": 1, "warmup_iters": 0, "batch_size": 1, "base_batch": 1}
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise FD3DError(f"schedule.{name} is {value}; it must be at least {lowest}")
+        if (self.max_iters is None) == (self.epochs is None):
+            raise FD3DError(
+                f"schedule.max_iters is {self.max_iters} and schedule.epochs is {self.epochs}; give one of them"
+            )
+        if self.epochs is not None and self.base_batch is None:
+            raise FD3DError(
+                "schedule.epochs needs schedule.base_batch, the frames of an optimiser step; published is 8"
+            )
+        if self.by_epoch and (self.epochs is None or self.policy != "cosine"):
+            raise FD3DError("schedule.by_epoch needs schedule.epochs and the policy cosine; leave it out")
 
 
 def read_schedule(cfg: Mapping[str, Any]) -> Schedule:
