@@ -248,13 +248,13 @@ def test_a_killed_training_resumes_unless_its_settings_changed(workspace):
     set_training(workspace, max_iters=24, checkpoint_every=2)
     args = ["train", "--method", "plain", "--out", "run"]
     kill_at(workspace, args, workspace / "run" / "last_checkpoint")
-    done = fd3d(*args, cwd=workspace)
-    assert "Advance dataloader" in done.stdout  # mmengine's word for a resume
-    assert (workspace / "run" / "detector.pth").exists()
-    kill_at(workspace, args, workspace / "run" / "last_checkpoint")
     set_training(workspace, max_iters=4)
+    refused = fd3d(*args, cwd=workspace, code=1)
+    assert "train.max_iters = 24, now 4" in refused.stderr and "--restart" in refused.stderr
+    set_training(workspace, max_iters=24)
     done = fd3d(*args, cwd=workspace)
-    assert "Advance dataloader" not in done.stdout
+    assert "going on from run/iter_" in done.stdout
+    assert (workspace / "run" / "detector.pth").exists()
 
 
 def kill_at(workspace: Path, args: list[str], file: Path) -> None:

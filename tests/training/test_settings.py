@@ -17,10 +17,23 @@ SCHEDULE = dict(max_iters=100, warmup_iters=10, batch_size=2, policy="onecycle")
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({"schedule": SCHEDULE | {"max_iterz": 1}}, "unknown setting schedule.max_iterz; known: batch_size, max_iters"),
+        (
+            {"schedule": SCHEDULE | {"max_iterz": 1}},
+            "unknown setting schedule.max_iterz; known: base_batch, batch_size, by_epoch",
+        ),
         ({"schedule": SCHEDULE | {"policy": "step"}}, "schedule.policy is 'step'; use cosine or onecycle"),
         ({"schedule": SCHEDULE | {"max_iters": 3}}, "schedule.max_iters is 3; it must be at least 4"),
         ({"schedule": SCHEDULE | {"batch_size": "2"}}, "schedule.batch_size is '2'; it must be a whole number"),
+        (
+            {"schedule": SCHEDULE | {"epochs": 24}},
+            "schedule.max_iters is 100 and schedule.epochs is 24; give one of them",
+        ),
+        (
+            {"schedule": SCHEDULE | {"max_iters": None}},
+            "schedule.max_iters is None and schedule.epochs is None; give one",
+        ),
+        ({"schedule": SCHEDULE | {"max_iters": None, "epochs": 24}}, "schedule.epochs needs schedule.base_batch"),
+        ({"schedule": SCHEDULE | {"by_epoch": True}}, "schedule.by_epoch needs schedule.epochs and the policy cosine"),
         ({"schedule": {"max_iters": 9}}, "schedule has no warmup_iters; give a whole number"),
         (
             {"schedule": SCHEDULE, "augment": {"world_flip": 0.5}},
