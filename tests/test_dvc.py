@@ -308,7 +308,7 @@ def experiments(repo: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatc
     return bin / "calls.txt"
 
 
-STUDENT = ["train --family bevformer --method fd3d", "evaluate --checkpoint runs/bevformer/fd3d/detector.pth"]
+STUDENT = ["train --family bevformer --method fd3d --restart", "evaluate --checkpoint runs/bevformer/fd3d/detector.pth"]
 
 
 def calls(file: Path) -> list[str]:
