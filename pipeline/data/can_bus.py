@@ -4,34 +4,42 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from nuscenes.can_bus.can_bus_api import NuScenesCanBus
-from nuscenes.nuscenes import NuScenes
 
-from pipeline.data.geometry import product, transform, yaw_of
+from pipeline.data.geometry import product, yaw_of
+from pipeline.data.json_stream import rows_of
+from pipeline.errors import FD3DError
 
 
 class EgoStates:
-    """Ego states from the CAN bus expansion; from ego poses where it is absent."""
+    """Ego states of scenes, one scene at a time: from the CAN bus expansion, from ego poses where it is absent."""
 
-    def __init__(self, nusc: NuScenes, root: Path) -> None:
-        self.nusc = nusc
-        self.api = NuScenesCanBus(dataroot=str(root)) if (root / "can_bus").is_dir() else None
-        self.messages: dict[str, list[dict] | None] = {}
+    def __init__(self, root: Path) -> None:
+        self.folder = root / "can_bus"
         self.derived: set[str] = set()
 
-    def at(self, scene: dict, timestamp: int, ego2global: np.ndarray, real_part: float) -> np.ndarray:
-        """(18,) state at a time in microseconds; ``real_part`` is that of the ego pose's quaternion as recorded.
+    def of(self, scene: str, timestamps: np.ndarray, ego2global: np.ndarray, real_parts: np.ndarray) -> np.ndarray:
+        """(n, 18) states of a scene's key frames.
 
         Layout (BEVFormer's data code): position 3, orientation 4, acceleration 3, rotation rate 3, velocity 3, yaw in
         radians, yaw in degrees. Position and yaw are the ego pose's; the four orientation slots all hold the
         quaternion's real part, as they do in the data that official checkpoints were trained on.
+
+        Args:
+            scene: name of the scene.
+            timestamps: (n,) microseconds, in order.
+            ego2global: (n, 4, 4).
+            real_parts: (n,) real parts of the ego poses' quaternions as recorded.
+
+        Raises:
+            FD3DError: the scene's messages cannot be read.
         """
-        state = self._measured(scene, timestamp)
-        if state is None:
-            self.derived.add(scene["name"])
-            state = self._from_poses(scene, timestamp, ego2global)
-        yaw = yaw_of(ego2global) % (2 * np.pi)
-        return np.concatenate([ego2global[:3, 3], np.full(4, real_part), state, [yaw, np.degrees(yaw)]])
+        states = self._measured(scene, timestamps)
+        if states is None:
+            self.derived.add(scene)
+            states = _from_poses(timestamps, ego2global)
+        yaws = np.array([yaw_of(pose) % (2 * np.pi) for pose in ego2global])
+        turned = np.stack([yaws, np.degrees(yaws)], 1)
+        return np.concatenate([ego2global[:, :3, 3], np.tile(real_parts[:, None], 4), states, turned], 1)
 
     def warn(self) -> None:
         """Say once how many scenes had no messages."""
@@ -41,38 +49,34 @@ class EgoStates:
                 stacklevel=3,
             )
 
-    def _measured(self, scene: dict, timestamp: int) -> np.ndarray | None:
-        name = scene["name"]
-        if name not in self.messages:
-            self.messages[name] = None
-            if self.api is not None and (Path(self.api.can_dir) / f"{name}_pose.json").exists():
-                self.messages[name] = self.api.get_messages(name, "pose")
-        messages = self.messages[name]
-        if not messages:
+    def _measured(self, scene: str, timestamps: np.ndarray) -> np.ndarray | None:
+        path = self.folder / f"{scene}_pose.json"
+        if not path.exists():
             return None
-        times = np.array([m["utime"] for m in messages])
+        times: list[int] = []
+        values: list[float] = []
+        try:
+            for message in rows_of(path):
+                times.append(message["utime"])
+                values += [*message["accel"], *message["rotation_rate"], *message["vel"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FD3DError(f"CAN bus messages {path} cannot be read ({error!r}); copy the file again") from error
+        if not times:
+            return None
         # BEVFormer's data code reads these values from the first message *after* the frame; its checkpoints expect that.
-        message = messages[min(int(np.searchsorted(times, timestamp, side="right")), len(messages) - 1)]
-        return np.array([*message["accel"], *message["rotation_rate"], *message["vel"]])
+        after = np.minimum(np.searchsorted(times, timestamps, side="right"), len(times) - 1)
+        return np.array(values, dtype=np.float64).reshape(-1, 9)[after]
 
-    def _from_poses(self, scene: dict, timestamp: int, ego2global: np.ndarray) -> np.ndarray:
-        """Velocity and yaw rate by differences of the neighbouring key frames' ego poses; acceleration zero."""
-        samples = [self.nusc.get("sample", scene["first_sample_token"])]
-        while samples[-1]["next"]:
-            samples.append(self.nusc.get("sample", samples[-1]["next"]))
-        poses = []
-        for sample in samples:
-            data = self.nusc.get("sample_data", sample["data"]["LIDAR_TOP"])
-            pose = self.nusc.get("ego_pose", data["ego_pose_token"])
-            poses.append((data["timestamp"], transform(pose["translation"], pose["rotation"])))
-        times = np.array([t for t, _ in poses], dtype=np.float64)
-        here = int(np.argmin(np.abs(times - timestamp)))
-        first, last = max(here - 1, 0), min(here + 1, len(poses) - 1)
-        state = np.zeros(9)
+
+def _from_poses(timestamps: np.ndarray, ego2global: np.ndarray) -> np.ndarray:
+    """Velocity and yaw rate (n, 9) by differences of the neighbouring key frames' ego poses; acceleration zero."""
+    states = np.zeros((len(timestamps), 9))
+    times, yaws = timestamps.astype(np.float64), [yaw_of(pose) for pose in ego2global]
+    for here, pose in enumerate(ego2global):
+        first, last = max(here - 1, 0), min(here + 1, len(ego2global) - 1)
         if last > first:
             seconds = (times[last] - times[first]) / 1e6
-            moved = poses[last][1][:3, 3] - poses[first][1][:3, 3]
-            state[6:9] = product(ego2global[:3, :3].T, moved[:, None])[:, 0] / seconds
-            turned = yaw_of(poses[last][1]) - yaw_of(poses[first][1])
-            state[5] = ((turned + np.pi) % (2 * np.pi) - np.pi) / seconds
-        return state
+            moved = ego2global[last, :3, 3] - ego2global[first, :3, 3]
+            states[here, 6:9] = product(pose[:3, :3].T, moved[:, None])[:, 0] / seconds
+            states[here, 5] = ((yaws[last] - yaws[first] + np.pi) % (2 * np.pi) - np.pi) / seconds
+    return states

@@ -1,9 +1,9 @@
 """Frames of reference: LiDAR, ego, global, camera; and the ego motion that BEVFormer reads."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # What the index is made of must have the same bits on every processor. Additions, multiplications, divisions and roots are
 # exactly rounded everywhere. Products of matrices by BLAS add in an order of the kernel's own, and sine, cosine and
@@ -45,31 +45,65 @@ def arctan2(y: float, x: float) -> float:
     return math.copysign(angle, y)
 
 
+def cos_sin_of(angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`cos_sin` of many angles (n,), with the same bits; the renderer compiles the scalar form."""
+    turns = np.floor(angles / (_QUARTER + _QUARTER_REST) + 0.5)
+    rest = angles - turns * _QUARTER - turns * _QUARTER_REST
+    square = rest * rest
+    c, s = np.ones_like(rest), np.ones_like(rest)
+    for n in range(18, 0, -2):
+        c, s = 1.0 - c * square / (n * (n - 1)), 1.0 - s * square / (n * (n + 1))
+    s *= rest
+    quarter = (turns % 4).astype(np.int64)
+    return np.choose(quarter, [c, -s, -c, s]), np.choose(quarter, [s, c, -s, -c])
+
+
+def arctan2_of(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """:func:`arctan2` of many directions (n,), with the same bits."""
+    low, high = np.minimum(np.abs(x), np.abs(y)), np.maximum(np.abs(x), np.abs(y))
+    tangent = low / np.where(high == 0.0, 1.0, high)
+    for _ in range(3):
+        tangent = tangent / (1.0 + np.sqrt(1.0 + tangent * tangent))
+    square, series = tangent * tangent, np.zeros_like(tangent)
+    for n in range(19, 0, -2):
+        series = 1.0 / n - square * series
+    angle = 8.0 * tangent * series
+    angle = np.where(np.abs(y) > np.abs(x), _QUARTER - angle + _QUARTER_REST, angle)
+    angle = np.where(x < 0, 2 * _QUARTER - angle + 2 * _QUARTER_REST, angle)
+    return np.where(high == 0.0, 0.0, np.copysign(angle, y))
+
+
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Matrix product (..., n, k) times (k, m), added up in the order of k on every processor."""
-    total = a[..., 0, None] * b[0]
-    for k in range(1, len(b)):
-        total = total + a[..., k, None] * b[k]
+    """Matrix product (..., n, k) times (..., k, m), added up in the order of k on every processor."""
+    total = a[..., 0, None] * b[..., 0, None, :]
+    for k in range(1, b.shape[-2]):
+        total = total + a[..., k, None] * b[..., k, None, :]
     return np.asarray(total)
 
 
-def transform(translation: Sequence[float], rotation: Sequence[float]) -> np.ndarray:
-    """4x4 matrix from a nuScenes translation (metres) and quaternion (w, x, y, z)."""
-    norm = math.sqrt(sum(float(part) * float(part) for part in rotation))
-    w, x, y, z = (float(part) / norm for part in rotation)
-    matrix = np.eye(4)
-    matrix[0, :3] = 1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)
-    matrix[1, :3] = 2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)
-    matrix[2, :3] = 2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)
-    matrix[:3, 3] = translation
+def transform(translation: ArrayLike, rotation: ArrayLike) -> np.ndarray:
+    """Matrices (..., 4, 4) from nuScenes translations (..., 3) in metres and quaternions (..., 4) as (w, x, y, z)."""
+    w, x, y, z = np.moveaxis(np.asarray(rotation, dtype=np.float64), -1, 0)
+    norm = np.sqrt(w * w + x * x + y * y + z * z)
+    w, x, y, z = w / norm, x / norm, y / norm, z / norm
+    matrix = np.tile(np.eye(4), (*np.shape(norm), 1, 1))
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    )
+    for i, row in enumerate(rows):
+        for j, value in enumerate(row):
+            matrix[..., i, j] = value
+    matrix[..., :3, 3] = translation
     return matrix
 
 
 def invert(matrix: np.ndarray) -> np.ndarray:
-    """Inverse of a rigid 4x4 matrix."""
-    out = np.eye(4)
-    out[:3, :3] = matrix[:3, :3].T
-    out[:3, 3] = -product(matrix[:3, :3].T, matrix[:3, 3:])[:, 0]
+    """Inverse of rigid matrices (..., 4, 4)."""
+    out, back = np.tile(np.eye(4), (*matrix.shape[:-2], 1, 1)), np.swapaxes(matrix[..., :3, :3], -1, -2)
+    out[..., :3, :3] = back
+    out[..., :3, 3] = -product(back, matrix[..., :3, 3:])[..., 0]
     return out
 
 
@@ -95,12 +129,16 @@ def move_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Boxes (n, 9) = (centre, size, yaw, velocity) into another frame whose z axis is nearly parallel.
 
     Yaw and velocity are turned in the plane, as nuScenes' own conversions do for upright boxes.
+
+    Args:
+        matrix: (4, 4) for all boxes, or (n, 4, 4) with one for each.
     """
-    out, turn = boxes.copy(), matrix[:3, :3].T
-    out[:, :3] = product(boxes[:, :3], turn) + matrix[:3, 3]
-    heading = product(np.array([cos_sin(yaw) for yaw in boxes[:, 6].tolist()]).reshape(-1, 2), turn[:2])
-    out[:, 6] = [arctan2(y, x) for x, y, _ in heading.tolist()]
-    out[:, 7:9] = product(boxes[:, 7:9], turn[:2])[:, :2]
+    out, turn = boxes.copy(), np.swapaxes(matrix[..., :3, :3], -1, -2)
+    flat = turn[..., :2, :]
+    out[:, :3] = product(boxes[:, None, :3], turn)[:, 0] + matrix[..., :3, 3]
+    heading = product(np.stack(cos_sin_of(boxes[:, 6]), -1)[:, None], flat)[:, 0]
+    out[:, 6] = arctan2_of(heading[:, 1], heading[:, 0])
+    out[:, 7:9] = product(boxes[:, None, 7:9], flat)[:, 0, :2]
     return out
 
 

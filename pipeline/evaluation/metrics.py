@@ -11,7 +11,7 @@ from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection.data_classes import DetectionMetricDataList
 from nuscenes.eval.detection.evaluate import DetectionEval
 
-from pipeline.data.index import open_nuscenes, split_scenes
+from pipeline.data.tables import open_scenes, split_scenes, table_folder
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 

@@ -73,7 +73,7 @@ def test_the_generators_settings_are_part_of_the_index(small: Path, tmp_path: Pa
 def test_an_index_of_an_older_format_is_refused(small: Path, tmp_path: Path) -> None:
     arrays = FrameIndex.load(small / "index.npz").arrays
     np.savez(tmp_path / "old.npz", **(arrays | {"format": np.array(1)}))
-    with pytest.raises(FD3DError, match="has format 1, this program reads 2; make it again"):
+    with pytest.raises(FD3DError, match="has format 1, this program reads 3; make it again with 'fd3d index'"):
         FrameIndex.load(tmp_path / "old.npz")
 
 

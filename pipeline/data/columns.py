@@ -1,0 +1,99 @@
+"""Columns of the frame index, scene by scene: geometry, ego motion and annotated boxes of key frames."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.can_bus import EgoStates
+from pipeline.data.geometry import arctan2_of, invert, move_boxes, product, transform
+from pipeline.data.tables import LIDAR, Chain, FrameTables
+from pipeline.errors import FD3DError
+
+_MAX_GAP = 1.5  # seconds between key frames, above which the devkit gives a box no velocity
+
+
+def scene_columns(tables: FrameTables, chain: Chain, states: EgoStates, root: Path) -> dict[str, np.ndarray]:
+    """Columns of a scene, as :class:`~pipeline.data.index.Frame` describes them; integers are as narrow as values allow.
+
+    Args:
+        root: folder that image paths start from.
+
+    Raises:
+        FD3DError: a pose or a calibration is no number, or an annotation's neighbour is missing.
+    """
+    rows, count = slice(chain.start, chain.stop), chain.stop - chain.start
+    poses, sensors, files = tables.poses[rows], tables.sensors[rows], tables.files[rows]
+    to_global, mounts = transform(poses[..., :3], poses[..., 3:]), tables.mounts[sensors]
+    sensor2global = product(to_global, mounts)
+    lidar2global = sensor2global[:, LIDAR]
+    lidar2cam = product(invert(sensor2global[:, :LIDAR]), lidar2global[:, None])
+    bad = np.flatnonzero(~np.isfinite(lidar2cam).all((1, 2, 3)))
+    if len(bad):
+        raise FD3DError(f"poses or calibrations of sample {tables.tokens[chain.start + bad[0]]} are no rigid motions")
+    order = np.arange(chain.start, chain.stop)
+    return {
+        "token": np.array(tables.tokens[rows], dtype=np.bytes_),
+        "scene_token": np.array([chain.token] * count, dtype=np.bytes_),
+        "scene_name": np.array([chain.name.encode()] * count, dtype=np.bytes_),
+        "order": np.arange(count, dtype=np.int32),
+        "prev": np.where(order > chain.start, order - 1, -1).astype(np.int32),
+        "next": np.where(order + 1 < chain.stop, order + 1, -1).astype(np.int32),
+        "timestamp": tables.timestamps[rows],
+        "image_paths": np.array([[path.encode() for path in six] for six in files], dtype=np.bytes_),
+        "image_sizes": tables.sizes[rows],
+        "image_bytes": np.array([[_file_bytes(f"{root}/{path}") for path in six] for six in files], dtype=np.int64),
+        "intrinsics": tables.intrinsics[sensors[:, :LIDAR]],
+        "lidar2cam": lidar2cam,
+        "lidar2ego": mounts[:, LIDAR],
+        "ego2global": to_global[:, LIDAR],
+        "can_bus": states.of(chain.name, tables.timestamps[rows], to_global[:, LIDAR], poses[:, LIDAR, 3]),
+        **_boxes(tables, chain, invert(lidar2global)),
+    }
+
+
+def _file_bytes(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def _boxes(tables: FrameTables, chain: Chain, global2lidar: np.ndarray) -> dict[str, np.ndarray]:
+    rows = slice(tables.counts[chain.start], tables.counts[chain.stop])
+    found = {name: column[rows] for name, column in tables.annotations.items()}
+    width, length, height = found["place"][:, 3:6].T
+    turns = transform(np.zeros(3), found["place"][:, 6:])
+    yaws = arctan2_of(turns[:, 1, 0], turns[:, 0, 0])
+    motion = _velocities(found, tables.times[found["frame"]])
+    boxes = np.column_stack([found["place"][:, :3], length, width, height, yaws, motion])
+    return {
+        "boxes": move_boxes(boxes, global2lidar[found["frame"] - chain.start]).astype(np.float32),
+        "labels": found["label"],
+        "num_lidar_pts": found["num_lidar_pts"],
+        "num_radar_pts": found["num_radar_pts"],
+        "visibility": found["visibility"],
+    }
+
+
+def _velocities(found: dict[str, np.ndarray], times: np.ndarray) -> np.ndarray:
+    """Velocities (n, 2) in the global frame, by differences to the annotations before and after, as the devkit estimates
+    them; NaN where an annotation stands alone or its neighbours are too far in time."""
+    row_of = {token: row for row, token in enumerate(found["token"].tolist())}
+    here = np.arange(len(times))
+    neighbours, there = {}, {}
+    for side in ("prev", "next"):
+        there[side] = found[side] != b""
+        rows = [row_of.get(token, -1) if token else row for row, token in enumerate(found[side].tolist())]
+        neighbours[side] = np.array(rows, dtype=np.int64).reshape(-1)
+        lost = here[neighbours[side] < 0]
+        if len(lost):
+            token, other = (found[name][lost[0]].decode() for name in ("token", side))
+            raise FD3DError(f"annotation {token} names {other} as its {side}, which its scene does not have")
+    first, last = neighbours["prev"], neighbours["next"]
+    seconds = 1e-6 * times[last] - 1e-6 * times[first]
+    limit = np.where(there["prev"] & there["next"], 2 * _MAX_GAP, _MAX_GAP)
+    known = (there["prev"] | there["next"]) & (seconds <= limit)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        motion = (found["place"][last, :2] - found["place"][first, :2]) / seconds[:, None]
+    return np.where(known[:, None], motion, np.nan)
