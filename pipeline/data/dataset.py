@@ -1,14 +1,14 @@
 """Frames of an index as an mmdet3d data set: queues for training, scene order for prediction."""
 
-import bisect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from mmcv.transforms import Compose
 from mmdet3d.registry import DATASETS
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from pipeline.data import CLASSES
 from pipeline.data.augment import MAX_DRAWS, class_balanced, thinned_queue
@@ -79,6 +79,8 @@ class FrameDataset(Dataset):
         Raises:
             FD3DError: no other sample was found in place of one without boxes.
         """
+        if get_worker_info() is not None:  # workers share the cores by processes, not by threads
+            cv2.setNumThreads(1)
         raw = self.raw_item(int(self.places[number]))
         for _ in range(MAX_DRAWS):
             if self.boxes_within is None or all(
@@ -139,8 +141,7 @@ class FrameDataset(Dataset):
             FD3DError: the frame is not in the split.
         """
         row = self.index.row(token)
-        ordered = sorted(range(len(self.rows)), key=self.rows.__getitem__)
-        at = bisect.bisect_left(ordered, row, key=self.rows.__getitem__)
-        if at == len(ordered) or self.rows[ordered[at]] != row:
-            raise FD3DError(f"frame {token} is not in the chosen split")
-        return ordered[at]
+        try:
+            return self.rows.index(row)
+        except ValueError:
+            raise FD3DError(f"frame {token} is not in the chosen split") from None

@@ -8,8 +8,10 @@ from mmengine.config import Config
 from torch.utils.data import DataLoader, Subset
 
 from pipeline.data.augment import Augment, read_augment
+from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.data.transforms import refuse_pixel_moving
+from pipeline.data.workers import check_shared_memory, loader_options, worker_errors
 
 
 def frame_pipeline(cfg: Config, train: bool, targets: Sequence[dict] = ()) -> list[dict]:
@@ -29,10 +31,16 @@ def frame_pipeline(cfg: Config, train: bool, targets: Sequence[dict] = ()) -> li
         steps.append(dict(type="PhotometricDistortionPerImage"))
     if train:
         steps.append(dict(type="LoadBoxes", pc_range=list(cfg.pc_range)))
-    steps += [*targets, dict(type="PackFrames")]
+    steps += [*targets, dict(type="PackFrames", fixed_point=_unpacks(cfg))]
     if targets:
         refuse_pixel_moving(steps)
     return steps
+
+
+def _unpacks(cfg: Config) -> bool:
+    """Whether the detector's preprocessor is the project's, which takes images in fixed point."""
+    model = cfg.get("model") or {}
+    return (model.get("data_preprocessor") or {}).get("type") == "FramePreprocessor"
 
 
 def frame_dataset(cfg: Config, source: FrameSource, train: bool, targets: Sequence[dict] = ()) -> dict:
@@ -59,12 +67,28 @@ def frame_batches(
 
     Args:
         rows: dataset rows in the order wanted; None is the whole split.
+
+    Raises:
+        FD3DError: bad input, or shared memory that is too small for the workers.
     """
     dataset = DATASETS.build(frame_dataset(cfg, source, train=False))
+    check_shared_memory(batch_bytes(cfg, dataset.index, 1, 1), workers)
     subset = dataset if rows is None else Subset(dataset, list(rows))
-    context = "forkserver" if workers else None
-    loader = DataLoader(subset, 1, num_workers=workers, collate_fn=collate, multiprocessing_context=context)
-    yield from loader
+    with worker_errors():
+        yield from DataLoader(subset, 1, num_workers=workers, collate_fn=collate, **loader_options(workers))
+
+
+def batch_bytes(cfg: Config, index: FrameIndex, frames: int, items: int) -> int:
+    """Bytes of a batch's images on the way from a worker, where no augmentation makes them floating point.
+
+    Args:
+        frames: number of frames in an item's queue.
+        items: number of items in a batch.
+    """
+    scale = cfg.image.scale
+    pixels = (index.arrays["image_sizes"][0] * scale).round().prod(-1).sum()
+    width = 1 if scale == 1 else 2 if _unpacks(cfg) else 4
+    return int(3 * pixels * width * frames * items)
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:

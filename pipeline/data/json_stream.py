@@ -78,7 +78,7 @@ class JSONStream:
             elif self._expect(",]") == "]":
                 return
 
-    def keys(self) -> Iterator[str]:
+    def members(self) -> Iterator[str]:
         """Keys of an object; after each the caller must read the key's value from this stream.
 
         Raises:

@@ -53,14 +53,17 @@ class _SceneTables(NuScenes):
         self._kept: dict[str, list[Row]] = {}
         super().__init__(version=folder.name, dataroot=str(folder.parent), verbose=False)
 
-    def _NuScenes__load_table__(self, name: str) -> list[Row]:  # noqa: N802  the devkit's own hook, under its mangled name
+    def __load_table__(self, table_name: str) -> list[Row]:
+        return self._rows_of(table_name)
+
+    def _rows_of(self, name: str) -> list[Row]:
         if name not in self._kept:
             chosen = self._chosen(name)
             self._kept[name] = [row for row in rows_of(self._folder / f"{name}.json") if chosen(row)]
         return self._kept[name]
 
     def _tokens(self, name: str, column: str = "token") -> frozenset[str]:
-        return frozenset(row[column] for row in self._NuScenes__load_table__(name))
+        return frozenset(row[column] for row in self._rows_of(name))
 
     def _chosen(self, name: str) -> Callable[[Row], bool]:
         if name == "scene":
@@ -73,8 +76,8 @@ class _SceneTables(NuScenes):
             return lambda row: row["sample_token"] in samples
         if name == "sample_data":
             samples = self._tokens("sample")
-            sensors = {row["token"] for row in self._NuScenes__load_table__("sensor") if row["channel"] == "LIDAR_TOP"}
-            calibrated = self._NuScenes__load_table__("calibrated_sensor")
+            sensors = {row["token"] for row in self._rows_of("sensor") if row["channel"] == "LIDAR_TOP"}
+            calibrated = self._rows_of("calibrated_sensor")
             lidars = {row["token"] for row in calibrated if row["sensor_token"] in sensors}
             return lambda row: (
                 row["is_key_frame"] and row["calibrated_sensor_token"] in lidars and row["sample_token"] in samples
@@ -159,7 +162,8 @@ class FrameTables:
             scenes = sorted(rows, key=lambda row: (row["name"], row["token"]))
         with self._table("sample") as rows:
             samples = {row["token"]: (row["timestamp"], row["next"]) for row in rows}
-            self.chains, self.tokens = [], []
+            self.chains: list[Chain] = []
+            self.tokens: list[str] = []
             for scene in scenes:
                 start, token = len(self.tokens), scene["first_sample_token"]
                 while token:

@@ -17,6 +17,7 @@ from mmengine.structures import InstanceData
 
 from pipeline.data.geometry import lidar2img
 from pipeline.data.index import Frame
+from pipeline.data.pixels import resized
 from pipeline.errors import FD3DError
 
 Item = dict[str, Any]
@@ -188,12 +189,18 @@ class LoadBoxes(BaseTransform):
 class PackFrames(BaseTransform):
     """Resize and stack the queue's images and gather metainfo.
 
-    Gives ``inputs.img`` (Q, V, 3, H, W), uint8, or float32 where resized or distorted per image, and a Det3DDataSample with ``token``,
-    ``frames`` (per frame: token, scene_token, timestamp, lidar2img, img_hw, can_bus, has_history) and, where loaded,
-    ``gt_instances_3d`` and ``expert``.
+    Gives ``inputs.img`` (Q, V, 3, H, W), uint8, or float32 where resized or augmented in floating point, and a
+    Det3DDataSample with ``token``, ``frames`` (per frame: token, scene_token, timestamp, lidar2img, img_hw, can_bus,
+    has_history) and, where loaded, ``gt_instances_3d`` and ``expert``.
+
+    Args:
+        fixed_point: resized uint8 images are int16 in place of float32, see :mod:`pipeline.data.pixels`.
     """
 
     moves_pixels = False
+
+    def __init__(self, fixed_point: bool = False) -> None:
+        self.fixed_point = fixed_point
 
     def transform(self, results: Item) -> Item:
         """Pack."""
@@ -202,7 +209,7 @@ class PackFrames(BaseTransform):
             img, frame = entry["img"], entry["frame"]
             if entry["scale"] != 1:
                 size = tuple(round(n * entry["scale"]) for n in (img.shape[2], img.shape[1]))
-                img = np.stack([cv2.resize(i.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) for i in img])
+                img = resized(img, size, self.fixed_point)
             images.append(torch.from_numpy(np.ascontiguousarray(img.transpose(0, 3, 1, 2))))
             metas.append(
                 {

@@ -60,11 +60,10 @@ class LoadExpertFrames(BaseTransform):
 
     def __init__(self, dataset: dict) -> None:
         self.dataset = DATASETS.build(dataset)
-        self.numbers = {self.dataset.index[row].token: number for number, row in enumerate(self.dataset.rows)}
 
     def transform(self, results: Item) -> Item:
         """Sets ``expert``: ``img`` (Q, V, 3, H, W) and ``frames``, their metainfo; without the repeats that fill a queue."""
-        raw = self.dataset.raw_item(self.numbers[results["token"]])
+        raw = self.dataset.raw_item(self.dataset.position(results["token"]))
         tokens = [entry["frame"].token for entry in raw["frames"]]
         raw["frames"] = raw["frames"][tokens.count(tokens[0]) - 1 :]
         packed = self.dataset.pipeline(raw)

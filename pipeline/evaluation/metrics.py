@@ -3,14 +3,20 @@
 import contextlib
 import csv
 import io
-import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nuscenes.eval.common.config import config_factory
-from nuscenes.eval.detection.data_classes import DetectionMetricDataList
+from nuscenes.eval.common.data_classes import EvalBoxes
+from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes, load_gt, load_gt_of_sample_tokens
+from nuscenes.eval.detection.data_classes import DetectionBox, DetectionMetricDataList
 from nuscenes.eval.detection.evaluate import DetectionEval
+from nuscenes.nuscenes import NuScenes
+from nuscenes.utils.splits import is_predefined_split
 
+from pipeline.data.json_stream import JSONStream
 from pipeline.data.tables import open_scenes, split_scenes, table_folder
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
@@ -31,22 +37,13 @@ def evaluate(submission: Path, root: Path, version: str, split: str, work_dir: P
     Raises:
         FD3DError: the split is unknown or the submission does not cover it.
     """
-    nusc = open_nuscenes(root, version)
+    table_folder(root, version)
     splits = split_scenes(root, version)
     if split not in splits:
         raise FD3DError(f"split '{split}' is unknown; the data set has {', '.join(splits)}")
-    wanted = {s["token"] for s in nusc.sample if nusc.get("scene", s["scene_token"])["name"] in splits[split]}
-    given = set(json.loads(submission.read_text())["results"])
-    if wanted - given or given - wanted:
-        odd = sorted(wanted ^ given)[0]
-        raise FD3DError(
-            f"{submission} has {len(given & wanted)} of the {len(wanted)} samples of {split} and {len(given - wanted)} others, first {odd}"
-        )
+    nusc = open_scenes(root, version, splits[split])
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        evaluation = DetectionEval(
-            nusc, config_factory("detection_cvpr_2019"), str(submission), split, str(work_dir), verbose=False
-        )
-        metrics, curves = evaluation.evaluate()
+        metrics, curves = _SplitEval(nusc, submission, split).evaluate()
     found = metrics.serialize()
     _write_curves(curves, work_dir / "pr.csv")
     return {
@@ -58,6 +55,76 @@ def evaluate(submission: Path, root: Path, version: str, split: str, work_dir: P
             name: {key: round(v, 4) for key, v in e.items() if v == v} for name, e in found["label_tp_errors"].items()
         },
     }
+
+
+class _SplitEval(DetectionEval):
+    """The devkit's evaluation, with predictions read and filtered frame by frame: boxes that do not count take no memory.
+
+    Args:
+        nusc: tables of the split's scenes.
+    """
+
+    def __init__(self, nusc: NuScenes, submission: Path, split: str) -> None:
+        self.nusc, self.cfg, self.verbose = nusc, config_factory("detection_cvpr_2019"), False
+        wanted = [sample["token"] for sample in nusc.sample]
+        self.pred_boxes = self._predictions(submission, split, wanted)
+        predefined = is_predefined_split(split)
+        truth = (
+            load_gt(nusc, split, DetectionBox) if predefined else load_gt_of_sample_tokens(nusc, wanted, DetectionBox)
+        )
+        self.gt_boxes = self._counted(truth)
+        self.sample_tokens = self.gt_boxes.sample_tokens
+
+    def _counted(self, boxes: EvalBoxes) -> EvalBoxes:
+        """Boxes that the metrics count: within the range of their class, with points, not in a bicycle rack."""
+        if not boxes.all:  # the devkit cannot tell the kind of no boxes
+            return boxes
+        return filter_eval_boxes(self.nusc, add_center_dist(self.nusc, boxes), self.cfg.class_range)
+
+    def _predictions(self, submission: Path, split: str, wanted: list[str]) -> EvalBoxes:
+        boxes, known, others = EvalBoxes(), set(wanted), []
+        for token, records in _results(submission):
+            if token not in known:
+                others.append(token)
+                continue
+            if len(records) > self.cfg.max_boxes_per_sample:
+                raise FD3DError(
+                    f"{submission} has {len(records)} boxes for sample {token}; {self.cfg.max_boxes_per_sample} are allowed"
+                )
+            frame = EvalBoxes.deserialize({token: [_shared_texts(record) for record in records]}, DetectionBox)
+            boxes.boxes[token] = self._counted(frame).boxes[token]
+        if others or len(boxes) < len(known):
+            odd = min([*others, *(known - set(boxes.boxes))])
+            raise FD3DError(
+                f"{submission} has {len(boxes)} of the {len(known)} samples of {split} and {len(others)} others, first {odd}"
+            )
+        return boxes
+
+
+def _results(submission: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Token and records of every frame of a submission.
+
+    Raises:
+        FD3DError: the file is missing or no submission.
+    """
+    try:
+        with open(submission, encoding="utf-8") as file:
+            stream = JSONStream(file)
+            for key in stream.members():
+                if key != "results":
+                    stream.value()
+                    continue
+                for token in stream.members():
+                    yield token, stream.value()
+    except (OSError, ValueError) as error:
+        if isinstance(error, FD3DError):
+            raise
+        raise FD3DError(f"submission {submission} cannot be read: {error}") from error
+
+
+def _shared_texts(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with one copy of each text for all records."""
+    return {name: sys.intern(value) if isinstance(value, str) else value for name, value in record.items()}
 
 
 def _write_curves(curves: DetectionMetricDataList, path: Path, distance: float = 2.0) -> None:

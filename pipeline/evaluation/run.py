@@ -11,7 +11,7 @@ from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
 from pipeline.evaluation.metrics import evaluate
 from pipeline.evaluation.predict import predict
-from pipeline.evaluation.submission import to_submission
+from pipeline.evaluation.submission import write_submission
 from pipeline.files import write_atomically
 from pipeline.models.build import load_config
 from pipeline.models.load import load_detector
@@ -39,9 +39,9 @@ def evaluate_detector(
     torch.set_num_threads(1)
     cfg = load_config(config)
     model = load_detector(cfg, checkpoint)
-    submission = to_submission(FrameIndex.load(source.index, source.root), predict(cfg, model, source, workers))
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "submission.json", lambda file: json.dump(submission, file))
+    index, detections = FrameIndex.load(source.index, source.root), predict(cfg, model, source, workers)
+    write_submission(out / "submission.json", index, detections)
+    del model, detections  # the metrics need their memory
     found = evaluate(out / "submission.json", source.root, version, source.split, out)
     write_atomically(metrics, lambda file: json.dump(found, file, indent=1))
     return found

@@ -1,7 +1,9 @@
 """Detections as a nuScenes submission."""
 
-from collections.abc import Iterable
-from typing import Any
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -9,6 +11,7 @@ from pipeline.data import CLASSES
 from pipeline.data.geometry import move_boxes
 from pipeline.data.index import FrameIndex
 from pipeline.errors import FD3DError
+from pipeline.files import write_atomically
 
 MAX_BOXES = 500  # per sample, the benchmark's limit
 _MOVING = 0.2  # m/s, above which a box counts as moving (mmdet3d's rule)
@@ -30,6 +33,9 @@ _ATTRIBUTES = {
 Detection = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 
 
+_META = {"use_camera": True, "use_lidar": False, "use_radar": False, "use_map": False, "use_external": True}
+
+
 def to_submission(index: FrameIndex, detections: Iterable[Detection]) -> dict[str, Any]:
     """The submission of a camera-only detector.
 
@@ -39,19 +45,39 @@ def to_submission(index: FrameIndex, detections: Iterable[Detection]) -> dict[st
     Raises:
         FD3DError: a value is not finite.
     """
-    results = {}
+    return {"meta": _META, "results": dict(_results(index, detections))}
+
+
+def write_submission(path: Path, index: FrameIndex, detections: Iterable[Detection]) -> None:
+    """Write the submission frame by frame, as ``json.dump`` of :func:`to_submission` would; arguments as there.
+
+    Raises:
+        FD3DError: a value is not finite.
+    """
+
+    def write(file: IO[str]) -> None:
+        file.write(f'{{"meta": {json.dumps(_META)}, "results": {{')
+        for number, (token, records) in enumerate(_results(index, detections)):
+            file.write(f"{', ' if number else ''}{json.dumps(token)}: {json.dumps(records)}")
+        file.write("}}")
+
+    write_atomically(path, write)
+
+
+def _results(index: FrameIndex, detections: Iterable[Detection]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     for token, boxes, scores, labels in detections:
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
             raise FD3DError(f"detections of frame {token} are not finite; look at the checkpoint")
         frame = index[index.row(token)]
         best = np.argsort(-scores, kind="stable")[:MAX_BOXES]
         moved = move_boxes(boxes[best].astype(np.float64), frame.ego2global @ frame.lidar2ego)
-        results[token] = [
-            _record(token, box, float(score), CLASSES[int(label)])
-            for box, score, label in zip(moved, scores[best], labels[best], strict=True)
-        ]
-    meta = {"use_camera": True, "use_lidar": False, "use_radar": False, "use_map": False, "use_external": True}
-    return {"meta": meta, "results": results}
+        yield (
+            token,
+            [
+                _record(token, box, float(score), CLASSES[int(label)])
+                for box, score, label in zip(moved, scores[best], labels[best], strict=True)
+            ],
+        )
 
 
 def _record(token: str, box: np.ndarray, score: float, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Preprocessor from the data set's uint8 images to the padded, normalised batch that detectors take."""
+"""Preprocessor from the data set's images to the padded, normalised batch that detectors take."""
 
 import math
 from collections.abc import Sequence
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from mmdet3d.registry import MODELS
 from mmengine.model import BaseDataPreprocessor
+
+from pipeline.data.pixels import levels
 
 
 @MODELS.register_module()
@@ -30,7 +32,7 @@ class FramePreprocessor(BaseDataPreprocessor):
         data = self.cast_data(data)
         img = data["inputs"]["img"]
         img = torch.stack(list(img)) if not isinstance(img, torch.Tensor) else img
-        img = (img.float() - self.mean) / self.std
+        img = (levels(img) - self.mean) / self.std
         height, width = (math.ceil(n / self.pad_divisor) * self.pad_divisor for n in img.shape[-2:])
         img = torch.nn.functional.pad(img, (0, width - img.shape[-1], 0, height - img.shape[-2]))
         for sample in data["data_samples"]:

@@ -15,8 +15,10 @@ from mmengine.dist import barrier, get_rank, is_main_process
 from mmengine.runner import Runner
 from torch import nn
 
-from pipeline.data.frames import frame_dataset
+from pipeline.data.frames import batch_bytes, frame_dataset
+from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
+from pipeline.data.workers import check_shared_memory, loader_options, worker_errors
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 from pipeline.models.build import file_sha256
@@ -111,6 +113,9 @@ def train(
         optim["type"] = "AmpOptimWrapper"
     log_every = max(1, min(50, course.updates // 20))
     loader, states = _loader(data, settings, course, found)
+    if settings.workers:
+        index = FrameIndex.load(source.index, source.root)
+        check_shared_memory(batch_bytes(cfg, index, cfg.queue_length, course.batch_size), settings.workers)
 
     def save(trained: nn.Module, path: Path, facts: dict[str, Any]) -> None:
         state = {name: tensor.detach().cpu() for name, tensor in export(trained).items()}
@@ -153,7 +158,8 @@ def train(
     if found is not None:
         tell(f"going on from {found.path}, after {found.iterations // course.accumulate:,} updates")
     started = time.perf_counter()
-    trained = runner.train()
+    with worker_errors():
+        trained = runner.train()
     seconds = time.perf_counter() - started
     average_buffers(unwrapped(trained))
     facts = {
@@ -190,8 +196,7 @@ def _loader(
     )
     if workers:
         start = dict(type=start_worker, workers=workers, seed=settings.seed, batches=batches, states=states)
-        # A fork would copy the locks of torch's and OpenCV's threads in whatever state they are.
-        loader |= dict(multiprocessing_context="forkserver", prefetch_factor=4, worker_init_fn=start)
+        loader |= dict(loader_options(workers), worker_init_fn=start)
     return loader, states
 
 

@@ -1,11 +1,16 @@
+import hashlib
 import json
+import os
+import pickle
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from nuscenes.nuscenes import NuScenes
 from pyquaternion import Quaternion
 
 from pipeline.data import CAMERAS, CLASSES
@@ -75,6 +80,115 @@ def test_an_index_of_an_older_format_is_refused(small: Path, tmp_path: Path) -> 
     np.savez(tmp_path / "old.npz", **(arrays | {"format": np.array(1)}))
     with pytest.raises(FD3DError, match="has format 1, this program reads 3; make it again with 'fd3d index'"):
         FrameIndex.load(tmp_path / "old.npz")
+
+
+def test_an_index_in_the_layout_before_is_refused_in_a_line(small: Path, tmp_path: Path) -> None:
+    index = FrameIndex.load(small / "index.npz")
+    old = {"format": np.array(2), "token": index.arrays["token"].astype("U32"), "boxes": index.arrays["boxes"]}
+    np.savez(tmp_path / "old.npz", **old)
+    with pytest.raises(FD3DError, match="has format 2, this program reads 3; make it again with 'fd3d index'"):
+        FrameIndex.load(tmp_path / "old.npz")
+
+
+def test_columns_are_mapped_read_only_and_numpy_reads_them_too(small: Path) -> None:
+    index = FrameIndex.load(small / "index.npz")
+    with np.load(small / "index.npz") as file:
+        assert set(file.files) == set(index.arrays)
+        for name, column in index.arrays.items():
+            np.testing.assert_array_equal(column, file[name])
+            assert column.flags.aligned and not column.flags.owndata and not column.flags.writeable
+    assert hashlib.sha256((small / "index.npz").read_bytes()).hexdigest() == index.sha256
+
+
+def test_another_process_is_sent_the_path_and_refuses_a_file_that_was_made_again(small: Path, tmp_path: Path) -> None:
+    path = shutil.copy(small / "index.npz", tmp_path)
+    index = FrameIndex.load(path)
+    index.row(index[1].token)
+    sent = pickle.dumps(index)
+    assert len(sent) < 1000
+    np.testing.assert_equal(asdict(pickle.loads(sent)[1]), asdict(index[1]))
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(FD3DError, match="was made again while it was in use"):
+        pickle.loads(sent)
+
+
+def test_a_changed_byte_is_found(small: Path, tmp_path: Path) -> None:
+    content = bytearray((small / "index.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "index.npz").write_bytes(content)
+    with pytest.raises(FD3DError, match="is damaged .*; make it again"):
+        FrameIndex.load(tmp_path / "index.npz")
+
+
+def changed_table(root: Path, name: str, change: Callable[[list[dict]], None]) -> None:
+    path = root / SMALL.version / f"{name}.json"
+    rows = json.loads(path.read_text())
+    change(rows)
+    path.write_text(json.dumps(rows))
+
+
+def test_sensor_data_between_key_frames_and_poses_of_none_change_nothing(small: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(small / "world", tmp_path / "world")
+
+    def sweep(rows: list[dict]) -> None:
+        rows.insert(1, rows[0] | {"token": "sweep", "ego_pose_token": "late", "is_key_frame": False})
+
+    changed_table(root, "sample_data", sweep)
+    changed_table(root, "ego_pose", lambda rows: rows.append(rows[0] | {"token": "late", "translation": [1, 2, 3]}))
+    assert build_index(root, SMALL.version, tmp_path / "x.npz").sha256 == FrameIndex.load(small / "index.npz").sha256
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "message"),
+    [
+        (
+            "sample_annotation",
+            lambda rows: rows[0].pop("num_lidar_pts"),
+            "sample_annotation.json: KeyError..num_lidar_pts",
+        ),
+        (
+            "sample_annotation",
+            lambda rows: rows[0].update(visibility_token="v80-100"),
+            "sample_annotation.json: .*v80-100",
+        ),
+        ("sample_annotation", lambda rows: rows[0].update(prev="none"), "names none as its prev"),
+        ("ego_pose", lambda rows: rows.clear(), "have no ego pose"),
+        ("ego_pose", lambda rows: rows[0].update(rotation=[0, 0, 0, 0]), "no rigid motions"),
+        ("sample_data", lambda rows: rows.pop(0), "has no CAM_FRONT; six cameras and LIDAR_TOP are needed"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_tables_that_lack_something_are_named(small: Path, tmp_path: Path, table, change, message: str) -> None:
+    root = shutil.copytree(small / "world", tmp_path / "world")
+    changed_table(root, table, change)
+    with pytest.raises(FD3DError, match=message):
+        build_index(root, SMALL.version, tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("content", ["", "[{", '[{"is_key_frame": false}'])
+def test_a_damaged_table_is_named(small: Path, tmp_path: Path, content: str) -> None:
+    root = shutil.copytree(small / "world", tmp_path / "world")
+    (root / SMALL.version / "sample_data.json").write_text(content)
+    with pytest.raises(FD3DError, match="v1.0-world cannot be read: sample_data.json"):
+        build_index(root, SMALL.version, tmp_path / "x.npz")
+
+
+def test_boxes_are_the_devkits(world: Path, world_index: Path) -> None:
+    nusc, index, kinds = NuScenes("v1.0-world", str(world), verbose=False), FrameIndex.load(world_index), set()
+    for frame in index:
+        annotations = [nusc.get("sample_annotation", token) for token in nusc.get("sample", frame.token)["anns"]]
+        to_global = frame.ego2global @ frame.lidar2ego
+        np.testing.assert_allclose(
+            frame.boxes[:, :3] @ to_global[:3, :3].T + to_global[:3, 3],
+            [a["translation"] for a in annotations],
+            atol=1e-4,
+        )
+        velocities = np.array([nusc.box_velocity(a["token"])[:2] for a in annotations])
+        found = np.column_stack([frame.boxes[:, 7:9], np.zeros(len(frame.boxes))]) @ to_global[:3, :3].T
+        np.testing.assert_allclose(found[:, :2], velocities, atol=1e-3)
+        assert frame.num_lidar_pts.tolist() == [a["num_lidar_pts"] for a in annotations]
+        kinds |= {(bool(a["prev"]), bool(a["next"])) for a in annotations}
+    assert {(True, True), (True, False), (False, True)} <= kinds  # differences to both sides and to one
 
 
 def test_index_is_the_same_bytes_twice(world, world_index, tmp_path):

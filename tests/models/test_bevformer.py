@@ -1,4 +1,5 @@
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,23 @@ def test_losses_reach_every_part_that_trains(items, expert):
     assert not without
     expert.zero_grad()
     expert.eval()
+
+
+def test_history_features_are_gone_when_the_current_frame_is_encoded(items, expert, monkeypatch):
+    batch = expert.data_preprocessor(collate(items))
+    seen: list[weakref.ref] = []
+    alive: list[list[bool]] = []
+
+    def extract(img):
+        alive.append([level() is not None for level in seen])
+        levels = type(expert).extract_feat(expert, img)
+        seen.extend(weakref.ref(level.untyped_storage()) for level in levels)
+        return levels
+
+    monkeypatch.setattr(expert, "extract_feat", extract)
+    with torch.no_grad():
+        expert.encode_queue(batch["inputs"]["img"], batch["data_samples"])
+    assert [len(flags) for flags in alive] == [0, len(seen) // 2] and not any(alive[1])
 
 
 def test_streaming_needs_scene_order(items, expert):

@@ -41,6 +41,7 @@ class BEVFormer(MultiCameraDetector):
                 past = [level.unflatten(0, (len(img), queue - 1)) for level in past]
                 for step in range(queue - 1):
                     history = self._step([level[:, step] for level in past], samples, step, history)
+            del past  # the current frame's pass, the largest, has their memory
             self.train(training)
         return self._step(self.extract_feat(img[:, -1]), samples, queue - 1, history)
 

@@ -1,0 +1,34 @@
+"""Resized images on their way from a worker: float32, or fixed point in half of the bytes.
+
+Halving an image by bilinear interpolation gives quarters of the 256 levels, and 0.8 of its size sixty-fourths. In steps of
+1/128 level both are exact, so int16 holds the very numbers that float32 would.
+"""
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+STEPS = 128
+"""Steps of a level of the 0..255 scale: 255 levels are 32640, the largest int16 is 32767."""
+
+
+def resized(images: np.ndarray, size: tuple[int, int], fixed_point: bool) -> np.ndarray:
+    """Images (V, H, W, 3) resized bilinearly to (columns, rows).
+
+    Args:
+        fixed_point: whether uint8 images become int16 in steps of 1/128 level; otherwise, and for images in floating
+            point, the result is float32.
+    """
+    steps = STEPS if fixed_point and images.dtype == np.uint8 else 0
+
+    def resize(image: np.ndarray) -> np.ndarray:
+        image = image.astype(np.int16) * STEPS if steps else image.astype(np.float32)
+        return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+
+    return np.stack([resize(image) for image in images])
+
+
+def levels(images: Tensor) -> Tensor:
+    """Images in float32 on the 0..255 scale, from uint8, float32 or fixed point."""
+    return images.float() / STEPS if images.dtype == torch.int16 else images.float()

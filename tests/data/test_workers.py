@@ -1,0 +1,90 @@
+"""Worker processes of a data loader: threads, errors and shared memory."""
+
+import pickle
+import shutil
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.data import workers
+from pipeline.data.dataset import FrameDataset
+from pipeline.data.frames import batch_bytes, frame_batches
+from pipeline.data.index import FrameIndex
+from pipeline.data.source import FrameSource
+from pipeline.data.workers import check_shared_memory, loader_options, worker_errors
+from pipeline.errors import FD3DError
+from pipeline.models.build import load_config
+
+
+def threads(item: dict) -> int:
+    """Transform that gives the number of OpenCV's threads."""
+    return cv2.getNumThreads()
+
+
+class Silent(Dataset):
+    """Data set of one item that takes longer than the loader waits."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, number: int) -> int:
+        time.sleep(3)
+        return number
+
+
+def test_a_worker_has_one_opencv_thread_and_maps_the_index(source: FrameSource) -> None:
+    data = FrameDataset(source.index, source.root, source.split, [threads])
+    assert len(pickle.dumps(data)) < 10_000  # a path and numbers: no column of the index
+    loader = DataLoader(data, None, num_workers=1, **loader_options(1))
+    assert set(loader) == {1}
+
+
+def test_a_bad_image_is_the_same_line_with_and_without_workers(
+    source: FrameSource, project: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(source.root, tmp_path / "world")
+    index = FrameIndex.load(source.index)
+    (root / index[index.select(source.split)[0]].image_paths[2]).unlink()
+    cfg, lines = load_config(project / "configs/world/apprentice.py"), []
+    for number in (0, 1):
+        with pytest.raises(FD3DError) as caught:
+            list(frame_batches(cfg, FrameSource(source.index, root, source.split), None, number))
+        lines.append(str(caught.value))
+    assert lines[0] == lines[1] and "CAM_FRONT_LEFT" in lines[0] and "\n" not in lines[0]
+
+
+def test_a_worker_that_brings_nothing_is_one_line(monkeypatch) -> None:
+    monkeypatch.setattr(workers, "TIMEOUT", 1)
+    with pytest.raises(FD3DError, match="no worker has brought a batch for 1 s.*--shm-size"), worker_errors():
+        list(DataLoader(Silent(), None, num_workers=1, **loader_options(1)))
+
+
+@pytest.mark.parametrize("end", ["(pid(s) 7) exited unexpectedly", "(pid 7) is killed by signal: Bus error. "])
+def test_a_worker_that_died_is_one_line(end: str) -> None:
+    with pytest.raises(FD3DError, match="a worker that decodes images died.*--shm-size"), worker_errors():
+        raise RuntimeError(f"DataLoader worker {end}")
+
+
+def test_errors_of_other_kinds_keep_their_traceback() -> None:
+    with pytest.raises(KeyError, match="own"), worker_errors():
+        raise KeyError("own")
+
+
+def test_shared_memory_that_is_too_small_is_refused_before_the_first_batch(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(workers, "SHARED", tmp_path)
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(64_000_000, 0, 0))
+    check_shared_memory(20_000_000, 1)
+    with pytest.raises(
+        FD3DError, match=r"2 workers .* 104 MB each ahead, which are 416 MB, .* has 64 MB; .*--shm-size"
+    ):
+        check_shared_memory(104_000_000, 2)
+
+
+def test_bytes_of_a_batch_are_those_of_its_images(source: FrameSource, project: Path) -> None:
+    for name in ("expert", "apprentice"):
+        cfg = load_config(project / f"configs/world/{name}.py")
+        (image,) = next(frame_batches(cfg, source, [0], 0))["inputs"]["img"]
+        assert batch_bytes(cfg, FrameIndex.load(source.index), 1, 1) == image.nbytes
