@@ -32,7 +32,8 @@ def check_shared_memory(batch_bytes: int, workers: int, prefetch: int = 2) -> No
 
     Args:
         batch_bytes: bytes of a batch's images.
-        workers, prefetch: as of :func:`loader_options`.
+        workers: of all processes on this machine.
+        prefetch: as of :func:`loader_options`.
 
     Raises:
         FD3DError: the batches do not fit.
@@ -40,7 +41,7 @@ def check_shared_memory(batch_bytes: int, workers: int, prefetch: int = 2) -> No
     ahead = workers * prefetch * batch_bytes
     if ahead and SHARED.is_dir() and ahead > (room := shutil.disk_usage(SHARED).total):
         raise FD3DError(
-            f"{workers} workers decode {prefetch} batches of {batch_bytes / 1e6:.0f} MB each ahead, which are "
+            f"workers ({workers}) decode {prefetch} batches of {batch_bytes / 1e6:.1f} MB each ahead, which are "
             f"{ahead / 1e6:.0f} MB, but {SHARED} has {room / 1e6:.0f} MB; {_ADVICE}"
         )
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -115,7 +116,8 @@ def train(
     loader, states = _loader(data, settings, course, found)
     if settings.workers:
         index = FrameIndex.load(source.index, source.root)
-        check_shared_memory(batch_bytes(cfg, index, cfg.queue_length, course.batch_size), settings.workers)
+        workers = settings.workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        check_shared_memory(batch_bytes(cfg, index, cfg.queue_length, course.batch_size), workers)
 
     def save(trained: nn.Module, path: Path, facts: dict[str, Any]) -> None:
         state = {name: tensor.detach().cpu() for name, tensor in export(trained).items()}

@@ -78,7 +78,8 @@ def test_shared_memory_that_is_too_small_is_refused_before_the_first_batch(tmp_p
     monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(64_000_000, 0, 0))
     check_shared_memory(20_000_000, 1)
     with pytest.raises(
-        FD3DError, match=r"2 workers .* 104 MB each ahead, which are 416 MB, .* has 64 MB; .*--shm-size"
+        FD3DError,
+        match=r"workers \(2\) decode 2 batches of 104.0 MB each ahead, which are 416 MB, .* has 64 MB; .*--shm-size",
     ):
         check_shared_memory(104_000_000, 2)
 
