@@ -85,7 +85,14 @@ def main(
         return
     rule = FocalRule()
     made = folder / "store"
-    dump(folder / "plain" / "config.py", folder / "plain" / "detector.pth", source, made, DumpSettings(rule), replace=True)
+    dump(
+        folder / "plain" / "config.py",
+        folder / "plain" / "detector.pth",
+        source,
+        made,
+        DumpSettings(rule),
+        replace=True,
+    )
     facts = train_apprentice(
         config,
         "fd3d",
