@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes, load_gt_of_sample_tokens
+from nuscenes.eval.detection.data_classes import DetectionBox
 
-from pipeline.data.index import FrameIndex, build_index, open_nuscenes
+from pipeline.data.index import build_index
 from pipeline.data.source import FrameSource
+from pipeline.data.tables import open_scenes
 from pipeline.distill.apprentice import train_apprentice
 from pipeline.distill.settings import DistillSettings
 from pipeline.dumping.dump import dump
@@ -30,27 +34,21 @@ SPLIT = "overfit"
 def place(root: Path, version: str, scenes: list[str], out: Path) -> str:
     """A data root of links with a split of the scenes; the version's name, since the devkit forbids new splits of its own ones."""
     own = "v1.0-overfit"
-    out.mkdir(parents=True, exist_ok=True)
-    for path in root.iterdir():
-        if path.is_dir() and not (link := out / (own if path.name == version else path.name)).exists():
+    (out / own).mkdir(parents=True, exist_ok=True)
+    folders = {out / path.name: path for path in root.iterdir() if path.is_dir() and path.name != version}
+    for link, path in (folders | {out / own / path.name: path for path in (root / version).glob("*.json")}).items():
+        if not link.exists():
             link.symlink_to(path.resolve())
-    (out / "splits.json").write_text(json.dumps({SPLIT: scenes}))
+    (out / own / "splits.json").write_text(json.dumps({SPLIT: scenes}))
     return own
 
 
-def present(root: Path, version: str) -> set[str]:
+def present(root: Path, version: str, scenes: list[str]) -> set[str]:
     """Classes of which the devkit counts a box: within the class's range, with a LiDAR or radar point."""
-    from nuscenes.eval.common.config import config_factory
-    from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes, load_gt
-    from nuscenes.eval.detection.data_classes import DetectionBox
-
-    nusc = open_nuscenes(root, version)
-    boxes = filter_eval_boxes(
-        nusc,
-        add_center_dist(nusc, load_gt(nusc, SPLIT, DetectionBox)),
-        config_factory("detection_cvpr_2019").class_range,
-    )
-    return {box.detection_name for box in boxes.all}
+    nusc = open_scenes(root, version, scenes)
+    boxes = load_gt_of_sample_tokens(nusc, [sample["token"] for sample in nusc.sample], DetectionBox)
+    ranges = config_factory("detection_cvpr_2019").class_range
+    return {box.detection_name for box in filter_eval_boxes(nusc, add_center_dist(nusc, boxes), ranges).all}
 
 
 def main(
@@ -66,10 +64,10 @@ def main(
     config, folder = Path(f"configs/benchmark/overfit_{family}.py"), out / family
     own = place(root, version, scene, out / "data")
     index = out / "index.npz"
-    build_index(out / "data", own).save(index)
+    frames = build_index(out / "data", own, index).select(SPLIT)
     source = FrameSource(index, out / "data", SPLIT)
-    there = present(out / "data", own)
-    print(f"{len(FrameIndex.load(index, out / 'data').split(SPLIT))} frames, classes {', '.join(sorted(there))}")
+    there = present(out / "data", own, scene)
+    print(f"{len(frames)} frames, classes {', '.join(sorted(there))}")
     run = RunSettings(max_iters=steps, workers=1, curve_every=max(1, steps // 20))
 
     def judge(method: str) -> None:
@@ -91,7 +89,7 @@ def main(
         source,
         made,
         DumpSettings(rule),
-        replace=True,
+        replace_other=True,
     )
     facts = train_apprentice(
         config,
