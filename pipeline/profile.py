@@ -13,12 +13,14 @@ from pipeline.dumping.settings import ClusterSettings, DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.focal.rule import FocalRule
 from pipeline.settings import from_mapping, mapping, merged, read_yaml
-from pipeline.training.settings import RunSettings
+from pipeline.training.settings import Initial, RunSettings
 
 RUNS = Path("runs")
 """Folder of the stages' outputs."""
 DETECTOR, CONFIG = "detector.pth", "config.py"
 """Names of a trained detector's checkpoint and config in its run's folder."""
+PRETRAINED = Path("pretrained")
+"""Folder of the files that trainings start from; ``dvc.yaml`` depends on it."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,23 @@ class ExpertSettings:
     """Detector config, with an ``adapter``."""
     checkpoint: Path | None = None
     """Checkpoint of the expert; none trains the expert."""
+    boxes: str | None = None
+    """Box convention of a checkpoint whose notes are lost: ``new``, or ``old`` for mmdet3d before 1.0."""
+    classes: tuple[str, ...] | None = None
+    """Class names of a checkpoint whose notes are lost, in the file's order."""
+    init: Path | None = None
+    """Checkpoint below ``pretrained/`` that backbone and neck of an expert in training start from: torchvision's ResNet, or a
+    detector or classifier of OpenMMLab. Needed where the config freezes parameters."""
     train: RunSettings = field(default_factory=RunSettings)
     """Training of an expert without a checkpoint."""
+
+    def __post_init__(self) -> None:
+        if self.boxes not in (None, "old", "new"):
+            raise FD3DError(f"expert.boxes is '{self.boxes}'; use old or new")
+        if (self.boxes or self.classes) and self.checkpoint is None:
+            raise FD3DError(
+                "expert.boxes and expert.classes tell of a checkpoint, but expert.checkpoint is null; leave them out"
+            )
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,8 @@ class StudentSettings:
 
     config: Path
     """Detector config."""
+    init: Path | None = None
+    """Checkpoint below ``pretrained/`` that backbone and neck start from, as of the expert's ``init``."""
     train: RunSettings = field(default_factory=RunSettings)
     """Training of the student, plain or distilled."""
 
@@ -95,6 +114,10 @@ class Family:
     def folder(self) -> Path:
         """Folder of the family's runs."""
         return RUNS / self.name
+
+    def init(self, role: str) -> Initial:
+        """Pretrained start of the ``expert`` or the ``apprentice``."""
+        return Initial(getattr(self, role).init, f"families.{self.name}.{role}.init")
 
     @property
     def detector(self) -> Path:
@@ -148,7 +171,7 @@ class Profile:
         return self.methods[name]
 
     def check_checkpoints(self) -> None:
-        """Refuse a profile that names an expert's checkpoint which is not there.
+        """Refuse a profile that names an expert's checkpoint or a pretrained file which is not there.
 
         Raises:
             FD3DError: naming the file and its setting.
@@ -160,6 +183,9 @@ class Profile:
                     f"families.{family.name}.expert.checkpoint {checkpoint} does not exist; put the file there, name another in "
                     f"{self.path}, or null to train the expert"
                 )
+            for start in (family.init("expert"), family.init("apprentice")):
+                if start.checkpoint is not None and not start.checkpoint.is_file():
+                    raise FD3DError(f"{start.setting} {start.checkpoint} does not exist; put the file there")
 
 
 def read_profile(path: Path) -> Profile:
@@ -231,6 +257,11 @@ def _family(name: Any, values: Any, distill: dict[str, Any]) -> Family:
     for role, config in (("expert", expert.config), ("apprentice", student.config)):
         if not config.is_file():
             raise FD3DError(f"{where}.{role}.config {config} does not exist; see configs/ for those that ship")
+    for role, init in (("expert", expert.init), ("apprentice", student.init)):
+        if init is not None and (init.parts[:1] != PRETRAINED.parts or ".." in init.parts):
+            raise FD3DError(
+                f"{where}.{role}.init {init} is not below {PRETRAINED}/, whose files dvc.yaml depends on; put the file there"
+            )
     own = mapping(values.get("distill"), f"{where}.distill")
     try:
         settings = DistillSettings.from_dict(merged(distill, own))

@@ -14,9 +14,20 @@ def convert(
         str,
         typer.Option(help="Box convention of OFFICIAL: old (mmdet3d before 1.0), new, or auto, by the file's notes."),
     ] = "auto",
+    classes: Annotated[
+        str | None, typer.Option(help="Class names in OFFICIAL's order, comma-separated; default: by the file's notes.")
+    ] = None,
+    shift_current: Annotated[
+        str,
+        typer.Option(
+            help="Whether the code that trained a BEVFormer shifted the current frame's reference points: true (before 27 July "
+            "2023, FD3D's release), false, or auto, by the file's notes."
+        ),
+    ] = "auto",
 ) -> None:
     """Check an official checkpoint against a config and write it in this project's conventions; no code in it is run."""
     from pipeline.models.checkpoints import convert_checkpoint
 
-    made = convert_checkpoint(official, out, config, boxes)
+    names = None if classes is None else [name.strip() for name in classes.split(",")]
+    made = convert_checkpoint(official, out, config, boxes, names, shift_current)
     print(f"{out}: {made}")

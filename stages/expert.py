@@ -25,6 +25,18 @@ def expert(
     source = profile.data.source("train")
     target = out / pair.detector.name if out else pair.detector
     checkpoint = None if retrain else pair.expert.checkpoint
-    run, student = pair.expert.train, pair.apprentice.config
-    facts = take_or_train(pair.expert.config, checkpoint, run, source, target, student, restart)
+    facts = take_or_train(
+        pair.expert.config,
+        checkpoint,
+        pair.expert.train,
+        source,
+        target,
+        pair.apprentice.config,
+        init=pair.init("expert"),
+        boxes=pair.expert.boxes,
+        classes=pair.expert.classes,
+        student_init=pair.init("apprentice"),
+        inherited=pair.distill.inherit,
+        restart=restart,
+    )
     print(f"{target}: {facts}")

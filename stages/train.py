@@ -34,12 +34,13 @@ def train(
     pair = profile.family(family)
     settings, source = profile.method(method, pair), profile.data.source("train")
     run = pair.apprentice.train if seed is None else replace(pair.apprentice.train, seed=seed)
-    shared = {"source": source, "run": run, "out": (out or pair.folder / method) / DETECTOR, "restart": restart}
+    target = (out or pair.folder / method) / DETECTOR
+    shared = {"source": source, "run": run, "out": target, "init": pair.init("apprentice"), "restart": restart}
     if method == PLAIN:
         facts = _plain(pair, settings, expert, shared)
     else:
         facts = _distilled(pair, method, settings, store or pair.store, expert or pair.detector, shared)
-    print(f"{shared['out']}: {facts}")
+    print(f"{target}: {facts}")
 
 
 def _plain(pair: Family, settings: Any, expert: Path | None, shared: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ model = dict(
         transformer=dict(
             # public BEVFormer turns history about cell (100, 100) at every grid size
             rotate_center=(100, 100),
-            # FD3D's release and BEVFormer before July 2023 set encoder.shift_current
+            # encoder.shift_current is told by a converted checkpoint; the published one dates from June 2022: true
             encoder=dict(pc_range={{_base_.pc_range}}, num_layers=6, num_levels=4),
             decoder=dict(num_layers=6),
         ),

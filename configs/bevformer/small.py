@@ -13,7 +13,7 @@ model = dict(
         bev_w=100,
         transformer=dict(
             rotate_center=(50, 50),
-            # the release shifts the current frame's reference points too
+            # FD3D's release shifts the current frame's reference points too
             encoder=dict(num_layers=3, shift_current=True),
         ),
     ),

@@ -2,7 +2,11 @@
 
 _base_ = "small.py"
 
+# as torchvision's ResNets saw them, whose weights a training starts from
+image = dict(to_rgb=True)
+
 model = dict(
+    data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]),
     img_backbone=dict(
         _delete_=True,
         type="mmdet.ResNet",
@@ -13,5 +17,5 @@ model = dict(
         norm_cfg=dict(type="BN2d", requires_grad=False),
         norm_eval=True,
         style="pytorch",
-    )
+    ),
 )

@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.data.source import FrameSource
 from pipeline.models.build import load_config
 from pipeline.training.run import finish, train
-from pipeline.training.settings import Inheritance, RunSettings
+from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings
 from store_schema import StoreReader
 from store_schema.manifest import fingerprint
 
@@ -25,6 +25,7 @@ def train_apprentice(
     expert: Path,
     out: Path,
     run: RunSettings,
+    init: Initial = RANDOM,
     restart: bool = False,
 ) -> dict[str, Any]:
     """Train a student with a method's losses; a killed training goes on from its last checkpoint.
@@ -34,6 +35,7 @@ def train_apprentice(
         store: store of the expert's targets; with an online expert only sizes, areas and statistics are read.
         expert: checkpoint of the expert, for ``inherit`` and ``expert: online``; the expert's ``config.py`` lies beside.
         out: checkpoint to write, of the finished student.
+        init: pretrained file that the student's backbone and neck start from.
         restart: as of :func:`~pipeline.training.run.train`.
 
     Returns:
@@ -56,6 +58,7 @@ def train_apprentice(
         out,
         run,
         export=lambda trained: trained.student_state_dict(),
+        init=init,
         inheritance=Inheritance(expert, settings.inherit) if settings.inherit else None,
         targets=targets,
         recipe={"store": fingerprint(StoreReader(store).manifest)},

@@ -1,13 +1,11 @@
 """Checkpoint files: read without executing anything, checked against a detector, converted from official conventions."""
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,42 +13,23 @@ from pipeline.data import CLASSES
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 
+from .backbone import backbone_kind
+from .bevformer.encoder import BEVFormerEncoder
 from .build import build_detector, file_sha256, load_config
+from .conventions import CONVERTER, box_convention, class_rows, shift_convention, told_classes
+from .query_head import QueryHead
+from .safe_load import load_plain
 
-# Types in official files and mmengine's own besides tensors and Python's own values: numpy arrays and scalars, under the
-# module names of numpy 1 and 2. Allowed for the whole process: torch's context manager would on leaving also forbid what
-# mmengine needs to resume a training later.
-torch.serialization.add_safe_globals(
-    [
-        *(
-            (made_by, f"numpy.{core}.multiarray.{made_by.__name__}")
-            for made_by in (np.core.multiarray._reconstruct, np.core.multiarray.scalar)  # type: ignore[attr-defined]
-            for core in ("core", "_core")
-        ),
-        np.ndarray,
-        np.dtype,
-        *{
-            type(np.dtype(kind))
-            for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", "U", "S")
-        },
-    ]
-)
-
-# Packages whose version tells the box convention, the best witness first: old below the first version, new from the
-# second. mmdet3d changed the boxes in 1.0.0rc0 and mmengine came later; the others' bounds are what mmdet3d 0.18 and 1.0 required
-# of them (compatibility table in mmdet3d's FAQ).
-_WITNESSES = (
-    ("mmdet3d_version", (1,), (1,)),
-    ("mmengine_version", (0,), (0,)),
-    ("mmdet_version", (2, 19), (3,)),
-    ("mmcv_version", (1, 3, 17), (1, 5, 1)),
-)
 # Box code of the new convention from the old one: w and l swap, and yaw' = -yaw - pi/2 makes sin' = -cos and cos' = -sin.
 _NEW_FROM_OLD = [0, 1, 3, 2, 4, 5, 7, 6, 8, 9]
 _SIGN = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0, 1.0, 1.0]
 
-_CONVERTER = "fd3d convert"
 BOXES = ("auto", "old", "new")
+SHIFTS = {"auto": None, "true": True, "false": False}
+_STATE_BOXES = (
+    "--boxes old if mmdet3d before 1.0 made it (the original BEVFormer, DETR3D and FD3D), --boxes new if 1.0 or later made or "
+    "converted it"
+)
 
 
 @dataclass(frozen=True)
@@ -62,18 +41,26 @@ class Checkpoint:
         left_out: number of tensors of a distiller's teacher or of moving averages beside the detector's.
         meta: notes of the file's writer, empty when there are none.
         training: facts on this project's training of the detector, else empty.
+        distilled: whether the file has the distiller of FD3D's release around the detector.
     """
 
     state: dict[str, Tensor]
     left_out: int
     meta: dict[str, Any]
     training: dict[str, Any]
+    distilled: bool = False
+
+    @property
+    def mute(self) -> bool:
+        """Whether nothing beside the tensors tells what they are."""
+        return not (self.meta or self.training)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a state dict, bare or under ``state_dict``; nothing in the file is executed.
 
-    Names lose the prefix ``module.`` of parallel training; of a distiller (FD3D's release) the ``student.`` is read.
+    Names lose the prefix ``module.`` of parallel training; of a distiller (FD3D's release) the ``student.`` is read, and of
+    mmengine's moving averages the state dict that its EMAHook left for deployment. Log histories are not read.
 
     Raises:
         FD3DError: the file is missing, truncated, or includes more than tensors and plain values.
@@ -81,7 +68,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not Path(path).is_file():
         raise FD3DError(f"checkpoint {path} does not exist")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_plain(path)
     except Exception as error:  # whatever a damaged or foreign file raises, the file is at fault
         told = str(error).split("WeightsUnpickler error: ")[-1].strip() or type(error).__name__
         reason = told.splitlines()[0].split(". ")[0][:120]
@@ -93,8 +80,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise FD3DError(f"checkpoint {path} holds no state dict; expected tensors by name, bare or under 'state_dict'")
     meta, training = (note if isinstance(note, dict) else {} for note in map(content.get, ("meta", "training")))
-    kept = _detector_state(state)
-    return Checkpoint(kept, len(state) - len(kept), meta, training)
+    kept, averaged = _detector_state(state), content.get("ema_state_dict")
+    left_out = len(state) - len(kept) + (len(averaged) if isinstance(averaged, dict) else 0)
+    distilled = any(name.removeprefix("module.").startswith("student.") for name in state)
+    return Checkpoint(kept, left_out, meta, training, distilled)
 
 
 def _detector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -107,53 +96,58 @@ def _detector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
     """Load a checkpoint strictly, and return what was read.
 
+    A BEVFormer whose config does not say ``shift_current`` takes the setting from a converted checkpoint's notes.
+
     Raises:
-        FD3DError: listing missing, unexpected and mismatched keys; or boxes or classes of the file follow another
-            convention than this project's.
+        FD3DError: listing missing, unexpected and mismatched keys; or boxes, classes or ``shift_current`` of the file follow
+            another convention than this project's or the config's; or nothing in the file tells the conventions.
     """
     found = read_checkpoint(path)
     _check_fit(model, found, path)
-    if box_convention(found.meta)[0] == "old" or _class_order(found.meta, path) is not None:
-        raise FD3DError(
-            f"checkpoint {path} has boxes of mmdet3d before 1.0 or classes in another order; "
-            f"convert it with 'fd3d convert {path} OUT --config CONFIG'"
-        )
+    check_conventions(model, found, path)
+    if isinstance(shift := found.meta.get("shift_current"), bool):
+        for encoder in _encoders(model):
+            _check_shift(encoder, shift, path, found.meta.get("shift_told_by", "its notes"))
+            encoder.shift_current = shift
     model.load_state_dict(found.state)
     return found
 
 
-def inherit_weights(model: nn.Module, path: str | Path, modules: Sequence[str]) -> int:
-    """Start modules of a student from an expert's weights, as FD3D's released baseline starts its detection head.
-
-    Every tensor below ``modules`` that both detectors have with the same shape is taken: a student may have fewer decoder
-    layers or a smaller BEV map.
+def check_conventions(model: nn.Module, found: Checkpoint, path: str | Path) -> None:
+    """Refuse a checkpoint whose boxes or classes are not known to follow this project's conventions.
 
     Args:
-        model: the student.
-        path: checkpoint of the expert.
-        modules: paths of modules.
-
-    Returns:
-        number of tensors taken.
+        model: detector to load; one with a head of another project is not asked for what its notes tell.
 
     Raises:
-        FD3DError: the file cannot be read, or a module has nothing in common with the expert.
+        FD3DError: the conventions are others, or not told.
     """
-    own, found = model.state_dict(), read_checkpoint(path).state
-    taken: dict[str, Tensor] = {}
-    for module in modules:
-        fit = {
-            name: tensor
-            for name, tensor in found.items()
-            if name.startswith(f"{module}.") and name in own and own[name].shape == tensor.shape
-        }
-        if not fit:
-            raise FD3DError(
-                f"nothing below '{module}' fits the expert in {path}; name a module that both detectors have"
-            )
-        taken |= fit
-    model.load_state_dict(taken, strict=False)
-    return len(taken)
+    if found.training:
+        return
+    boxes = box_convention(found.meta)[0]
+    if boxes is None and isinstance(getattr(model, "pts_bbox_head", None), QueryHead):
+        raise FD3DError(
+            f"checkpoint {path} does not tell its conventions of boxes and classes (no meta, no training); state them in "
+            f"'fd3d convert {path} OUT --config CONFIG --boxes old|new --classes NAME,...', or for the expert in the profile "
+            "(boxes, classes beside checkpoint)"
+        )
+    if boxes == "old" or class_rows(told_classes(found.meta), f"checkpoint {path}") is not None:
+        raise FD3DError(
+            f"checkpoint {path} has boxes of mmdet3d before 1.0 or classes in another order; "
+            f"convert it with 'fd3d convert {path} OUT --config CONFIG'"
+        )
+
+
+def _encoders(model: nn.Module) -> list[BEVFormerEncoder]:
+    return [module for module in model.modules() if isinstance(module, BEVFormerEncoder)]
+
+
+def _check_shift(encoder: BEVFormerEncoder, shift: bool, path: str | Path, witness: str) -> None:
+    if encoder.states_shift and encoder.shift_current != shift:
+        raise FD3DError(
+            f"the config's encoder.shift_current is {encoder.shift_current}, but checkpoint {path} was trained with {shift} "
+            f"({witness}); set it to {shift}, or leave it out"
+        )
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
@@ -185,38 +179,14 @@ def _check_fit(model: nn.Module, found: Checkpoint, path: str | Path) -> None:
         raise FD3DError(f"checkpoint {path} does not fit the config: {'; '.join(problems)}")
 
 
-def box_convention(meta: Mapping[str, Any]) -> tuple[str | None, str]:
-    """``old`` (mmdet3d before 1.0), ``new``, or None where a checkpoint's notes do not tell; and the note that tells."""
-    if meta.get("converted_by") == _CONVERTER:
-        return "new", _CONVERTER
-    if meta.get("detr3d_convert_tag"):  # mmdetection3d's DETR3D converter leaves the old version in place
-        return "new", "detr3d_convert_tag"
-    for name, old_below, new_from in _WITNESSES:
-        version = tuple(int(number) for number in re.findall(r"\d+", str(meta.get(name, "")))[:3])
-        if version and (version < old_below or version >= new_from):
-            return "old" if version < old_below else "new", f"{name} {meta[name]}"
-    return None, "nothing in its meta"
-
-
-def _class_order(meta: Mapping[str, Any], path: str | Path) -> list[int] | None:
-    """For each of ``CLASSES`` its row in the checkpoint; None where that is the same or not said.
-
-    Raises:
-        FD3DError: the checkpoint has other classes.
-    """
-    names = meta.get("CLASSES")
-    if isinstance(data := meta.get("dataset_meta"), dict):  # mmengine's place for them
-        names = data.get("classes") or data.get("CLASSES")
-    if not isinstance(names, list | tuple) or tuple(names) == CLASSES:
-        return None
-    if sorted(map(str, names)) != sorted(CLASSES):
-        raise FD3DError(
-            f"checkpoint {path} detects {', '.join(map(str, names))}; needed are nuScenes' {', '.join(CLASSES)}"
-        )
-    return [list(names).index(name) for name in CLASSES]
-
-
-def convert_checkpoint(source: Path, out: Path, config: Path, boxes: str = "auto") -> dict[str, Any]:
+def convert_checkpoint(
+    source: Path,
+    out: Path,
+    config: Path,
+    boxes: str = "auto",
+    classes: Sequence[str] | None = None,
+    shift: str = "auto",
+) -> dict[str, Any]:
     """Write an official BEVFormer, DETR3D or FD3D checkpoint as a plain one in this project's conventions.
 
     The last regression layer of every decoder layer is turned from boxes (w, l, yaw) of mmdet3d before 1.0 to boxes
@@ -228,33 +198,58 @@ def convert_checkpoint(source: Path, out: Path, config: Path, boxes: str = "auto
         out: file to write, ``state_dict`` and ``meta``.
         config: of the detector that the file must fit.
         boxes: convention of the file, ``old`` (mmdet3d before 1.0) or ``new``; ``auto`` reads the file's notes.
+        classes: class names in the file's order; None reads the file's notes. Notes without names mean this project's order,
+            which is BEVFormer's and DETR3D's.
+        shift: ``shift_current`` of the code that trained a BEVFormer, ``true`` or ``false``; ``auto`` reads the file's notes,
+            and where these do not tell, the config.
 
     Returns:
-        the meta written: source, source_sha256, config, boxes, classes, left_out.
+        the meta written: source, source_sha256, config, boxes, classes, shift_current, shift_told_by, backbone, left_out.
 
     Raises:
-        FD3DError: the file does not fit the config, was converted before, has other classes, does not tell its convention
-            under ``auto``, or is ``out`` itself.
+        FD3DError: the file does not fit or contradicts the config, was converted before, has other classes, does not tell a
+            convention that is left to its notes, or is ``out`` itself.
     """
     if boxes not in BOXES:
         raise FD3DError(f"--boxes is '{boxes}'; use {', '.join(BOXES)}")
+    if shift not in SHIFTS:
+        raise FD3DError(f"--shift-current is '{shift}'; use {', '.join(SHIFTS)}")
     if out.exists() and source.exists() and out.samefile(source):
         raise FD3DError(f"{out} is the checkpoint itself; give another file to write")
     found = read_checkpoint(source)
     told, witness = box_convention(found.meta)
-    if witness == _CONVERTER or found.training:
+    if witness == CONVERTER or found.training:
         raise FD3DError(f"checkpoint {source} is in this project's conventions already; use it as it is")
     if witness == "detr3d_convert_tag" and boxes == "old":
         raise FD3DError(f"checkpoint {source} was converted by mmdetection3d ({witness}); give --boxes new")
     convention = told if boxes == "auto" else boxes
     if convention is None:
+        raise FD3DError(f"checkpoint {source} does not tell its box convention; give {_STATE_BOXES}")
+    if classes is None and found.mute:
         raise FD3DError(
-            f"checkpoint {source} does not tell its box convention; give --boxes old if mmdet3d before 1.0 made it (the "
-            "original BEVFormer, DETR3D and FD3D), --boxes new if 1.0 or later made or converted it"
+            f"checkpoint {source} does not tell the order of its classes; give --classes NAME,... in the file's order (of "
+            f"BEVFormer and DETR3D: {','.join(CLASSES)})"
         )
-    order = _class_order(found.meta, source)
-    model = build_detector(load_config(config))
+    order = class_rows(
+        *((told_classes(found.meta), f"checkpoint {source}") if classes is None else (classes, "--classes"))
+    )
+    cfg = load_config(config)
+    model = build_detector(cfg)
     _check_fit(model, found, source)
+    meta = {
+        "converted_by": CONVERTER,
+        "source": source.name,
+        "source_sha256": file_sha256(source),
+        "config": config.name,
+        "boxes": f"{'converted from old' if convention == 'old' else 'new as they were'}, told by "
+        + (witness if boxes == "auto" else "--boxes"),
+        "classes": ("as they were" if order is None else f"reordered, rows {order}")
+        + ("" if classes is None else ", told by --classes"),
+        **_shift_notes(model, found, source, shift),
+        "left_out": found.left_out,
+    }
+    if "img_backbone" in cfg.model:
+        meta["backbone"] = backbone_kind(cfg.model.img_backbone)
     state = {name: found.state[name].to(own.dtype, copy=True) for name, own in model.state_dict().items()}
     if convention == "old":
         for name in _last_layers(model, "reg_branches"):
@@ -264,18 +259,28 @@ def convert_checkpoint(source: Path, out: Path, config: Path, boxes: str = "auto
     if order is not None:
         for name in _last_layers(model, "cls_branches"):
             state[name] = state[name][order]
-    meta = {
-        "converted_by": _CONVERTER,
-        "source": source.name,
-        "source_sha256": file_sha256(source),
-        "config": config.name,
-        "boxes": f"{'converted from old' if convention == 'old' else 'new as they were'}, told by "
-        + (witness if boxes == "auto" else "--boxes"),
-        "classes": "as they were" if order is None else f"reordered, rows {order}",
-        "left_out": found.left_out,
-    }
     save_checkpoint({"state_dict": state, "meta": meta}, out)
     return meta
+
+
+def _shift_notes(model: nn.Module, found: Checkpoint, source: Path, option: str) -> dict[str, Any]:
+    """Notes on ``shift_current``, none for a detector without a BEV encoder."""
+    encoders = _encoders(model)
+    if not encoders:
+        return {}
+    shift, witness = shift_convention(found.meta, found.distilled)
+    if option != "auto":
+        shift, witness = SHIFTS[option], "--shift-current"
+    elif shift is None and encoders[0].states_shift:
+        shift, witness = encoders[0].shift_current, f"the config, since the file does not tell ({witness})"
+    if shift is None:
+        raise FD3DError(
+            f"checkpoint {source} does not tell whether its code shifted the current frame's reference points ({witness}); give "
+            "--shift-current true for BEVFormer before 27 July 2023 or a copy of it and for FD3D's release, false for later code"
+        )
+    for encoder in encoders:
+        _check_shift(encoder, shift, source, witness)
+    return {"shift_current": shift, "shift_told_by": witness}
 
 
 def _last_layers(model: nn.Module, branches: str) -> list[str]:

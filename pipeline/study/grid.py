@@ -284,6 +284,8 @@ class Grid:
         family = profile.family(training.family)
         run = {k: v for k, v in asdict(family.apprentice.train).items() if k not in (*_INCIDENTAL, "seed")}
         facts |= {"train": run, "config": resolved_config(family.apprentice.config)}
+        if family.apprentice.init:
+            facts["init"] = sha256(family.apprentice.init)
         if self.needs_expert(training):
             facts["expert"] = self._expert_facts(training.family, training.expert)
         facts["settings"] = asdict(profile.method(training.method, family))

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
-from pipeline.models.checkpoints import inherit_weights
+from pipeline.models.pretrained import Taken, check_frozen, inherit_weights, take_pretrained
 from pipeline.training.checkpoints import unwrapped
 from pipeline.training.schedule import Course
-from pipeline.training.settings import Inheritance
+from pipeline.training.settings import Inheritance, Initial
 
 
 def _number(value: Any) -> float:
@@ -173,20 +173,49 @@ class Snapshots(Hook):
             self.save(unwrapped(runner.model), update)
 
 
-class Inherit(Hook):
-    """Start from inherited weights; a resumed training has them already."""
+class StartFrom(Hook):
+    """Start from pretrained and from inherited weights; a resumed training has them already.
 
-    def __init__(self, inheritance: Inheritance) -> None:
-        self.inheritance = inheritance
+    Args:
+        init: pretrained backbone and neck.
+        inheritance: modules that start from an expert's weights, over the pretrained ones.
+    """
+
+    def __init__(self, init: Initial, inheritance: Inheritance | None) -> None:
+        self.init, self.inheritance = init, inheritance
 
     def before_train(self, runner: Runner) -> None:
-        """Load the inherited weights over the freshly initialised ones."""
-        if runner.iter == 0:
-            detector = unwrapped(runner.model)
-            inherit_weights(
-                getattr(detector, "student", detector), self.inheritance.checkpoint, self.inheritance.modules
-            )
+        """Load the weights over the freshly initialised ones, and tell what was taken.
+
+        Raises:
+            FD3DError: a file does not fit, or frozen parameters would keep random weights.
+        """
+        if runner.iter > 0:
+            return
+        detector = unwrapped(runner.model)
+        detector = getattr(detector, "student", detector)
+        found = start_weights(detector, self.init)
+        if self.inheritance:
+            found.append(inherit_weights(detector, self.inheritance.checkpoint, self.inheritance.modules))
+        check_frozen(detector, frozenset().union(*(taken.names for taken in found)), self.init.setting)
+        if is_main_process():
+            for taken in found:
+                print(*taken.report, sep="\n", flush=True)
 
 
-for hook in (LearningRate, LossCurve, Progress, NaNGuard, Snapshots, Inherit):
+def start_weights(detector: nn.Module, init: Initial) -> list[Taken]:
+    """Load a pretrained file into a detector; what was taken, nothing without a file.
+
+    Raises:
+        FD3DError: the file does not fit; naming the setting.
+    """
+    if init.checkpoint is None:
+        return []
+    try:
+        return [take_pretrained(detector, init.checkpoint)]
+    except FD3DError as error:
+        raise FD3DError(f"{init.setting}: {error}") from error
+
+
+for hook in (LearningRate, LossCurve, Progress, NaNGuard, Snapshots, StartFrom):
     HOOKS.register_module(module=hook)

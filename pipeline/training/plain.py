@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.data.source import FrameSource
 from pipeline.models.build import load_config
 from pipeline.training.run import finish, train
-from pipeline.training.settings import Inheritance, RunSettings
+from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings
 
 
 def train_plain(
@@ -16,6 +16,7 @@ def train_plain(
     run: RunSettings,
     expert: Path | None = None,
     inherit: tuple[str, ...] = (),
+    init: Initial = RANDOM,
     restart: bool = False,
 ) -> dict[str, Any]:
     """Train a student on its detection losses alone; a killed training goes on from its last checkpoint.
@@ -24,6 +25,7 @@ def train_plain(
         config: detector config of the student.
         out: checkpoint to write, of the finished student.
         expert: checkpoint that the modules ``inherit`` start from.
+        init: pretrained file that backbone and neck start from.
         restart: as of :func:`~pipeline.training.run.train`.
 
     Returns:
@@ -34,5 +36,5 @@ def train_plain(
     """
     cfg = load_config(config)
     inheritance = Inheritance(expert, inherit) if expert is not None and inherit else None
-    facts = train(cfg, cfg.model, source, out, run, inheritance=inheritance, restart=restart)
+    facts = train(cfg, cfg.model, source, out, run, init=init, inheritance=inheritance, restart=restart)
     return finish(out, facts | {"method": "plain"})

@@ -29,7 +29,7 @@ from pipeline.training.checkpoints import Unfinished, flat, forget_unfinished, t
 from pipeline.training.processes import average_buffers, join_processes, launched, model_wrapper, tell
 from pipeline.training.randomness import collate_with_state, start_worker
 from pipeline.training.schedule import Course, plan_course
-from pipeline.training.settings import Inheritance, RunSettings, read_schedule
+from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings, read_schedule
 
 
 def _recipe(
@@ -38,6 +38,7 @@ def _recipe(
     source: FrameSource,
     settings: RunSettings,
     course: Course,
+    init: Initial,
     inheritance: Inheritance | None,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -51,6 +52,8 @@ def _recipe(
         "train": {name: value for name, value in asdict(settings).items() if name in ("seed", "max_iters", "amp")},
         "course": asdict(course),
     }
+    if init.checkpoint:
+        recipe["init"] = file_sha256(init.checkpoint)
     if inheritance:
         recipe |= {"inherited": inheritance.modules, "inherited_sha256": file_sha256(inheritance.checkpoint)}
     return flat(recipe | dict(facts))
@@ -64,6 +67,7 @@ def train(
     settings: RunSettings,
     *,
     export: Callable[[nn.Module], dict[str, torch.Tensor]] = lambda model: model.state_dict(),
+    init: Initial = RANDOM,
     inheritance: Inheritance | None = None,
     targets: Sequence[dict] = (),
     recipe: Mapping[str, Any] | None = None,
@@ -79,7 +83,8 @@ def train(
         model: config of the model to build, usually ``cfg.model`` or a distiller around it.
         out: checkpoint of the finished detector; its ``config.py``, ``losses.csv`` and mmengine's work files go beside it.
         export: function that gives the state dict to save of the trained model.
-        inheritance: weights that modules of the detector start from; all other modules start from random weights.
+        init: pretrained file that backbone and neck start from.
+        inheritance: weights of an expert that modules start from. All other modules start from random weights.
         targets: transforms that load the expert's targets, see :func:`~pipeline.data.frames.frame_pipeline`.
         recipe: further plain values that decide the result, besides config, model, frames and settings.
         restart: give up an unfinished training of other settings, frames or targets; without it that is refused.
@@ -88,7 +93,8 @@ def train(
         seed, seconds of training in this process, steps, processes, batch; the checkpoint has them under ``training``.
 
     Raises:
-        FD3DError: contradictory settings, settings of an unfinished training that changed, or a loss that is not finite.
+        FD3DError: contradictory settings, settings of an unfinished training that changed, a file to start from that does not
+            fit, frozen parameters that would keep random weights, or a loss that is not finite.
     """
     if settings.amp and not torch.cuda.is_available():
         raise FD3DError("amp is set but there is no GPU; leave it off on a CPU")
@@ -96,6 +102,8 @@ def train(
         raise FD3DError(
             f"the expert's checkpoint {inheritance.checkpoint} does not exist; run the expert stage, or inherit nothing"
         )
+    if init.checkpoint and not init.checkpoint.is_file():
+        raise FD3DError(f"{init.setting} {init.checkpoint} does not exist; put the file there")
     schedule = read_schedule(cfg)
     torch.set_num_threads(settings.threads)
     processes, data = join_processes(), frame_dataset(cfg, source, True, targets)
@@ -103,7 +111,7 @@ def train(
     tell(str(course))
     work_dir = out.parent
     work_dir.mkdir(parents=True, exist_ok=True)
-    made = _recipe(cfg, model, source, settings, course, inheritance, recipe or {})
+    made = _recipe(cfg, model, source, settings, course, init, inheritance, recipe or {})
     found = take_up(work_dir, made, restart)
     barrier()  # every process has looked before the main one removes anything
     if found is None and is_main_process():
@@ -144,7 +152,7 @@ def train(
             dict(type="NaNGuard"),
             dict(type="LossCurve", path=work_dir / "losses.csv", interval=settings.curve_every or log_every, **each),
             dict(type="Snapshots", updates=settings.snapshots, save=keep, **each),
-            *([dict(type="Inherit", inheritance=inheritance)] if inheritance else []),
+            dict(type="StartFrom", init=init, inheritance=inheritance),
             dict(type="Progress", **each),
         ],
         log_processor=dict(by_epoch=False),

@@ -57,8 +57,22 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
+class Initial:
+    """Pretrained backbone and neck that a training starts from."""
+
+    checkpoint: Path | None = None
+    """Pretrained file; none starts from random weights."""
+    setting: str = "init"
+    """Name of the setting that names the file, in messages."""
+
+
+RANDOM = Initial()
+"""Random weights everywhere."""
+
+
+@dataclass(frozen=True)
 class Inheritance:
-    """Weights that a training starts from."""
+    """Weights of an expert that a student's training starts from."""
 
     checkpoint: Path
     """Checkpoint of the expert."""

@@ -32,7 +32,13 @@ model = dict(
     ),
 )
 """
-OLD = {"mmdet3d_version": "0.17.1", "mmdet_version": "2.14.0", "mmcv_version": "1.4.0", "CLASSES": list(CLASSES)}
+OLD = {
+    "mmdet3d_version": "0.17.1",
+    "mmdet_version": "2.14.0",
+    "mmcv_version": "1.4.0",
+    "time": "Sat Jun 11 10:20:30 2022",
+    "CLASSES": list(CLASSES),
+}
 REG, CLS = "pts_bbox_head.reg_branches", "pts_bbox_head.cls_branches"
 
 

@@ -44,7 +44,11 @@ class BEVFormerEncoder(nn.Module):
         pc_range: (x0, y0, z0, x1, y1, z1) metres.
         num_points_in_pillar: D heights, equally spaced over the z range; ``pillar_heights`` (metres) overrides them.
         shift_current: shift the current frame's reference points by the ego motion too. The FD3D release and BEVFormer
-            before July 2023 did, by aliasing; needed for checkpoints that come from them.
+            before July 2023 did, by aliasing; needed for checkpoints that come from them. None takes the setting from a
+            converted checkpoint's notes, and without one is False.
+
+    Attributes:
+        states_shift: whether ``shift_current`` was given.
     """
 
     pc_range: Tensor
@@ -62,10 +66,10 @@ class BEVFormerEncoder(nn.Module):
         pillar_heights: list[float] | None = None,
         feedforward_channels: int = 512,
         dropout: float = 0.1,
-        shift_current: bool = False,
+        shift_current: bool | None = None,
     ) -> None:
         super().__init__()
-        self.shift_current = shift_current
+        self.shift_current, self.states_shift = bool(shift_current), shift_current is not None
         self.layers = nn.ModuleList(
             BEVFormerLayer(embed_dims, num_heads, num_levels, num_points, feedforward_channels, dropout)
             for _ in range(num_layers)

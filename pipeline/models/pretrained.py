@@ -1,0 +1,181 @@
+"""Weights that a training starts from: a pretrained file of a known layout, or modules of an expert."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from pipeline.errors import FD3DError
+
+from .backbone import backbone_kind, check_kind, check_names
+from .build import load_config
+from .checkpoints import Checkpoint, check_conventions, read_checkpoint
+
+BACKBONE, NECK = "img_backbone", "img_neck"
+_SHOWN = 4  # names that a line of the report lists
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Tensors that a detector took from a file.
+
+    Attributes:
+        names: names of the detector's tensors that were taken.
+        report: lines on what was taken of every module, and on what was left out.
+    """
+
+    names: frozenset[str]
+    report: tuple[str, ...]
+
+
+def pretrained_names(names: Collection[str], path: str | Path) -> tuple[str, dict[str, str]]:
+    """Layout of a pretrained file, and the detector's name of every tensor of its backbone and neck, by the file's name.
+
+    Raises:
+        FD3DError: the layout is unknown.
+    """
+    for prefix, layout in ((f"{BACKBONE}.", "a detector"), ("backbone.", "an OpenMMLab detector or classifier")):
+        if any(name.startswith(prefix) for name in names):
+            neck = prefix.replace("backbone", "neck")
+            ours = {prefix: f"{BACKBONE}.", neck: f"{NECK}."}
+            renamed = {n: new + n.removeprefix(old) for old, new in ours.items() for n in names if n.startswith(old)}
+            return layout, renamed
+    if "layer1.0.conv1.weight" in names:
+        return "a ResNet as torchvision's", {n: f"{BACKBONE}.{n}" for n in names if not n.startswith("fc.")}
+    raise FD3DError(
+        f"checkpoint {path} has none of the known layouts: torchvision's ResNet (layer1.0.conv1.weight), OpenMMLab's detectors and "
+        f"classifiers (backbone.*, neck.*), this project's (img_backbone.*, img_neck.*); its names are {', '.join(list(names)[:3])}"
+    )
+
+
+def take_pretrained(model: nn.Module, path: str | Path) -> Taken:
+    """Start backbone and neck from a pretrained file, by name and shape; the layout is recognised by the file's names.
+
+    Args:
+        model: detector with ``img_backbone`` and, for a file of a detector, ``img_neck``.
+
+    Raises:
+        FD3DError: the file cannot be read, has an unknown layout or another backbone than the model.
+    """
+    found = read_checkpoint(path).state
+    layout, ours = pretrained_names(found, path)
+    state = {ours[name]: tensor for name, tensor in found.items() if name in ours}
+    modules = [module for module in (BACKBONE, NECK) if hasattr(model, module) and _below(state, module)]
+    source = f"checkpoint {path} ({layout})"
+    if BACKBONE not in modules:
+        raise FD3DError(f"{source} is for a detector with {BACKBONE}, not for {type(model).__name__}")
+    check_names(_below(model.state_dict(), BACKBONE), _below(state, BACKBONE), source, offsets_needed=False)
+    return _take(model, state, modules, source, [name for name in found if name not in ours])
+
+
+def inherit_weights(model: nn.Module, path: str | Path, modules: Sequence[str], config: Path | None = None) -> Taken:
+    """Start modules of a student from an expert's weights, as FD3D's released baseline starts its detection head.
+
+    Every tensor below ``modules`` that both detectors have with the same shape is taken: a student may have fewer decoder
+    layers or a smaller BEV map.
+
+    Args:
+        model: the student.
+        path: checkpoint of the expert.
+        modules: paths of modules.
+        config: config of the expert, which tells the style of its backbone; default: ``config.py`` beside the checkpoint,
+            else the checkpoint's notes.
+
+    Raises:
+        FD3DError: the file cannot be read, its conventions are others or not told, its backbone is of another kind, or a
+            module has nothing in common with the expert.
+    """
+    found = read_checkpoint(path)
+    check_conventions(model, found, path)
+    source = f"expert's checkpoint {path}"
+    if any(module.split(".")[0] == BACKBONE for module in modules):
+        check_names(_below(model.state_dict(), BACKBONE), _below(found.state, BACKBONE), source)
+        _check_kind(model, found, source, config or Path(path).with_name("config.py"))
+    inherited = {name: tensor for name, tensor in found.state.items() if any(_is_below(name, m) for m in modules)}
+    return _take(model, inherited, modules, source, [name for name in found.state if name not in inherited])
+
+
+def check_frozen(model: nn.Module, given: Collection[str], setting: str) -> None:
+    """Refuse a detector whose frozen parameters would keep random weights.
+
+    Args:
+        given: names of parameters that do not start from random weights.
+        setting: setting that names a pretrained file, in messages.
+
+    Raises:
+        FD3DError: frozen parameters are not given; naming the setting.
+    """
+    pretrained = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(cfg := getattr(module, "init_cfg", None), dict) and cfg.get("type") == "Pretrained"
+    ]
+    lacking = [
+        name
+        for name, parameter in model.named_parameters()
+        # the weights of the box code's losses are a setting
+        if not parameter.requires_grad and name not in given and name.rpartition(".")[2] != "code_weights"
+    ]
+    lacking = [name for name in lacking if not any(_is_below(name, module) for module in pretrained)]
+    if lacking:
+        module = lacking[0].split(".")[0]
+        raise FD3DError(
+            f"{module} has frozen parameters that would start from random weights and keep them ({len(lacking)}, first "
+            f"{lacking[0]}); set {setting} to a pretrained checkpoint, or let the detector inherit {module}"
+        )
+
+
+def _is_below(name: str, module: str) -> bool:
+    return not module or name.startswith(f"{module}.")
+
+
+def _below(names: Collection[str], module: str) -> set[str]:
+    """Names below a module, without the module's own."""
+    return {name.removeprefix(f"{module}.") for name in names if name.startswith(f"{module}.")}
+
+
+def _check_kind(model: nn.Module, found: Checkpoint, source: str, config: Path) -> None:
+    told = found.meta.get("backbone")
+    if config.is_file():
+        told = backbone_kind(load_config(config).model.get(BACKBONE, {}))
+    if isinstance(told, dict):
+        check_kind(model.get_submodule(BACKBONE), told, source)
+
+
+def _take(
+    model: nn.Module, state: Mapping[str, Tensor], modules: Sequence[str], source: str, left_out: Collection[str]
+) -> Taken:
+    """Load what fits of ``state``, in the detector's names, below ``modules``."""
+    own = model.state_dict()
+    taken: dict[str, Tensor] = {}
+    report = [f"{source} gives"]
+    for module in modules:
+        # counters of steps, which files of old PyTorch versions lack and no layer with a momentum reads
+        wanted = [n for n in own if _is_below(n, module) and (n in state or not n.endswith(".num_batches_tracked"))]
+        fit = {name: state[name] for name in wanted if name in state and state[name].shape == own[name].shape}
+        if not fit and module != NECK:
+            raise FD3DError(f"nothing below '{module}' fits the {source}; name a module that both detectors have")
+        other = [
+            f"{n} {tuple(state[n].shape)} for {tuple(own[n].shape)}" for n in wanted if n in state and n not in fit
+        ]
+        report.append(
+            f"  {module}: {len(fit)} of {len(wanted)} tensors"
+            + _listed("other shape", other)
+            + _listed("not in the file", [n for n in wanted if n not in state])
+        )
+        taken |= fit
+    unused = Counter(name.split(".")[0] for name in [*left_out, *(n for n in state if n not in own)])
+    if unused:
+        counted = ", ".join(f"{count} of {name}" for name, count in unused.items())
+        report.append(f"  left out: {counted}")
+    model.load_state_dict(taken, strict=False)
+    return Taken(frozenset(taken), tuple(report))
+
+
+def _listed(what: str, names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"; {what}: {', '.join(names[:_SHOWN])}{more}"
