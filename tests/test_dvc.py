@@ -38,6 +38,8 @@ def repo(tmp_path: Path, project: Path) -> Path:
         (tmp_path / "data/world" / name).write_text("[]")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/world_expert.pth").write_text("weights")
+    (tmp_path / "pretrained").mkdir()
+    (tmp_path / "pretrained/resnet50.pth").write_text("weights")
     for family in FAMILIES:
         (tmp_path / f"runs/{family}/store/manifest.json").write_text("{}")
     dvc(tmp_path, "init", "--no-scm", "-q")
@@ -114,6 +116,7 @@ EDITS = {
     "data/world/samples/CAM_FRONT/a.jpg": ALL_BUT_WORLD | {"world"},
     "data/world/v1.0-world/scene.json": {"world", "index", "evaluate"},
     "checkpoints/world_expert.pth": {"expert"},
+    "pretrained/resnet50.pth": {"expert", *TRAINED},
 }
 """Stages that run first after an edit of a file in each room; what depends on their outputs follows."""
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import MMLogger
+from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.optim.scheduler import OneCycleLR
 from typer.testing import CliRunner
 
 from pipeline.data import CLASSES
@@ -151,7 +152,7 @@ def test_versions_tell_the_convention(meta, convention):
 
 
 def test_auto_refuses_what_the_file_does_not_tell(bevformer, state, tmp_path):
-    source = official(tmp_path / "mute.pth", state, {"epoch": 24})
+    source = official(tmp_path / "mute.pth", state, {"epoch": 24, "time": OLD["time"]})
     with pytest.raises(FD3DError, match="does not tell its box convention; give --boxes old if .* --boxes new if"):
         convert_checkpoint(source, tmp_path / "out.pth", bevformer)
     with pytest.raises(FD3DError, match="--boxes is 'ancient'; use auto, old, new"):
@@ -269,7 +270,7 @@ def test_a_full_disk_leaves_what_was_there(bevformer, state, tmp_path, monkeypat
 @pytest.mark.parametrize("where", ["mmcv", "mmengine"])
 def test_classes_in_another_order_are_reordered_and_nothing_else(bevformer, state, tmp_path, where):
     names = [*CLASSES[1:], CLASSES[0]]  # the car last
-    meta = {"mmdet3d_version": "1.4.0"} | (
+    meta = {"mmdet3d_version": "1.4.0", "time": OLD["time"]} | (
         {"CLASSES": names} if where == "mmcv" else {"dataset_meta": {"classes": names}}
     )
     source = official(tmp_path / "other.pth", state, meta)
@@ -282,7 +283,9 @@ def test_classes_in_another_order_are_reordered_and_nothing_else(bevformer, stat
     for name in changed:
         assert torch.equal(found[name][0], state[name][9]) and torch.equal(found[name][1:], state[name][:9])
     assert made["classes"] == "reordered, rows [9, 0, 1, 2, 3, 4, 5, 6, 7, 8]"
-    official(tmp_path / "kitti.pth", state, {"mmdet3d_version": "1.4.0", "CLASSES": ["Car", "Cyclist"]})
+    official(
+        tmp_path / "kitti.pth", state, {"mmdet3d_version": "1.4.0", "CLASSES": ["Car", "Cyclist"], "time": OLD["time"]}
+    )
     with pytest.raises(FD3DError, match="detects Car, Cyclist; needed are nuScenes'"):
         convert_checkpoint(tmp_path / "kitti.pth", tmp_path / "out.pth", bevformer)
 
@@ -317,3 +320,144 @@ def test_foreign_files_are_refused_without_running_anything(bevformer, tmp_path)
     torch.save([torch.ones(1)], tmp_path / "list.pth")
     with pytest.raises(FD3DError, match="holds no state dict"):
         read_checkpoint(tmp_path / "list.pth")
+
+
+def test_a_bare_state_dict_tells_nothing_and_is_refused(bevformer, state, tmp_path):
+    torch.save(state, tmp_path / "bare.pth")
+    model = build_detector(load_config(bevformer))
+    with pytest.raises(
+        FD3DError, match=r"does not tell its conventions .* 'fd3d convert .* --boxes old\|new --classes NAME"
+    ):
+        load_checkpoint(model, tmp_path / "bare.pth")
+    official(tmp_path / "mute.pth", state, {"epoch": 24})  # notes that tell nothing of boxes
+    with pytest.raises(FD3DError, match="does not tell its conventions"):
+        load_checkpoint(model, tmp_path / "mute.pth")
+    out, shift = tmp_path / "out.pth", ("--shift-current", "false")
+    with pytest.raises(FD3DError, match="give --boxes old if"):
+        convert_checkpoint(tmp_path / "bare.pth", out, bevformer)
+    with pytest.raises(FD3DError, match="does not tell the order of its classes; give --classes NAME"):
+        convert_checkpoint(tmp_path / "bare.pth", out, bevformer, "new")
+    with pytest.raises(FD3DError, match="--classes detects car, bus; needed are"):
+        convert_checkpoint(tmp_path / "bare.pth", out, bevformer, "new", ["car", "bus"])
+    # mmdet3d's own order: the bus comes fourth there
+    order = ["car", "truck", "trailer", "bus", "construction_vehicle"]
+    order += ["bicycle", "motorcycle", "pedestrian", "traffic_cone", "barrier"]
+    command = ["convert", str(tmp_path / "bare.pth"), str(out), "--config", str(bevformer), "--boxes", "new"]
+    done = CliRunner().invoke(app, [*command, "--classes", ", ".join(order), *shift], catch_exceptions=False)
+    assert done.exit_code == 0 and "told by --classes" in done.stdout
+    load_checkpoint(model, out)
+    for row, name in enumerate(CLASSES):
+        assert torch.equal(model.state_dict()[f"{CLS}.0.6.bias"][row], state[f"{CLS}.0.6.bias"][order.index(name)])
+
+
+class Other(torch.nn.Module):
+    """A detector without a head of this project."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+
+def test_a_foreign_detector_needs_no_notes(tmp_path):
+    torch.save(Other().state_dict(), tmp_path / "other.pth")
+    load_checkpoint(Other(), tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("averaged", [False, True], ids=["plain", "ema"])
+def test_files_of_mmengine_are_read_with_their_notes(bevformer, state, tmp_path, averaged):
+    """What its Runner writes: log histories, the optimiser, a one-cycle schedule with its function, moving averages."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.sum().backward()
+    optimizer.step()
+    schedule = OneCycleLR(optimizer, eta_max=1e-3, total_steps=8)
+    info = {"epoch": 1, "best": np.float64(0.5), "dataset_meta": {"classes": CLASSES}}
+    content = {
+        "meta": {
+            "mmengine_version": "0.10.7",
+            "time": "20261128_064540",
+            "cfg": "",
+            "dataset_meta": {"classes": CLASSES},
+        },
+        "state_dict": state,
+        "message_hub": {"log_scalars": {"train/loss": HistoryBuffer([1.0, 2.0], [1, 1])}, "runtime_info": info},
+        "optimizer": optimizer.state_dict(),
+        "param_schedulers": [schedule.state_dict()],
+    }
+    if averaged:  # EMAHook swaps: the averages are under state_dict
+        content["ema_state_dict"] = {"steps": torch.tensor(8)} | moved({k: v * 0 for k, v in state.items()}, "module.")
+    torch.save(content, tmp_path / "epoch_2.pth")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "epoch_2.pth", weights_only=True)
+    found = load_checkpoint(build_detector(load_config(bevformer)), tmp_path / "epoch_2.pth")
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in state.items())
+    assert found.meta["mmengine_version"] == "0.10.7" and found.left_out == averaged * (len(state) + 1)
+    with pytest.raises(pickle.UnpicklingError):  # what was allowed for the reading is forbidden again
+        torch.load(tmp_path / "epoch_2.pth", weights_only=True)
+
+
+def test_reading_mmengines_files_looks_nothing_up(bevformer, state, tmp_path):
+    class Sneaky:
+        def __reduce__(self):
+            return getattr, (HistoryBuffer, "register_statistics")
+
+    torch.save({"state_dict": state, "meta": {"x": Sneaky()}}, tmp_path / "sneaky.pth")
+    assert read_checkpoint(tmp_path / "sneaky.pth").meta == {"x": None}
+
+
+JUNE = "Sat Jun 11 10:20:30 2022"
+LATER = "Tue Aug 01 10:20:30 2023"
+
+
+@pytest.mark.parametrize(
+    ("meta", "names", "option", "shift"),
+    [
+        ({"time": JUNE}, "", "auto", True),
+        ({"time": "20220611_102030"}, "", "auto", True),  # mmengine's form
+        ({"time": "Wed Jul 26 23:59:59 2023"}, "", "auto", True),  # the day before the repair
+        ({"time": LATER}, "", "auto", None),  # a copy of the old code may have made it
+        ({"time": "Thu Jul 27 00:00:00 2023"}, "", "auto", None),
+        ({}, "", "auto", None),
+        ({"time": LATER}, "student.", "auto", True),  # FD3D's release
+        ({"time": LATER, "config": "model = dict(type='HeatmapDetectionDistiller')"}, "", "auto", True),
+        ({"time": LATER}, "", "true", True),
+        ({"time": JUNE}, "", "false", False),
+    ],
+)
+def test_the_file_tells_whether_current_points_were_shifted(bevformer, state, tmp_path, meta, names, option, shift):
+    notes = {k: v for k, v in OLD.items() if k != "time"} | meta
+    source, out = official(tmp_path / "old.pth", moved(state, names), notes), tmp_path / "new.pth"
+    if shift is None:
+        with pytest.raises(FD3DError, match="does not tell whether its code shifted .* give --shift-current true"):
+            convert_checkpoint(source, out, bevformer, shift=option)
+        return
+    assert convert_checkpoint(source, out, bevformer, shift=option)["shift_current"] is shift
+    model: Any = build_detector(load_config(bevformer))
+    assert not model.pts_bbox_head.transformer.encoder.shift_current
+    load_checkpoint(model, out)
+    assert model.pts_bbox_head.transformer.encoder.shift_current is shift
+
+
+@pytest.mark.parametrize("said", [False, True])
+def test_a_config_that_contradicts_the_file_is_refused(bevformer, state, folder, tmp_path, said):
+    config = tmp_path / "saying.py"
+    config.write_text(
+        f'_base_ = "{bevformer}"\nmodel = dict(pts_bbox_head=dict(transformer=dict(encoder=dict(shift_current={said}))))'
+    )
+    source = official(tmp_path / "old.pth", state, OLD | {"time": JUNE})
+    convert_checkpoint(source, tmp_path / "new.pth", bevformer)
+    if said:
+        convert_checkpoint(source, tmp_path / "same.pth", config)
+        load_checkpoint(build_detector(load_config(config)), tmp_path / "new.pth")
+        # a file that does not tell is taken as the config says
+        mute = official(tmp_path / "mute.pth", state, OLD | {"time": LATER})
+        assert convert_checkpoint(mute, tmp_path / "told.pth", config)["shift_current"] is True
+        return
+    message = (
+        r"encoder.shift_current is False, but checkpoint .* was trained with True \(time .* 2022, before 27 July 2023\)"
+    )
+    with pytest.raises(FD3DError, match=message):
+        load_checkpoint(build_detector(load_config(config)), tmp_path / "new.pth")
+    with pytest.raises(FD3DError, match=message):
+        convert_checkpoint(source, tmp_path / "refused.pth", config)
+    assert not (tmp_path / "refused.pth").exists()

@@ -1,0 +1,128 @@
+"""What a training starts from: pretrained and inherited weights, and what is refused before it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.data import CLASSES
+from pipeline.data.source import FrameSource
+from pipeline.distill.apprentice import train_apprentice
+from pipeline.distill.settings import DistillSettings
+from pipeline.errors import FD3DError
+from pipeline.models.build import build_detector, load_config
+from pipeline.models.checkpoints import load_checkpoint, read_checkpoint
+from pipeline.training.expert import take_or_train
+from pipeline.training.plain import train_plain
+from pipeline.training.run import _recipe_hash
+from pipeline.training.settings import RANDOM, Initial, RunSettings
+
+RUN = RunSettings(max_iters=4, workers=0)
+SETTING = "families.bevformer.apprentice.init"
+FROZEN = 'model = dict(img_backbone=dict(norm_eval=True, norm_cfg=dict(type="BN", requires_grad=False)))'
+CAFFE_INPUT = """
+image = dict(to_rgb=False)
+model = dict(data_preprocessor=dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0]))
+"""
+
+
+def student(folder: Path, project: Path, body: str) -> Path:
+    path = folder / "student.py"
+    path.write_text(f'_base_ = "{project}/configs/world/apprentice.py"\n{body}\n')
+    return path
+
+
+@pytest.fixture
+def init(project: Path, tmp_path: Path) -> Initial:
+    """The backbone of an embedded student as torchvision would save it, trained to recognisable values."""
+    torch.manual_seed(1)
+    state = build_detector(load_config(project / "configs/world/apprentice.py")).state_dict()
+    body = {n.removeprefix("img_backbone."): t for n, t in state.items() if n.startswith("img_backbone.")}
+    body |= {n: torch.full_like(t, 0.75) for n, t in body.items() if n.endswith("bn2.weight")}
+    torch.save(body | {"fc.weight": torch.ones(10, 8)}, tmp_path / "resnet.pth")
+    return Initial(tmp_path / "resnet.pth", SETTING)
+
+
+def test_a_frozen_student_trains_from_its_file_and_only_from_it(project, source, init, tmp_path, capsys):
+    config, out = student(tmp_path, project, FROZEN), tmp_path / "run/detector.pth"
+    with pytest.raises(FD3DError, match=f"frozen parameters that would start from random weights .* set {SETTING} to"):
+        train_plain(config, source, out, RUN, init=Initial(None, SETTING))
+    assert not out.exists()
+    with pytest.raises(FD3DError, match=rf"{SETTING} .*none.pth does not exist"):
+        train_plain(config, source, out, RUN, init=Initial(tmp_path / "none.pth", SETTING))
+    train_plain(config, source, out, RUN, init=init)
+    assert "img_backbone: 90 of 90 tensors" in capsys.readouterr().out
+    trained, given = read_checkpoint(out).state, torch.load(init.checkpoint, weights_only=True)
+    # frozen norms keep what the file gave, and convolutions moved a little
+    assert torch.equal(trained["img_backbone.layer1.0.bn2.weight"], given["layer1.0.bn2.weight"])
+    change = (trained["img_backbone.conv1.weight"] - given["conv1.weight"]).abs().max()
+    assert 0 < change < 0.05 * given["conv1.weight"].abs().max()
+
+
+def test_inherited_weights_give_a_frozen_backbone_too(project, source, expert_checkpoint, tmp_path):
+    config = student(tmp_path, project, FROZEN)
+    modules = ("img_backbone", "img_neck")
+    train_plain(config, source, tmp_path / "run/detector.pth", RUN, expert=expert_checkpoint, inherit=modules)
+
+
+def test_the_file_is_part_of_the_recipe(project, source, init):
+    cfg = load_config(project / "configs/world/apprentice.py")
+
+    def recipe(start: Initial) -> str:
+        return _recipe_hash(cfg, cfg.model, source, RUN, start, None, {})
+
+    first = recipe(init)
+    assert first == recipe(init) != recipe(RANDOM)
+    torch.save({"conv1.weight": torch.zeros(1)}, init.checkpoint)
+    assert recipe(init) != first
+
+
+def test_the_expert_stage_checks_what_the_student_starts_from(
+    project, expert_config, expert_checkpoint, init, tmp_path
+):
+    """The student's training starts hours later."""
+    frozen, source = student(tmp_path, project, FROZEN), FrameSource(Path("none"), Path("none"), "none")
+    out = tmp_path / "expert/detector.pth"
+    arguments = (expert_config, expert_checkpoint, RUN, source, out, frozen)
+    with pytest.raises(FD3DError, match=f"set {SETTING} to a pretrained checkpoint"):
+        take_or_train(*arguments, student_init=Initial(None, SETTING), inherited=("pts_bbox_head",))
+    assert not out.parent.exists()
+    torch.save({"a": torch.ones(1)}, tmp_path / "unknown.pth")
+    with pytest.raises(FD3DError, match=f"{SETTING}: .* has none of the known layouts"):
+        take_or_train(*arguments, student_init=Initial(tmp_path / "unknown.pth", SETTING))
+    take_or_train(*arguments, student_init=Initial(None, SETTING), inherited=("img_backbone",))
+    take_or_train(*arguments, student_init=init)
+
+
+def test_the_profile_may_tell_an_experts_lost_conventions(project, expert_config, expert_checkpoint, tmp_path):
+    """The shipped expert's tensors alone, with the classes turned around."""
+    state = read_checkpoint(expert_checkpoint).state
+    turned = {n: t.flip(0) if "cls_branches" in n and ".6." in n else t for n, t in state.items()}
+    torch.save(turned, tmp_path / "bare.pth")
+    apprentice, source = project / "configs/world/apprentice.py", FrameSource(Path("none"), Path("none"), "none")
+    out = tmp_path / "expert/detector.pth"
+    arguments = (expert_config, tmp_path / "bare.pth", RUN, source, out, apprentice)
+    with pytest.raises(FD3DError, match="does not tell its conventions"):
+        take_or_train(*arguments)
+    assert not out.exists()
+    with pytest.raises(FD3DError, match="does not tell its box convention"):
+        take_or_train(*arguments, classes=CLASSES[::-1])
+    config = tmp_path / "expert.py"  # says what the file does not: its history
+    config.write_text(
+        f'_base_ = "{expert_config}"\nmodel = dict(pts_bbox_head=dict(transformer=dict(encoder=dict(shift_current=False))))'
+    )
+    facts = take_or_train(config, *arguments[1:], boxes="new", classes=CLASSES[::-1])
+    assert "told by --boxes" in facts["boxes"]
+    load_checkpoint(build_detector(load_config(out.with_name("config.py"))), out)
+    found = read_checkpoint(out).state
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+def test_a_student_with_other_input_than_the_expert_learns_from_its_store(
+    project, source, store, expert_checkpoint, tmp_path
+):
+    config, out = student(tmp_path, project, CAFFE_INPUT), tmp_path / "run/detector.pth"
+    train_apprentice(
+        config, "fd3d", DistillSettings(), source=source, store=store, expert=expert_checkpoint, out=out, run=RUN
+    )
+    load_checkpoint(build_detector(load_config(config)), out)
