@@ -194,3 +194,33 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_the_index_is_made(tmp_
     assert "families.detr3d.expert.checkpoint checkpoints/none.pth does not exist" in done.stderr
     (tmp_path / "none.yaml").write_text(yaml.safe_dump(changed(("families.detr3d.expert.checkpoint", None))))
     read_profile(tmp_path / "none.yaml").check_checkpoints()
+
+
+def test_a_pretrained_file_lies_where_dvc_sees_it(tmp_path: Path):
+    where = "families.detr3d.apprentice.init"
+    for path in ("checkpoints/resnet50.pth", "/data/pretrained/resnet50.pth", "pretrained/../resnet50.pth"):
+        with pytest.raises(FD3DError, match=f"{where} .* is not below pretrained/, whose files dvc.yaml depends on"):
+            parse_profile(changed((where, path)), ROOT / "params.yaml")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(changed((where, "pretrained/none.pth"))))
+    profile = read_profile(tmp_path / "params.yaml")
+    assert profile.family("detr3d").init("apprentice").checkpoint == Path("pretrained/none.pth")
+    with pytest.raises(FD3DError, match=f"{where} pretrained/none.pth does not exist"):
+        profile.check_checkpoints()
+
+
+def test_conventions_without_a_checkpoint_are_refused():
+    where = "families.detr3d.expert"
+    with pytest.raises(FD3DError, match="expert.boxes is 'ancient'; use old or new"):
+        parse_profile(changed((f"{where}.boxes", "ancient")), ROOT / "params.yaml")
+    stated = changed((f"{where}.boxes", "new"))
+    assert parse_profile(stated, ROOT / "params.yaml").family("detr3d").expert.boxes == "new"
+    stated["families"]["detr3d"]["expert"]["checkpoint"] = None
+    with pytest.raises(FD3DError, match="tell of a checkpoint, but expert.checkpoint is null"):
+        parse_profile(stated, ROOT / "params.yaml")
+
+
+def test_a_shipped_student_with_frozen_norms_has_a_pretrained_file():
+    for path in PROFILES:
+        for family in read_profile(path).families.values():
+            norm = load_config(family.apprentice.config).model.img_backbone.norm_cfg
+            assert (family.apprentice.init is None) == norm.requires_grad, path

@@ -276,7 +276,7 @@ def _shift_notes(model: nn.Module, found: Checkpoint, source: Path, option: str)
     if shift is None:
         raise FD3DError(
             f"checkpoint {source} does not tell whether its code shifted the current frame's reference points ({witness}); give "
-            "--shift-current true for BEVFormer before 27 July 2023 or a copy of it and for FD3D's release, false for later code"
+            "--shift-current true for BEVFormer before 27 July 2023 or a copy of it and for FD3D's release, false for later code, or set encoder.shift_current in the config"
         )
     for encoder in encoders:
         _check_shift(encoder, shift, source, witness)
