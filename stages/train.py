@@ -16,9 +16,7 @@ def train(
     ] = "fd3d",
     family: Annotated[str | None, typer.Option(help="Family to train; default: the profile's first.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for detector.pth; default: runs/FAMILY/METHOD.")] = None,
-    store: Annotated[
-        Path | None, typer.Option(help="Store of the expert's targets; default: runs/FAMILY/store.")
-    ] = None,
+    store: Annotated[Path | None, typer.Option(help="Store of the expert; default: runs/FAMILY/store.")] = None,
     expert: Annotated[
         Path | None,
         typer.Option(help="Checkpoint of an expert inherited from or run online; default: runs/FAMILY/expert's."),
@@ -34,13 +32,13 @@ def train(
     pair = profile.family(family)
     settings, source = profile.method(method, pair), profile.data.source("train")
     run = pair.apprentice.train if seed is None else replace(pair.apprentice.train, seed=seed)
-    target = (out or pair.folder / method) / DETECTOR
-    shared = {"source": source, "run": run, "out": target, "init": pair.init("apprentice"), "restart": restart}
+    out = (out or pair.folder / method) / DETECTOR
+    shared = {"source": source, "run": run, "out": out, "init": pair.init("apprentice"), "restart": restart}
     if method == PLAIN:
         facts = _plain(pair, settings, expert, shared)
     else:
         facts = _distilled(pair, method, settings, store or pair.store, expert or pair.detector, shared)
-    print(f"{target}: {facts}")
+    print(f"{out}: {facts}")
 
 
 def _plain(pair: Family, settings: Any, expert: Path | None, shared: Any) -> dict[str, Any]:

@@ -56,5 +56,5 @@ def broken_checkpoint(expert_checkpoint: Path, tmp_path_factory: pytest.TempPath
     state = torch.load(expert_checkpoint, weights_only=True)["state_dict"]
     state["img_neck.fpn_convs.0.conv.bias"][0] = float("nan")
     path = tmp_path_factory.mktemp("broken") / "nan.pth"
-    torch.save(state, path)
+    torch.save({"state_dict": state, "training": {"seed": 0}}, path)
     return path

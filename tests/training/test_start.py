@@ -1,6 +1,7 @@
 """What a training starts from: pretrained and inherited weights, and what is refused before it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from pipeline.models.build import build_detector, load_config
 from pipeline.models.checkpoints import load_checkpoint, read_checkpoint
 from pipeline.training.expert import take_or_train
 from pipeline.training.plain import train_plain
-from pipeline.training.run import _recipe_hash
-from pipeline.training.settings import RANDOM, Initial, RunSettings
+from pipeline.training.run import _recipe
+from pipeline.training.schedule import plan_course
+from pipeline.training.settings import RANDOM, Initial, RunSettings, read_schedule
 
 RUN = RunSettings(max_iters=4, workers=0)
 SETTING = "families.bevformer.apprentice.init"
@@ -68,8 +70,10 @@ def test_inherited_weights_give_a_frozen_backbone_too(project, source, expert_ch
 def test_the_file_is_part_of_the_recipe(project, source, init):
     cfg = load_config(project / "configs/world/apprentice.py")
 
-    def recipe(start: Initial) -> str:
-        return _recipe_hash(cfg, cfg.model, source, RUN, start, None, {})
+    course = plan_course(read_schedule(cfg), RUN, 0, 1)
+
+    def recipe(start: Initial) -> dict[str, Any]:
+        return _recipe(cfg, cfg.model, source, RUN, course, start, None, {})
 
     first = recipe(init)
     assert first == recipe(init) != recipe(RANDOM)
