@@ -6,7 +6,7 @@ from typing import Any
 
 from .errors import StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 READINGS = ("bev", "cameras", "none")
 VALUES = ("float16", "float32", "uint8")
 CHUNK_CELLS = 1024
@@ -46,8 +46,9 @@ class StoreSchema:
 
     bev: tuple[int, int, int] | None
     """Rows, columns and channels of the expert's BEV map; None for an expert without one."""
-    pv: list[tuple[int, int, int, int]]
-    """Rows, columns, channels and stride (pixels of the expert's padded image) of each pyramid level; may be empty."""
+    pv: list[tuple[int, int, int, tuple[float, float]]]
+    """Rows, columns, channels and stride of each pyramid level; may be empty. A stride is the rows and columns of pixels of
+    the expert's padded image to a cell; the two differ where a level rounds one of them up."""
     cameras: tuple[str, ...]
     """Camera names in the order of flat PV cell numbers."""
     queries: int
@@ -120,7 +121,7 @@ class StoreSchema:
         try:
             bev = tuple(values["bev"]) if values["bev"] else None
             known = dict(values, bev=bev, cameras=tuple(values["cameras"]))
-            return cls(**dict(known, pv=[tuple(level) for level in values["pv"]]))
+            return cls(**dict(known, pv=[(*level[:3], tuple(level[3])) for level in values["pv"]]))
         except (TypeError, KeyError) as error:
             raise StoreError(f"the manifest's schema does not fit this version: {error}") from error
 
@@ -128,7 +129,11 @@ class StoreSchema:
         """Entry of a manifest."""
         plain = asdict(self)
         bev = list(self.bev) if self.bev else None
-        return plain | {"bev": bev, "pv": [list(level) for level in self.pv], "cameras": list(self.cameras)}
+        return plain | {
+            "bev": bev,
+            "pv": [[*level[:3], list(level[3])] for level in self.pv],
+            "cameras": list(self.cameras),
+        }
 
     def arrays(self) -> dict[str, ArraySpec]:
         """Per-frame arrays by path."""
@@ -160,7 +165,7 @@ class StoreSchema:
                     )
                 )
             else:
-                specs += self._focal("bev", self.bev_kmax, channels, height * width, "row * columns + column", "")
+                specs += self._focal("bev", self.bev_kmax, channels, height * width, "row * columns + column")
         for i, (rows, cols, depth, stride) in enumerate(self.pv):
             if self.layout == "dense":
                 shape = (len(self.cameras), rows, cols, depth)
@@ -172,12 +177,12 @@ class StoreSchema:
                         self.values,
                         shape,
                         about="expert pyramid level",
-                        attributes={"stride": stride},
+                        attributes={"stride": list(stride)},
                     )
                 )
             else:
                 about = f"(camera * {rows} + row) * {cols} + column"
-                specs += self._focal(f"pv/{i}", self.pv_kmax[i], depth, self.pv_cells[i], about, str(stride))
+                specs += self._focal(f"pv/{i}", self.pv_kmax[i], depth, self.pv_cells[i], about, list(stride))
         return {spec.path: spec for spec in specs}
 
     def _states(self) -> list[ArraySpec]:
@@ -258,10 +263,12 @@ class StoreSchema:
             ]
         return []
 
-    def _focal(self, name: str, kmax: int, channels: int, cells: int, formula: str, stride: str) -> list[ArraySpec]:
+    def _focal(
+        self, name: str, kmax: int, channels: int, cells: int, formula: str, stride: list[float] | None = None
+    ) -> list[ArraySpec]:
         dim = name.replace("/", "_") + "_cell"
         small = "uint16" if cells <= 2**16 else "uint32"
-        attributes = {"cells": cells} | ({"stride": int(stride)} if stride else {})
+        attributes = {"cells": cells} | ({"stride": stride} if stride else {})
         chunk = min(CHUNK_CELLS, kmax)
         numbers = max(chunk, -(-kmax // CHUNKS_OF_NUMBERS))
         coded = self.values == "uint8"

@@ -34,9 +34,9 @@ def object_cells(
         if level is None:
             masks.append(bev_footprints(boxes, pc_range, schema.bev[:2]))
             continue
-        meta, (rows, cols) = sample.frames[-1], schema.pv[level][:2]
+        meta = sample.frames[-1]
         rectangles, valid = project_boxes(boxes, torch.as_tensor(meta["lidar2img"], device=device), meta["pad_hw"])
-        masks.append(pv_rectangles_to_cells(rectangles, valid, (rows, cols), meta["pad_hw"][0] / rows))
+        masks.append(pv_rectangles_to_cells(rectangles, valid, schema.pv[level][:2], meta["pad_hw"]))
     return masks
 
 

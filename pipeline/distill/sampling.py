@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pipeline.models.precision import in_float32
+
 
 def sample_values(bev: Tensor, weight: Tensor, bias: Tensor, locations: Tensor, attention: Tensor) -> Tensor:
     """Deformable-attention reading after the value projection and before the output projection, for every layer.
@@ -29,6 +31,7 @@ def sample_values(bev: Tensor, weight: Tensor, bias: Tensor, locations: Tensor, 
     return summed.transpose(2, 3)
 
 
+@in_float32
 def camera_positions(points: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]) -> Tensor:
     """Positions of 3D points in the images.
 

@@ -182,13 +182,11 @@ def make_targets(
             lidar2img = torch.as_tensor(meta["lidar2img"], device=device)
             rectangles, valid = project_boxes(span.boxes, lidar2img, meta["pad_hw"])
         for slot, level in enumerate(levels):
-            rows, cols, _, _ = schema.pv[level]
             feature, seen = dense_pv(frame, schema, level, device)
             pv[slot].append(scales[f"pv/{level}"].standardise(feature))
             pv_trust[slot].append(seen.float())
             if span is not None:
-                stride = meta["pad_hw"][0] / rows
-                cells = pv_rectangles_to_cells(rectangles, valid, (rows, cols), stride, rule.pv_margin)
+                cells = pv_rectangles_to_cells(rectangles, valid, schema.pv[level][:2], meta["pad_hw"], rule.pv_margin)
                 pv_trust[slot][-1] = trust_map(cells, span.trust, size_power) * seen
     bev = None
     if schema.bev:

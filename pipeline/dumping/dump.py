@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from pipeline.data.index import FrameIndex
@@ -16,6 +17,7 @@ from pipeline.dumping.moments import join_moments
 from pipeline.dumping.recipe import library_versions, make_manifest, scene_rows
 from pipeline.dumping.session import Job, shard_tokens
 from pipeline.dumping.settings import ClusterSettings, DumpSettings
+from pipeline.errors import FD3DError
 from pipeline.expert import build_adapter
 from pipeline.models.build import load_config
 from store_schema import OtherStoreError, StoreWriter, open_storage
@@ -57,11 +59,16 @@ def dump(
         ``frames``, their number, and ``coverage``, counts of the focal areas (:mod:`pipeline.dumping.coverage`).
 
     Raises:
-        FD3DError: bad input, features that are not finite (with the frame's token), or the cluster is gone.
+        FD3DError: bad input, ``settings.autocast`` without a GPU, features that are not finite (with the frame's token), or the cluster is gone.
         OtherStoreError: the store was made by another expert, config or index.
         StoreError: the store is being written, or the disk is full.
     """
     cluster = cluster or ClusterSettings()
+    # workers at an address have devices of their own, and refuse by themselves
+    if settings.autocast and cluster.address is None and not torch.cuda.is_available():
+        raise FD3DError(
+            f"dump.autocast is {settings.autocast} but there is no GPU; set it to null for float32 on a CPU"
+        )
     storage = open_storage(out)
     if not cluster.in_process:  # workers have working folders of their own
         if isinstance(storage, LocalStorage):

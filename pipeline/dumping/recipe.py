@@ -16,6 +16,7 @@ from pipeline.errors import FD3DError
 from pipeline.expert import BEVReading, CameraReading, ExpertFrame
 from pipeline.expert.load import identity
 from pipeline.expert.rows import ALGORITHM, padded_size
+from pipeline.focal.areas import cell_size
 from store_schema import StoreSchema
 
 
@@ -26,7 +27,7 @@ def schema_of(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
         raise FD3DError(
             f"the expert's pyramid has {views[0]} cameras, a store {len(CAMERAS)} ({', '.join(CAMERAS)}); tap one of all cameras"
         )
-    levels = [(f.shape[2], f.shape[3], f.shape[1], round(padded_size(frame)[0] / f.shape[2])) for f in frame.pv]
+    levels = [(*f.shape[-2:], f.shape[1], cell_size(f.shape[-2:], padded_size(frame))) for f in frame.pv]
     reading: dict[str, Any] = {"reading": "none"}
     known = 0
     if isinstance(frame.reading, BEVReading):

@@ -13,7 +13,7 @@ from pipeline.focal.areas import bev_footprints, project_boxes, pv_spans, sampli
 from pipeline.focal.rule import FocalRule
 from store_schema import StoreSchema, dequantise, quantise
 
-ALGORITHM = 1
+ALGORITHM = 2
 """Number of the algorithm that makes rows, in every store's fingerprint; raised with each change of the code after which the
 same expert and frames give other rows, so that a dump after the change does not take old shards for its own."""
 
@@ -65,7 +65,7 @@ def areas_beside(
         rectangles, valid = project_boxes(together, lidar2img, image_hw)
         for level in frame.pv:
             height, width = level.shape[-2:]
-            spans.append(pv_spans(rectangles, valid, (height, width), image_hw[0] / height, margin))
+            spans.append(pv_spans(rectangles, valid, (height, width), image_hw, margin))
     everything = Areas(bev, spans, rectangles, valid)
     return everything[first], everything[slice(len(queries), None)]
 

@@ -46,7 +46,7 @@ class TappedExpert:
         autocast: ``bf16`` or ``fp16`` on a GPU, None for float32.
 
     Raises:
-        FD3DError: a tap's path leads nowhere, or an unknown autocast type.
+        FD3DError: a tap's path leads nowhere, an unknown autocast type, or one without a GPU.
     """
 
     def __init__(self, model: nn.Module, adapter: ExpertAdapter, num_queries: int, autocast: str | None = None) -> None:
@@ -55,6 +55,10 @@ class TappedExpert:
         self.model, self.adapter, self.num_queries = model, adapter, num_queries
         self.dtype = _DTYPES[autocast]
         self.device = next(model.parameters()).device
+        if autocast and self.device.type == "cpu":
+            raise FD3DError(
+                f"the expert is to run in {autocast}, which needs a GPU; use a machine with one, or null for float32"
+            )
         self.modules = {name: submodule(model, path) for name, path in adapter.taps(model).items()}
 
     @contextmanager

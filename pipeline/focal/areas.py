@@ -64,7 +64,8 @@ def project_boxes(boxes: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]) -
     turned = torch.stack([cos * local_x - sin * local_y, sin * local_x + cos * local_y, local_z])
     corners = turned + boxes[:, :3].T[:, None]  # (3, 8, K)
     corners = torch.cat([corners, torch.ones_like(corners[:1])])
-    cam = torch.einsum("vij,jck->icvk", lidar2img.to(boxes)[:, :3], corners)  # (3, 8, V, K)
+    with torch.autocast(boxes.device.type, enabled=False):  # half precision is too coarse for pixels
+        cam = torch.einsum("vij,jck->icvk", lidar2img.to(boxes)[:, :3], corners)  # (3, 8, V, K)
     a, b = cam.index_select(1, _EDGES.T.flatten().to(boxes.device)).chunk(2, 1)
     depth, gap = a[2], b[2] - a[2]
     crosses = (depth < _NEAR) != (b[2] < _NEAR)
@@ -81,16 +82,26 @@ def project_boxes(boxes: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]) -
     return torch.where(valid, rectangles, 0.0).permute(2, 1, 0).contiguous(), valid.T.contiguous()
 
 
+def cell_size(size: Sequence[int], image_hw: Sequence[int]) -> tuple[float, float]:
+    """Rows and columns of pixels of a pyramid level's cell: 464x800 pixels over 15x25 cells make 30.93 and 32.
+
+    Args:
+        size: rows and columns of the level.
+        image_hw: rows and columns of the padded image that the level divides.
+    """
+    return image_hw[0] / size[0], image_hw[1] / size[1]
+
+
 def pv_rectangles_to_cells(
-    rectangles: Tensor, valid: Tensor, size: tuple[int, int], stride: float, margin: float = 0.0
+    rectangles: Tensor, valid: Tensor, size: tuple[int, int], image_hw: tuple[int, int], margin: float = 0.0
 ) -> Tensor:
     """Cells of a pyramid level that a rectangle touches, bool (K, V, Hl, Wl); arguments as of :func:`pv_spans`."""
-    rows, columns = pv_spans(rectangles, valid, size, stride, margin)
+    rows, columns = pv_spans(rectangles, valid, size, image_hw, margin)
     return _outer(rows[..., :, None], columns[..., None, :])
 
 
 def pv_spans(
-    rectangles: Tensor, valid: Tensor, size: tuple[int, int], stride: float, margin: float | Tensor = 0.0
+    rectangles: Tensor, valid: Tensor, size: tuple[int, int], image_hw: tuple[int, int], margin: float | Tensor = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Rows and columns of a pyramid level that a rectangle touches; a cell is touched when its row and column are.
 
@@ -98,14 +109,15 @@ def pv_spans(
         rectangles: (K, V, 4) x0, y0, x1, y1 pixels.
         valid: (K, V).
         size: rows and columns of the level.
-        stride: pixels of a cell.
+        image_hw: rows and columns of the padded image that the level divides.
         margin: margin on every side, as a share of the rectangle's width and height; one number, or (K, 1, 1).
 
     Returns:
         bool (K, V, Hl), none where not ``valid``, and bool (K, V, Wl).
     """
     extra = (rectangles[..., 2:] - rectangles[..., :2]) * margin
-    low, high = (rectangles[..., :2] - extra) / stride, (rectangles[..., 2:] + extra) / stride
+    step = rectangles.new_tensor(cell_size(size, image_hw)[::-1])  # x, y
+    low, high = (rectangles[..., :2] - extra) / step, (rectangles[..., 2:] + extra) / step
     rows = torch.arange(size[0], device=rectangles.device)
     cols = torch.arange(size[1], device=rectangles.device)
     row = (rows + 1 > low[..., 1, None]) & (rows < high[..., 1, None])

@@ -33,8 +33,10 @@ def per_cell(shapes: Shapes, device: torch.device) -> Tensor:
 
 
 def infers_on_cpu(*tensors: Tensor) -> bool:
-    """Whether the tensors are on a CPU and need no gradient."""
-    return tensors[0].device.type == "cpu" and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    """Whether the tensors are on a CPU, in float32 and need no gradient: what the fast paths there are for."""
+    if tensors[0].device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
 def row_blocks(length: int, size: int = 2048) -> list[slice]:
@@ -48,6 +50,11 @@ def softmax_of_few(logits: Tensor) -> Tensor:
         return logits.softmax(-1)
     columns = logits.reshape(-1, logits.shape[-1]).T.contiguous()
     return columns.softmax(0).T.reshape(logits.shape)
+
+
+def im2col_step(batch: int, most: int = 64) -> int:
+    """Samples that mmcv's kernel takes at a time: the largest divisor of ``batch`` up to ``most``, since it refuses others."""
+    return max(step for step in range(1, min(batch, most) + 1) if batch % step == 0)
 
 
 class DeformableSampler(nn.Module):
@@ -80,7 +87,7 @@ class DeformableSampler(nn.Module):
                     level_starts(key, value.device),
                     locations.contiguous(),
                     weights.contiguous(),
-                    64,
+                    im2col_step(len(value)),
                 )
             if infers_on_cpu(value, locations, weights):
                 sizes = shapes_tensor(tuple(shapes), value.device)

@@ -19,13 +19,22 @@ class DeformConv2d(ModulatedDeformConv2dPack):
 
     mmcv's CPU operator reads its input as if it were contiguous whatever its memory format, so a channels_last input
     gives silently wrong numbers; here the layout is put right first. It is also slow: in inference on a CPU the layer
-    gathers whole channel vectors instead.
+    gathers whole channel vectors instead. Under autocast the layer runs in float32, or in half on a GPU: mmcv has no
+    kernel for bfloat16.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, C, H, W), any memory format."""
         first, second, mask = self.conv_offset(x).chunk(3, dim=1)
-        offset, mask = torch.cat((first, second), dim=1), mask.sigmoid()
+        made = first.dtype
+        unknown = made == torch.bfloat16 or (made == torch.float16 and not x.is_cuda)
+        dtype = torch.float32 if unknown else made
+        with torch.autocast(x.device.type, enabled=False):
+            offset, mask = torch.cat((first, second), dim=1).to(dtype), mask.to(dtype).sigmoid()
+            return self._convolved(x.to(dtype), offset, mask).to(made)
+
+    def _convolved(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+        """The layer's output of input, offsets and mask in one precision."""
         if infers_on_cpu(x, self.weight) and self.groups == self.deform_groups == 1:
             return deform_conv_by_rows(
                 x, offset, mask, self.weight, self.bias, self.stride, self.padding, self.dilation

@@ -637,7 +637,7 @@ function start() {
     label.append(
       element("input", "", { type: "checkbox", id: `level-${i}`, checked: i === 0 }),
       key,
-      `level ${i}, stride ${level.stride}`,
+      `level ${i}, stride ${[...new Set(level.stride.map((pixels) => +pixels.toFixed(2)))].join(" × ")}`,
     );
     $("levels").append(label);
   });

@@ -52,7 +52,7 @@ def choose_frames(
     return chosen[:limit], max(0, len(chosen) - limit)
 
 
-def _levels(reader: StoreReader) -> list[tuple[int, int, int, int]]:
+def _levels(reader: StoreReader) -> list[tuple[int, int, int, tuple[float, float]]]:
     """Pyramid levels whose stored cells are worth showing: a dense store has all of them."""
     return reader.schema.pv if reader.schema.layout == "focal" else []
 
@@ -160,7 +160,7 @@ def frame_payload(
     for i, (rows, columns, _, stride) in enumerate(_levels(reader)):
         mask = np.zeros(len(CAMERAS) * rows * columns, bool)
         mask[stored[f"pv/{i}/index"]] = True
-        cell = [float(stride / (widths[0] * scale)), float(stride / (heights[0] * scale))]
+        cell = [float(stride[1] / (widths[0] * scale)), float(stride[0] / (heights[0] * scale))]
         out["levels"].append({"cells": _packed(np.packbits(mask)), "size": cell})
     if schema.bev and scales:
         values, index = stored_bev(stored)

@@ -17,7 +17,7 @@ from store_schema import StoreReader, StoreSchema, StoreWriter, quantise
 
 SCHEMA = StoreSchema(
     bev=(50, 50, 32),
-    pv=[(20, 36, 32, 8)],
+    pv=[(20, 36, 32, (8, 8))],
     cameras=("A", "B"),
     queries=30,
     bev_kmax=2500,

@@ -58,7 +58,7 @@ def test_areas_are_the_annotated_boxes_with_trust_1(project, dense_stores, sourc
         torch.testing.assert_close(targets.bev.trust[b], footprints)
         meta = sample.frames[-1]
         rectangles, valid = project_boxes(boxes[b], torch.as_tensor(meta["lidar2img"]), meta["pad_hw"])
-        cells = union(pv_rectangles_to_cells(rectangles, valid, (20, 36), 4.0, 0.05)).float()
+        cells = union(pv_rectangles_to_cells(rectangles, valid, (20, 36), (80, 144), 0.05)).float()
         torch.testing.assert_close(targets.pv_trust[0][b], cells)
     assert set(targets.trust.unique().tolist()) - {0.0, 1.0}  # loss_fine keeps the queries' own trust
 

@@ -78,9 +78,9 @@ def test_rectangle_holds_every_visible_point_of_the_box(y, yaw):
 
 def test_rectangles_take_the_cells_they_touch():
     rectangle, valid = torch.tensor([[[4.0, 0.0, 9.0, 4.0]]]), torch.tensor([[True]])
-    cells = pv_rectangles_to_cells(rectangle, valid, (3, 4), 4.0)[0, 0]
+    cells = pv_rectangles_to_cells(rectangle, valid, (3, 4), (12, 16))[0, 0]
     assert cells.nonzero().tolist() == [[0, 1], [0, 2]]
-    assert not pv_rectangles_to_cells(rectangle, ~valid, (3, 4), 4.0).any()
+    assert not pv_rectangles_to_cells(rectangle, ~valid, (3, 4), (12, 16)).any()
 
 
 def test_overlapping_areas_take_the_larger_trust():

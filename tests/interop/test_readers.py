@@ -20,7 +20,7 @@ OFFLINE = ("ENOTFOUND", "ECONNREFUSED", "EAI_AGAIN", "ETIMEDOUT", "ENETUNREACH",
 
 def schema_of(values: str) -> StoreSchema:
     sizes: dict[str, Any] = dict(
-        bev=(50, 60, 4), pv=[(20, 30, 3, 8)], cameras=("A", "B"), queries=3, bev_kmax=2600, pv_kmax=[1200]
+        bev=(50, 60, 4), pv=[(20, 30, 3, (8, 8))], cameras=("A", "B"), queries=3, bev_kmax=2600, pv_kmax=[1200]
     )
     return StoreSchema(**sizes, values=values, layers=1, heads=2, points=2, query_channels=4)
 

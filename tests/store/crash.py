@@ -26,7 +26,7 @@ from store_schema import ShardWriter, StoreError, StoreReader, StoreSchema, Stor
 
 SCHEMA = StoreSchema(
     bev=(40, 40, 32),
-    pv=[(12, 20, 32, 8)],
+    pv=[(12, 20, 32, (8, 8))],
     cameras=("A", "B"),
     queries=10,
     layers=1,

@@ -10,7 +10,7 @@ from store_schema import StoreSchema, StoreWriter
 
 SCHEMA = StoreSchema(
     bev=(4, 5, 3),
-    pv=[(2, 3, 3, 8)],
+    pv=[(2, 3, 3, (8, 8))],
     cameras=("A", "B"),
     queries=2,
     layers=1,

@@ -15,7 +15,7 @@ from tests.store.synthetic import CONSTANTS, SCENES, STATISTICS, make_frame
 # more cells than two chunks of 1024 hold
 SCHEMA = StoreSchema(
     bev=(50, 60, 4),
-    pv=[(20, 30, 3, 8)],
+    pv=[(20, 30, 3, (8, 8))],
     cameras=("A", "B"),
     queries=2,
     layers=1,

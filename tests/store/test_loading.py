@@ -20,7 +20,7 @@ from store_schema import StoreError, StoreReader, StoreSchema, StoreWriter, quan
 TOKENS = [letter * 32 for letter in "abcdef"]
 SCHEMA = StoreSchema(
     bev=(4, 5, 3),
-    pv=[(2, 3, 3, 8), (300, 300, 3, 4)],  # the second has cell numbers of 32 bits
+    pv=[(2, 3, 3, (8, 8)), (300, 300, 3, (4, 4))],  # the second has cell numbers of 32 bits
     cameras=("A", "B"),
     queries=2,
     layers=1,
@@ -33,7 +33,7 @@ SCHEMA = StoreSchema(
 )
 CAMERAS = StoreSchema(
     bev=None,
-    pv=[(2, 3, 3, 8)],
+    pv=[(2, 3, 3, (8, 8))],
     cameras=("A", "B"),
     queries=2,
     layers=2,
@@ -42,7 +42,7 @@ CAMERAS = StoreSchema(
     pv_kmax=[12],
     reading="cameras",
 )
-DENSE = StoreSchema((4, 5, 3), [(2, 3, 3, 8)], ("A", "B"), 2, 10, [12], layout="dense", reading="none")
+DENSE = StoreSchema((4, 5, 3), [(2, 3, 3, (8, 8))], ("A", "B"), 2, 10, [12], layout="dense", reading="none")
 
 
 def make_frame(schema: StoreSchema, token: str) -> dict[str, np.ndarray]:

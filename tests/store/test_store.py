@@ -35,7 +35,7 @@ def test_frames_come_back_as_they_were_given(store):
     np.testing.assert_array_equal(reader.constants["decoder/value_proj_weight"], CONSTANTS["decoder/value_proj_weight"])
 
 
-WHOLE = dict(bev=(4, 5, 3), pv=[(2, 3, 3, 8)], cameras=("A", "B"), queries=2, bev_kmax=10, pv_kmax=[12])
+WHOLE = dict(bev=(4, 5, 3), pv=[(2, 3, 3, (8, 8))], cameras=("A", "B"), queries=2, bev_kmax=10, pv_kmax=[12])
 FLAT = WHOLE | dict(bev=None, bev_kmax=0)
 
 
@@ -187,9 +187,9 @@ def test_a_flipped_bit_is_found_by_a_read(store, name):
 def test_unknown_token_and_schema_version_are_named(store):
     with pytest.raises(StoreError, match="has no frame zz"):
         StoreReader(store).read("zz")
-    text = (store / "manifest.json").read_text().replace('"schema_version": 1', '"schema_version": 9')
+    text = (store / "manifest.json").read_text().replace('"schema_version": 2', '"schema_version": 9')
     (store / "manifest.json").write_text(text)
-    with pytest.raises(StoreError, match="schema version 9, this program reads 1"):
+    with pytest.raises(StoreError, match="schema version 9, this program reads 2"):
         StoreReader(store)
 
 

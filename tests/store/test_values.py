@@ -12,7 +12,7 @@ from store_schema import StoreError, StoreReader, StoreSchema, StoreWriter, dequ
 TOKEN = "a" * 32
 SCHEMA = StoreSchema(
     bev=(40, 50, 64),
-    pv=[(4, 5, 8, 8)],
+    pv=[(4, 5, 8, (8, 8))],
     cameras=("A", "B"),
     queries=2,
     bev_kmax=2000,

@@ -26,7 +26,7 @@ from store_schema import StoreError, StoreReader, StoreSchema, StoreWriter
 
 QUERIES, LAYERS = 6, 2
 PC_RANGE = [-40.0, -40.0, -5.0, 40.0, 40.0, 3.0]
-BEV, LEVEL = (20, 20, 8), (20, 36, 8, 8)
+BEV, LEVEL = (20, 20, 8), (20, 36, 8, (8, 8))
 STEP = 11  # every eleventh cell is stored: a pattern that no mirror image of a map has
 
 

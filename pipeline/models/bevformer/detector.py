@@ -43,6 +43,8 @@ class BEVFormer(MultiCameraDetector):
                     history = self._step([level[:, step] for level in past], samples, step, history)
             del past  # the current frame's pass, the largest, has their memory
             self.train(training)
+            # autocast keeps the weights that it cast without gradient, and the last frame would get no gradient through them
+            torch.clear_autocast_cache()
         return self._step(self.extract_feat(img[:, -1]), samples, queue - 1, history)
 
     def _step(

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..precision import in_float32
+
 
 @dataclass
 class CameraHits:
@@ -33,6 +35,7 @@ def grid_points(height: int, width: int, device: torch.device) -> Tensor:
     return torch.stack([x, y], -1).flatten(0, 1)
 
 
+@in_float32
 def project_pillars(
     points: Tensor, heights: Tensor, pc_range: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..boxes import CODE_SIZE, encode_boxes, to_metres, to_unit
 from ..heatmap import HeatmapProposals, HeatmapQueries, splat_peaks, top_peaks
+from ..precision import in_float32
 from .grid import grid_points
 
 
@@ -26,7 +27,7 @@ class BEVProposals(HeatmapProposals):
 
 
 class BEVHeatmapQueries(HeatmapQueries):
-    """Top peaks of a class heatmap as queries, with a dense box prediction that places their references.
+    """Top peaks of a class heatmap as queries, with a dense box prediction that places their references; all in float32.
 
     Args:
         num_query: N peaks kept over all classes.
@@ -58,11 +59,12 @@ class BEVHeatmapQueries(HeatmapQueries):
         nn.init.zeros_(self.box.bias)
         nn.init.normal_(self.box.weight, std=0.001)
 
+    @in_float32
     def forward(self, bev: Tensor, bev_hw: tuple[int, int]) -> BEVProposals:
         """Proposals from a BEV map (B, H*W, C)."""
         height, width = bev_hw
         feature = self.stem(bev.transpose(1, 2).unflatten(-1, bev_hw))
-        logits, raw = self.heatmap(feature).float(), self.box(feature).flatten(2).transpose(1, 2).float()
+        logits, raw = self.heatmap(feature), self.box(feature).flatten(2).transpose(1, 2)
 
         # dense boxes: the centre as an offset from the cell, in cells; z around the middle of the range
         cells = grid_points(height, width, bev.device)
@@ -76,6 +78,7 @@ class BEVHeatmapQueries(HeatmapQueries):
         at_peak = bev.gather(1, cell[..., None].expand(-1, -1, bev.shape[-1]))
         return BEVProposals(*self.queries(at_peak, label, references), references, logits, code)
 
+    @in_float32
     def loss(
         self, proposals: BEVProposals, gt_boxes: list[Tensor], gt_labels: list[Tensor], code_weights: Tensor
     ) -> dict[str, Tensor]:

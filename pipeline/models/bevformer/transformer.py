@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..decoder import DetectionDecoder
+from ..precision import in_float32
 from .cross_attention import BEVDeformableAttention
 from .encoder import BEVFormerEncoder, CameraTokens
 
@@ -23,23 +24,29 @@ def rotate_bev(
         center: (x, y) in cells from the upper left corner; None is the middle of the map.
         mode: ``nearest`` (what official checkpoints were trained with) or ``bilinear``.
     """
-    height, width = bev.shape[-2:]
+    grid = _rotation_grid(degrees, (bev.shape[-2], bev.shape[-1]), center)
+    return nn.functional.grid_sample(bev.float(), grid, mode=mode, padding_mode="zeros", align_corners=False).to(
+        bev.dtype
+    )
+
+
+@in_float32
+def _rotation_grid(degrees: Tensor, size: tuple[int, int], center: tuple[float, float] | None) -> Tensor:
+    """Positions (B, H, W, 2) in -1..1 that the cells of a rotated map of ``size`` read; arguments as of :func:`rotate_bev`."""
+    height, width = size
     cx, cy = (0.0, 0.0) if center is None else (center[0] - width * 0.5, center[1] - height * 0.5)
     angle = -degrees.double() * (math.pi / 180.0)
     cos, sin = angle.cos(), angle.sin()
     # inverse map: output offset from the middle -> source offset from the middle
     row_x = torch.stack([cos, sin, cx - cos * cx - sin * cy], -1)
     row_y = torch.stack([-sin, cos, cy + sin * cx - cos * cy], -1)
-    half = bev.new_tensor([0.5 * width, 0.5 * height])
+    half = torch.tensor([0.5 * width, 0.5 * height], device=degrees.device)
     theta = torch.stack([row_x, row_y], -1).float() / half  # (B, 3, 2)
-    xs = torch.linspace(-width * 0.5 + 0.5, width * 0.5 - 0.5, width, device=bev.device)
-    ys = torch.linspace(-height * 0.5 + 0.5, height * 0.5 - 0.5, height, device=bev.device)
+    xs = torch.linspace(-width * 0.5 + 0.5, width * 0.5 - 0.5, width, device=degrees.device)
+    ys = torch.linspace(-height * 0.5 + 0.5, height * 0.5 - 0.5, height, device=degrees.device)
     y, x = torch.meshgrid(ys, xs, indexing="ij")
     base = torch.stack([x, y, torch.ones_like(x)], -1).view(1, -1, 3)
-    grid = base.expand(len(bev), -1, -1).bmm(theta).view(-1, height, width, 2)
-    return nn.functional.grid_sample(bev.float(), grid, mode=mode, padding_mode="zeros", align_corners=False).to(
-        bev.dtype
-    )
+    return base.expand(len(degrees), -1, -1).bmm(theta).view(-1, height, width, 2)
 
 
 def ego_shift(can_bus: Tensor, pc_range: Tensor) -> Tensor:

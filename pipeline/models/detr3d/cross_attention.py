@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..attention import DeformableSampler, Shapes, init_projections
 from ..boxes import to_metres
+from ..precision import in_float32
 
 
 @dataclass
@@ -34,6 +35,7 @@ class CameraPyramid:
         return cls(tokens, shapes, lidar2img, image_hw)
 
 
+@in_float32
 def project_points(points: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Project points into every camera.
 
