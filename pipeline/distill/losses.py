@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from pipeline.models.precision import in_float32
+
 MATCHING_DISTANCES = (0.5, 1.0, 2.0, 4.0)
 """Metres on the ground within which nuScenes' detection metric matches a box (Caesar et al., CVPR 2020)."""
 
@@ -40,6 +42,7 @@ def agreement(boxes: Tensor, labels: Tensor, true_boxes: Tensor, true_labels: Te
     return (nearest[:, None] < boxes.new_tensor(MATCHING_DISTANCES)).float().mean(1)
 
 
+@in_float32
 def masked_generation_loss(generated: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Squared error inside the weighted area, per cell and channel.
 
@@ -77,6 +80,7 @@ def block_mask(area: Tensor, ratio: float, block: int, generator: torch.Generato
     return 1.0 - (hidden & area).float()
 
 
+@in_float32
 def fine_grained_loss(sampled_s: Tensor, sampled_t: Tensor, trust: Tensor) -> Tensor:
     """Error between the values that queries read on the student's and on the expert's map, in units of the expert's scale.
 

@@ -201,7 +201,7 @@ def make_targets(
         pv_trust=[torch.stack(level) for level in pv_trust],
         bev=bev,
         queries={
-            name: torch.stack([torch.from_numpy(f[f"query/{name}"][:, :kept]) for f in frames]).to(device).float()
+            name: torch.from_numpy(np.stack([f[f"query/{name}"][:, :kept] for f in frames])).to(device).float()
             for name in _READ[schema.reading]
         },
         agreement=agreed,

@@ -93,8 +93,8 @@ def test_the_schema_is_the_one_that_the_expert_gives(store, expert_config):
 @pytest.mark.parametrize(
     ("config", "bev", "finest", "reading"),
     [
-        ("bevformer/base.py", (200, 200, 256), (116, 200, 256, 8), "bev"),
-        ("detr3d/r101.py", None, (116, 200, 256, 8), "cameras"),
+        ("bevformer/base.py", (200, 200, 256), (116, 200, 256, (8, 8)), "bev"),
+        ("detr3d/r101.py", None, (116, 200, 256, (8, 8)), "cameras"),
     ],
 )
 def test_sizes_of_the_papers_experts(project, config, bev, finest, reading):

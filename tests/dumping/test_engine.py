@@ -9,16 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from pipeline.data.index import FrameIndex
+from pipeline.data.source import FrameSource
 from pipeline.dumping import session
 from pipeline.dumping.dump import dump
 from pipeline.dumping.moments import RunningMoments, join_moments, shard_moments
 from pipeline.dumping.settings import ClusterSettings, DumpSettings
 from pipeline.errors import FD3DError
-from pipeline.expert import TappedExpert
+from pipeline.expert import TappedExpert, build_adapter
 from pipeline.focal.rule import FocalRule
+from pipeline.models.build import build_detector, load_config
 from store_schema import OtherStoreError, StoreReader, verify
 
 
@@ -186,3 +189,21 @@ def test_a_store_of_another_algorithm_is_told_and_redone(
     dump(expert_config, None, scenes, tmp_path / "s", settings, workers=0, replace_other=True)
     assert "now it is 99: it is deleted" in capsys.readouterr().out
     assert StoreReader(tmp_path / "s").manifest["algorithm"] == 99
+
+
+def test_autocast_without_a_gpu_is_refused_before_anything_is_read(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    absent = tmp_path / "absent"
+    source = FrameSource(absent, absent, "train")
+    half = replace(settings, autocast="bf16")
+    for cluster in (ClusterSettings(), ClusterSettings(workers=2)):
+        with pytest.raises(FD3DError, match="dump.autocast is bf16 but there is no GPU; set it to null"):
+            dump(absent, None, source, tmp_path / "s", half, cluster=cluster)
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_expert_of_half_precision_is_refused_on_a_cpu(expert_config):
+    cfg = load_config(expert_config)
+    model = build_detector(cfg).eval()
+    with pytest.raises(FD3DError, match="the expert is to run in fp16, which needs a GPU"):
+        TappedExpert(model, build_adapter(cfg), 20, "fp16")

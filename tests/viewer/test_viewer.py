@@ -109,6 +109,14 @@ def test_a_frame_is_packed_as_documented(reader, index, world):
         np.testing.assert_allclose([u * 288, v * 160, depth], pixel, rtol=1e-4, atol=1e-3)
 
 
+def test_cells_of_unequal_sides_cover_the_image(index, world, tmp_path):
+    level = (15, 25, 8, (160 / 15, 288 / 25))
+    reader = make_store(tmp_path / "s", index, pv=[level], pv_kmax=[2250])
+    packed = frame_payload(reader, index[index.row(reader.tokens[0])], world, None, 100)
+    np.testing.assert_allclose(packed["levels"][0]["size"], [1 / 25, 1 / 15])  # shares of width and height
+    assert page_facts(reader, None, 0.3)["levels"][0]["stride"] == level[3]
+
+
 def test_components_find_the_directions_of_most_variance():
     rng = np.random.default_rng(0)
     values = rng.normal(size=(4000, 5)) * [0.1, 3, 0.1, 2, 1] + 7
