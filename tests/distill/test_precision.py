@@ -10,6 +10,7 @@ from pipeline.data.frames import collate, frame_dataset
 from pipeline.distill.build import distiller_config
 from pipeline.distill.loading import cached_targets
 from pipeline.distill.methods import method_names
+from pipeline.distill.settings import MethodSettings
 from pipeline.models.build import load_config
 from pipeline.profile import read_profile
 
@@ -25,7 +26,9 @@ def test_losses_in_mixed_precision_are_near_float32s(
     store, profile = dense_stores[family], read_profile(project / "params.yaml")
     cfg = load_config(project / f"configs/world/{APPRENTICES[family]}.py")
     data = DATASETS.build(frame_dataset(cfg, source, train=True, targets=cached_targets(store)))
-    model = MODELS.build(distiller_config(cfg, store, method, profile.method(method, profile.family(family))))
+    settings = profile.method(method, profile.family(family))
+    assert isinstance(settings, MethodSettings)
+    model = MODELS.build(distiller_config(cfg, store, method, settings))
     torch.manual_seed(0)
     model.init_weights()
     batch = model.train().data_preprocessor(collate([data[1], data[5]]))
