@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.ready
-JOBS := $(shell nproc)
+JOBS := $(shell env -u OMP_NUM_THREADS nproc)
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
