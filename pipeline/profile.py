@@ -216,7 +216,7 @@ def parse_profile(values: Mapping[str, Any], path: Path) -> Profile:
         raise FD3DError(f"{path}: unknown section '{unknown[0]}'; known: {', '.join(known)}")
     for name in ("data", "families"):
         if not values.get(name):
-            raise FD3DError(f"{path} has no section '{name}'")
+            raise FD3DError(f"{path} has no section '{name}', or an empty one")
     rule: FocalRule = from_mapping(FocalRule, values.get("focal"), "focal")
     dump = dict(mapping(values.get("dump"), "dump"))
     cluster: ClusterSettings = from_mapping(ClusterSettings, dump.pop("cluster", None), "dump.cluster")

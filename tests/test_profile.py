@@ -94,7 +94,7 @@ def changed(*places: tuple[str, Any]) -> dict[str, Any]:
         ("distill.head", "trainable", r"distill.head is trainable, but dump.layout is focal"),
         ("families.detr3d.expert.config", "nowhere.py", r"families.detr3d.expert.config nowhere.py does not exist"),
         ("families.detr3d.expert", {}, r"families.detr3d.expert has no config; give a path"),
-        ("families", {}, r"has no section 'families'"),
+        ("families", {}, r"has no section 'families', or an empty one"),
         ("data", None, r"has no section 'data'"),
         ("distill.rule.num_queries", 0, r"^distill.rule.num_queries is 0; it must be at least 1"),
         ("focal.pv_margin", -1, r"^focal.pv_margin is -1.0; it must not be negative"),

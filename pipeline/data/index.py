@@ -116,6 +116,8 @@ class FrameIndex:
             raise FD3DError(
                 f"index {path} has format {found}, this program reads {FORMAT}; make it again with 'fd3d index'"
             )
+        if lacking := [name for name in (*_PER_FRAME, *_PER_BOX) if name not in self.arrays]:
+            raise FD3DError(f"index {path} has no column {lacking[0]}; make it again with 'fd3d index'")
 
     @classmethod
     def load(cls, path: str | Path, root: str | Path | None = None) -> "FrameIndex":

@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.data.source import FrameSource
 from pipeline.models.build import load_config
 from pipeline.training.run import finish, train
-from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings
+from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings, read_schedule
 
 
 def train_plain(
@@ -35,6 +35,7 @@ def train_plain(
         FD3DError: contradictory or changed settings, or a loss that is not finite.
     """
     cfg = load_config(config)
+    read_schedule(cfg)  # names what a file that is no detector's config lacks
     inheritance = Inheritance(expert, inherit) if expert is not None and inherit else None
     facts = train(cfg, cfg.model, source, out, run, init=init, inheritance=inheritance, restart=restart)
     return finish(out, facts | {"method": "plain"})

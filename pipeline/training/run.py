@@ -104,10 +104,12 @@ def train(
         )
     if init.checkpoint and not init.checkpoint.is_file():
         raise FD3DError(f"{init.setting} {init.checkpoint} does not exist; put the file there")
-    schedule = read_schedule(cfg)
+    schedule, index = read_schedule(cfg), FrameIndex.load(source.index, source.root)
     torch.set_num_threads(settings.threads)
     processes, data = join_processes(), frame_dataset(cfg, source, True, targets)
     course = plan_course(schedule, settings, len(DATASETS.build(data)) if schedule.epochs else 0, processes)
+    if late := [update for update in settings.snapshots if not 0 < update <= course.updates]:
+        raise FD3DError(f"train.snapshots has {late[0]}, but the training has the updates 1 to {course.updates}")
     tell(str(course))
     work_dir = out.parent
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -123,7 +125,6 @@ def train(
     log_every = max(1, min(50, course.updates // 20))
     loader, states = _loader(data, settings, course, found)
     if settings.workers:
-        index = FrameIndex.load(source.index, source.root)
         workers = settings.workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         check_shared_memory(batch_bytes(cfg, index, cfg.queue_length, course.batch_size), workers)
 

@@ -1,0 +1,35 @@
+"""Trainings that cannot work are refused in one line, before anything is built."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.source import FrameSource
+from pipeline.errors import FD3DError
+from pipeline.training.plain import train_plain
+from pipeline.training.settings import RunSettings
+
+RUN = RunSettings(max_iters=4, workers=0)
+
+
+def test_an_index_that_is_not_there_is_named(project: Path, source: FrameSource, tmp_path: Path):
+    missing = replace(source, index=tmp_path / "no.npz")
+    with pytest.raises(FD3DError, match=r"index .*no.npz does not exist; make it with 'fd3d index'"):
+        train_plain(project / "configs/world/apprentice.py", missing, tmp_path / "plain/detector.pth", RUN)
+    assert not (tmp_path / "plain").exists()
+
+
+def test_a_config_without_a_model_is_named(project: Path, source: FrameSource, tmp_path: Path):
+    with pytest.raises(FD3DError, match="schedule"):
+        train_plain(project / "params.yaml", source, tmp_path / "plain/detector.pth", RUN)
+
+
+def test_weights_of_an_update_that_never_comes_are_refused(project: Path, source: FrameSource, tmp_path: Path):
+    with pytest.raises(FD3DError, match=r"train.snapshots has 9, but the training has the updates 1 to 4"):
+        train_plain(
+            project / "configs/world/apprentice.py",
+            source,
+            tmp_path / "plain/detector.pth",
+            replace(RUN, snapshots=(2, 9)),
+        )
