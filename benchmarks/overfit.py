@@ -61,7 +61,7 @@ def main(
     distil: Annotated[bool, typer.Option(help="Whether to train with FD3D too.")] = True,
 ) -> None:
     """Train, evaluate and print the mAP over the classes that are there, plain and with FD3D."""
-    config, folder = Path(f"configs/benchmark/overfit_{family}.py"), out / family
+    config, folder = Path(f"configs/overfit/{family}.py"), out / family
     own = place(root, version, scene, out / "data")
     index = out / "index.npz"
     frames = build_index(out / "data", own, index).select(SPLIT)
