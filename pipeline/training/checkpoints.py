@@ -52,6 +52,10 @@ def find_unfinished(folder: Path) -> Unfinished | None:
             content = torch.load(path, map_location="cpu", weights_only=True)
             hooks, meta = content["hooks"], content["meta"]
             return Unfinished(path, meta["iter"], meta["recipe"], [own["workers"] for own in hooks["RandomStates"]])
+        except (OSError, MemoryError) as error:  # the file may be whole, and is not to be given up
+            raise FD3DError(
+                f"checkpoint {path} cannot be opened ({error}); mend that and run the command again"
+            ) from error
         except Exception as error:  # whatever a damaged file raises
             tell(f"checkpoint {path} cannot be read ({type(error).__name__}); it is passed over")
     if files:

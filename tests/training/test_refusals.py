@@ -4,9 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
+from pipeline.training.checkpoints import take_up
 from pipeline.training.plain import train_plain
 from pipeline.training.settings import RunSettings
 
@@ -33,3 +35,15 @@ def test_weights_of_an_update_that_never_comes_are_refused(project: Path, source
             tmp_path / "plain/detector.pth",
             replace(RUN, snapshots=(2, 9)),
         )
+
+
+def test_a_disk_error_gives_up_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "iter_4.pth").write_bytes(b"weights of hours")
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(FD3DError, match=r"iter_4.pth cannot be opened .*Input/output error"):
+        take_up(tmp_path, {}, restart=True)
+    assert (tmp_path / "iter_4.pth").exists()
