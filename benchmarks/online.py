@@ -30,7 +30,7 @@ from pipeline.dumping.settings import DumpSettings  # noqa: E402
 from pipeline.focal.rule import FocalRule  # noqa: E402
 from pipeline.profile import CONFIG, DETECTOR, Family, read_profile  # noqa: E402
 from pipeline.training.expert import take_or_train  # noqa: E402
-from pipeline.training.settings import RunSettings  # noqa: E402
+from pipeline.training.settings import RunSettings, StudentPlan  # noqa: E402
 from store_schema.schema import VALUES  # noqa: E402
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -89,7 +89,12 @@ def compare(
     """
     expert = folder / family.name / "expert" / DETECTOR
     take_or_train(
-        family.expert.config, family.expert.checkpoint, family.expert.train, source, expert, family.apprentice.config
+        family.expert.config,
+        family.expert.checkpoint,
+        family.expert.train,
+        source,
+        expert,
+        StudentPlan(family.apprentice.config),
     )
     settings = RunSettings(max_iters=steps, workers=0, curve_every=1, checkpoint_every=10 * steps)
     found: dict[str, tuple[Curves, bool]] = {}

@@ -1,7 +1,7 @@
 """The profile, ``params.yaml``: read once, and checked whole before any stage works."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from pipeline.data.source import FrameSource
 from pipeline.data.world.config import WorldConfig
 from pipeline.distill.settings import FD3D, METHODS, PLAIN, DistillSettings, MethodSettings, PlainSettings
 from pipeline.dumping.settings import ClusterSettings, DumpSettings
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, SettingError
 from pipeline.focal.rule import FocalRule
 from pipeline.settings import from_mapping, mapping, merged, read_yaml
 from pipeline.training.settings import Initial, RunSettings
@@ -57,6 +57,28 @@ class DataSettings:
         """Whether the root lies where ``generate`` writes."""
         return bool(self.generate) and self.root.parent == Path("data")
 
+    def check_splits(self, splits: Mapping[str, Sequence[str]]) -> None:
+        """Refuse splits that an index lacks, or that share a scene.
+
+        Args:
+            splits: scene names by split.
+
+        Raises:
+            FD3DError: naming the setting, the split and those that are there.
+        """
+        everything = {name for names in splits.values() for name in names}
+        known = {**splits, "all": sorted(everything)}
+        for setting in ("train", "val"):
+            if (split := getattr(self, setting)) not in known:
+                raise FD3DError(
+                    f"data.{setting} is '{split}', of which {self.root}/{self.version} has no scene; there are {', '.join(known)}"
+                )
+        if shared := sorted(set(known[self.train]) & set(known[self.val])):
+            raise FD3DError(
+                f"data.train '{self.train}' and data.val '{self.val}' share {len(shared)} scenes, first {shared[0]}; choose "
+                "splits without common scenes, or detectors are judged by the frames that they were trained on"
+            )
+
     def source(self, split: str) -> FrameSource:
         """Frames of the split ``train`` or ``val``."""
         return FrameSource(self.index, self.root, getattr(self, split))
@@ -82,11 +104,10 @@ class ExpertSettings:
 
     def __post_init__(self) -> None:
         if self.boxes not in (None, "old", "new"):
-            raise FD3DError(f"expert.boxes is '{self.boxes}'; use old or new")
+            raise SettingError(f"boxes is '{self.boxes}'; use old or new")
         if (self.boxes or self.classes) and self.checkpoint is None:
-            raise FD3DError(
-                "expert.boxes and expert.classes tell of a checkpoint, but expert.checkpoint is null; leave them out"
-            )
+            name = "boxes" if self.boxes else "classes"
+            raise SettingError(f"{name} tells of a checkpoint, but checkpoint is null; leave it out")
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ def expert(
     profile = read_profile(params)
     pair = profile.family(family)
     from pipeline.training.expert import take_or_train
+    from pipeline.training.settings import StudentPlan
 
-    source = profile.data.source("train")
+    distill, source = pair.distill, profile.data.source("train")
     target = out / pair.detector.name if out else pair.detector
     checkpoint = None if retrain else pair.expert.checkpoint
     facts = take_or_train(
@@ -31,12 +32,10 @@ def expert(
         pair.expert.train,
         source,
         target,
-        pair.apprentice.config,
+        StudentPlan(pair.apprentice.config, pair.init("apprentice"), distill.inherit, distill.levels, distill.layers),
         init=pair.init("expert"),
         boxes=pair.expert.boxes,
         classes=pair.expert.classes,
-        student_init=pair.init("apprentice"),
-        inherited=pair.distill.inherit,
         restart=restart,
     )
     print(f"{target}: {facts}")

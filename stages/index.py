@@ -21,6 +21,7 @@ def index(
     ),
 ) -> None:
     """Index frames, calibration, ego motion, boxes and image sizes with the devkit."""
+    profile = None
     if root is None or version is None:
         profile = read_profile(params)
         profile.check_checkpoints()
@@ -28,6 +29,8 @@ def index(
     from pipeline.data.index import build_index
 
     made = build_index(root, version, out or Path("runs/index.npz"))
+    if profile is not None and made.version == profile.data.version:
+        profile.data.check_splits(made.splits)
     print(
         f"{out}: {len(made)} frames in {len(made.scenes)} scenes, splits {', '.join(made.splits)}, sha256 {made.sha256[:12]}"
     )

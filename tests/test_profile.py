@@ -12,7 +12,7 @@ import yaml
 from pipeline.distill.settings import METHODS, MGDSettings, PlainSettings
 from pipeline.errors import FD3DError
 from pipeline.models.build import load_config
-from pipeline.profile import parse_profile, read_profile
+from pipeline.profile import DataSettings, parse_profile, read_profile
 from pipeline.settings import read_yaml
 from pipeline.training.settings import read_schedule
 
@@ -109,6 +109,7 @@ def changed(*places: tuple[str, Any]) -> dict[str, Any]:
             r"data.root data/other is none of the data sets that data.generate makes, data/world",
         ),
         ("world.width", 100_000, r"world image size is 160x100000; use even sizes of 32 to 4096"),
+        ("distill.levels", [], r"distill.levels is \[\]; give different numbers from 0 on, or null for all"),
         ("world.photometric", -1, r"world.photometric is -1.0; it must not be negative"),
     ],
 )
@@ -215,7 +216,7 @@ def test_conventions_without_a_checkpoint_are_refused():
     stated = changed((f"{where}.boxes", "new"))
     assert parse_profile(stated, ROOT / "params.yaml").family("detr3d").expert.boxes == "new"
     stated["families"]["detr3d"]["expert"]["checkpoint"] = None
-    with pytest.raises(FD3DError, match="tell of a checkpoint, but expert.checkpoint is null"):
+    with pytest.raises(FD3DError, match="families.detr3d.expert.boxes tells of a checkpoint, but checkpoint is null"):
         parse_profile(stated, ROOT / "params.yaml")
 
 
@@ -224,3 +225,26 @@ def test_a_shipped_student_with_frozen_norms_has_a_pretrained_file():
         for family in read_profile(path).families.values():
             norm = load_config(family.apprentice.config).model.img_backbone.norm_cfg
             assert (family.apprentice.init is None) == norm.requires_grad, path
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "told"),
+    [
+        (
+            "trane",
+            "val",
+            "data.train is 'trane', of which data/nuscenes/v1.0-trainval has no scene; there are train, val, all",
+        ),
+        ("train", "mini_val", "data.val is 'mini_val', of which .* has no scene"),
+        ("all", "val", "data.train 'all' and data.val 'val' share 1 scenes, first scene-0003"),
+    ],
+)
+def test_splits_that_cannot_be_are_named(train: str, val: str, told: str):
+    splits = {"train": ["scene-0001", "scene-0002"], "val": ["scene-0003"]}
+
+    def settings(train: str, val: str) -> DataSettings:
+        return DataSettings(Path("data/nuscenes"), "v1.0-trainval", Path("runs/index.npz"), train, val)
+
+    settings("train", "val").check_splits(splits)
+    with pytest.raises(FD3DError, match=told):
+        settings(train, val).check_splits(splits)

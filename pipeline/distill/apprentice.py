@@ -1,5 +1,6 @@
 """Training of a student with a distiller's losses, from the store or beside an online expert."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def train_apprentice(
         init=init,
         inheritance=Inheritance(expert, settings.inherit) if settings.inherit else None,
         targets=targets,
-        recipe={"store": fingerprint(StoreReader(store).manifest)},
+        recipe={"store": fingerprint(StoreReader(store).manifest), settings.section: asdict(settings)},
         restart=restart,
     )
     return finish(out, facts | {"method": method})

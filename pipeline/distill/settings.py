@@ -53,8 +53,12 @@ class MethodSettings:
             )
         for name in ("levels", "layers"):
             numbers = getattr(self, name, None)
-            if numbers is not None and (len(set(numbers)) != len(numbers) or any(number < 0 for number in numbers)):
-                raise FD3DError(f"{self.section}.{name} is {list(numbers)}; give different numbers from 0 on")
+            if numbers is None:
+                continue
+            if not numbers or len(set(numbers)) != len(numbers) or any(number < 0 for number in numbers):
+                raise FD3DError(
+                    f"{self.section}.{name} is {list(numbers)}; give different numbers from 0 on, or null for all"
+                )
         for name in (f.name for f in fields(self) if f.name.startswith("w_")):
             self._at_least(name, 0)
 

@@ -142,7 +142,10 @@ class Grid:
                     raise FD3DError(f"{where}.families: unknown family '{family}' in {self.profile_path}")
                 used: dict[str, None] = {}
                 students = []
-                for name, row in mapping(body.get("rows"), f"{where}.rows").items():
+                rows = mapping(body.get("rows"), f"{where}.rows")
+                if not rows:
+                    raise FD3DError(f"{where} has no rows; give at least one row, or leave the group out")
+                for name, row in rows.items():
                     name_of(name, f"a row's name in {where}.rows")
                     for training, label in self._row(f"{where}.rows.{name}", name, row, family, body.get("store")):
                         used[training.expert] = None

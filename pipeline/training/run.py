@@ -45,8 +45,8 @@ def _recipe(
     """Plain values by dotted name that decide a training's result: a checkpoint of another recipe is not resumed."""
     recipe = {
         "config": {name: value for name, value in cfg.to_dict().items() if name != "model"},
-        # a store is told by its fingerprint, wherever it lies
-        "model": {name: value for name, value in dict(model).items() if name != "store"},
+        # a store is told by its fingerprint, wherever it lies, and a distiller's settings by their section of the profile
+        "model": {name: value for name, value in dict(model).items() if name not in ("store", "settings")},
         "data.split": source.split,
         "data.index": file_sha256(source.index),
         "train": {name: value for name, value in asdict(settings).items() if name in ("seed", "max_iters", "amp")},
@@ -110,6 +110,11 @@ def train(
     course = plan_course(schedule, settings, len(DATASETS.build(data)) if schedule.epochs else 0, processes)
     if late := [update for update in settings.snapshots if not 0 < update <= course.updates]:
         raise FD3DError(f"train.snapshots has {late[0]}, but the training has the updates 1 to {course.updates}")
+    if processes * course.batch_size > (frames := len(index.select(source.split))):
+        raise FD3DError(
+            f"an iteration takes {processes * course.batch_size} different frames, but split '{source.split}' has {frames}; lower "
+            "train.batch_size"
+        )
     tell(str(course))
     work_dir = out.parent
     work_dir.mkdir(parents=True, exist_ok=True)

@@ -136,6 +136,11 @@ def test_a_list_of_experts_is_a_row_for_each_and_their_own_evaluation(place):
     assert grid.store_folder("bevformer", "steps-500", "focal") == Path("runs/bevformer/stores/focal-steps-500")
 
 
+def test_a_group_without_rows_is_refused(place):
+    with pytest.raises(FD3DError, match=r"experiments.empty has no rows; give at least one row"):
+        read(empty={"rows": None})
+
+
 def test_parameters_are_the_profile_with_the_rows_overrides_and_the_stores_recipe(place):
     override = {
         "families": {"FAMILY": {"apprentice": {"train": {"amp": True}}}},

@@ -37,6 +37,18 @@ def test_weights_of_an_update_that_never_comes_are_refused(project: Path, source
         )
 
 
+def test_a_batch_of_more_frames_than_there_are_is_refused(project: Path, source: FrameSource, tmp_path: Path):
+    with pytest.raises(
+        FD3DError, match=r"takes 1000 different frames, but split 'world_train' has 6; lower train.batch_size"
+    ):
+        train_plain(
+            project / "configs/world/apprentice.py",
+            source,
+            tmp_path / "plain/detector.pth",
+            replace(RUN, batch_size=1000),
+        )
+
+
 def test_a_disk_error_gives_up_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "iter_4.pth").write_bytes(b"weights of hours")
 

@@ -9,7 +9,7 @@ from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
 from pipeline.models.build import load_config
 from pipeline.training.expert import take_or_train
-from pipeline.training.settings import RunSettings, read_schedule
+from pipeline.training.settings import RunSettings, StudentPlan, read_schedule
 
 SCHEDULE = dict(max_iters=100, warmup_iters=10, batch_size=2, policy="onecycle")
 
@@ -58,7 +58,7 @@ def test_the_expert_stage_checks_the_students_schedule(project: Path, tmp_path: 
     expert, source = project / "configs/world/expert.py", FrameSource(Path("none"), Path("none"), "none")
     checkpoint = project / "checkpoints/world_expert.pth"
     with pytest.raises(FD3DError, match="unknown setting schedule.max_iterz"):
-        take_or_train(expert, checkpoint, RunSettings(), source, tmp_path / "expert/detector.pth", student)
+        take_or_train(expert, checkpoint, RunSettings(), source, tmp_path / "expert/detector.pth", StudentPlan(student))
     assert not (tmp_path / "expert").exists()
 
 

@@ -1,5 +1,6 @@
 """What a training starts from: pretrained and inherited weights, and what is refused before it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.training.expert import take_or_train
 from pipeline.training.plain import train_plain
 from pipeline.training.run import _recipe
 from pipeline.training.schedule import plan_course
-from pipeline.training.settings import RANDOM, Initial, RunSettings, read_schedule
+from pipeline.training.settings import RANDOM, Initial, RunSettings, StudentPlan, read_schedule
 
 RUN = RunSettings(max_iters=4, workers=0)
 SETTING = "families.bevformer.apprentice.init"
@@ -87,15 +88,23 @@ def test_the_expert_stage_checks_what_the_student_starts_from(
     """The student's training starts hours later."""
     frozen, source = student(tmp_path, project, FROZEN), FrameSource(Path("none"), Path("none"), "none")
     out = tmp_path / "expert/detector.pth"
-    arguments = (expert_config, expert_checkpoint, RUN, source, out, frozen)
+    arguments = (expert_config, expert_checkpoint, RUN, source, out)
+    random = Initial(None, SETTING)
     with pytest.raises(FD3DError, match=f"set {SETTING} to a pretrained checkpoint"):
-        take_or_train(*arguments, student_init=Initial(None, SETTING), inherited=("pts_bbox_head",))
+        take_or_train(*arguments, StudentPlan(frozen, random, ("pts_bbox_head",)))
+    for values, told in (
+        ({"inherit": ("pts_bbox",)}, "distill.inherit has 'pts_bbox', no module of .*; there are .*img_backbone"),
+        ({"levels": (0, 3)}, r"distill.levels is \[0, 3\]; this family has levels 0..2"),
+        ({"layers": (3,)}, r"distill.layers is \[3\]; this family has layers 0..2"),
+    ):
+        with pytest.raises(FD3DError, match=told):
+            take_or_train(*arguments, replace(StudentPlan(frozen, init), **values))
     assert not out.parent.exists()
     torch.save({"a": torch.ones(1)}, tmp_path / "unknown.pth")
     with pytest.raises(FD3DError, match=f"{SETTING}: .* has none of the known layouts"):
-        take_or_train(*arguments, student_init=Initial(tmp_path / "unknown.pth", SETTING))
-    take_or_train(*arguments, student_init=Initial(None, SETTING), inherited=("img_backbone",))
-    take_or_train(*arguments, student_init=init)
+        take_or_train(*arguments, StudentPlan(frozen, Initial(tmp_path / "unknown.pth", SETTING)))
+    take_or_train(*arguments, StudentPlan(frozen, random, ("img_backbone",)))
+    take_or_train(*arguments, StudentPlan(frozen, init, levels=(0, 2), layers=(2,)))
 
 
 def test_the_profile_may_tell_an_experts_lost_conventions(project, expert_config, expert_checkpoint, tmp_path):
@@ -105,7 +114,7 @@ def test_the_profile_may_tell_an_experts_lost_conventions(project, expert_config
     torch.save(turned, tmp_path / "bare.pth")
     apprentice, source = project / "configs/world/apprentice.py", FrameSource(Path("none"), Path("none"), "none")
     out = tmp_path / "expert/detector.pth"
-    arguments = (expert_config, tmp_path / "bare.pth", RUN, source, out, apprentice)
+    arguments = (expert_config, tmp_path / "bare.pth", RUN, source, out, StudentPlan(apprentice))
     with pytest.raises(FD3DError, match="does not tell its conventions"):
         take_or_train(*arguments)
     assert not out.exists()
