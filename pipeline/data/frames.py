@@ -31,14 +31,14 @@ def frame_pipeline(cfg: Config, train: bool, targets: Sequence[dict] = ()) -> li
         steps.append(dict(type="PhotometricDistortionPerImage"))
     if train:
         steps.append(dict(type="LoadBoxes", pc_range=list(cfg.pc_range)))
-    steps += [*targets, dict(type="PackFrames", fixed_point=_unpacks(cfg))]
+    steps += [*targets, dict(type="PackFrames", compact=_unpacks(cfg))]
     if targets:
         refuse_pixel_moving(steps)
     return steps
 
 
 def _unpacks(cfg: Config) -> bool:
-    """Whether the detector's preprocessor is the project's, which takes images in fixed point."""
+    """Whether the detector's preprocessor is the project's, which takes images in two bytes a value."""
     model = cfg.get("model") or {}
     return (model.get("data_preprocessor") or {}).get("type") == "FramePreprocessor"
 
@@ -78,16 +78,18 @@ def frame_batches(
         yield from DataLoader(subset, 1, num_workers=workers, collate_fn=collate, **loader_options(workers))
 
 
-def batch_bytes(cfg: Config, index: FrameIndex, frames: int, items: int) -> int:
-    """Bytes of a batch's images on the way from a worker, where no augmentation makes them floating point.
+def batch_bytes(cfg: Config, index: FrameIndex, frames: int, items: int, train: bool = False) -> int:
+    """Bytes of a batch's images on the way from a worker.
 
     Args:
         frames: number of frames in an item's queue.
         items: number of items in a batch.
+        train: whether the config's augmentations apply.
     """
     scale = cfg.image.scale
     pixels = (index.arrays["image_sizes"][0] * scale).round().prod(-1).sum()
-    width = 1 if scale == 1 else 2 if _unpacks(cfg) else 4
+    integral = scale == 1 and not (train and read_augment(cfg).photometric_per_image)
+    width = 1 if integral else 2 if _unpacks(cfg) else 4
     return int(3 * pixels * width * frames * items)
 
 

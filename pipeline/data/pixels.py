@@ -1,7 +1,8 @@
-"""Resized images on their way from a worker: float32, or fixed point in half of the bytes.
+"""Images on their way from a worker: float32, or in half of the bytes.
 
 Halving an image by bilinear interpolation gives quarters of the 256 levels, and 0.8 of its size sixty-fourths. In steps of
-1/128 level both are exact, so int16 holds the very numbers that float32 would.
+1/128 level both are exact, so int16 includes the very numbers that float32 would. Images whose colours were distorted in floating
+point may leave 0..255 and are float16: the rounding error is at most 1/8 level, a quarter of the error of 8-bit pixels.
 """
 
 import cv2
@@ -29,6 +30,11 @@ def resized(images: np.ndarray, size: tuple[int, int], fixed_point: bool) -> np.
     return np.stack([resize(image) for image in images])
 
 
+def halved(images: Tensor) -> Tensor:
+    """Images in float32 as float16, others as they are."""
+    return images.half() if images.dtype == torch.float32 else images
+
+
 def levels(images: Tensor) -> Tensor:
-    """Images in float32 on the 0..255 scale, from uint8, float32 or fixed point."""
+    """Images in float32 on the 0..255 scale, from uint8, floating point or fixed point."""
     return images.float() / STEPS if images.dtype == torch.int16 else images.float()

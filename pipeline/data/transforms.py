@@ -17,7 +17,7 @@ from mmengine.structures import InstanceData
 
 from pipeline.data.geometry import lidar2img
 from pipeline.data.index import Frame
-from pipeline.data.pixels import resized
+from pipeline.data.pixels import halved, resized
 from pipeline.errors import FD3DError
 
 Item = dict[str, Any]
@@ -189,18 +189,18 @@ class LoadBoxes(BaseTransform):
 class PackFrames(BaseTransform):
     """Resize and stack the queue's images and gather metainfo.
 
-    Gives ``inputs.img`` (Q, V, 3, H, W), uint8, or float32 where resized or augmented in floating point, and a
+    Gives ``inputs.img`` (Q, V, 3, H, W), uint8, or of a wider type where resized or augmented in floating point, and a
     Det3DDataSample with ``token``, ``frames`` (per frame: token, scene_token, timestamp, lidar2img, img_hw, can_bus,
     has_history) and, where loaded, ``gt_instances_3d`` and ``expert``.
 
     Args:
-        fixed_point: resized uint8 images are int16 in place of float32, see :mod:`pipeline.data.pixels`.
+        compact: two bytes a value in place of float32, see :mod:`pipeline.data.pixels`.
     """
 
     moves_pixels = False
 
-    def __init__(self, fixed_point: bool = False) -> None:
-        self.fixed_point = fixed_point
+    def __init__(self, compact: bool = False) -> None:
+        self.compact = compact
 
     def transform(self, results: Item) -> Item:
         """Pack."""
@@ -209,8 +209,9 @@ class PackFrames(BaseTransform):
             img, frame = entry["img"], entry["frame"]
             if entry["scale"] != 1:
                 size = tuple(round(n * entry["scale"]) for n in (img.shape[2], img.shape[1]))
-                img = resized(img, size, self.fixed_point)
-            images.append(torch.from_numpy(np.ascontiguousarray(img.transpose(0, 3, 1, 2))))
+                img = resized(img, size, self.compact)
+            packed = torch.from_numpy(np.ascontiguousarray(img.transpose(0, 3, 1, 2)))
+            images.append(halved(packed) if self.compact else packed)
             metas.append(
                 {
                     "token": frame.token,

@@ -131,7 +131,7 @@ def train(
     loader, states = _loader(data, settings, course, found)
     if settings.workers:
         workers = settings.workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        check_shared_memory(batch_bytes(cfg, index, cfg.queue_length, course.batch_size), workers)
+        check_shared_memory(batch_bytes(cfg, index, cfg.queue_length, course.batch_size, train=True), workers)
 
     def save(trained: nn.Module, path: Path, facts: dict[str, Any]) -> None:
         state = {name: tensor.detach().cpu() for name, tensor in export(trained).items()}

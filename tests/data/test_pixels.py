@@ -9,7 +9,7 @@ import torch
 
 from pipeline.data.dataset import FrameDataset
 from pipeline.data.pixels import levels, resized
-from pipeline.data.transforms import LoadMultiViewImages, PackFrames
+from pipeline.data.transforms import LoadMultiViewImages, PackFrames, PhotometricDistortionPerImage
 from pipeline.models.preprocessor import FramePreprocessor
 
 
@@ -29,14 +29,21 @@ def test_images_in_floating_point_stay_so() -> None:
     assert half.dtype == np.float32 and (half == 300.25).all()
 
 
-def test_an_item_in_fixed_point_is_half_as_large_and_the_same_to_the_detector(source) -> None:
-    preprocess = FramePreprocessor([123.0, 116.0, 103.0], [58.0, 57.0, 57.0])
+@pytest.mark.parametrize(
+    ("scale", "distorted", "kind", "error"),
+    [(0.5, False, torch.int16, 0), (0.5, True, torch.float16, 1 / 8), (1.0, True, torch.float16, 1 / 8)],
+)
+def test_a_compact_item_is_half_as_large_and_the_same_to_the_detector(source, scale, distorted, kind, error) -> None:
+    preprocess = FramePreprocessor([123.0, 116.0, 103.0], [1.0, 1.0, 1.0])
     items = []
-    for fixed_point in (False, True):
-        steps: list[Any] = [LoadMultiViewImages(0.5), PackFrames(fixed_point)]
+    for compact in (False, True):
+        np.random.seed(3)
+        steps: list[Any] = [LoadMultiViewImages(scale), PackFrames(compact)]
+        if distorted:
+            steps.insert(1, PhotometricDistortionPerImage())
         items.append(FrameDataset(source.index, source.root, source.split, steps)[0])
     images = [item["inputs"]["img"] for item in items]
-    assert [image.dtype for image in images] == [torch.float32, torch.int16]
+    assert [image.dtype for image in images] == [torch.float32, kind]
     assert images[0].nbytes == 2 * images[1].nbytes
     ready = [preprocess({"inputs": {"img": [i["inputs"]["img"]]}, "data_samples": [i["data_samples"]]}) for i in items]
-    assert torch.equal(ready[0]["inputs"]["img"], ready[1]["inputs"]["img"])
+    torch.testing.assert_close(ready[0]["inputs"]["img"], ready[1]["inputs"]["img"], rtol=0, atol=error)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import cv2
 import pytest
+from mmdet3d.registry import DATASETS
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data import workers
 from pipeline.data.dataset import FrameDataset
-from pipeline.data.frames import batch_bytes, frame_batches
+from pipeline.data.frames import batch_bytes, frame_batches, frame_dataset
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.data.workers import check_shared_memory, loader_options, worker_errors
@@ -82,6 +83,13 @@ def test_shared_memory_that_is_too_small_is_refused_before_the_first_batch(tmp_p
         match=r"workers \(2\) decode 2 batches of 104.0 MB each ahead, which are 416 MB, .* has 64 MB; .*--shm-size",
     ):
         check_shared_memory(104_000_000, 2)
+
+
+def test_bytes_of_a_trainings_batch_are_those_of_its_images(source: FrameSource, project: Path) -> None:
+    for name in ("world/apprentice", "bevformer/small", "detr3d/r50"):
+        cfg = load_config(project / f"configs/{name}.py")
+        image = DATASETS.build(frame_dataset(cfg, source, train=True))[3]["inputs"]["img"]
+        assert batch_bytes(cfg, FrameIndex.load(source.index), cfg.queue_length, 1, train=True) == image.nbytes
 
 
 def test_bytes_of_a_batch_are_those_of_its_images(source: FrameSource, project: Path) -> None:
