@@ -37,6 +37,7 @@ def expert(
         classes=pair.expert.classes,
         student_init=pair.init("apprentice"),
         inherited=pair.distill.inherit,
+        validation=profile.data.validation,
         restart=restart,
     )
     print(f"{target}: {facts}")

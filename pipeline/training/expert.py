@@ -13,7 +13,8 @@ from pipeline.models.checkpoints import convert_checkpoint, load_checkpoint
 from pipeline.models.pretrained import check_frozen
 from pipeline.training.hooks import start_weights
 from pipeline.training.run import finish, train, write_facts
-from pipeline.training.settings import RANDOM, Initial, RunSettings, read_schedule
+from pipeline.training.settings import RANDOM, Initial, RunSettings, Validation, read_schedule
+from pipeline.training.validation import CURVE, write_curve
 
 
 def take_or_train(
@@ -29,9 +30,10 @@ def take_or_train(
     classes: tuple[str, ...] | None = None,
     student_init: Initial = RANDOM,
     inherited: Sequence[str] = (),
+    validation: Validation | None = None,
     restart: bool = False,
 ) -> dict[str, Any]:
-    """Write the expert's checkpoint, its ``config.py`` and facts on its training.
+    """Write the expert's checkpoint, its ``config.py`` and facts on its training; ``validation.csv`` has rows where it is trained.
 
     Args:
         checkpoint: checkpoint to take if it fits the config; None trains the expert.
@@ -43,7 +45,7 @@ def take_or_train(
         boxes, classes: conventions of a checkpoint that does not tell them, which is then converted.
         student_init: pretrained file that the student will start from.
         inherited: modules that the student will inherit.
-        restart: as of :func:`~pipeline.training.run.train`.
+        validation, restart: as of :func:`~pipeline.training.run.train`.
 
     Returns:
         facts on the training, also in ``train.json`` beside ``out``.
@@ -54,7 +56,8 @@ def take_or_train(
     cfg = load_config(config)
     _check_student(load_config(student), student_init, inherited)
     if checkpoint is None:
-        return finish(out, train(cfg, cfg.model, source, out, run, init=init, restart=restart))
+        shared: Any = dict(init=init, validation=validation, restart=restart)
+        return finish(out, train(cfg, cfg.model, source, out, run, **shared))
     if boxes or classes:
         notes = convert_checkpoint(checkpoint, out, config, boxes or "auto", classes)
         cfg.dump(out.with_name("config.py"))
@@ -65,6 +68,7 @@ def take_or_train(
         shutil.copyfile(checkpoint, out)
         cfg.dump(out.with_name("config.py"))
         facts = found.training | {"checkpoint": str(checkpoint)}
+    write_curve(out.with_name(CURVE))
     return write_facts(out, facts)
 
 
