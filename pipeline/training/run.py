@@ -33,8 +33,6 @@ from pipeline.training.schedule import Course, plan_course
 from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings, Validation, read_schedule
 from pipeline.training.validation import CURVE, Validate, prepare_validation
 
-_TENSORBOARD = dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")])
-
 
 def _recipe(
     cfg: Config,
@@ -177,7 +175,7 @@ def train(
             dict(type="Progress", **each),
             times,
         ],
-        visualizer=_TENSORBOARD if settings.tensorboard else None,
+        visualizer=_visualizer() if settings.tensorboard else None,
         log_processor=dict(by_epoch=False),
         launcher="pytorch" if launched() else "none",
         randomness=dict(seed=settings.seed),
@@ -210,6 +208,11 @@ def train(
         save(unwrapped(trained), out, facts)
         cfg.dump(work_dir / "config.py")
     return facts
+
+
+def _visualizer() -> dict[str, Any]:
+    """Config of mmengine's visualiser with TensorBoard's files beside its own; one for each Runner, which writes into it."""
+    return dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")])
 
 
 def _loader(
