@@ -4,14 +4,16 @@ A small detector is trained from random weights on all frames of a few scenes, a
 the same frames by the devkit: the mAP over the classes that are there nears 1 when images, calibration, boxes and losses fit
 each other. Then the detector is dumped, and the same detector is trained again, from random weights, with FD3D's losses::
 
-    python -m benchmarks.overfit --root NUSCENES --version v1.0-mini --family detr3d
+    python -m benchmarks.overfit --root NUSCENES --version v1.0-mini --family detr3d --figure curves.svg
 """
 
+import csv
 import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from matplotlib.figure import Figure
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes, load_gt_of_sample_tokens
 from nuscenes.eval.detection.data_classes import DetectionBox
@@ -51,6 +53,23 @@ def present(root: Path, version: str, scenes: list[str]) -> set[str]:
     return {box.detection_name for box in filter_eval_boxes(nusc, add_center_dist(nusc, boxes), ranges).all}
 
 
+def curves(out: Path) -> Figure:
+    """Detection loss of the last decoder layer over the steps, in log scale: a panel per family below ``out``, a line per method."""
+    families = sorted(path.parent.parent for path in out.glob("*/plain/losses.csv"))
+    figure = Figure(figsize=(5 * len(families), 3), layout="constrained")
+    for number, family in enumerate(families):
+        axes = figure.add_subplot(1, len(families), number + 1)
+        for path in sorted(family.glob("*/losses.csv"), reverse=True):
+            with open(path, newline="") as file:
+                rows = list(csv.DictReader(file))
+            losses = [float(row["loss_cls"]) + float(row["loss_bbox"]) for row in rows]
+            axes.plot([int(row["step"]) for row in rows], losses, marker=".", label=path.parent.name)
+        axes.set(title=family.name, xlabel="step", ylabel="detection loss, last layer", yscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
 def main(
     root: Annotated[Path, typer.Option(help="Root of the data set.")],
     version: Annotated[str, typer.Option(help="Folder of the tables.")] = "v1.0-mini",
@@ -59,6 +78,9 @@ def main(
     steps: Annotated[int, typer.Option(help="Optimiser steps of each training.")] = 2000,
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/overfit"),
     distil: Annotated[bool, typer.Option(help="Whether to train with FD3D too.")] = True,
+    figure: Annotated[
+        Path | None, typer.Option(help="SVG or PNG for the loss curves of all families in --out.")
+    ] = None,
 ) -> None:
     """Train, evaluate and print the mAP over the classes that are there, plain and with FD3D."""
     config, folder = Path(f"configs/overfit/{family}.py"), out / family
@@ -79,30 +101,28 @@ def main(
     facts = train_plain(config, source, folder / "plain" / "detector.pth", run)
     print(f"{family} plain: {facts['seconds']} s", flush=True)
     judge("plain")
-    if not distil:
-        return
-    rule = FocalRule()
-    made = folder / "store"
-    dump(
-        folder / "plain" / "config.py",
-        folder / "plain" / "detector.pth",
-        source,
-        made,
-        DumpSettings(rule),
-        replace_other=True,
-    )
+    if distil:
+        _distil(config, folder, source, run)
+        judge("fd3d")
+    if figure is not None:
+        curves(out).savefig(figure)
+
+
+def _distil(config: Path, folder: Path, source: FrameSource, run: RunSettings) -> None:
+    """Dump the plainly trained detector, and train one with FD3D from the store."""
+    expert, store = folder / "plain" / "detector.pth", folder / "store"
+    dump(expert.with_name("config.py"), expert, source, store, DumpSettings(FocalRule()), replace_other=True)
     facts = train_apprentice(
         config,
         "fd3d",
         DistillSettings(inherit=()),
         source=source,
-        store=made,
-        expert=folder / "plain" / "detector.pth",
+        store=store,
+        expert=expert,
         out=folder / "fd3d" / "detector.pth",
         run=run,
     )
-    print(f"{family} fd3d: {facts['seconds']} s", flush=True)
-    judge("fd3d")
+    print(f"{config.stem} fd3d: {facts['seconds']} s", flush=True)
 
 
 if __name__ == "__main__":

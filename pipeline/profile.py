@@ -13,7 +13,7 @@ from pipeline.dumping.settings import ClusterSettings, DumpSettings
 from pipeline.errors import FD3DError, SettingError
 from pipeline.focal.rule import FocalRule
 from pipeline.settings import from_mapping, mapping, merged, read_yaml
-from pipeline.training.settings import Initial, RunSettings
+from pipeline.training.settings import Initial, RunSettings, Validation
 
 RUNS = Path("runs")
 """Folder of the stages' outputs."""
@@ -82,6 +82,11 @@ class DataSettings:
     def source(self, split: str) -> FrameSource:
         """Frames of the split ``train`` or ``val``."""
         return FrameSource(self.index, self.root, getattr(self, split))
+
+    @property
+    def validation(self) -> Validation:
+        """Frames that trainings are validated on."""
+        return Validation(self.source("val"), self.version)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ def expert(
         init=pair.init("expert"),
         boxes=pair.expert.boxes,
         classes=pair.expert.classes,
+        validation=profile.data.validation,
         restart=restart,
     )
     print(f"{target}: {facts}")

@@ -34,6 +34,7 @@ def train(
     run = pair.apprentice.train if seed is None else replace(pair.apprentice.train, seed=seed)
     out = (out or pair.folder / method) / DETECTOR
     shared = {"source": source, "run": run, "out": out, "init": pair.init("apprentice"), "restart": restart}
+    shared["validation"] = profile.data.validation
     if method == PLAIN:
         facts = _plain(pair, settings, expert, shared)
     else:

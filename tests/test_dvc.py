@@ -106,7 +106,7 @@ EDITS = {
     "pipeline/dumping/recipe.py": {"dump"},
     "pipeline/distill/losses.py": {"apprentice-fd3d"},
     "pipeline/training/run.py": {"expert", *TRAINED},
-    "pipeline/evaluation/submission.py": {"evaluate"},
+    "pipeline/evaluation/submission.py": {"expert", *TRAINED, "evaluate"},
     "pipeline/report/report.py": {"report"},
     "pipeline/viewer/page.py": set(),
     "pipeline/study/grid.py": set(),
@@ -114,7 +114,7 @@ EDITS = {
     "pipeline/profile.py": ALL_BUT_WORLD | {"world"},
     "store_schema/reader.py": {"dump", "apprentice-fd3d", "report"},
     "data/world/samples/CAM_FRONT/a.jpg": ALL_BUT_WORLD | {"world"},
-    "data/world/v1.0-world/scene.json": {"world", "index", "evaluate"},
+    "data/world/v1.0-world/scene.json": {"world", "index", "expert", *TRAINED, "evaluate"},
     "checkpoints/world_expert.pth": {"expert"},
     "pretrained/resnet50.pth": {"expert", *TRAINED},
 }
@@ -275,9 +275,9 @@ elif stage == "index":
     outs, text = [index], made(image)
 else:
     text = made(index)
-    training = ("detector.pth", "config.py", "train.json", "losses.csv")
+    training = ("detector.pth", "config.py", "train.json", "validation.csv", "losses.csv")
     outs = {
-        "expert": [f"{run}/expert/{name}" for name in training[:3]],
+        "expert": [f"{run}/expert/{name}" for name in training[:4]],
         "dump": [f"{run}/store/manifest.json", f"{run}/dump.json", f"{run}/coverage.csv"],
         "train": [f"{run}/{args.get('--method')}/{name}" for name in training],
         "evaluate": [f"{args.get('--out')}/submission.json", f"{args.get('--out')}/pr.csv", args.get("--metrics")],

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.data.source import FrameSource
 from pipeline.models.build import load_config
 from pipeline.training.run import finish, train
-from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings
+from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings, Validation
 from store_schema import StoreReader
 from store_schema.manifest import fingerprint
 
@@ -27,6 +27,7 @@ def train_apprentice(
     out: Path,
     run: RunSettings,
     init: Initial = RANDOM,
+    validation: Validation | None = None,
     restart: bool = False,
 ) -> dict[str, Any]:
     """Train a student with a method's losses; a killed training goes on from its last checkpoint.
@@ -37,7 +38,7 @@ def train_apprentice(
         expert: checkpoint of the expert, for ``inherit`` and ``expert: online``; the expert's ``config.py`` lies beside.
         out: checkpoint to write, of the finished student.
         init: pretrained file that the student's backbone and neck start from.
-        restart: as of :func:`~pipeline.training.run.train`.
+        validation, restart: as of :func:`~pipeline.training.run.train`.
 
     Returns:
         facts as of :func:`~pipeline.training.run.train`, also in ``train.json`` beside ``out``.
@@ -63,6 +64,7 @@ def train_apprentice(
         inheritance=Inheritance(expert, settings.inherit) if settings.inherit else None,
         targets=targets,
         recipe={"store": fingerprint(StoreReader(store).manifest), settings.section: asdict(settings)},
+        validation=validation,
         restart=restart,
     )
     return finish(out, facts | {"method": method})

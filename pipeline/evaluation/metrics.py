@@ -4,7 +4,7 @@ import contextlib
 import csv
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +21,63 @@ from pipeline.data.tables import open_scenes, split_scenes, table_folder
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 
+# the devkit's tables, and the versions that it evaluates its own splits on
+_TABLES = "attribute calibrated_sensor category ego_pose instance log map sample sample_annotation sample_data scene sensor visibility"
+_VERSIONS = {"train": "trainval", "val": "trainval", "mini_train": "mini", "mini_val": "mini", "test": "test"}
+_VERSIONS |= {"train_detect": "trainval", "train_track": "trainval"}
 # the devkit's names of the true-positive errors and the benchmark's
 ERRORS = {"trans_err": "mATE", "scale_err": "mASE", "orient_err": "mAOE", "vel_err": "mAVE", "attr_err": "mAAE"}
+METRICS = ("NDS", "mAP", *ERRORS.values())
+"""NDS and mAP in percent, and the mean errors."""
 
 
-def evaluate(submission: Path, root: Path, version: str, split: str, work_dir: Path) -> dict[str, Any]:
+def evaluated_scenes(root: Path, version: str, split: str) -> list[str]:
+    """Names of a split's scenes, of a split that the devkit can evaluate on these tables; reads no table.
+
+    Raises:
+        FD3DError: a table is missing, the split is unknown, or the devkit has the split for another version.
+    """
+    folder = table_folder(root, version)
+    for name in _TABLES.split():
+        if not (folder / f"{name}.json").is_file():
+            raise FD3DError(f"{folder} has no {name}.json, which the devkit needs to evaluate; copy the tables again")
+    splits = split_scenes(root, version)
+    if split not in splits:
+        raise FD3DError(f"split '{split}' is unknown; the data set has {', '.join(splits)}")
+    if is_predefined_split(split) and not version.endswith(wanted := _VERSIONS.get(split, "")):
+        raise FD3DError(f"the devkit evaluates split '{split}' on v1.0-{wanted}, not on {version}; name another split")
+    return splits[split]
+
+
+def evaluate(
+    submission: Path,
+    root: Path,
+    version: str,
+    split: str,
+    work_dir: Path | None = None,
+    scenes: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """Evaluate a submission by ``detection_cvpr_2019``.
 
     Args:
-        work_dir: folder for ``pr.csv``, precision over recall per class at 2 m.
+        work_dir: folder for ``pr.csv``, precision over recall per class at 2 m; None writes none.
+        scenes: names of the split's scenes that the submission covers; None is the whole split.
 
     Returns:
         NDS and mAP in percent, the five mean errors (m, 1 - IoU, rad, m/s, 1 - accuracy), AP in percent and errors by class.
 
     Raises:
-        FD3DError: the split is unknown or the submission does not cover it.
+        FD3DError: the split cannot be evaluated, lacks a scene, or the submission does not cover the scenes.
     """
-    table_folder(root, version)
-    splits = split_scenes(root, version)
-    if split not in splits:
-        raise FD3DError(f"split '{split}' is unknown; the data set has {', '.join(splits)}")
-    nusc = open_scenes(root, version, splits[split])
+    known = evaluated_scenes(root, version, split)
+    if scenes is not None and (unknown := sorted(set(scenes) - set(known))):
+        raise FD3DError(f"split '{split}' has no scene {unknown[0]}; name scenes of the split")
+    nusc = open_scenes(root, version, known if scenes is None else scenes)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         metrics, curves = _SplitEval(nusc, submission, split).evaluate()
     found = metrics.serialize()
-    _write_curves(curves, work_dir / "pr.csv")
+    if work_dir is not None:
+        _write_curves(curves, work_dir / "pr.csv")
     return {
         "NDS": round(100 * found["nd_score"], 2),
         "mAP": round(100 * found["mean_ap"], 2),

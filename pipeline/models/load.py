@@ -1,10 +1,12 @@
 """Detectors from checkpoints, on the best device."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from mmdet3d.registry import MODELS
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.models.build import build_detector
 from pipeline.models.checkpoints import load_checkpoint
@@ -28,7 +30,18 @@ def load_detector(cfg: Config, checkpoint: Path | None, seed: int = 0) -> nn.Mod
     model = build_detector(cfg)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
+    return _ready(cfg, model).to(best_device())
+
+
+def detector_of(cfg: Config, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
+    """A detector in evaluation mode with copies of the tensors of a state dict, as :func:`load_detector` would read them."""
+    model = MODELS.build(cfg.model)
+    model.load_state_dict(state)
+    return _ready(cfg, model).to(device)
+
+
+def _ready(cfg: Config, model: nn.Module) -> nn.Module:
     model.eval()
     if "corruption" in cfg:
         corrupt(model, Corruption.from_config(cfg.corruption))
-    return model.to(best_device())
+    return model

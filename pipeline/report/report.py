@@ -114,6 +114,27 @@ def loss_figure(curves: dict[str, Path]) -> Figure:
     return figure
 
 
+def validation_figure(curves: dict[str, Path]) -> Figure | None:
+    """NDS and mAP of the validations during training, in percent over epochs, a line per method; None without a validation."""
+    read = {}
+    for name, path in curves.items():
+        if path.is_file():
+            with open(path, newline="") as file:
+                read[name] = list(csv.DictReader(file))
+    if not any(read.values()):
+        return None
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    for i, metric in enumerate(("NDS", "mAP")):
+        axes = figure.add_subplot(1, 2, i + 1)
+        for name, rows in read.items():
+            points = [(float(row["epoch"]), float(row[metric])) for row in rows]
+            axes.plot(*zip(*points, strict=True), color=_COLORS[name], marker=".", label=name)
+        axes.set(xlabel="epoch", ylabel=f"{metric}, %")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=7)
+    return figure
+
+
 def pr_figure(curves: dict[str, Path]) -> Figure:
     """Precision over recall at 2 m, one panel per class."""
     figure = Figure(figsize=(12, 5), layout="constrained")
@@ -176,6 +197,9 @@ def _family_section(family: str, ix: FrameIndex, root: Path, split: str, runs: P
         f"<h2>{html.escape(family)}</h2><h3>Loss terms</h3>{_image(to_png(losses), 'png', 'loss curves')}",
         f"<h3>Precision over recall at 2 m</h3>{_image(to_png(curves), 'png', 'PR curves')}",
     ]
+    validations = validation_figure({role: run / role / "validation.csv" for role in ("plain", "fd3d")})
+    if validations is not None:
+        parts.append(f"<h3>Validation during training</h3>{_image(to_png(validations), 'png', 'validation curves')}")
     token = reader.tokens[len(reader.tokens) // 2]
     stored = reader.read(token)
     if reader.schema.bev:

@@ -22,7 +22,16 @@ _ROW_KEYS = {"method", "store", "expert"}
 _OVERRIDES = {"distill", "methods", "families"}
 _GRID_KEYS = {"profile", "runs", "table", "experts", "stores", "experiments"}
 _GROUP_KEYS = {"families", "seeds", "rows", "store"}
-_INCIDENTAL = ("workers", "checkpoint_every", "cache_mb", "snapshots")  # of a training's settings
+# settings of a training that do not decide its result
+_INCIDENTAL = {
+    "workers",
+    "checkpoint_every",
+    "cache_mb",
+    "snapshots",
+    "validate_every",
+    "validate_scenes",
+    "tensorboard",
+}
 
 
 def _for_family(value: Any, family: str) -> Any:
@@ -285,7 +294,7 @@ class Grid:
         if training.method == EXPERT:
             return short_hash(facts | {"expert": self._expert_facts(training.family, training.expert)})
         family = profile.family(training.family)
-        run = {k: v for k, v in asdict(family.apprentice.train).items() if k not in (*_INCIDENTAL, "seed")}
+        run = {k: v for k, v in asdict(family.apprentice.train).items() if k not in {*_INCIDENTAL, "seed"}}
         facts |= {"train": run, "config": resolved_config(family.apprentice.config)}
         if family.apprentice.init:
             facts["init"] = sha256(family.apprentice.init)

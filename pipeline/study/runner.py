@@ -24,7 +24,8 @@ from pipeline.study.table import METRICS, Line, folder_lock, put_lines, read_tab
 
 COMMAND = (sys.executable, "-m", "stages.cli")
 _CODE = ("pipeline", "stages", "store_schema", "configs", "params.yaml", "constraints.txt")
-_KEPT = ("params.yaml", "hash", "revision", "train.json", "losses.csv", "metrics.json", "config.py", "pr.csv")
+_CURVES = ("losses.csv", "validation.csv", "pr.csv")
+_KEPT = ("params.yaml", "hash", "revision", "train.json", "metrics.json", "config.py", *_CURVES)
 
 
 def revision() -> str:

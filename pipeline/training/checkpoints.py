@@ -19,6 +19,8 @@ from pipeline.models.checkpoints import save_checkpoint
 from pipeline.training.processes import average_buffers, tell
 
 _NAMES, _LAST = "iter_*.pth", "last_checkpoint"
+SUBMISSION = "validation.json"
+"""Detections of a validation, removed after it."""
 
 
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
@@ -65,7 +67,7 @@ def find_unfinished(folder: Path) -> Unfinished | None:
 
 def forget_unfinished(folder: Path) -> None:
     """Remove the checkpoints of a training, and what a kill left of one."""
-    for name in (_LAST, _NAMES, f".{_NAMES}.*", "recipe.sha256"):
+    for name in (_LAST, _NAMES, f".{_NAMES}.*", "recipe.sha256", SUBMISSION, f".{SUBMISSION}.*"):
         for path in folder.glob(name):
             path.unlink(missing_ok=True)
 

@@ -13,7 +13,8 @@ from pipeline.models.checkpoints import convert_checkpoint, load_checkpoint
 from pipeline.models.pretrained import check_frozen
 from pipeline.training.hooks import start_weights
 from pipeline.training.run import finish, train, write_facts
-from pipeline.training.settings import RANDOM, Initial, RunSettings, StudentPlan, read_schedule
+from pipeline.training.settings import RANDOM, Initial, RunSettings, StudentPlan, Validation, read_schedule
+from pipeline.training.validation import CURVE, write_curve
 
 
 def take_or_train(
@@ -27,9 +28,10 @@ def take_or_train(
     init: Initial = RANDOM,
     boxes: str | None = None,
     classes: tuple[str, ...] | None = None,
+    validation: Validation | None = None,
     restart: bool = False,
 ) -> dict[str, Any]:
-    """Write the expert's checkpoint, its ``config.py`` and facts on its training.
+    """Write the expert's checkpoint, its ``config.py`` and facts on its training; ``validation.csv`` has rows where it is trained.
 
     Args:
         checkpoint: checkpoint to take if it fits the config; None trains the expert.
@@ -38,7 +40,7 @@ def take_or_train(
         student: plan of the family's student, checked here, before the hours that stage 1 takes.
         init: pretrained file that an expert in training starts from.
         boxes, classes: conventions of a checkpoint that does not tell them, which is then converted.
-        restart: as of :func:`~pipeline.training.run.train`.
+        validation, restart: as of :func:`~pipeline.training.run.train`.
 
     Returns:
         facts on the training, also in ``train.json`` beside ``out``.
@@ -49,7 +51,8 @@ def take_or_train(
     cfg = load_config(config)
     _check_student(student, cfg)
     if checkpoint is None:
-        return finish(out, train(cfg, cfg.model, source, out, run, init=init, restart=restart))
+        shared: Any = dict(init=init, validation=validation, restart=restart)
+        return finish(out, train(cfg, cfg.model, source, out, run, **shared))
     if boxes or classes:
         notes = convert_checkpoint(checkpoint, out, config, boxes or "auto", classes)
         cfg.dump(out.with_name("config.py"))
@@ -60,6 +63,7 @@ def take_or_train(
         shutil.copyfile(checkpoint, out)
         cfg.dump(out.with_name("config.py"))
         facts = found.training | {"checkpoint": str(checkpoint)}
+    write_curve(out.with_name(CURVE))
     return write_facts(out, facts)
 
 

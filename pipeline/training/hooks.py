@@ -1,6 +1,10 @@
 """Guards, curves and snapshots of a training, as hooks of mmengine's Runner."""
 
 import csv
+import resource
+import statistics
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +82,11 @@ class LossCurve(Hook):
         state = checkpoint["hooks"]["LossCurve"]
         self.rows, self.sums, self.count = state["rows"], state["sums"], state["count"]
 
+    def before_train(self, runner: Runner) -> None:
+        """Write the rows of a training that goes on: it may have none left to add."""
+        if self.rows and is_main_process():
+            write_atomically(self.path, self._write)
+
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Accumulate, and write at the interval."""
         for name, value in (outputs or {}).items():
@@ -136,6 +145,71 @@ class Progress(Hook):
     def after_train(self, runner: Runner) -> None:
         """Close the bar."""
         self.bar.close()
+
+
+class StepTimes(Hook):
+    """Time of this process's updates and its largest memory; those before a resume are not in them, as in ``seconds``.
+
+    The first updates are left out, since they wait for the data workers to start. What lies between ``before_val`` and
+    ``after_val`` does not count.
+
+    Args:
+        accumulate: iterations of an update.
+
+    Attributes:
+        validating: seconds of all validations.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self, accumulate: int = 1) -> None:
+        self.accumulate, self.validating = accumulate, 0.0
+        self.times: list[float] = []
+        self._begun = self._paused = self._since = 0.0
+
+    def before_train(self, runner: Runner) -> None:
+        """Begin."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._begun = time.perf_counter()
+
+    def before_val(self, runner: Runner) -> None:
+        """Pause."""
+        self._since = time.perf_counter()
+
+    def after_val(self, runner: Runner) -> None:
+        """Go on."""
+        self._paused += time.perf_counter() - self._since
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Take the time of an update, the wait for its data included."""
+        if (runner.iter + 1) % self.accumulate:
+            return
+        now = time.perf_counter()
+        self.times.append(now - self._begun - self._paused)
+        self.validating += self._paused
+        self._begun, self._paused = now, 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """``seconds_per_step``, the median, and ``peak_memory_mb``, the largest over the processes; called by all at once."""
+        memory = peak_memory()
+        if get_world_size() > 1:
+            memory = max(all_gather_object(memory))
+        times = self.times[_UNSETTLED:] or self.times
+        facts: dict[str, Any] = {"peak_memory_mb": round(memory / 1e6)}
+        return ({"seconds_per_step": float(f"{statistics.median(times):.4g}")} if times else {}) | facts
+
+
+_UNSETTLED = 3
+"""First updates of a process whose times do not count."""
+
+
+def peak_memory() -> int:
+    """Largest memory of this process so far, bytes: allocated on its GPU, or its resident set where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class NaNGuard(Hook):
@@ -217,5 +291,5 @@ def start_weights(detector: nn.Module, init: Initial) -> list[Taken]:
         raise FD3DError(f"{init.setting}: {error}") from error
 
 
-for hook in (LearningRate, LossCurve, Progress, NaNGuard, Snapshots, StartFrom):
+for hook in (LearningRate, LossCurve, Progress, StepTimes, NaNGuard, Snapshots, StartFrom):
     HOOKS.register_module(module=hook)

@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.data.source import FrameSource
 from pipeline.models.build import load_config
 from pipeline.training.run import finish, train
-from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings, read_schedule
+from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings, Validation, read_schedule
 
 
 def train_plain(
@@ -17,6 +17,7 @@ def train_plain(
     expert: Path | None = None,
     inherit: tuple[str, ...] = (),
     init: Initial = RANDOM,
+    validation: Validation | None = None,
     restart: bool = False,
 ) -> dict[str, Any]:
     """Train a student on its detection losses alone; a killed training goes on from its last checkpoint.
@@ -26,7 +27,7 @@ def train_plain(
         out: checkpoint to write, of the finished student.
         expert: checkpoint that the modules ``inherit`` start from.
         init: pretrained file that backbone and neck start from.
-        restart: as of :func:`~pipeline.training.run.train`.
+        validation, restart: as of :func:`~pipeline.training.run.train`.
 
     Returns:
         facts as of :func:`~pipeline.training.run.train`, also in ``train.json`` beside ``out``.
@@ -37,5 +38,6 @@ def train_plain(
     cfg = load_config(config)
     read_schedule(cfg)  # names what a file that is no detector's config lacks
     inheritance = Inheritance(expert, inherit) if expert is not None and inherit else None
-    facts = train(cfg, cfg.model, source, out, run, init=init, inheritance=inheritance, restart=restart)
+    shared: Any = dict(init=init, inheritance=inheritance, validation=validation, restart=restart)
+    facts = train(cfg, cfg.model, source, out, run, **shared)
     return finish(out, facts | {"method": "plain"})

@@ -8,6 +8,9 @@ import torch.distributed
 from mmengine.dist import all_reduce_params, get_world_size, init_dist, is_distributed, is_main_process
 from torch import nn
 
+_PATIENCE = 3600
+"""Seconds that processes with GPUs wait for another: one of them runs the devkit in a validation, six minutes for nuScenes' val."""
+
 
 def launched() -> bool:
     """Whether a launcher such as torchrun started this process."""
@@ -18,7 +21,7 @@ def join_processes() -> int:
     """Meet the other processes of the launcher, over NCCL with GPUs and over gloo without, and return their number."""
     if launched() and not is_distributed():
         if torch.cuda.is_available():
-            init_dist("pytorch", backend="nccl")
+            init_dist("pytorch", backend="nccl", timeout=_PATIENCE)
         else:  # mmengine would choose a GPU for the process
             torch.distributed.init_process_group("gloo")
     world: int = get_world_size()

@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Iterator, Sequence, Sized
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,16 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Give this process's generators back as they were, whatever was drawn within: a data loader draws its seed from them."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
 
 
 def collate_with_state(items: Sequence[Any]) -> dict[str, Any]:

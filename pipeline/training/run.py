@@ -1,5 +1,6 @@
 """Training of experts and students with mmengine's Runner: schedule, guards, curves and the final checkpoint."""
 
+import importlib.util
 import json
 import logging
 import os
@@ -29,7 +30,8 @@ from pipeline.training.checkpoints import Unfinished, flat, forget_unfinished, t
 from pipeline.training.processes import average_buffers, join_processes, launched, model_wrapper, tell
 from pipeline.training.randomness import collate_with_state, start_worker
 from pipeline.training.schedule import Course, plan_course
-from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings, read_schedule
+from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings, Validation, read_schedule
+from pipeline.training.validation import CURVE, Validate, prepare_validation
 
 
 def _recipe(
@@ -71,6 +73,7 @@ def train(
     inheritance: Inheritance | None = None,
     targets: Sequence[dict] = (),
     recipe: Mapping[str, Any] | None = None,
+    validation: Validation | None = None,
     restart: bool = False,
 ) -> dict[str, Any]:
     """Train ``model`` on the frames of ``source``; a killed training goes on from its last checkpoint, to the same bits.
@@ -81,20 +84,25 @@ def train(
     Args:
         cfg: detector config: image, queue_length, pc_range, optim_wrapper, schedule, augment.
         model: config of the model to build, usually ``cfg.model`` or a distiller around it.
-        out: checkpoint of the finished detector; its ``config.py``, ``losses.csv`` and mmengine's work files go beside it.
+        out: checkpoint of the finished detector; its ``config.py``, ``losses.csv``, ``validation.csv`` (the header alone
+            without validations) and mmengine's work files go beside it.
         export: function that gives the state dict to save of the trained model.
         init: pretrained file that backbone and neck start from.
         inheritance: weights of an expert that modules start from. All other modules start from random weights.
         targets: transforms that load the expert's targets, see :func:`~pipeline.data.frames.frame_pipeline`.
         recipe: further plain values that decide the result, besides config, model, frames and settings.
+        validation: frames for ``settings.validate_every``, which decides no result and may change before a resume.
         restart: give up an unfinished training of other settings, frames or targets; without it that is refused.
 
     Returns:
-        seed, seconds of training in this process, steps, processes, batch; the checkpoint has them under ``training``.
+        seed, seconds of training in this process without its validations, steps, processes, batch, seconds_per_step and
+        peak_memory_mb (:class:`~pipeline.training.hooks.StepTimes`), and of the last validation NDS, mAP and scenes; the
+        checkpoint has them under ``training``.
 
     Raises:
         FD3DError: contradictory settings, settings of an unfinished training that changed, a file to start from that does not
-            fit, frozen parameters that would keep random weights, or a loss that is not finite.
+            fit, frozen parameters that would keep random weights, frames that cannot be validated on, or a loss that is not
+            finite.
     """
     if settings.amp and not torch.cuda.is_available():
         raise FD3DError("amp is set but there is no GPU; leave it off on a CPU")
@@ -104,15 +112,19 @@ def train(
         )
     if init.checkpoint and not init.checkpoint.is_file():
         raise FD3DError(f"{init.setting} {init.checkpoint} does not exist; put the file there")
+    if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise FD3DError("train.tensorboard is set, but there is no TensorBoard: pip install fd3d[tensorboard]")
     schedule, index = read_schedule(cfg), FrameIndex.load(source.index, source.root)
     torch.set_num_threads(settings.threads)
+    validator = prepare_validation(cfg, settings, validation, out.parent)
     processes, data = join_processes(), frame_dataset(cfg, source, True, targets)
-    course = plan_course(schedule, settings, len(DATASETS.build(data)) if schedule.epochs else 0, processes)
+    frames = len(DATASETS.build(data)) if schedule.epochs or validator else 0
+    course = plan_course(schedule, settings, frames, processes)
     if late := [update for update in settings.snapshots if not 0 < update <= course.updates]:
         raise FD3DError(f"train.snapshots has {late[0]}, but the training has the updates 1 to {course.updates}")
-    if processes * course.batch_size > (frames := len(index.select(source.split))):
+    if processes * course.batch_size > (there := len(index.select(source.split))):
         raise FD3DError(
-            f"an iteration takes {processes * course.batch_size} different frames, but split '{source.split}' has {frames}; lower "
+            f"an iteration takes {processes * course.batch_size} different frames, but split '{source.split}' has {there}; lower "
             "train.batch_size"
         )
     tell(str(course))
@@ -131,7 +143,10 @@ def train(
     loader, states = _loader(data, settings, course, found)
     if settings.workers:
         workers = settings.workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        check_shared_memory(batch_bytes(cfg, index, cfg.queue_length, course.batch_size, train=True), workers)
+        ahead = batch_bytes(cfg, index, cfg.queue_length, course.batch_size, train=True)
+        if validator:  # the training's workers wait with what they have decoded
+            ahead += batch_bytes(cfg, index, 1, 1)
+        check_shared_memory(ahead, workers)
 
     def save(trained: nn.Module, path: Path, facts: dict[str, Any]) -> None:
         state = {name: tensor.detach().cpu() for name, tensor in export(trained).items()}
@@ -141,6 +156,8 @@ def train(
         save(trained, out.with_stem(f"{out.stem}-{steps}"), {"seed": settings.seed, "steps": steps})
 
     each = dict(accumulate=course.accumulate)
+    times = hooks.StepTimes(**each)
+    validate = Validate(work_dir / CURVE, course, frames, settings.validate_every or 1, export, validator)
     runner = Runner(
         model=model,
         work_dir=str(work_dir),
@@ -157,10 +174,13 @@ def train(
             dict(type="LearningRate", course=course, base=optim["optimizer"]["lr"]),
             dict(type="NaNGuard"),
             dict(type="LossCurve", path=work_dir / "losses.csv", interval=settings.curve_every or log_every, **each),
+            validate,
             dict(type="Snapshots", updates=settings.snapshots, save=keep, **each),
             dict(type="StartFrom", init=init, inheritance=inheritance),
             dict(type="Progress", **each),
+            times,
         ],
+        visualizer=_visualizer() if settings.tensorboard else None,
         log_processor=dict(by_epoch=False),
         launcher="pytorch" if launched() else "none",
         randomness=dict(seed=settings.seed),
@@ -176,7 +196,7 @@ def train(
     started = time.perf_counter()
     with worker_errors():
         trained = runner.train()
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started - times.validating
     average_buffers(unwrapped(trained))
     facts = {
         "seed": settings.seed,
@@ -184,11 +204,20 @@ def train(
         "steps": course.updates,
         "world_size": processes,
         "batch": course.batch,
+        **times.facts(),
+        **validate.facts,
     }
+    told = f"{facts['seconds_per_step']:g} s a step (median), " if "seconds_per_step" in facts else ""
+    tell(f"{told}at most {facts['peak_memory_mb']:,} MB of memory a process")
     if is_main_process():
         save(unwrapped(trained), out, facts)
         cfg.dump(work_dir / "config.py")
     return facts
+
+
+def _visualizer() -> dict[str, Any]:
+    """Config of mmengine's visualiser with TensorBoard's files beside its own; one for each Runner, which writes into it."""
+    return dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")])
 
 
 def _loader(

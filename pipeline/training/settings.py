@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.augment import read_augment
-from pipeline.errors import FD3DError
+from pipeline.data.source import FrameSource
+from pipeline.errors import FD3DError, SettingError
 from pipeline.settings import from_mapping
 
 POLICIES = ("cosine", "onecycle")
@@ -36,6 +37,13 @@ class RunSettings:
     """Optimiser steps averaged into one row of ``losses.csv``; default: a twentieth of the schedule, at most 50."""
     snapshots: tuple[int, ...] = ()
     """Optimiser steps whose weights are kept besides the last ones, as ``detector-STEP.pth``."""
+    validate_every: int | None = None
+    """Passes over the training split between validations, rows of ``validation.csv``; the last step is validated too. None
+    validates never."""
+    validate_scenes: int | None = None
+    """Number of scenes of a validation, spread evenly over the validation split; default: all."""
+    tensorboard: bool = False
+    """Whether to write losses, learning rate and validations for TensorBoard too; needs the extra ``tensorboard``."""
 
     def __post_init__(self) -> None:
         least = {
@@ -47,13 +55,25 @@ class RunSettings:
             "checkpoint_every": 1,
             "cache_mb": 0,
             "curve_every": 1,
+            "validate_every": 1,
+            "validate_scenes": 1,
         }
         for name, lowest in least.items():
             value = getattr(self, name)
             if value is not None and value < lowest:
-                raise FD3DError(f"train.{name} is {value}; it must be at least {lowest}")
+                raise SettingError(f"{name} is {value}; it must be at least {lowest}")
         if self.seed >= 2**32:
-            raise FD3DError(f"train.seed is {self.seed}; it must be below 2**32")
+            raise SettingError(f"seed is {self.seed}; it must be below 2**32")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Frames that a training is validated on."""
+
+    source: FrameSource
+    """Frames of the validation split."""
+    version: str
+    """Folder of the data set's tables below the root, which the devkit evaluates on."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 
 from pipeline.data.source import FrameSource
 from pipeline.distill.settings import DistillSettings
-from pipeline.training.settings import RunSettings
+from pipeline.training.settings import RunSettings, Validation
 
 # Two frames an update however they are divided; statistics of the backbone as in the papers' students.
 CONFIG = """
@@ -36,6 +36,7 @@ class Job:
     run: dict[str, Any]
     store: Path | None = None
     distill: dict[str, Any] = field(default_factory=dict)
+    validation: Validation | None = None
     restart: bool = False
 
     def train(self) -> dict[str, Any]:
@@ -45,9 +46,12 @@ class Job:
 
         run = RunSettings(**self.run)
         if self.store is None:
-            return train_plain(self.config, self.source, self.out, run, restart=self.restart)
+            return train_plain(
+                self.config, self.source, self.out, run, validation=self.validation, restart=self.restart
+            )
         settings = DistillSettings.from_dict(self.distill)
-        shared: dict[str, Any] = dict(source=self.source, store=self.store, expert=Path("none"), restart=self.restart)
+        shared: dict[str, Any] = dict(source=self.source, store=self.store, expert=Path("none"))
+        shared |= dict(validation=self.validation, restart=self.restart)
         return train_apprentice(self.config, "fd3d", settings, out=self.out, run=run, **shared)
 
 

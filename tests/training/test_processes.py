@@ -66,7 +66,10 @@ def test_torchrun_trains_a_plain_student_and_one_process_writes(project, source,
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["data"] |= {"root": str(source.root), "index": str(source.index)}
     config = write_config(project, "bevformer", tmp_path / "config.py", batch=4)
-    student = {"config": str(config), "train": {"max_iters": 4, "workers": 0, "checkpoint_every": 3}}
+    student = {
+        "config": str(config),
+        "train": {"max_iters": 4, "workers": 0, "checkpoint_every": 3, "validate_every": 2},
+    }
     params["families"] = {"bevformer": {"expert": {"config": str(config)}, "apprentice": student}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     launch = [
@@ -90,6 +93,8 @@ def test_torchrun_trains_a_plain_student_and_one_process_writes(project, source,
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("4 = 2 processes x 1 x 2 accumulated; 4 updates") == 1
     written = {file.name for file in (tmp_path / "run").iterdir() if file.is_file()}
-    assert written >= {"detector.pth", "config.py", "losses.csv", "train.json"}
+    assert written >= {"detector.pth", "config.py", "losses.csv", "validation.csv", "train.json"}
     assert [row["step"] for row in curve(tmp_path / "run/detector.pth")] == [1, 2, 3, 4]
+    # passes of six frames, four an update
+    assert (tmp_path / "run/validation.csv").read_text().splitlines()[1:][0].startswith("2.0,3,")
     assert not [name for name in written if name.startswith((".", "iter_", "last_"))]
