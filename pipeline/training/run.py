@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -181,6 +182,8 @@ def train(
             times,
         ],
         visualizer=_visualizer() if settings.tensorboard else None,
+        # mmengine hands a visualiser on to the next Runner of the same name, and its own names differ by seconds only
+        experiment_name=uuid.uuid4().hex,
         log_processor=dict(by_epoch=False),
         launcher="pytorch" if launched() else "none",
         randomness=dict(seed=settings.seed),
