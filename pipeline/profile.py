@@ -10,7 +10,7 @@ from pipeline.data.source import FrameSource
 from pipeline.data.world.config import WorldConfig
 from pipeline.distill.settings import FD3D, METHODS, PLAIN, DistillSettings, MethodSettings, PlainSettings
 from pipeline.dumping.settings import ClusterSettings, DumpSettings
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, SettingError
 from pipeline.focal.rule import FocalRule
 from pipeline.settings import from_mapping, mapping, merged, read_yaml
 from pipeline.training.settings import Initial, RunSettings
@@ -102,6 +102,33 @@ class StudentSettings:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """Section ``published.ROLE`` of a family: a detector's published metrics on the validation split, in per cent."""
+
+    NDS: float
+    """nuScenes detection score, 0..100."""
+    mAP: float
+    """Mean average precision, 0..100."""
+
+    def __post_init__(self) -> None:
+        for name in ("NDS", "mAP"):
+            if not 0 <= getattr(self, name) <= 100:
+                raise SettingError(f"{name} is {getattr(self, name)}; it must be in 0..100, per cent")
+
+
+@dataclass(frozen=True)
+class Published:
+    """Section ``published`` of a family: numbers that the report puts beside the measured ones."""
+
+    expert: Scores | None = None
+    """Published metrics of the expert."""
+    plain: Scores | None = None
+    """Published metrics of the student that distils nothing."""
+    fd3d: Scores | None = None
+    """Published metrics of the student with FD3D."""
+
+
+@dataclass(frozen=True)
 class Family:
     """An expert and its student, with FD3D's settings for the two."""
 
@@ -109,6 +136,7 @@ class Family:
     expert: ExpertSettings
     apprentice: StudentSettings
     distill: DistillSettings
+    published: Published = Published()
 
     @property
     def folder(self) -> Path:
@@ -251,7 +279,7 @@ def _family(name: Any, values: Any, distill: dict[str, Any]) -> Family:
         raise FD3DError(
             f"{where!r:.80}: a family's name is a folder below runs/; use letters, digits, _ and -, but not evaluate"
         )
-    values = mapping(values, where, ("expert", "apprentice", "distill"))
+    values = mapping(values, where, ("expert", "apprentice", "distill", "published"))
     expert = from_mapping(ExpertSettings, values.get("expert"), f"{where}.expert")
     student = from_mapping(StudentSettings, values.get("apprentice"), f"{where}.apprentice")
     for role, config in (("expert", expert.config), ("apprentice", student.config)):
@@ -267,7 +295,8 @@ def _family(name: Any, values: Any, distill: dict[str, Any]) -> Family:
         settings = DistillSettings.from_dict(merged(distill, own))
     except FD3DError as error:
         raise FD3DError(f"{where}: {error}" if own else str(error)) from error
-    return Family(name, expert, student, settings)
+    published = from_mapping(Published, values.get("published"), f"{where}.published")
+    return Family(name, expert, student, settings, published)
 
 
 def _methods(values: Any) -> dict[str, MethodSettings | PlainSettings]:
