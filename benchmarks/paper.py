@@ -2,8 +2,9 @@
 
 For every profile a clone of this checkout gets what a user puts there: a data root named v1.0-trainval with scenes of nuScenes'
 splits (generated), pretrained files in the official layouts and an expert's checkpoint as the authors write it (random values),
-which ``fd3d convert`` turns into this project's. Then ``dvc repro --dry`` plans the profile as it ships, and ``dvc repro`` runs it
-with few updates to the report. Graph, pair, distiller and store settings are the shipped ones. What is smaller: images, the side
+which ``fd3d convert`` turns into this project's. Then ``dvc repro --dry --force`` plans the profile as it ships (without
+``--force`` DVC looks for earlier runs by files that the stages before have not made), and ``dvc repro`` runs it with few updates to the
+report. Graph, pair, distiller and store settings are the shipped ones. What is smaller: images, the side
 of the BEV maps, the frames of an update and the number of updates; ``--height 900 --width 1600 --shrink 1 --base-batch 8`` is
 the full size. The metrics mean nothing.
 """
@@ -53,7 +54,7 @@ def main(
     shrink: Annotated[int, typer.Option(help="Divisor of the sides of the BEV maps.", min=1)] = 4,
     base_batch: Annotated[int, typer.Option(help="Frames of an update.", min=1)] = 1,
     steps: Annotated[int, typer.Option(help="Updates of each training.", min=4)] = 8,
-    dry: Annotated[bool, typer.Option("--dry", help="Stop after dvc repro --dry.")] = False,
+    dry: Annotated[bool, typer.Option("--dry", help="Stop after dvc repro --dry --force.")] = False,
 ) -> None:
     """Print for each profile what dvc would run, the report's table and the wall time."""
     torch.set_num_threads(1)
@@ -64,8 +65,8 @@ def main(
             subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
             shutil.copy(clone / f"configs/profiles/{name}.yaml", clone / "params.yaml")
             prepare(clone, WorldConfig(0, scenes, 1, frames, height, width))
-            print(f"== {name}: dvc repro --dry", flush=True)
-            planned = run(clone, "dvc", "repro", "--dry")
+            print(f"== {name}: dvc repro --dry --force", flush=True)
+            planned = run(clone, "dvc", "repro", "--dry", "--force")
             print("\n".join(line for line in planned.splitlines() if line.startswith("> ")), flush=True)
             if not dry:
                 cut(clone, steps, base_batch, shrink)
