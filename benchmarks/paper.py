@@ -4,9 +4,9 @@ For every profile a clone of this checkout gets what a user puts there: a data r
 splits (generated), pretrained files in the official layouts and an expert's checkpoint as the authors write it (random values),
 which ``fd3d convert`` turns into this project's. Then ``dvc repro --dry --force`` plans the profile as it ships (without
 ``--force`` DVC looks for earlier runs by files that the stages before have not made), and ``dvc repro`` runs it with few updates to the
-report. Graph, pair, distiller and store settings are the shipped ones. What is smaller: images, the side
+report. Graph, pair, distiller and store are the shipped ones. What is smaller: images, the side
 of the BEV maps, the frames of an update and the number of updates; ``--height 900 --width 1600 --shrink 1 --base-batch 8`` is
-the full size. The metrics mean nothing.
+the full size. Score thresholds are 0, since an expert of random values trusts no box. The metrics mean nothing.
 """
 
 import json
@@ -49,8 +49,8 @@ def main(
     folder: Annotated[Path | None, typer.Option(help="Folder of the clones, kept; default: a temporary one.")] = None,
     scenes: Annotated[int, typer.Option(help="Number of training scenes.", min=1)] = 2,
     frames: Annotated[int, typer.Option(help="Number of frames per scene.", min=1)] = 2,
-    height: Annotated[int, typer.Option(help="Rows of the original images.")] = 224,
-    width: Annotated[int, typer.Option(help="Columns of the original images.")] = 400,
+    height: Annotated[int, typer.Option(help="Rows of the original images.")] = 160,
+    width: Annotated[int, typer.Option(help="Columns of the original images.")] = 288,
     shrink: Annotated[int, typer.Option(help="Divisor of the sides of the BEV maps.", min=1)] = 4,
     base_batch: Annotated[int, typer.Option(help="Frames of an update.", min=1)] = 1,
     steps: Annotated[int, typer.Option(help="Updates of each training.", min=4)] = 8,
@@ -70,7 +70,9 @@ def main(
             print("\n".join(line for line in planned.splitlines() if line.startswith("> ")), flush=True)
             if not dry:
                 cut(clone, steps, base_batch, shrink)
-                print(f"== {name}: dvc repro, {steps} updates of {base_batch} frames, images {height}x{width}", flush=True)
+                print(
+                    f"== {name}: dvc repro, {steps} updates of {base_batch} frames, images {height}x{width}", flush=True
+                )
                 run(clone, "dvc", "repro")
                 print((clone / "report/summary.md").read_text())
             print(f"{name}: {time.perf_counter() - started_at:.0f} s\n", flush=True)
@@ -123,6 +125,9 @@ def write_expert(config: Path, out: Path, clone: Path) -> None:
 def cut(clone: Path, steps: int, base_batch: int, shrink: int) -> None:
     """Cut the schedules of the clone's profile, by settings and by configs that inherit from the shipped ones."""
     values: dict[str, Any] = read_yaml(clone / "params.yaml")
+    for rule in (values["focal"], values["distill"]["rule"]):
+        rule["min_score"] = 0.0
+    values["distill"]["trust_threshold"] = 0.0
     for name, family in values["families"].items():
         for role in ("expert", "apprentice"):
             settings = family[role]
@@ -142,7 +147,10 @@ def smaller(config: Path, base_batch: int, shrink: int) -> str:
     if "bev_h" not in head or shrink == 1:
         return text
     side, centre = head.bev_h // shrink, tuple(n // shrink for n in head.transformer.rotate_center)
-    return text + f"model = dict(pts_bbox_head=dict(bev_h={side}, bev_w={side}, transformer=dict(rotate_center={centre})))\n"
+    return (
+        text
+        + f"model = dict(pts_bbox_head=dict(bev_h={side}, bev_w={side}, transformer=dict(rotate_center={centre})))\n"
+    )
 
 
 def run(clone: Path, *command: str) -> str:

@@ -22,7 +22,9 @@ from store_schema import StoreReader
 ROLES = ("expert", "plain", "fd3d")
 _SHOWN = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
 _COMPARED = ("NDS", "mAP")  # with published numbers
-_FORMATS = {f"{kind}_{name}": form for kind, form in (("published", "{:.2f}"), ("difference", "{:+.2f}")) for name in _COMPARED}
+_FORMATS = {
+    f"{kind}_{name}": form for kind, form in (("published", "{:.2f}"), ("difference", "{:+.2f}")) for name in _COMPARED
+}
 _COLORS = {"annotated": "limegreen", "expert": "tomato", "plain": "deepskyblue", "fd3d": "gold"}
 _RGB = {"annotated": (80, 220, 80), "expert": (255, 99, 71), "plain": (0, 191, 255), "fd3d": (255, 215, 0)}
 _DRAW_FROM = 0.3  # score
