@@ -16,7 +16,7 @@ PUBLISHED = {"expert": {"NDS": 51.74, "mAP": 41.64}, "fd3d": {"NDS": 48.73, "mAP
 
 
 @pytest.fixture
-def outputs(tmp_path: Path) -> tuple[Path, Path]:
+def outputs(tmp_path: Path) -> dict[str, Path]:
     """Folders of metrics and runs of two families, written by hand."""
     metrics, runs = tmp_path / "metrics", tmp_path / "runs"
     for family in ("small", "other"):
@@ -29,7 +29,7 @@ def outputs(tmp_path: Path) -> tuple[Path, Path]:
             ):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(json.dumps(content))
-    return metrics, runs
+    return {"metrics": metrics, "runs": runs}
 
 
 def profile(published: dict[str, Any] | None) -> Any:
@@ -50,7 +50,7 @@ def rows(text: str) -> list[dict[str, str]]:
 def test_differences_stand_beside_the_measured_numbers(outputs, monkeypatch, project, tmp_path):
     monkeypatch.chdir(project)
     published = {"small": profile(PUBLISHED).family().published}
-    summary = summarise(["small", "other"], *outputs, published)
+    summary = summarise(["small", "other"], **outputs, published=published)
     expert, plain, fd3d, *other = rows(markdown(summary))
     assert list(expert)[2:8] == ["NDS", "published_NDS", "difference_NDS", "mAP", "published_mAP", "difference_mAP"]
     assert [expert[name] for name in list(expert)[2:8]] == ["50.0", "51.74", "-1.74", "40.0", "41.64", "-1.64"]
@@ -70,15 +70,17 @@ def test_the_gain_is_told_beside_the_published_gain(outputs, monkeypatch, projec
         profile(None),
         profile(read_yaml(Path("configs/profiles/paper-small.yaml"))["families"]["small"]["published"]),
     )
-    without, beside = (markdown(summarise(["small"], *outputs, {"small": one.family().published})) for one in known)
+    without, beside = (
+        markdown(summarise(["small"], **outputs, published={"small": one.family().published})) for one in known
+    )
     assert "small: FD3D adds +2.23 NDS to the plain student; the expert" in without
     assert "small: FD3D adds +2.23 NDS to the plain student (published: +2.47); the expert" in beside
 
 
 def test_without_published_numbers_nothing_is_added(outputs, monkeypatch, project):
     monkeypatch.chdir(project)
-    summary = summarise(["small"], *outputs, {"small": profile(None).family().published})
-    assert summary == summarise(["small"], *outputs)
+    summary = summarise(["small"], **outputs, published={"small": profile(None).family().published})
+    assert summary == summarise(["small"], **outputs)
     assert "published" not in markdown(summary) + json.dumps(flat_summary(summary))
 
 
