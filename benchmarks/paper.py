@@ -70,6 +70,9 @@ def main(
             print("\n".join(line for line in planned.splitlines() if line.startswith("> ")), flush=True)
             if not dry:
                 cut(clone, steps, base_batch, shrink)
+                for family in read_profile(Path("params.yaml")).families.values():
+                    if family.expert.checkpoint is not None:
+                        write_expert(family.expert.config, family.expert.checkpoint, clone)
                 print(
                     f"== {name}: dvc repro, {steps} updates of {base_batch} frames, images {height}x{width}", flush=True
                 )
@@ -81,7 +84,7 @@ def main(
 
 
 def prepare(clone: Path, world: WorldConfig) -> None:
-    """Put data, pretrained files and checkpoints where the clone's profile wants them."""
+    """Put data and pretrained files where the clone's profile wants them."""
     os.chdir(clone)  # where the profile's paths lead
     profile = read_profile(Path("params.yaml"))
     make_root(profile.data, world)
@@ -91,8 +94,6 @@ def prepare(clone: Path, world: WorldConfig) -> None:
             assert layout is not None, f"{settings.config} freezes nothing"
             if settings.init is not None and not settings.init.exists():
                 write_official(settings.init, layout)
-        if family.expert.checkpoint is not None:
-            write_expert(family.expert.config, family.expert.checkpoint, clone)
 
 
 def make_root(data: DataSettings, world: WorldConfig) -> None:

@@ -67,6 +67,15 @@ def real_batch(model: nn.Module, cfg: Config) -> dict[str, Any]:
     return batch
 
 
+def test_a_tensor_that_several_operators_keep_counts_once():
+    x = torch.ones(2, 4, requires_grad=True)
+    weight = torch.ones(4, 3)
+    with kept_for_backward([weight]) as kept:
+        y = x.exp()  # keeps its result, which the sine, the cosine and the view's square keep too
+        (y.sin() + y.cos()).sum() + (y.view(8) ** 2).sum() + (y @ weight).sum()
+    assert [storage.nbytes() for storage in kept] == [2 * 4 * 4]
+
+
 @pytest.mark.parametrize("name", ["bevformer/tiny.py", "detr3d/r50.py"])
 def test_activations_are_those_of_a_training_step(project: Path, name: str, monkeypatch: pytest.MonkeyPatch):
     cfg = small(project, name)
