@@ -1,7 +1,7 @@
 """The profile, ``params.yaml``: read once, and checked whole before any stage works."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,19 +57,18 @@ class DataSettings:
         """Whether the root lies where ``generate`` writes."""
         return bool(self.generate) and self.root.parent == Path("data")
 
-    def check_splits(self, splits: Mapping[str, Sequence[str]]) -> None:
+    def check_splits(self, splits: Mapping[str, Collection[str]]) -> None:
         """Refuse splits that an index lacks, or that share a scene.
 
         Args:
             splits: scene names by split.
 
         Raises:
-            FD3DError: naming the setting, the split and those that are there.
+            FD3DError: naming setting and split.
         """
-        everything = {name for names in splits.values() for name in names}
-        known = {**splits, "all": sorted(everything)}
-        for setting in ("train", "val"):
-            if (split := getattr(self, setting)) not in known:
+        known = {**splits, "all": {name for names in splits.values() for name in names}}
+        for setting, split in (("train", self.train), ("val", self.val)):
+            if split not in known:
                 raise FD3DError(
                     f"data.{setting} is '{split}', of which {self.root}/{self.version} has no scene; there are {', '.join(known)}"
                 )
@@ -128,6 +127,33 @@ class StudentSettings:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """Section ``published.ROLE`` of a family: a detector's published metrics on the validation split, in per cent."""
+
+    NDS: float
+    """nuScenes detection score, 0..100."""
+    mAP: float
+    """Mean average precision, 0..100."""
+
+    def __post_init__(self) -> None:
+        for name in ("NDS", "mAP"):
+            if not 0 <= getattr(self, name) <= 100:
+                raise SettingError(f"{name} is {getattr(self, name)}; it must be in 0..100, per cent")
+
+
+@dataclass(frozen=True)
+class Published:
+    """Section ``published`` of a family: numbers that the report puts beside the measured ones."""
+
+    expert: Scores | None = None
+    """Published metrics of the expert."""
+    plain: Scores | None = None
+    """Published metrics of the student that distils nothing."""
+    fd3d: Scores | None = None
+    """Published metrics of the student with FD3D."""
+
+
+@dataclass(frozen=True)
 class Family:
     """An expert and its student, with FD3D's settings for the two."""
 
@@ -135,6 +161,7 @@ class Family:
     expert: ExpertSettings
     apprentice: StudentSettings
     distill: DistillSettings
+    published: Published = Published()
 
     @property
     def folder(self) -> Path:
@@ -190,11 +217,10 @@ class Profile:
         Raises:
             FD3DError: no method has this name.
         """
-        if name == FD3D:
-            return family.distill
-        if name not in self.methods:
+        known = self.methods | {FD3D: family.distill}
+        if name not in known:
             raise FD3DError(f"unknown method '{name}'; known: {', '.join((PLAIN, *METHODS))}")
-        return self.methods[name]
+        return known[name]
 
     def check_checkpoints(self) -> None:
         """Refuse a profile that names an expert's checkpoint or a pretrained file which is not there.
@@ -277,7 +303,7 @@ def _family(name: Any, values: Any, distill: dict[str, Any]) -> Family:
         raise FD3DError(
             f"{where!r:.80}: a family's name is a folder below runs/; use letters, digits, _ and -, but not evaluate"
         )
-    values = mapping(values, where, ("expert", "apprentice", "distill"))
+    values = mapping(values, where, ("expert", "apprentice", "distill", "published"))
     expert = from_mapping(ExpertSettings, values.get("expert"), f"{where}.expert")
     student = from_mapping(StudentSettings, values.get("apprentice"), f"{where}.apprentice")
     for role, config in (("expert", expert.config), ("apprentice", student.config)):
@@ -293,7 +319,8 @@ def _family(name: Any, values: Any, distill: dict[str, Any]) -> Family:
         settings = DistillSettings.from_dict(merged(distill, own))
     except FD3DError as error:
         raise FD3DError(f"{where}: {error}" if own else str(error)) from error
-    return Family(name, expert, student, settings)
+    published = from_mapping(Published, values.get("published"), f"{where}.published")
+    return Family(name, expert, student, settings, published)
 
 
 def _methods(values: Any) -> dict[str, MethodSettings | PlainSettings]:

@@ -22,7 +22,9 @@ def report(
     data = profile.data
     from pipeline.report.report import build_report, markdown, put_result
 
-    summary = build_report(list(profile.families), data.index, data.root, data.val, runs, metrics, out)
+    published = {name: family.published for name, family in profile.families.items()}
+    families = list(profile.families)
+    summary = build_report(families, data.index, data.root, data.val, runs, metrics, out, published=published)
     if document is not None:
         put_result(summary, document)
     print(markdown(summary))

@@ -145,8 +145,14 @@ def count(cfg: Config, cameras: Cameras) -> Complexity:
 
 
 @contextmanager
-def on_meta(cfg: Config, cameras: Cameras) -> Iterator[tuple[MultiCameraDetector, dict[str, Any], int | None]]:
+def on_meta(
+    cfg: Config, cameras: Cameras, training: int | None = None
+) -> Iterator[tuple[MultiCameraDetector, dict[str, Any], int | None]]:
     """A config's detector on the meta device, one preprocessed sample for it, and the longest list of BEV cells.
+
+    Args:
+        training: number of samples, each with the config's queue of frames, for a detector in training mode and with
+            gradients; None is one frame for a detector in evaluation mode.
 
     Raises:
         FD3DError: the config is no detector of this project.
@@ -158,7 +164,7 @@ def on_meta(cfg: Config, cameras: Cameras) -> Iterator[tuple[MultiCameraDetector
     if "image" not in cfg:
         raise FD3DError(f"config {cfg.filename} has no 'image'; add image = dict(scale=..., to_rgb=...)")
     try:
-        model = MODELS.build(cfg.model).eval()
+        model = MODELS.build(cfg.model).train(training is not None)
     except (TypeError, KeyError, ValueError) as error:
         raise FD3DError(f"the model of config {cfg.filename} cannot be built: {error}") from error
     transformer = model.pts_bbox_head.transformer
@@ -168,11 +174,15 @@ def on_meta(cfg: Config, cameras: Cameras) -> Iterator[tuple[MultiCameraDetector
 
     size = [round(n * cfg.image.scale) for n in cameras.image_hw]
     projection = lidar2img(cameras.intrinsics, cameras.lidar2cam, cfg.image.scale).astype(np.float32)
-    frame = {"lidar2img": projection, "can_bus": np.zeros(18), "has_history": False, "scene_token": "", "token": ""}
+    frame = {"lidar2img": projection, "can_bus": np.zeros(18), "scene_token": "", "token": ""}
+    samples, queue = (1, 1) if training is None else (training, cfg.queue_length)
     batch = model.data_preprocessor(
         {
-            "inputs": {"img": torch.empty(1, 1, len(projection), 3, *size, device="meta")},
-            "data_samples": [Det3DDataSample(metainfo={"frames": [frame]})],
+            "inputs": {"img": torch.empty(samples, queue, len(projection), 3, *size, device="meta")},
+            "data_samples": [
+                Det3DDataSample(metainfo={"frames": [frame | {"has_history": step > 0} for step in range(queue)]})
+                for _ in range(samples)
+            ],
         }
     )
     image_hw = batch["data_samples"][0].frames[0]["pad_hw"]
@@ -181,12 +191,22 @@ def on_meta(cfg: Config, cameras: Cameras) -> Iterator[tuple[MultiCameraDetector
     if volume is not None:
         rows, columns = model.pts_bbox_head.bev_hw
         points = grid_points(rows, columns, torch.device("cpu"))
-        found = camera_hits(*project_pillars(points, *volume, torch.from_numpy(projection)[None], image_hw))
+        seen_from = torch.from_numpy(projection).expand(samples, -1, -1, -1)
+        found = camera_hits(*project_pillars(points, *volume, seen_from, image_hw))
         longest = found.index.shape[1]
         moved: dict[str, Any] = {k: v.to("meta") for k, v in vars(found).items() if isinstance(v, Tensor)}
         hits = replace(found, **moved)
-    with torch.no_grad(), stand_ins(hits):
+    with torch.set_grad_enabled(training is not None), stand_ins(hits):
         yield model, batch, longest
+
+
+class _Kept(torch.autograd.Function):
+    """Shape of an operator's result, with the tensors that the operator keeps for its backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, shape: tuple[int, ...], *kept: Tensor) -> Tensor:
+        ctx.save_for_backward(*kept)
+        return kept[0].new_empty(shape)
 
 
 @contextmanager
@@ -194,14 +214,21 @@ def stand_ins(hits: CameraHits | None = None) -> Iterator[None]:
     """Let a model run on the meta device.
 
     Inside, deformable samplers and deformable convolutions (other than their offset layers) only give the shape of their
-    results, and BEVFormer's encoder takes ``hits`` for what its cameras see.
+    results, and keep for a backward pass what mmcv's operators on a GPU keep; BEVFormer's encoder takes ``hits`` for what its
+    cameras see.
     """
 
     def sample(self: nn.Module, value: Tensor, shapes: Any, locations: Tensor, weights: Tensor, *more: Any) -> Tensor:
-        return value.new_empty(*locations.shape[:2], value.shape[2] * value.shape[3])
+        shape = (*locations.shape[:2], value.shape[2] * value.shape[3])
+        read: Tensor = _Kept.apply(shape, value.contiguous(), locations.contiguous(), weights.contiguous())
+        return read
 
     def deform(self: Any, x: Tensor) -> Tensor:
-        return x.new_empty(len(x), self.weight.shape[0], *self.conv_offset(x).shape[-2:])
+        first, second, mask = self.conv_offset(x).chunk(3, dim=1)
+        shape = (len(x), self.weight.shape[0], *mask.shape[-2:])
+        offset = torch.cat((first, second), dim=1)
+        made: Tensor = _Kept.apply(shape, x.contiguous(), offset.contiguous(), mask.sigmoid().contiguous(), self.weight)
+        return made
 
     def seen(*args: Any, **kwargs: Any) -> CameraHits | None:
         return hits

@@ -3,7 +3,7 @@
 import csv
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,16 @@ from pipeline.data.geometry import invert, move_boxes
 from pipeline.data.index import Frame, FrameIndex
 from pipeline.errors import FD3DError
 from pipeline.files import between_markers, write_atomically
+from pipeline.profile import Published
 from pipeline.report.figures import bev_figure, camera_sheet, data_uri, jpeg, stored_energy, to_png
 from store_schema import StoreReader
 
 ROLES = ("expert", "plain", "fd3d")
 _SHOWN = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
+_COMPARED = ("NDS", "mAP")  # with published numbers
+_FORMATS = {
+    f"{kind}_{name}": form for kind, form in (("published", "{:.2f}"), ("difference", "{:+.2f}")) for name in _COMPARED
+}
 _COLORS = {"annotated": "limegreen", "expert": "tomato", "plain": "deepskyblue", "fd3d": "gold"}
 _RGB = {"annotated": (80, 220, 80), "expert": (255, 99, 71), "plain": (0, 191, 255), "fd3d": (255, 215, 0)}
 _DRAW_FROM = 0.3  # score
@@ -37,11 +42,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 Summary = dict[str, dict[str, dict[str, Any]]]
-"""Metrics, seed and training seconds by family and role."""
+"""Metrics, seed and training seconds by family and role; where there are published numbers, these and the differences."""
 
 
-def summarise(families: Sequence[str], metrics: Path, runs: Path) -> Summary:
-    """Summary from the evaluate and training stages' outputs."""
+def summarise(
+    families: Sequence[str], metrics: Path, runs: Path, published: Mapping[str, Published] | None = None
+) -> Summary:
+    """Summary from the evaluate and training stages' outputs.
+
+    Args:
+        published: published numbers by family; ``difference_NDS`` is the measured NDS minus the published one.
+    """
     out: Summary = {}
     for family in families:
         out[family] = {}
@@ -55,6 +66,10 @@ def summarise(families: Sequence[str], metrics: Path, runs: Path) -> Summary:
                 "seed": facts.get("seed"),
                 "training_seconds": facts.get("seconds"),
             }
+            scores = getattr((published or {}).get(family), role, None)
+            for name in _COMPARED if scores is not None else ():
+                known = getattr(scores, name)
+                out[family][role] |= {f"published_{name}": known, f"difference_{name}": round(found[name] - known, 2)}
     return out
 
 
@@ -65,10 +80,16 @@ def flat_summary(summary: Summary) -> dict[str, Any]:
 
 
 def _table(summary: Summary, names: Sequence[str]) -> list[str]:
-    lines = ["| family | model | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
-    for family, roles in summary.items():
-        for role, values in roles.items():
-            lines.append(f"| {family} | {role} | " + " | ".join(str(values[name]) for name in names) + " |")
+    """Lines of a table; published numbers and the differences follow their metric where any detector has them."""
+    rows = [(family, role, values) for family, roles in summary.items() for role, values in roles.items()]
+    shown: list[str] = []
+    for name in names:
+        more = (f"published_{name}", f"difference_{name}") if name in _COMPARED else ()
+        shown += [name, *(extra for extra in more if any(extra in values for *_, values in rows))]
+    lines = ["| family | model | " + " | ".join(shown) + " |", "|---|---|" + "---|" * len(shown)]
+    for family, role, values in rows:
+        cells = [_FORMATS.get(name, "{}").format(values[name]) if name in values else "-" for name in shown]
+        lines.append(f"| {family} | {role} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -77,8 +98,10 @@ def markdown(summary: Summary) -> str:
     lines, notes = _table(summary, (*_SHOWN, "car_AOE", "training_seconds")), []
     for family, roles in summary.items():
         expert, plain, fd3d = (roles[role]["NDS"] for role in ROLES)
+        known = [roles[role].get("published_NDS") for role in ROLES[1:]]
+        beside = "" if None in known else f" (published: {known[1] - known[0]:+.2f})"
         notes.append(
-            f"{family}: FD3D adds {fd3d - plain:+.2f} NDS to the plain student; the expert is {expert - plain:+.2f} above it."
+            f"{family}: FD3D adds {fd3d - plain:+.2f} NDS to the plain student{beside}; the expert is {expert - plain:+.2f} above it."
         )
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
 
@@ -171,9 +194,10 @@ def build_report(
     metrics: Path,
     out: Path,
     frames: int = 3,
+    published: Mapping[str, Published] | None = None,
 ) -> Summary:
     """Write ``index.html`` (stands alone), ``summary.md`` and the metrics' ``summary.json``; returns the summary."""
-    summary = summarise(families, metrics, runs)
+    summary = summarise(families, metrics, runs, published)
     table = markdown(summary)
     ix = FrameIndex.load(index, root)
     page = _page(table, "".join(_family_section(family, ix, root, split, runs, frames) for family in families))

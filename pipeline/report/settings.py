@@ -17,7 +17,7 @@ from pipeline.distill.settings import METHODS, DistillSettings, PlainSettings
 from pipeline.dumping.settings import ClusterSettings, DumpSettings
 from pipeline.files import write_atomically
 from pipeline.focal.rule import FocalRule
-from pipeline.profile import DataSettings, ExpertSettings, StudentSettings
+from pipeline.profile import DataSettings, ExpertSettings, Published, Scores, StudentSettings
 from pipeline.training.settings import RunSettings, Schedule
 
 PAGE = Path("docs/settings.md")
@@ -32,6 +32,8 @@ SECTIONS: tuple[tuple[str, Any], ...] = (
     ("families.FAMILY.expert", ExpertSettings),
     ("families.FAMILY.apprentice", StudentSettings),
     ("families.FAMILY.expert.train, families.FAMILY.apprentice.train", RunSettings),
+    ("families.FAMILY.published", Published),
+    ("families.FAMILY.published.ROLE", Scores),
     ("focal, distill.rule", FocalRule),
     ("dump", DumpSettings),
     ("dump.cluster", ClusterSettings),

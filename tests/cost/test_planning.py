@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from pipeline.cost.complexity import rig_cameras
@@ -12,6 +13,7 @@ from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.focal.rule import FocalRule
 from pipeline.models.build import load_config
+from pipeline.settings import read_yaml
 from stages.cli import app
 from store_schema import StoreReader, StoreSchema, StoreWriter, quantise
 
@@ -131,3 +133,70 @@ def test_the_command_prints_store_and_work(store, expert_config, project):
     assert lines["dump once"][0] == "2000" and lines["online, 2 x 10 epochs"][0] == "40000"
     assert float(lines["dump once"][3]) > 0 and lines["online, 2 x 10 epochs"][3] == "0.00"
     assert "bev/values" in lines and "per GB" in done.output
+
+
+def planned(*options: str) -> str:
+    done = CliRunner().invoke(app, ["plan", *options])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_a_family_s_plan_has_hours_and_memory_of_its_trainings(project, monkeypatch):
+    monkeypatch.chdir(project)
+    size = ["--height", "160", "--width", "288", "--frames", "28130"]
+    output = planned("--params", "configs/profiles/paper-small.yaml", "--rate", "2", "--train-rate", "4", *size)
+    assert output.startswith("== small: configs/bevformer/base.py -> configs/bevformer/small.py, 28130 frames")
+    lines = {line[:24].strip(): line[24:].split() for line in output.splitlines()}
+    once, online = lines["dump once"], lines["online, 1 x 24 epochs"]
+    assert [float(n) for n in once[2:4]] == pytest.approx([28130 / 2 / 3600, 28130 / 2 / 3600 / 8], abs=0.05)
+    assert float(once[-1]) > 0 and int(online[0]) == 24 * 28130
+    rows = [line.split() for line in output.splitlines() if line.startswith(("plain  ", "fd3d  "))]
+    hours = 84_390 * 8 / 4 / 3600
+    assert [(row[0], row[1]) for row in rows] == [("plain", "1"), ("plain", "8"), ("fd3d", "1"), ("fd3d", "8")]
+    assert [float(row[2]) for row in rows] == pytest.approx([hours, hours / 8] * 2, abs=0.06)
+    assert "8 = 8 processes x 1 x 1 accumulated; 84,390 updates" in output
+    plain, fd3d = ([float(n) for n in lines[f"{name}, batch 1"]] for name in ("plain", "fd3d"))
+    assert plain[-1] == pytest.approx(sum(plain[:-1]), abs=0.03) and plain[4] == 0
+    assert fd3d[-1] == pytest.approx(plain[-1] + fd3d[4], abs=0.02) and fd3d[4] > 0
+
+
+@pytest.fixture
+def indexed(project, tmp_path, monkeypatch, world_index):
+    """The active profile with another index, as a file."""
+    monkeypatch.chdir(project)
+
+    def write(index: Path = world_index) -> str:
+        values = read_yaml(project / "params.yaml")
+        values["data"]["index"] = str(index)
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+        return str(tmp_path / "params.yaml")
+
+    return write
+
+
+def test_a_plan_without_rates_says_what_to_measure_and_takes_frames_from_the_index(indexed):
+    output = planned("--params", indexed(), "--family", "detr3d", "--height", "160", "--width", "288")
+    assert "== detr3d: " in output and "== bevformer" not in output and ", 6 frames" in output
+    assert "expert hours need --rate" in output and "training hours need --train-rate" in output
+    assert "dump once" not in output
+
+
+def test_frames_that_nothing_tells_are_asked_for(indexed, tmp_path):
+    done = CliRunner().invoke(app, ["plan", "--params", indexed(tmp_path / "none.npz")])
+    assert isinstance(done.exception, FD3DError) and "give --frames" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["configs/bevformer/base.py", "--frames", "10"], "--rate is missing"),
+        (["configs/bevformer/base.py", "--frames", "10", "--rate", "0"], "--rate is 0"),
+        (["--frames", "10", "--train-rate", "-1"], "--train-rate is -1"),
+        (["configs/bevformer/base.py", "--family", "detr3d"], "--family is of the profile"),
+        (["--family", "detr4d", "--frames", "10"], "unknown family 'detr4d'"),
+    ],
+)
+def test_a_plan_that_lacks_something_says_what(project, monkeypatch, options, told):
+    monkeypatch.chdir(project)
+    done = CliRunner().invoke(app, ["plan", *options])
+    assert isinstance(done.exception, FD3DError) and told in str(done.exception)

@@ -1,0 +1,179 @@
+"""What a pair of detectors will take, in words: store, expert hours, GPU memory and hours of the trainings."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mmengine.config import Config
+
+from pipeline.cost.complexity import Cameras
+from pipeline.cost.memory import TrainingMemory, training_memory
+from pipeline.cost.plan import RATIOS, Measured, StorePlan, coverage_of, expert_schema, plan_store, plan_work, table
+from pipeline.data.index import FrameIndex
+from pipeline.dumping.settings import DumpSettings
+from pipeline.errors import FD3DError
+from pipeline.models.build import load_config
+from pipeline.profile import Family, Profile
+from pipeline.training.schedule import plan_course
+from pipeline.training.settings import RunSettings, read_schedule
+from store_schema import StoreSchema
+
+_NO_RATE = """expert hours need --rate, the frames per second of the expert on one GPU: time 'fd3d dump --family {name} --scene SCENE --out
+runs/rate' and divide the scene's frames by the seconds (after the expert stage: 'dvc repro expert@{name}')"""
+_NO_TRAIN_RATE = """training hours need --train-rate, the frames per second of a training on one GPU: set max_iters in families.{name}.apprentice.train
+to 100, run 'fd3d train --family {name} --method plain --out runs/rate' and take steps x batch / seconds of runs/rate/train.json"""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Numbers that a profile does not have.
+
+    Attributes:
+        frames: frames of the training split.
+        cameras: calibrated cameras of the data set.
+        rate: frames per second of the expert on one GPU; None where not measured.
+        train_rate: frames per second of a training on one GPU; None where not measured.
+        gpus: numbers of GPUs that hours are given for.
+        students: trainings that read the store.
+        epochs: epochs of a training, beside which the expert online is counted.
+        like: finished store that coverage and compression are taken from.
+        coverage: ``MAP=SHARE`` texts that replace the shares.
+    """
+
+    frames: int
+    cameras: Cameras
+    rate: float | None = None
+    train_rate: float | None = None
+    gpus: tuple[int, ...] = (1,)
+    students: int = 1
+    epochs: int = 24
+    like: Path | None = None
+    coverage: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name, rate in (("rate", self.rate), ("train-rate", self.train_rate)):
+            if rate is not None and rate <= 0:
+                raise FD3DError(f"--{name} is {rate}; give the measured frames per second")
+
+
+def frames_of(profile: Profile) -> int:
+    """Frames of the training split in the profile's index.
+
+    Raises:
+        FD3DError: there is no index, or it lacks the split.
+    """
+    if not profile.data.index.is_file():
+        raise FD3DError(
+            f"{profile.data.index} does not exist, so the number of frames is unknown; give --frames (28130 for nuScenes' train), or "
+            "run 'fd3d index'"
+        )
+    return len(FrameIndex.load(profile.data.index).select(profile.data.train))
+
+
+def store_lines(schema: StoreSchema, settings: DumpSettings, outlook: Outlook) -> tuple[StorePlan, list[str]]:
+    """A store's plan, with a row per array and where its figures come from."""
+    measured = Measured.of(outlook.like) if outlook.like else Measured({}, {})
+    shares = coverage_of(outlook.coverage, schema, measured.coverage)
+    store = plan_store(schema, outlook.frames, settings.frames_per_shard, replace(measured, coverage=shares))
+    source = str(outlook.like) if outlook.like else f"defaults of pipeline/cost/plan.py ({', '.join(RATIOS)})"
+    told = (
+        f"compression as of {source}; {settings.frames_per_shard} frames per shard, {100 * measured.fill:.0f} % filled"
+    )
+    return store, [*table(store, shares), told, ""]
+
+
+def expert_lines(store: StorePlan, outlook: Outlook) -> list[str]:
+    """Passes and hours of the expert, for one dump and online."""
+    assert outlook.rate is not None
+    hours = ["hours"] if len(outlook.gpus) == 1 else [f"{n} GPU{'s' if n > 1 else ''}, h" for n in outlook.gpus]
+    heads = [
+        f"{'':24} {'expert passes':>14} {'worker-hours':>13}",
+        *(f"{head:>9}" for head in hours),
+        f"{'store, GB':>10}",
+    ]
+    lines = [" ".join(heads)]
+    for name, passes, size in (
+        ("dump once", outlook.frames, store.total),
+        (
+            f"online, {outlook.students} x {outlook.epochs} epochs",
+            outlook.frames * outlook.epochs * outlook.students,
+            0.0,
+        ),
+    ):
+        work = [plan_work(passes, outlook.rate, workers) for workers in outlook.gpus]
+        cells = " ".join(f"{one.elapsed:9.1f}" for one in work)
+        lines.append(f"{name:24} {passes:14d} {work[0].hours:13.1f} {cells} {size / 1e9:10.2f}")
+    return lines
+
+
+def config_lines(cfg: Config, settings: DumpSettings, outlook: Outlook) -> list[str]:
+    """Store and expert hours of an expert's config.
+
+    Raises:
+        FD3DError: the rate is missing, or the config is no expert of this project.
+    """
+    if outlook.rate is None:
+        raise FD3DError("--rate is missing; give the measured frames per second of one worker's expert")
+    store, lines = store_lines(expert_schema(cfg, outlook.cameras, settings), settings, outlook)
+    return lines + expert_lines(store, outlook)
+
+
+def family_lines(profile: Profile, family: Family, outlook: Outlook) -> list[str]:
+    """Store, expert hours, and memory and hours of the trainings of a family of the profile.
+
+    Raises:
+        FD3DError: a config of the family is no detector of this project.
+    """
+    expert, student = (load_config(one.config) for one in (family.expert, family.apprentice))
+    schema = expert_schema(expert, outlook.cameras, profile.dump)
+    trainings = [
+        ("plain", student, family.apprentice.train, None),
+        ("fd3d", student, family.apprentice.train, schema),
+    ]
+    if family.expert.checkpoint is None:
+        trainings.insert(0, ("expert", expert, family.expert.train, None))
+    course = plan_course(read_schedule(student), family.apprentice.train, outlook.frames, processes=1)
+    outlook = replace(outlook, epochs=round(course.updates * course.batch / outlook.frames) or 1)
+    store, lines = store_lines(schema, profile.dump, outlook)
+    lines = [
+        f"== {family.name}: {family.expert.config} -> {family.apprentice.config}, {outlook.frames} frames",
+        *lines,
+        *(expert_lines(store, outlook) if outlook.rate else [_NO_RATE.format(name=family.name)]),
+        "",
+        f"{'GPU memory, GB':24} {'weights':>9} {'optimiser':>9} {'images':>9} {'activations':>12} {'fd3d':>9} {'all':>9}",
+    ]
+    for name, cfg, run, read in trainings:
+        size = run.batch_size or read_schedule(cfg).batch_size
+        lines.append(_memory_line(f"{name}, batch {size}", training_memory(cfg, outlook.cameras, size, read)))
+    lines += [
+        "in float32, at the end of the forward pass; measured peaks are some 3 GB higher (docs/planning.md)",
+        "",
+        f"{'training':24} {'GPUs':>6} {'hours':>9}  frames of an update",
+    ]
+    for name, cfg, run, _ in trainings:
+        for gpus in outlook.gpus:
+            lines.append(_training_line(name, gpus, cfg, run, outlook, measured=name != "expert"))
+    if outlook.train_rate is None:
+        lines.append(_NO_TRAIN_RATE.format(name=family.name))
+    elif family.expert.checkpoint is None:
+        lines.append(
+            "--train-rate is the student's; the expert's training is slower by a factor to be measured in the same way"
+        )
+    return lines
+
+
+def _memory_line(name: str, memory: TrainingMemory) -> str:
+    parts = (memory.weights, memory.optimiser, memory.images + memory.history, memory.activations, memory.distillation)
+    widths = (9, 9, 9, 12, 9, 9)
+    return f"{name:24} " + " ".join(f"{n / 1e9:{w}.2f}" for n, w in zip((*parts, memory.total), widths, strict=True))
+
+
+def _training_line(name: str, gpus: int, cfg: Config, run: RunSettings, outlook: Outlook, measured: bool) -> str:
+    """Hours of a training on a number of GPUs, with what the training prints; the reason where they cannot share an update."""
+    try:
+        course = plan_course(read_schedule(cfg), run, outlook.frames, gpus)
+    except FD3DError as error:
+        return f"{name:24} {gpus:6d} {'-':>9}  {error}"
+    hours = "-"
+    if outlook.train_rate and measured:
+        hours = f"{course.updates * course.batch / outlook.train_rate / gpus / 3600:.1f}"
+    return f"{name:24} {gpus:6d} {hours:>9}  {course}"
