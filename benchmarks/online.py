@@ -28,9 +28,10 @@ from pipeline.distill.apprentice import train_apprentice  # noqa: E402
 from pipeline.dumping.dump import dump  # noqa: E402
 from pipeline.dumping.settings import DumpSettings  # noqa: E402
 from pipeline.focal.rule import FocalRule  # noqa: E402
+from pipeline.models.pairs import StudentPlan  # noqa: E402
 from pipeline.profile import CONFIG, DETECTOR, Family, read_profile  # noqa: E402
 from pipeline.training.expert import take_or_train  # noqa: E402
-from pipeline.training.settings import RunSettings, StudentPlan  # noqa: E402
+from pipeline.training.settings import RunSettings  # noqa: E402
 from store_schema.schema import VALUES  # noqa: E402
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -263,8 +263,7 @@ def parse_profile(values: Mapping[str, Any], path: Path) -> Profile:
             exist, or FD3D's settings need what the dump will not store.
     """
     known = ("data", "world", "families", "focal", "dump", "distill", "methods")
-    unknown = [name for name in values if name not in known]
-    if unknown:
+    if unknown := [name for name in values if name not in known]:
         raise FD3DError(f"{path}: unknown section '{unknown[0]}'; known: {', '.join(known)}")
     for name in ("data", "families"):
         if not values.get(name):
@@ -306,15 +305,16 @@ def _family(name: Any, values: Any, distill: dict[str, Any]) -> Family:
     values = mapping(values, where, ("expert", "apprentice", "distill", "published"))
     expert = from_mapping(ExpertSettings, values.get("expert"), f"{where}.expert")
     student = from_mapping(StudentSettings, values.get("apprentice"), f"{where}.apprentice")
-    for role, config in (("expert", expert.config), ("apprentice", student.config)):
+    for role, config, init in (("expert", expert.config, expert.init), ("apprentice", student.config, student.init)):
         if not config.is_file():
             raise FD3DError(f"{where}.{role}.config {config} does not exist; see configs/ for those that ship")
-    for role, init in (("expert", expert.init), ("apprentice", student.init)):
         if init is not None and (init.parts[:1] != PRETRAINED.parts or ".." in init.parts):
             raise FD3DError(
                 f"{where}.{role}.init {init} is not below {PRETRAINED}/, whose files dvc.yaml depends on; put the file there"
             )
-    own = mapping(values.get("distill"), f"{where}.distill")
+    if "distill" not in values:  # dvc.yaml depends on the setting, and DVC on its being there
+        raise FD3DError(f"{where} has no distill; write 'distill: {{}}' for the section's values")
+    own = mapping(values["distill"], f"{where}.distill")
     try:
         settings = DistillSettings.from_dict(merged(distill, own))
     except FD3DError as error:

@@ -19,9 +19,7 @@ def dump(
     root: Annotated[Path | None, typer.Option(help="Data root; default: the profile's.")] = None,
     split: Annotated[str | None, typer.Option(help="Split to dump; default: the profile's training split.")] = None,
     scene: Annotated[list[str] | None, typer.Option(help="Scene to dump, repeatable; default: all.")] = None,
-    replace: Annotated[
-        bool, typer.Option(help="Deletion of a store that another expert, config or index made.")
-    ] = False,
+    replace: Annotated[bool, typer.Option(help="Deletion of a store of another expert, config or index.")] = False,
     workers: Annotated[
         int, typer.Option(help="Number of processes that decode images; on a cluster threads per worker.")
     ] = 1,
@@ -42,6 +40,7 @@ def dump(
     from pipeline.data.source import FrameSource
     from pipeline.dumping.coverage import lines, write_coverage
     from pipeline.dumping.dump import dump as run_dump
+    from pipeline.models.pairs import StudentPlan, planned_student
     from store_schema import open_storage
 
     source = FrameSource(index or data.index, root or data.root, split or data.train)
@@ -49,8 +48,10 @@ def dump(
     given: dict[str, Any] = {"workers": cluster_workers, "address": address}
     cluster = with_values(profile.cluster, **{name: value for name, value in given.items() if value is not None})
     weights = None if random_weights else checkpoint or pair.detector
-    config = config or pair.detector.with_name(CONFIG)
-    made = run_dump(config, weights, source, target, profile.dump, workers, scene, cluster, replace)
+    made_by = pair.detector.with_name(CONFIG)
+    if config is None and weights == pair.detector and weights.is_file():  # the student's training starts hours later
+        planned_student(StudentPlan.of(pair.apprentice.config, pair.distill), made_by, weights)
+    made = run_dump(config or made_by, weights, source, target, profile.dump, workers, scene, cluster, replace)
     print("\n".join([f"{target}: {made['frames']} frames", *lines(made["coverage"])]))
     path = metrics or (pair.folder / "dump.json" if out is None else None)
     if path is not None:

@@ -20,10 +20,10 @@ def expert(
     """Check and take the expert's checkpoint; without one train the expert."""
     profile = read_profile(params)
     pair = profile.family(family)
+    from pipeline.models.pairs import StudentPlan
     from pipeline.training.expert import take_or_train
-    from pipeline.training.settings import StudentPlan
 
-    distill, source = pair.distill, profile.data.source("train")
+    source = profile.data.source("train")
     target = out / pair.detector.name if out else pair.detector
     checkpoint = None if retrain else pair.expert.checkpoint
     facts = take_or_train(
@@ -32,7 +32,8 @@ def expert(
         pair.expert.train,
         source,
         target,
-        StudentPlan(pair.apprentice.config, pair.init("apprentice"), distill.inherit, distill.levels, distill.layers),
+        StudentPlan.of(pair.apprentice.config, pair.distill),
+        student_init=pair.init("apprentice"),
         init=pair.init("expert"),
         boxes=pair.expert.boxes,
         classes=pair.expert.classes,

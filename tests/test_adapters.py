@@ -51,7 +51,11 @@ def example(tmp_path_factory, world, world_index) -> Path:
     params["data"] |= {"root": str(world), "index": str(world_index)}
     apprentice = {"config": str(PROJECT / "configs/world/apprentice.py"), "train": {"max_iters": 4, "workers": 0}}
     params["families"] = {
-        "bevformer": {"expert": {"config": str(PROJECT / "configs/world/expert.py")}, "apprentice": apprentice}
+        "bevformer": {
+            "expert": {"config": str(PROJECT / "configs/world/expert.py")},
+            "apprentice": apprentice,
+            "distill": {},
+        }
     }
     params["distill"]["inherit"] = []  # as the page says
     (folder / "params.yaml").write_text(yaml.safe_dump(params))

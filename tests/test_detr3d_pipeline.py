@@ -180,7 +180,8 @@ def test_training_from_the_store_saves_the_plain_detector(project, store, world,
     params["distill"] |= SETTINGS | {"inherit": []}
     apprentice = {"config": str(project / APPRENTICE), "train": {"seed": 0, "max_iters": 4, "workers": 0}}
     (tmp_path / "expert.py").write_text("raise RuntimeError('training from the store needs nothing of the expert')\n")
-    params["families"] = {"detr3d": {"expert": {"config": str(tmp_path / "expert.py")}, "apprentice": apprentice}}
+    expert = {"config": str(tmp_path / "expert.py")}
+    params["families"] = {"detr3d": {"expert": expert, "apprentice": apprentice, "distill": {}}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     command = [sys.executable, "-m", "stages.cli", "train", "--family", "detr3d", "--method", "fd3d"]
     done = subprocess.run(

@@ -175,9 +175,8 @@ def workspace(tmp_path, project, world, world_index, store):
     params["data"] |= {"root": str(world), "index": str(world_index)}
     training = {"seed": 0, "max_iters": 4, "workers": 0, "checkpoint_every": 2}
     apprentice = {"config": str(tmp_path / "apprentice.py"), "train": training}
-    params["families"] = {
-        "bevformer": {"expert": {"config": str(tmp_path / "expert.py"), "checkpoint": None}, "apprentice": apprentice}
-    }
+    expert = {"config": str(tmp_path / "expert.py"), "checkpoint": None}
+    params["families"] = {"bevformer": {"expert": expert, "apprentice": apprentice, "distill": {}}}
     # the apprentice's config inherits from the expert's file: flatten it, then the expert's is gone
     load_config(project / APPRENTICE).dump(tmp_path / "apprentice.py")
     params["distill"]["inherit"] = []

@@ -109,6 +109,11 @@ def changed(*places: tuple[str, Any]) -> dict[str, Any]:
             r"data.root data/other is none of the data sets that data.generate makes, data/world",
         ),
         ("world.width", 100_000, r"world image size is 160x100000; use even sizes of 32 to 4096"),
+        (
+            "families.detr3d",
+            {"expert": {"config": "configs/world/expert.py"}, "apprentice": {"config": "configs/world/apprentice.py"}},
+            r"families.detr3d has no distill; write 'distill: \{\}'",
+        ),
         ("distill.levels", [], r"distill.levels is \[\]; give different numbers from 0 on, or null for all"),
         ("world.photometric", -1, r"world.photometric is -1.0; it must not be negative"),
     ],

@@ -18,6 +18,7 @@ from pipeline.cost.complexity import Cameras, on_meta
 from pipeline.distill.base import Taps
 from pipeline.distill.generators import FeatureGenerator, RestoreBEV
 from pipeline.distill.losses import masked_generation_loss
+from pipeline.errors import FD3DError
 from store_schema import StoreSchema
 
 
@@ -73,7 +74,7 @@ def training_memory(
         schema: store of a distilled training.
 
     Raises:
-        FD3DError: the config is no detector of this project.
+        FD3DError: the config is no detector of this project, or its pyramid does not lie on the store's.
     """
     with on_meta(cfg, cameras, batch_size) as (model, batch, _):
         head = cfg.model.pts_bbox_head
@@ -101,6 +102,12 @@ def training_memory(
 def _distillation(levels: Sequence[Tensor], bev: Tensor | None, schema: StoreSchema, samples: int) -> int:
     """Bytes that FD3D adds: the pyramid's levels (B*V, C, H, W) and the BEV map (B, C, h, w) are the student's."""
     maps = [(student, (len(student), level[2], *level[:2])) for student, level in zip(levels, schema.pv, strict=False)]
+    for number, (student, shape) in enumerate(maps):
+        if student.shape[-2:] != shape[2:]:
+            raise FD3DError(
+                f"pyramid level {number} of the student is {tuple(student.shape[-2:])}, of the expert {shape[2:]}; choose image "
+                "sizes and strides that agree, or the data set's size by --height and --width"
+            )
     modules = nn.ModuleList()
     with torch.device("meta"):
         if bev is not None and schema.bev is not None:

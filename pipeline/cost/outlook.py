@@ -1,5 +1,6 @@
 """What a pair of detectors will take, in words: store, expert hours, GPU memory and hours of the trainings."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from mmengine.config import Config
 from pipeline.cost.complexity import Cameras
 from pipeline.cost.memory import TrainingMemory, training_memory
 from pipeline.cost.plan import RATIOS, Measured, StorePlan, coverage_of, expert_schema, plan_store, plan_work, table
+from pipeline.data.augment import read_augment
 from pipeline.data.index import FrameIndex
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
@@ -51,7 +53,7 @@ class Outlook:
 
     def __post_init__(self) -> None:
         for name, rate in (("rate", self.rate), ("train-rate", self.train_rate)):
-            if rate is not None and rate <= 0:
+            if rate is not None and not 0 < rate < math.inf:
                 raise FD3DError(f"--{name} is {rate}; give the measured frames per second")
 
 
@@ -152,6 +154,10 @@ def family_lines(profile: Profile, family: Family, outlook: Outlook) -> list[str
     for name, cfg, run, _ in trainings:
         for gpus in outlook.gpus:
             lines.append(_training_line(name, gpus, cfg, run, outlook, measured=name != "expert"))
+    if any(read_augment(cfg).class_balanced for _, cfg, _, _ in trainings):
+        lines.append(
+            "augment.class_balanced repeats frames (on nuScenes an epoch is 4.4 times as long): updates and hours grow alike"
+        )
     if outlook.train_rate is None:
         lines.append(_NO_TRAIN_RATE.format(name=family.name))
     elif family.expert.checkpoint is None:

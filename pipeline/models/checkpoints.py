@@ -20,6 +20,7 @@ from .conventions import CONVERTER, box_convention, class_rows, shift_convention
 from .query_head import QueryHead
 from .safe_load import load_plain
 
+_POINTER = b"version https://git-lfs"
 # Box code of the new convention from the old one: w and l swap, and yaw' = -yaw - pi/2 makes sin' = -cos and cos' = -sin.
 _NEW_FROM_OLD = [0, 1, 3, 2, 4, 5, 7, 6, 8, 9]
 _SIGN = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0, 1.0, 1.0]
@@ -67,6 +68,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     if not Path(path).is_file():
         raise FD3DError(f"checkpoint {path} does not exist")
+    with open(path, "rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise FD3DError(f"checkpoint {path} is a pointer of Git LFS in place of the file; run 'git lfs pull'")
     try:
         content = load_plain(path)
     except Exception as error:  # whatever a damaged or foreign file raises, the file is at fault

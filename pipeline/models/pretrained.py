@@ -14,6 +14,8 @@ from .build import load_config
 from .checkpoints import Checkpoint, check_conventions, read_checkpoint
 
 BACKBONE, NECK = "img_backbone", "img_neck"
+TORCHVISION = "a ResNet as torchvision's"
+"""Layout whose files tell their style: strides lie on the second convolution of a block."""
 _SHOWN = 4  # names that a line of the report lists
 
 
@@ -43,7 +45,7 @@ def pretrained_names(names: Collection[str], path: str | Path) -> tuple[str, dic
             renamed = {n: new + n.removeprefix(old) for old, new in ours.items() for n in names if n.startswith(old)}
             return layout, renamed
     if "layer1.0.conv1.weight" in names:
-        return "a ResNet as torchvision's", {n: f"{BACKBONE}.{n}" for n in names if not n.startswith("fc.")}
+        return TORCHVISION, {n: f"{BACKBONE}.{n}" for n in names if not n.startswith("fc.")}
     raise FD3DError(
         f"checkpoint {path} has none of the known layouts: torchvision's ResNet (layer1.0.conv1.weight), OpenMMLab's detectors and "
         f"classifiers (backbone.*, neck.*), this project's (img_backbone.*, img_neck.*); its names are {', '.join(list(names)[:3])}"
@@ -67,6 +69,8 @@ def take_pretrained(model: nn.Module, path: str | Path) -> Taken:
     if BACKBONE not in modules:
         raise FD3DError(f"{source} is for a detector with {BACKBONE}, not for {type(model).__name__}")
     check_names(_below(model.state_dict(), BACKBONE), _below(state, BACKBONE), source, offsets_needed=False)
+    if layout == TORCHVISION:
+        check_kind(model.get_submodule(BACKBONE), {"style": "pytorch"}, source)
     return _take(model, state, modules, source, [name for name in found if name not in ours])
 
 
@@ -97,33 +101,38 @@ def inherit_weights(model: nn.Module, path: str | Path, modules: Sequence[str], 
     return _take(model, inherited, modules, source, [name for name in found.state if name not in inherited])
 
 
-def check_frozen(model: nn.Module, given: Collection[str], setting: str) -> None:
-    """Refuse a detector whose frozen parameters would keep random weights.
+def check_frozen(model: nn.Module, given: Collection[str], setting: str, file: Path | None = None) -> None:
+    """Refuse a detector whose frozen parameters would keep random weights, or frozen norms their first statistics.
 
     Args:
-        given: names of parameters that do not start from random weights.
+        given: names of tensors that a file gave.
         setting: setting that names a pretrained file, in messages.
+        file: what the setting is.
 
     Raises:
-        FD3DError: frozen parameters are not given; naming the setting.
+        FD3DError: frozen tensors are not given; naming the setting.
     """
     pretrained = [
         name
         for name, module in model.named_modules()
         if isinstance(cfg := getattr(module, "init_cfg", None), dict) and cfg.get("type") == "Pretrained"
     ]
+    # the weights of the box code's losses are a setting
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad and n.rpartition(".")[2] != "code_weights"]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{name}.weight" in frozen:
+            frozen += [f"{name}.running_mean", f"{name}.running_var"]
     lacking = [
-        name
-        for name, parameter in model.named_parameters()
-        # the weights of the box code's losses are a setting
-        if not parameter.requires_grad and name not in given and name.rpartition(".")[2] != "code_weights"
+        name for name in frozen if name not in given and not any(_is_below(name, module) for module in pretrained)
     ]
-    lacking = [name for name in lacking if not any(_is_below(name, module) for module in pretrained)]
     if lacking:
-        module = lacking[0].split(".")[0]
+        module, now = (
+            lacking[0].split(".")[0],
+            "" if file is None else f", now {file}, which lacks them or has other shapes,",
+        )
         raise FD3DError(
-            f"{module} has frozen parameters that would start from random weights and keep them ({len(lacking)}, first "
-            f"{lacking[0]}); set {setting} to a pretrained checkpoint, or let the detector inherit {module}"
+            f"{module} has frozen parameters or statistics that would start from random weights and keep them ({len(lacking)}, "
+            f"first {lacking[0]}); set {setting}{now} to a pretrained checkpoint, or let the detector inherit {module}"
         )
 
 
@@ -155,6 +164,10 @@ def _take(
         # counters of steps, which files of old PyTorch versions lack and no layer with a momentum reads
         wanted = [n for n in own if _is_below(n, module) and (n in state or not n.endswith(".num_batches_tracked"))]
         fit = {name: state[name] for name in wanted if name in state and state[name].shape == own[name].shape}
+        if bad := [name for name, tensor in fit.items() if _is_no_weight(tensor, own[name])]:
+            raise FD3DError(
+                f"{source}: {bad[0]} has values that are not finite or no floating-point numbers; copy the file again"
+            )
         if not fit and module != NECK:
             raise FD3DError(f"nothing below '{module}' fits the {source}; name a module that both detectors have")
         other = [
@@ -172,6 +185,10 @@ def _take(
         report.append(f"  left out: {counted}")
     model.load_state_dict(taken, strict=False)
     return Taken(frozenset(taken), tuple(report))
+
+
+def _is_no_weight(tensor: Tensor, own: Tensor) -> bool:
+    return own.is_floating_point() and not (tensor.is_floating_point() and bool(tensor.isfinite().all()))
 
 
 def _listed(what: str, names: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 from pipeline.models.pretrained import Taken, check_frozen, inherit_weights, take_pretrained
 from pipeline.training.checkpoints import unwrapped
+from pipeline.training.processes import average_buffers
 from pipeline.training.schedule import Course
 from pipeline.training.settings import Inheritance, Initial
 
@@ -243,7 +244,10 @@ class Snapshots(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Save where it is due."""
         update, rest = divmod(runner.iter + 1, self.accumulate)
-        if not rest and update in self.updates and is_main_process():
+        if rest or update not in self.updates:
+            return
+        average_buffers(unwrapped(runner.model))
+        if is_main_process():
             self.save(unwrapped(runner.model), update)
 
 
@@ -271,7 +275,8 @@ class StartFrom(Hook):
         found = start_weights(detector, self.init)
         if self.inheritance:
             found.append(inherit_weights(detector, self.inheritance.checkpoint, self.inheritance.modules))
-        check_frozen(detector, frozenset().union(*(taken.names for taken in found)), self.init.setting)
+        names = frozenset().union(*(taken.names for taken in found))
+        check_frozen(detector, names, self.init.setting, self.init.checkpoint)
         if is_main_process():
             for taken in found:
                 print(*taken.report, sep="\n", flush=True)

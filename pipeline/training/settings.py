@@ -101,24 +101,6 @@ class Inheritance:
 
 
 @dataclass(frozen=True)
-class StudentPlan:
-    """What decides whether a family's student can be trained, known before stage 1."""
-
-    config: Path
-    """Detector config."""
-    init: Initial = RANDOM
-    """Pretrained backbone and neck."""
-    inherit: tuple[str, ...] = ()
-    """Modules that start from the expert's weights."""
-    levels: tuple[int, ...] | None = None
-    """Pyramid levels to distil; None for all."""
-    layers: tuple[int, ...] | None = None
-    """Decoder layers of the fine-grained loss; None for all."""
-    section: str = "distill"
-    """Section of the profile that the last three come from, in messages."""
-
-
-@dataclass(frozen=True)
 class Schedule:
     """Entry ``schedule`` of a detector's config."""
 

@@ -197,18 +197,28 @@ class Validate(Hook):
             FD3DError: a detection is not finite.
         """
         update, rest = divmod(runner.iter + 1, self.course.accumulate)
-        if rest or self.validator is None or not self.is_due(update):
-            return
+        if self.validator is not None and not rest and self.is_due(update):
+            self._validate(runner, self.validator, update)
+
+    def after_train(self, runner: Runner) -> None:
+        """Validate a training that was resumed after its last update, and before without validations."""
+        done = self.rows[-1]["step"] if self.rows else 0
+        if self.validator is not None and done < self.course.updates:
+            self._validate(runner, self.validator, self.course.updates)
+
+    def _validate(self, runner: Runner, validator: Validator, update: int) -> None:
         runner.call_hook("before_val")
         model = unwrapped(runner.model)
         try:
-            found = self.validator(self.export(model), next(model.parameters()).device)
+            found = validator(self.export(model), next(model.parameters()).device)
         except FD3DError as error:
             raise FD3DError(f"validation after step {update}: {error}") from error
         epoch = round(update * self.course.batch / self.frames, 2)
         self.rows.append({"epoch": epoch, "step": update} | found)
         self._write()
-        runner.visualizer.add_scalars({f"val/{name}": found[name] for name in METRICS}, step=runner.iter + 1)
+        runner.visualizer.add_scalars(
+            {f"val/{name}": found[name] for name in METRICS}, step=update * self.course.accumulate
+        )
         tell(
             f"epoch {epoch:g}, step {update:,}: NDS {found['NDS']}, mAP {found['mAP']} on {found['scenes']} validation scenes"
         )
@@ -221,8 +231,9 @@ class Validate(Hook):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """NDS, mAP and scenes of the last validation under ``validation``; nothing without one."""
-        return {"validation": {name: self.rows[-1][name] for name in ("NDS", "mAP", "scenes")}} if self.rows else {}
+        """NDS, mAP and scenes of the last update's validation under ``validation``; nothing without one."""
+        last = [row for row in self.rows if row["step"] == self.course.updates]
+        return {"validation": {name: last[0][name] for name in ("NDS", "mAP", "scenes")}} if last else {}
 
     def _write(self) -> None:
         if is_main_process():

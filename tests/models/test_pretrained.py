@@ -116,9 +116,36 @@ def test_frozen_parameters_do_not_start_from_random_weights(config, project, tmp
     torch.save(state, tmp_path / "init.pth")
     with pytest.raises(FD3DError, match=r"\(1, first img_backbone.layer2.1.bn2.weight\)"):
         check_frozen(model, take_pretrained(model, tmp_path / "init.pth").names, "init")
+    state = bare(detector(config, 1), "img_backbone.")
+    del state["layer2.1.bn2.running_var"]
+    torch.save(state, tmp_path / "init.pth")
+    with pytest.raises(
+        FD3DError, match=r"\(1, first img_backbone.layer2.1.bn2.running_var\); set init, now .*/init.pth, which lacks"
+    ):
+        check_frozen(model, take_pretrained(model, tmp_path / "init.pth").names, "init", tmp_path / "init.pth")
     model.img_backbone.init_cfg = {"type": "Pretrained", "checkpoint": "torchvision://resnet18"}
     check_frozen(model, (), "init")  # mmengine has loaded it
     check_frozen(detector(project / "configs/world/apprentice.py"), (), "init")  # trains all it has
+
+
+@pytest.mark.parametrize("spoiled", [lambda t: t * float("nan"), lambda t: t.to(torch.int8)])
+def test_values_that_are_no_weights_are_refused(config, tmp_path, spoiled):
+    state = bare(detector(config), "img_backbone.")
+    state["layer2.1.conv1.weight"] = spoiled(state["layer2.1.conv1.weight"])
+    torch.save(state, tmp_path / "init.pth")
+    with pytest.raises(
+        FD3DError, match=r"init.pth .*: img_backbone.layer2.1.conv1.weight has values that are not finite or"
+    ):
+        take_pretrained(detector(config), tmp_path / "init.pth")
+
+
+def test_torchvisions_style_is_not_caffes(config, tmp_path):
+    state = bare(detector(config), "img_backbone.")
+    torch.save(state, tmp_path / "init.pth")
+    model = detector(config)
+    model.img_backbone.style = "caffe"
+    with pytest.raises(FD3DError, match="has a backbone with style pytorch, the detector's has caffe"):
+        take_pretrained(model, tmp_path / "init.pth")
 
 
 def test_a_file_of_another_kind_is_refused(config, tmp_path):

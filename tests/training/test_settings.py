@@ -8,8 +8,9 @@ import pytest
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
 from pipeline.models.build import load_config
+from pipeline.models.pairs import StudentPlan
 from pipeline.training.expert import take_or_train
-from pipeline.training.settings import RunSettings, StudentPlan, read_schedule
+from pipeline.training.settings import RunSettings, read_schedule
 
 SCHEDULE = dict(max_iters=100, warmup_iters=10, batch_size=2, policy="onecycle")
 

@@ -14,11 +14,12 @@ from pipeline.distill.settings import DistillSettings
 from pipeline.errors import FD3DError
 from pipeline.models.build import build_detector, load_config
 from pipeline.models.checkpoints import load_checkpoint, read_checkpoint
+from pipeline.models.pairs import StudentPlan
 from pipeline.training.expert import take_or_train
 from pipeline.training.plain import train_plain
 from pipeline.training.run import _recipe
 from pipeline.training.schedule import plan_course
-from pipeline.training.settings import RANDOM, Initial, RunSettings, StudentPlan, read_schedule
+from pipeline.training.settings import RANDOM, Initial, RunSettings, read_schedule
 
 RUN = RunSettings(max_iters=4, workers=0)
 SETTING = "families.bevformer.apprentice.init"
@@ -48,7 +49,7 @@ def init(project: Path, tmp_path: Path) -> Initial:
 
 def test_a_frozen_student_trains_from_its_file_and_only_from_it(project, source, init, tmp_path, capsys):
     config, out = student(tmp_path, project, FROZEN), tmp_path / "run/detector.pth"
-    with pytest.raises(FD3DError, match=f"frozen parameters that would start from random weights .* set {SETTING} to"):
+    with pytest.raises(FD3DError, match=f"frozen parameters or statistics that would start from random weights .* set {SETTING} to"):
         train_plain(config, source, out, RUN, init=Initial(None, SETTING))
     assert not out.exists()
     with pytest.raises(FD3DError, match=rf"{SETTING} .*none.pth does not exist"):
@@ -91,20 +92,20 @@ def test_the_expert_stage_checks_what_the_student_starts_from(
     arguments = (expert_config, expert_checkpoint, RUN, source, out)
     random = Initial(None, SETTING)
     with pytest.raises(FD3DError, match=f"set {SETTING} to a pretrained checkpoint"):
-        take_or_train(*arguments, StudentPlan(frozen, random, ("pts_bbox_head",)))
+        take_or_train(*arguments, StudentPlan(frozen, ("pts_bbox_head",)), student_init=random)
     for values, told in (
         ({"inherit": ("pts_bbox",)}, "distill.inherit has 'pts_bbox', no module of .*; there are .*img_backbone"),
         ({"levels": (0, 3)}, r"distill.levels is \[0, 3\]; this family has levels 0..2"),
         ({"layers": (3,)}, r"distill.layers is \[3\]; this family has layers 0..2"),
     ):
         with pytest.raises(FD3DError, match=told):
-            take_or_train(*arguments, replace(StudentPlan(frozen, init), **values))
+            take_or_train(*arguments, replace(StudentPlan(frozen), **values), student_init=init)
     assert not out.parent.exists()
     torch.save({"a": torch.ones(1)}, tmp_path / "unknown.pth")
     with pytest.raises(FD3DError, match=f"{SETTING}: .* has none of the known layouts"):
-        take_or_train(*arguments, StudentPlan(frozen, Initial(tmp_path / "unknown.pth", SETTING)))
-    take_or_train(*arguments, StudentPlan(frozen, random, ("img_backbone",)))
-    take_or_train(*arguments, StudentPlan(frozen, init, levels=(0, 2), layers=(2,)))
+        take_or_train(*arguments, StudentPlan(frozen), student_init=Initial(tmp_path / "unknown.pth", SETTING))
+    take_or_train(*arguments, StudentPlan(frozen, ("img_backbone",)), student_init=random)
+    take_or_train(*arguments, StudentPlan(frozen, levels=(0, 2), layers=(2,)), student_init=init)
 
 
 def test_the_profile_may_tell_an_experts_lost_conventions(project, expert_config, expert_checkpoint, tmp_path):

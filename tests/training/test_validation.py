@@ -22,13 +22,14 @@ from pipeline.evaluation.predict import predict
 from pipeline.evaluation.submission import write_submission
 from pipeline.models.build import load_config
 from pipeline.models.load import load_detector
+from pipeline.models.pairs import StudentPlan
 from pipeline.training import hooks, run
 from pipeline.training.expert import take_or_train
 from pipeline.training.loop import UpdateLoop
 from pipeline.training.plain import train_plain
 from pipeline.training.processes import join_processes
 from pipeline.training.schedule import Course
-from pipeline.training.settings import RunSettings, StudentPlan, Validation
+from pipeline.training.settings import RunSettings, Validation
 from pipeline.training.validation import COLUMNS, Validate, prepare_validation, spread
 from tests.training.small import Job, train_together, write_config
 
@@ -156,6 +157,28 @@ def test_a_resumed_training_has_the_curve_of_one_never_stopped(jobs, monkeypatch
     # other settings of the validation are no other training
     begin_again(other)
     assert rows(other) == rows(whole)[:1]
+
+
+def test_the_last_update_is_validated_after_a_resume_that_has_none_left(jobs, monkeypatch):
+    job = jobs("detr3d", "run")
+    with monkeypatch.context() as patch:  # killed when all is done but the detector's file
+        patch.setattr(run, "save_checkpoint", fail)
+        with pytest.raises(Stop):
+            job.train()
+    validated = replace(job, run=job.run | {"validate_every": 9})
+    facts = validated.train()
+    (last,) = rows(validated)
+    assert last["step"] == 5 and facts["validation"]["NDS"] == last["NDS"]
+
+
+def test_the_facts_are_those_of_the_last_update_only(jobs, monkeypatch):
+    job = jobs("detr3d", "run", **VALIDATED)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Stop):
+            job.train()
+    assert "validation" not in replace(job, run=RUN).train()
+    assert [row["step"] for row in rows(job)] == [3]
 
 
 @pytest.fixture(scope="module")

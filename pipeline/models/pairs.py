@@ -1,0 +1,69 @@
+"""Whether a student can be distilled from an expert as planned: told before stage 1 takes its hours."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from torch import nn
+
+from pipeline.errors import FD3DError
+
+from .build import build_detector, load_config
+from .pretrained import inherit_weights
+
+
+@dataclass(frozen=True)
+class StudentPlan:
+    """What a student takes from its expert."""
+
+    config: Path
+    """Detector config of the student."""
+    inherit: tuple[str, ...] = ()
+    """Modules that start from the expert's weights."""
+    levels: tuple[int, ...] | None = None
+    """Pyramid levels to distil; None for all."""
+    layers: tuple[int, ...] | None = None
+    """Decoder layers of the fine-grained loss; None for all."""
+    section: str = "distill"
+    """Section of the profile that the last three come from, in messages."""
+
+    @classmethod
+    def of(cls, config: Path, distill: Any) -> Self:
+        """Plan of a student by settings of distillation, which have the fields of a plan."""
+        return cls(config, distill.inherit, distill.levels, distill.layers, distill.section)
+
+
+def planned_student(plan: StudentPlan, expert: Path, weights: Path | None = None) -> nn.Module:
+    """A student, built, that can be distilled as planned.
+
+    Args:
+        expert: config of the expert.
+        weights: checkpoint of the expert, whose weights the student then has where they are inherited.
+
+    Raises:
+        FD3DError: a module to inherit, a level or a layer does not exist, or the expert's weights do not fit; naming the
+            setting.
+    """
+    configs = cfg, above = load_config(plan.config), load_config(expert)
+    model = build_detector(cfg)
+    names = dict(model.named_modules()).keys() - {""}
+    if unknown := [module for module in plan.inherit if module not in names]:
+        known = ", ".join(name for name, _ in model.named_children())
+        raise FD3DError(
+            f"{plan.section}.inherit has {unknown[0]!r:.80}, no module of {plan.config}; there are {known} and modules below"
+        )
+    decoder = above.model.get("pts_bbox_head", {}).get("transformer", {}).get("decoder", {})
+    sizes = {
+        "levels": [one.model.get("img_neck", {}).get("num_outs") for one in configs],
+        "layers": [decoder.get("num_layers")],  # only the expert's are read
+    }
+    for name, counts in sizes.items():
+        numbers, count = getattr(plan, name), min((count for count in counts if count), default=None)
+        if numbers is not None and count is not None and max(numbers) >= count:
+            raise FD3DError(f"{plan.section}.{name} is {list(numbers)}; this family has {name} 0..{count - 1}")
+    if weights is not None and plan.inherit:
+        try:
+            inherit_weights(model, weights, plan.inherit, expert)
+        except FD3DError as error:
+            raise FD3DError(f"{plan.section}.inherit is {list(plan.inherit)}: {error}") from error
+    return model
