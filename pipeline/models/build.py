@@ -19,7 +19,9 @@ def load_config(path: str | Path) -> Config:
         FD3DError: the file does not exist, or is no config.
     """
     if not Path(path).is_file():
-        raise FD3DError(f"config {path} does not exist; see configs/ for those that ship")
+        made = Path(path).name == "config.py"  # as the stages call what they write
+        hint = "the stages expert and train write it: run 'fd3d expert', 'fd3d train' or 'dvc repro'" if made else ""
+        raise FD3DError(f"config {path} does not exist; {hint or 'see configs/ for those that ship'}")
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is code: whatever it raises is the reader's to see, in one line

@@ -136,6 +136,8 @@ def train(
     barrier()  # every process has looked before the main one removes anything
     if found is None and is_main_process():
         forget_unfinished(work_dir)
+        if out.is_file():
+            tell(f"{out} is there; it is replaced when this training ends")
     optim = cfg.optim_wrapper.to_dict() if isinstance(cfg.optim_wrapper, ConfigDict) else dict(cfg.optim_wrapper)
     optim["accumulative_counts"] = course.accumulate
     if settings.amp:

@@ -49,7 +49,9 @@ def init(project: Path, tmp_path: Path) -> Initial:
 
 def test_a_frozen_student_trains_from_its_file_and_only_from_it(project, source, init, tmp_path, capsys):
     config, out = student(tmp_path, project, FROZEN), tmp_path / "run/detector.pth"
-    with pytest.raises(FD3DError, match=f"frozen parameters or statistics that would start from random weights .* set {SETTING} to"):
+    with pytest.raises(
+        FD3DError, match=f"frozen parameters or statistics that would start from random weights .* set {SETTING} to"
+    ):
         train_plain(config, source, out, RUN, init=Initial(None, SETTING))
     assert not out.exists()
     with pytest.raises(FD3DError, match=rf"{SETTING} .*none.pth does not exist"):
