@@ -1,9 +1,13 @@
 """Processes that decode images for a data loader: how they start, what they need, and their errors in one line."""
 
+import multiprocessing
+import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,29 @@ def loader_options(workers: int, prefetch: int = 2) -> dict[str, Any]:
     if not workers:
         return {}
     # A fork would copy the locks of torch's and OpenCV's threads in whatever state they are.
-    return {"multiprocessing_context": "forkserver", "prefetch_factor": prefetch, "timeout": TIMEOUT}
+    return {
+        "multiprocessing_context": "forkserver",
+        "prefetch_factor": prefetch,
+        "timeout": TIMEOUT,
+        "worker_init_fn": end_with_parent,
+    }
+
+
+def end_with_parent(number: int = 0) -> None:
+    """End this worker once the process that started it is gone: one that was killed cannot say so, and torch asks the fork server,
+    which lives on.
+
+    Args:
+        number: of the worker, as data loaders give it.
+    """
+    if (parent := multiprocessing.parent_process()) is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def check_shared_memory(batch_bytes: int, workers: int, prefetch: int = 2) -> None:

@@ -1,7 +1,11 @@
 """Worker processes of a data loader: threads, errors and shared memory."""
 
+import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -97,3 +101,35 @@ def test_bytes_of_a_batch_are_those_of_its_images(source: FrameSource, project: 
         cfg = load_config(project / f"configs/world/{name}.py")
         (image,) = next(frame_batches(cfg, source, [0], 0))["inputs"]["img"]
         assert batch_bytes(cfg, FrameIndex.load(source.index), 1, 1) == image.nbytes
+
+
+KILLED = """
+import os, signal, sys
+from torch.utils.data import DataLoader
+from pipeline.data.workers import loader_options
+if __name__ == "__main__":
+    loader = iter(DataLoader(range(10), num_workers=1, **loader_options(1)))
+    print(loader._workers[0].pid, flush=True)
+    next(loader)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_ends_with_a_process_that_is_killed(tmp_path: Path, project: Path) -> None:
+    (tmp_path / "killed.py").write_text(KILLED)
+    done = subprocess.run(
+        [sys.executable, "killed.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(project)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == -signal.SIGKILL
+    status = Path(f"/proc/{int(done.stdout)}/status")
+    for _ in range(100):
+        if not status.exists() or "State:\tZ" in status.read_text():
+            return
+        time.sleep(0.1)
+    os.kill(int(done.stdout), signal.SIGKILL)
+    pytest.fail("the worker lives on")
