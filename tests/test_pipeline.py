@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,6 +214,7 @@ def test_training_needs_no_expert_and_saves_the_plain_detector(workspace, store,
         (["train", "--store", "nowhere"], "store nowhere cannot be read: it is not there"),
         (["train", "--params", "none.yaml"], "none.yaml does not exist"),
         (["dump", "--config", "none.py"], "config none.py does not exist"),
+        (["dump"], "config runs/bevformer/expert/config.py does not exist; the stages expert and train write it"),
         (["dump", "--family", "none"], "unknown family 'none' in params.yaml; known: bevformer"),
         (["evaluate", "--checkpoint", "none.pth", "--out", "x", "--metrics", "x.json"], "checkpoint none.pth does not"),
         (["inspect", "nowhere"], "store nowhere cannot be read"),
@@ -224,6 +226,22 @@ def test_bad_input_gets_one_line(workspace, args, message):
     done = fd3d(*args, cwd=workspace, code=1)
     lines = [line for line in done.stderr.splitlines() if line.startswith("fd3d: ")]
     assert len(lines) == 1 and message in lines[0] and "Traceback" not in done.stderr
+
+
+def test_the_dump_refuses_a_student_that_cannot_inherit_from_the_expert(workspace, expert_config, expert_checkpoint):
+    """The expert stage may be up to date when the student's settings change."""
+    params = yaml.safe_load((workspace / "params.yaml").read_text())
+    params["distill"]["inherit"] = ["img_backbone"]
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+    made = workspace / "runs/bevformer/expert"
+    made.mkdir(parents=True)
+    shutil.copy(expert_checkpoint, made / "detector.pth")
+    load_config(expert_config).dump(made / "config.py")
+    shallow = (workspace / "apprentice.py").read_text().replace("depth=18", "depth=34")
+    (workspace / "apprentice.py").write_text(shallow)
+    done = fd3d("dump", cwd=workspace, code=1)
+    assert "fd3d: distill.inherit is ['img_backbone']: " in done.stderr and "another depth" in done.stderr
+    assert not (workspace / "runs/bevformer/store").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_training_with_the_frames(workspace, store):

@@ -192,6 +192,11 @@ def test_frames_that_nothing_tells_are_asked_for(indexed, tmp_path):
         (["configs/bevformer/base.py", "--frames", "10"], "--rate is missing"),
         (["configs/bevformer/base.py", "--frames", "10", "--rate", "0"], "--rate is 0"),
         (["--frames", "10", "--train-rate", "-1"], "--train-rate is -1"),
+        (["--frames", "10", "--rate", "nan"], "--rate is nan"),
+        (
+            ["--frames", "10", "--rate", "1", "--family", "bevformer"],
+            "pyramid level 0 of the student is (",
+        ),
         (["configs/bevformer/base.py", "--family", "detr3d"], "--family is of the profile"),
         (["--family", "detr4d", "--frames", "10"], "unknown family 'detr4d'"),
     ],
