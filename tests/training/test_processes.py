@@ -70,7 +70,7 @@ def test_torchrun_trains_a_plain_student_and_one_process_writes(project, source,
         "config": str(config),
         "train": {"max_iters": 4, "workers": 0, "checkpoint_every": 3, "validate_every": 2},
     }
-    params["families"] = {"bevformer": {"expert": {"config": str(config)}, "apprentice": student}}
+    params["families"] = {"bevformer": {"expert": {"config": str(config)}, "apprentice": student, "distill": {}}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     launch = [
         sys.executable,
