@@ -242,8 +242,8 @@ class Grid:
             expert = self.expert(training.family, training.expert)
             pair[EXPERT] = pair[EXPERT] | {"config": str(expert.config), "checkpoint": str(expert.checkpoint)}
         # a family's own settings of FD3D would otherwise win over the row's
-        out["distill"] = merged(out.get("distill", {}), pair.pop("distill", {}))
-        out["families"] = {training.family: pair}
+        out["distill"] = merged(out.get("distill") or {}, pair.get("distill") or {})
+        out["families"] = {training.family: pair | {"distill": {}}}
         out = merged({"focal": {}, "dump": {}} | out, training.overrides)
         return merged(out, self.stores[training.store]) if training.store else out
 
