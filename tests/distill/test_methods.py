@@ -298,7 +298,7 @@ def test_the_command_trains_with_a_method_and_saves_the_plain_detector(
         "train": {"max_iters": 4, "workers": 0},
     }
     expert = {"config": str(project / "configs/world/detr3d_expert.py")}
-    params["families"] = {"detr3d": {"expert": expert, "apprentice": student}}
+    params["families"] = {"detr3d": {"expert": expert, "apprentice": student, "distill": {}}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     command = [sys.executable, "-m", "stages.cli", "train", "--family", "detr3d", "--method", "cwd", "--out", "run"]
     command += ["--store", str(dense_stores["detr3d"])]
