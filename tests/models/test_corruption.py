@@ -10,7 +10,8 @@ from pipeline.errors import FD3DError
 from pipeline.expert import TappedExpert, build_adapter
 from pipeline.expert.load import hash_config
 from pipeline.models.build import load_config
-from pipeline.models.corruption import Corruption, corrupt, move_radially
+from pipeline.models.corruption import Corruption, corrupt
+from pipeline.models.depth_error import move_radially
 from pipeline.models.load import load_detector
 
 RANGE = torch.tensor([-8.0, -8.0, -5.0, 8.0, 8.0, 3.0])
