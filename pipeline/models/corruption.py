@@ -117,15 +117,19 @@ def corrupt(model: nn.Module, corruption: Corruption) -> None:
         changes = [partial(corruption.noisy, what=f"pv/{i}") for i in range(len(levels))]
         return [_per_frame(level, tokens, change) for level, change in zip(levels, changes, strict=True)]
 
+    def displaced(out: HeadOutput, tokens: list[str]) -> list[Displaced]:
+        return [
+            corruption.displaced(token, boxes, scores, head.pc_range)
+            for token, (boxes, scores, *_) in zip(tokens, head.decode(out), strict=True)
+        ]
+
     def bev(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         def one(cells: Tensor, token: str) -> Tensor:  # (1, H*W, C)
             maps = cells[0].T.unflatten(-1, head.bev_hw)
             if corruption.depth and corruption.depth_per == "object":
                 with torch.no_grad():
-                    found = head.decode(head.forward(cells))[0]  # not head(cells), which calls this hook
-                maps = move_objects(
-                    maps, corruption.displaced(token, *found[:2], pc_range=head.pc_range), head.pc_range
-                )
+                    unmoved = head.forward(cells)  # head(cells) would call this hook
+                maps = move_objects(maps, *displaced(unmoved, [token]), head.pc_range)
             elif corruption.depth:
                 maps = move_radially(maps, corruption.factor(token), head.pc_range)
             if corruption.noise:
@@ -137,14 +141,9 @@ def corrupt(model: nn.Module, corruption: Corruption) -> None:
     def factors(out: HeadOutput) -> Tensor:  # (B, N), or (B, 1) for a whole frame
         if corruption.depth_per == "frame":
             return out.code.new_tensor([corruption.factor(token) for token in tokens])[:, None]
-        objects = [
-            corruption.displaced(token, *found[:2], pc_range=head.pc_range)
-            for token, found in zip(tokens, head.decode(out), strict=True)
-        ]
-        last = out.code[-1, ..., :2]
-        return (
-            torch.stack([log_factors_of(c, o) for c, o in zip(last.float(), objects, strict=True)]).exp().to(last.dtype)
-        )
+        centres = out.code[-1, ..., :2].float()
+        found = zip(centres, displaced(out, tokens), strict=True)
+        return torch.stack([log_factors_of(*frame) for frame in found]).exp().to(out.code.dtype)
 
     def boxes(module: nn.Module, args: tuple[Any, ...], out: HeadOutput) -> HeadOutput:
         factor = factors(out)

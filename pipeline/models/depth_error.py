@@ -15,8 +15,8 @@ MERGE = 2.0
 """Metres between the centres of two boxes below which both are one object."""
 FADE = 10.0
 """Metres from the only object at which the displacement is half of the object's."""
-_NODE = 1.0  # metres between drawn numbers: no two objects that were not merged depend on the same four
-_POWER = 4  # of the inverse distance: the smallest even one for which many far objects weigh less than a near one
+_NODE = 1.0  # metres between drawn numbers, so that objects that were not merged share hardly any
+_POWER = 4  # of the inverse distance: the smallest even one with which objects all over a plane have a finite weight
 _FILL = 8.0  # metres around a place that an object has left, from which the place is filled
 
 
