@@ -94,8 +94,16 @@ def test_a_neighbour_is_no_part_of_an_object():
     objects = Displaced(torch.tensor([box(16.0, 0.0), box(16.0, 2.5)]), torch.tensor([1.0, 1.5]).log())
     lit = (footprint_distance(centres().flatten(0, 1), objects.boxes[1:]) == 0).view(1, 64, 64).float()
     moved = move_objects(lit, objects, RANGE)[0]
-    assert lit[0, 34, 47] == 1 and moved[34, 47] < 1e-6  # the cell at (15.5, 2.5), beside the object that stays
+    # the cells at (15.5, 1.5) and (15.5, 2.5), the first nearer than a cell to the object that stays
+    assert lit[0, 33:35, 47].min() == 1 and moved[33:35, 47].max() < 1e-6
     assert moved[35:37, 55].min() > 0.5  # (23.5, 3.5) and (23.5, 4.5)
+
+
+def test_distance_from_a_turned_footprint():
+    turned = torch.tensor([box(1.0, 2.0, yaw=torch.pi / 6)])
+    along, across = torch.tensor([3**0.5 / 2, 0.5]), torch.tensor([-0.5, 3**0.5 / 2])
+    points = turned[0, :2] + torch.stack([1.9 * along, 0.9 * across, 2.5 * along, -3.0 * across, 5 * along + 5 * across])
+    torch.testing.assert_close(footprint_distance(points, turned), torch.tensor([[0.0, 0.0, 0.5, 2.0, 5.0]]))
 
 
 def test_without_objects_nothing_moves():
