@@ -102,7 +102,9 @@ def test_a_neighbour_is_no_part_of_an_object():
 def test_distance_from_a_turned_footprint():
     turned = torch.tensor([box(1.0, 2.0, yaw=torch.pi / 6)])
     along, across = torch.tensor([3**0.5 / 2, 0.5]), torch.tensor([-0.5, 3**0.5 / 2])
-    points = turned[0, :2] + torch.stack([1.9 * along, 0.9 * across, 2.5 * along, -3.0 * across, 5 * along + 5 * across])
+    points = turned[0, :2] + torch.stack(
+        [1.9 * along, 0.9 * across, 2.5 * along, -3.0 * across, 5 * along + 5 * across]
+    )
     torch.testing.assert_close(footprint_distance(points, turned), torch.tensor([[0.0, 0.0, 0.5, 2.0, 5.0]]))
 
 
