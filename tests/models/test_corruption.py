@@ -1,6 +1,7 @@
 """Experts made worse on purpose: what is tapped, what is predicted, and what stays."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def objects_of(sample, corruption: Corruption):
 
 
 def test_every_object_has_its_own_depth_error(run):
-    settings = dict(depth=0.2, depth_per="object")
+    settings: dict[str, Any] = dict(depth=0.2, depth_per="object")
     shifts, misses = [], []
     for (clean, sample), (worse, _) in zip(run(), run(**settings), strict=True):
         objects = objects_of(sample, Corruption(**settings))
@@ -139,7 +140,7 @@ def test_without_a_map_boxes_and_points_are_moved(run):
 
 
 def test_without_a_map_the_queries_of_an_object_are_moved_alike(run):
-    settings = dict(depth=0.1, depth_per="object")
+    settings: dict[str, Any] = dict(depth=0.1, depth_per="object")
     frames = zip(run("detr3d_expert"), run("detr3d_expert", **settings), strict=True)
     for (clean, sample), (worse, _) in frames:
         objects = objects_of(sample, Corruption(**settings))
