@@ -129,7 +129,8 @@ def corrupt(model: nn.Module, corruption: Corruption) -> None:
             if corruption.depth and corruption.depth_per == "object":
                 with torch.no_grad():
                     unmoved = head.forward(cells)  # head(cells) would call this hook
-                maps = move_objects(maps, *displaced(unmoved, [token]), head.pc_range)
+                [objects] = displaced(unmoved, [token])
+                maps = move_objects(maps, objects, head.pc_range)
             elif corruption.depth:
                 maps = move_radially(maps, corruption.factor(token), head.pc_range)
             if corruption.noise:
