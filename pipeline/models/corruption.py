@@ -15,8 +15,19 @@ from torch import Tensor, nn
 
 from pipeline.errors import FD3DError
 from pipeline.models.boxes import to_metres, to_unit
+from pipeline.models.depth_error import (
+    Displaced,
+    draw_errors,
+    find_objects,
+    log_factors_of,
+    move_objects,
+    move_radially,
+)
 from pipeline.models.detector import MultiCameraDetector
 from pipeline.models.query_head import HeadOutput
+
+DEPTH_PER = ("frame", "object")
+"""What one drawn depth error is for."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +37,18 @@ class Corruption:
     noise: float = 0.0
     """Standard deviation of Gaussian noise on the pyramid and the BEV map, in units of each channel's own in the frame."""
     depth: float = 0.0
-    """Relative error of depth: standard deviation of a frame's factor around 1, see :meth:`factor`."""
+    """Relative error of depth: standard deviation of a frame's factor around 1, or of the logarithm of an object's factor."""
+    depth_per: str = "frame"
+    """``frame``: one factor for everything in a frame, see :meth:`factor`. ``object``: a factor for each object in a frame, see
+    :meth:`displaced`."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("noise", "depth"):
             if getattr(self, name) < 0:
                 raise FD3DError(f"corruption.{name} is {getattr(self, name)}; it must not be negative")
+        if self.depth_per not in DEPTH_PER:
+            raise FD3DError(f"corruption.depth_per is {self.depth_per!r}; use {' or '.join(DEPTH_PER)}")
 
     @classmethod
     def from_config(cls, settings: dict[str, Any]) -> "Corruption":
@@ -45,7 +61,7 @@ class Corruption:
             return cls(**settings)
         except TypeError as error:
             raise FD3DError(
-                f"the config's corruption cannot be read ({error}); it has noise, depth and seed"
+                f"the config's corruption cannot be read ({error}); it has noise, depth, depth_per and seed"
             ) from error
 
     def generator(self, token: str, what: str) -> torch.Generator:
@@ -57,6 +73,14 @@ class Corruption:
         """Factor by which everything in a frame lies too far away: from N(1, depth), at least 0.1."""
         return max(1 + self.depth * torch.randn((), generator=self.generator(token, "depth")).item(), 0.1)
 
+    def displaced(self, token: str, boxes: Tensor, scores: Tensor, pc_range: Tensor) -> Displaced:
+        """Objects among a frame's boxes (n, 9) in the order of their scores (n,), each with its error.
+
+        An object's log factor is from N(0, depth), for each frame anew, see :func:`~pipeline.models.depth_error.draw_errors`.
+        """
+        boxes = find_objects(boxes, scores)
+        return Displaced(boxes, draw_errors(boxes[:, :2], self.depth, self.generator(token, "depth/object"), pc_range))
+
     def noisy(self, maps: Tensor, token: str, what: str) -> Tensor:
         """A frame's map (..., C, H, W) or maps (V, C, H, W) with noise; the deviation of a channel is over all of them."""
         others = [i for i in range(maps.dim()) if i != maps.dim() - 3]
@@ -65,29 +89,14 @@ class Corruption:
         return (maps + self.noise * spread * drawn).to(maps.dtype)
 
 
-def move_radially(bev: Tensor, factor: float, pc_range: Tensor) -> Tensor:
-    """Move a BEV map's content away from the LiDAR; what was beyond the map is zero.
-
-    Args:
-        bev: (C, H, W), row = y, column = x, over ``pc_range``.
-        factor: factor on every cell's distance.
-        pc_range: (x0, y0, z0, x1, y1, z1) metres.
-    """
-    height, width = bev.shape[-2:]
-    low, extent = pc_range[:2], pc_range[3:5] - pc_range[:2]
-    x, y = ((torch.arange(n, device=bev.device) + 0.5) / n for n in (width, height))
-    target = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1) * extent + low  # (H, W, 2) metres
-    grid = (target / factor - low) / extent * 2 - 1
-    moved = nn.functional.grid_sample(bev[None].float(), grid[None], padding_mode="zeros", align_corners=False)
-    return moved[0].to(bev.dtype)
-
-
 def corrupt(model: nn.Module, corruption: Corruption) -> None:
     """Make a detector worse, in place, by forward hooks.
 
     - Noise is added to the pyramid, which an encoder reads as well, and to the BEV map that the head reads.
     - A wrong depth moves the BEV map that the head reads; its decoder finds boxes, references and sampling positions there.
       Of a detector without a BEV map the head's boxes and references are moved: what its queries sampled stays.
+    - The objects of a depth error per object are those that the head finds on the unmoved map, or, without a BEV map, those that it
+      predicts. All queries of an object have the object's factor, other queries one in between.
     - The history that a BEV encoder reads is neither moved nor has it the map's noise: errors do not add up over a scene.
 
     Args:
@@ -108,10 +117,21 @@ def corrupt(model: nn.Module, corruption: Corruption) -> None:
         changes = [partial(corruption.noisy, what=f"pv/{i}") for i in range(len(levels))]
         return [_per_frame(level, tokens, change) for level, change in zip(levels, changes, strict=True)]
 
+    def displaced(out: HeadOutput, tokens: list[str]) -> list[Displaced]:
+        return [
+            corruption.displaced(token, boxes, scores, head.pc_range)
+            for token, (boxes, scores, *_) in zip(tokens, head.decode(out), strict=True)
+        ]
+
     def bev(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         def one(cells: Tensor, token: str) -> Tensor:  # (1, H*W, C)
             maps = cells[0].T.unflatten(-1, head.bev_hw)
-            if corruption.depth:
+            if corruption.depth and corruption.depth_per == "object":
+                with torch.no_grad():
+                    unmoved = head.forward(cells)  # head(cells) would call this hook
+                [objects] = displaced(unmoved, [token])
+                maps = move_objects(maps, objects, head.pc_range)
+            elif corruption.depth:
                 maps = move_radially(maps, corruption.factor(token), head.pc_range)
             if corruption.noise:
                 maps = corruption.noisy(maps, token, "bev")
@@ -119,9 +139,16 @@ def corrupt(model: nn.Module, corruption: Corruption) -> None:
 
         return _per_frame(args[0], tokens, one), *args[1:]
 
+    def factors(out: HeadOutput) -> Tensor:  # (B, N), or (B, 1) for a whole frame
+        if corruption.depth_per == "frame":
+            return out.code.new_tensor([corruption.factor(token) for token in tokens])[:, None]
+        centres = out.code[-1, ..., :2].float()
+        found = zip(centres, displaced(out, tokens), strict=True)
+        return torch.stack([log_factors_of(*frame) for frame in found]).exp().to(out.code.dtype)
+
     def boxes(module: nn.Module, args: tuple[Any, ...], out: HeadOutput) -> HeadOutput:
-        scale = out.code.new_ones(len(tokens), 1, 3)
-        scale[..., :2] = out.code.new_tensor([corruption.factor(token) for token in tokens])[:, None, None]
+        factor = factors(out)
+        scale = torch.stack([factor, factor, torch.ones_like(factor)], -1)
         points = to_metres(out.references, head.pc_range) * scale
         centre = out.code[..., :2] * scale[..., :2]
         return replace(out, code=torch.cat([centre, out.code[..., 2:]], -1), references=to_unit(points, head.pc_range))

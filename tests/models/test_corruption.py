@@ -1,6 +1,7 @@
 """Experts made worse on purpose: what is tapped, what is predicted, and what stays."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from pipeline.errors import FD3DError
 from pipeline.expert import TappedExpert, build_adapter
 from pipeline.expert.load import hash_config
 from pipeline.models.build import load_config
-from pipeline.models.corruption import Corruption, corrupt, move_radially
+from pipeline.models.corruption import Corruption, corrupt
+from pipeline.models.depth_error import log_factors_of, move_objects, move_radially
 from pipeline.models.load import load_detector
 
 RANGE = torch.tensor([-8.0, -8.0, -5.0, 8.0, 8.0, 3.0])
-CONFIGS = sorted((Path(__file__).parents[2] / "configs/benchmark").glob("expert_*.py"))
+WORLD = torch.tensor([-40.0, -40.0, -5.0, 40.0, 40.0, 3.0])
+CONFIGS = sorted((Path(__file__).parents[2] / "configs/benchmark").glob("*_expert_*_*.py"))
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +67,7 @@ def test_a_wrong_depth_moves_map_and_boxes_and_does_not_add_up_over_a_scene(run)
     for (clean, sample), (worse, _) in zip(run(), run(depth=0.2), strict=True):
         factor = corruption.factor(sample.token)
         # the later frames' history, too, is as it was
-        torch.testing.assert_close(
-            worse.bev, move_radially(clean.bev, factor, torch.tensor([-40.0, -40, -5, 40, 40, 3]))
-        )
+        torch.testing.assert_close(worse.bev, move_radially(clean.bev, factor, WORLD))
         assert all(torch.equal(a, b) for a, b in zip(worse.pv, clean.pv, strict=True))
         good = clean.boxes[clean.score > 0.3, :2]
         good = good[(good * factor).abs().amax(-1) < 38]
@@ -77,8 +78,47 @@ def test_a_wrong_depth_moves_map_and_boxes_and_does_not_add_up_over_a_scene(run)
     assert seen
 
 
+def objects_of(sample, corruption: Corruption):
+    """Objects of an unmoved frame, with the errors that the settings draw."""
+    found = sample.pred_instances_3d
+    boxes = torch.cat([found.bboxes_3d.gravity_center, found.bboxes_3d.tensor[:, 3:]], -1)
+    return corruption.displaced(sample.token, boxes, found.scores_3d, WORLD)
+
+
+def test_every_object_has_its_own_depth_error(run):
+    settings: dict[str, Any] = dict(depth=0.2, depth_per="object")
+    shifts, misses = [], []
+    for (clean, sample), (worse, _) in zip(run(), run(**settings), strict=True):
+        objects = objects_of(sample, Corruption(**settings))
+        # the later frames' history, too, is as it was
+        torch.testing.assert_close(worse.bev, move_objects(clean.bev, objects, WORLD))
+        assert all(torch.equal(a, b) for a, b in zip(worse.pv, clean.pv, strict=True))
+        assert len(set(objects.log_factor.tolist())) == len(objects.boxes) > 1
+        centres = objects.boxes[:, :2]
+        moved = centres * objects.log_factor.exp()[:, None]
+        shift, inside = (moved - centres).norm(dim=-1), moved.abs().amax(-1) < 36
+        sure = torch.cdist(centres, clean.boxes[clean.score > 0.3, :2]).amin(1) < 0.1
+        kept = inside & sure & (shift > 2)  # more than a cell
+        shifts.append(shift[kept])
+        misses.append(torch.cdist(moved, worse.boxes[:, :2]).amin(1)[kept])
+    assert len(torch.cat(shifts)) > 5
+    assert torch.cat(misses).median() < torch.cat(shifts).median() / 3  # boxes go with the cells
+
+
+def test_one_factor_per_frame_is_the_default_and_draws_as_before(run):
+    assert Corruption(depth=0.1).factor("a") == pytest.approx(1.1807275, abs=1e-6)
+    for (a, _), (b, _) in zip(run(depth=0.2), run(depth=0.2, depth_per="frame"), strict=True):
+        assert torch.equal(a.bev, b.bev) and torch.equal(a.boxes, b.boxes) and torch.equal(a.score, b.score)
+
+
 @pytest.mark.parametrize(
-    ("name", "settings"), [("expert", dict(noise=0.5, depth=0.1)), ("detr3d_expert", dict(depth=0.1))]
+    ("name", "settings"),
+    [
+        ("expert", dict(noise=0.5, depth=0.1)),
+        ("expert", dict(depth=0.2, depth_per="object")),
+        ("detr3d_expert", dict(depth=0.1)),
+        ("detr3d_expert", dict(depth=0.1, depth_per="object")),
+    ],
 )
 def test_what_is_tapped_is_what_is_predicted(run, name, settings):
     for frame, sample in run(name, **settings):
@@ -99,17 +139,39 @@ def test_without_a_map_boxes_and_points_are_moved(run):
         assert torch.equal(worse.score, clean.score) and torch.equal(worse.boxes[:, 3:], clean.boxes[:, 3:])
 
 
+def test_without_a_map_the_queries_of_an_object_are_moved_alike(run):
+    settings: dict[str, Any] = dict(depth=0.1, depth_per="object")
+    frames = zip(run("detr3d_expert"), run("detr3d_expert", **settings), strict=True)
+    for (clean, sample), (worse, _) in frames:
+        objects = objects_of(sample, Corruption(**settings))
+        factor = log_factors_of(clean.boxes[:, :2], objects).exp()
+        assert len(set(factor.tolist()) & set(objects.log_factor.exp().tolist())) > 1
+        scale = torch.stack([factor, factor, torch.ones_like(factor)], -1)
+        torch.testing.assert_close(worse.boxes[:, :3], clean.boxes[:, :3] * scale, atol=1e-4, rtol=1e-4)
+        moved = clean.reading.points * scale.view(1, -1, *[1] * (clean.reading.points.dim() - 3), 3)
+        torch.testing.assert_close(worse.reading.points, moved, atol=1e-3, rtol=1e-4)
+        assert torch.equal(worse.score, clean.score) and torch.equal(worse.boxes[:, 3:], clean.boxes[:, 3:])
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_configs_expert_is_another_expert(path):
     cfg = load_config(path)
     corruption = Corruption.from_config(cfg.corruption)
-    assert (corruption.noise > 0) != (corruption.depth > 0)
-    assert hash_config(cfg) != hash_config(load_config(path.with_name("expert.py")))
+    family, _, kind, level = path.stem.split("_")
+    values = {"noise": corruption.noise, "depth": corruption.depth}
+    wanted = {"noise": 0.0, "depth": 0.0, kind.replace("object", "depth"): float(level) / 10 ** (len(level) - 1)}
+    assert values == wanted and corruption.depth_per == ("object" if kind == "object" else "frame")
+    trained = load_config(path.with_name("detr3d_expert.py" if family == "detr3d" else "expert.py"))
+    assert hash_config(cfg) != hash_config(trained) and cfg.model == trained.model
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [(dict(noise=-1), "corruption.noise is -1"), (dict(blur=1), "blur.*it has noise, depth and seed")],
+    [
+        (dict(noise=-1), "corruption.noise is -1"),
+        (dict(blur=1), "blur.*it has noise, depth, depth_per and seed"),
+        (dict(depth=0.1, depth_per="scene"), "corruption.depth_per is 'scene'; use frame or object"),
+    ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, message):
     with pytest.raises(FD3DError, match=message):

@@ -1,0 +1,5 @@
+"""The benchmark's BEVFormer expert with noise on its features, of 1.0 times each channel's standard deviation."""
+
+_base_ = "expert.py"
+
+corruption = dict(noise=1.0)

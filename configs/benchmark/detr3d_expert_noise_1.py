@@ -1,0 +1,5 @@
+"""The benchmark's DETR3D expert with noise on its features, of 1.0 times each channel's standard deviation."""
+
+_base_ = "detr3d_expert.py"
+
+corruption = dict(noise=1.0)

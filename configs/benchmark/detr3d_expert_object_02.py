@@ -1,0 +1,5 @@
+"""The benchmark's DETR3D expert with a relative depth error of 0.2, one for each object in a frame."""
+
+_base_ = "detr3d_expert.py"
+
+corruption = dict(depth=0.2, depth_per="object")
