@@ -44,22 +44,18 @@ def agreement(boxes: Tensor, labels: Tensor, true_boxes: Tensor, true_labels: Te
 
 @in_float32
 def masked_generation_loss(generated: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Squared error inside the weighted area, per cell and channel.
+    """Squared error at weighted cells, per cell and channel.
 
     ``sum(w * (G - T)^2) / (C * sum(w))``: Masked Generative Distillation's error (Yang et al., ECCV 2022) counted only
     in instance areas as FD3D does, normalised by their weighted size so that large objects and many objects do not
     raise the loss.
 
     Args:
-        generated: (..., C, H, W).
-        target: (..., C, H, W).
-        weight: (..., H, W), zero outside the areas. All zero gives 0 with a gradient path.
+        generated, target: (n, C) at the cells of the areas.
+        weight: (n,). No cell gives 0 with a gradient path.
     """
-    channels = generated.shape[-3]
-    # where, not a product: cells that are not stored may hold anything, even NaN
-    inside = (weight > 0).unsqueeze(-3)
-    error = torch.where(inside, generated - target, torch.zeros((), device=target.device, dtype=generated.dtype)) ** 2
-    return (error * weight.unsqueeze(-3)).sum() / (channels * weight.sum()).clamp(min=1e-6)
+    error = ((generated - target) ** 2).sum(-1)
+    return (error * weight).sum() / (generated.shape[-1] * weight.sum()).clamp(min=1e-6)
 
 
 def block_mask(area: Tensor, ratio: float, block: int, generator: torch.Generator | None = None) -> Tensor:

@@ -11,20 +11,17 @@ from mmdet3d.structures import Det3DDataSample
 from torch import Tensor, nn
 
 from pipeline.errors import FD3DError
-from pipeline.focal.areas import sampling_neighbours
 from pipeline.focal.rule import FocalRule
 from pipeline.models.detector import gt_tensors
 
 from ..base import Distiller, StudentOutputs
-from ..generators import FeatureGenerator, start_at_zero
+from ..cells import Cells, rows_of, select
+from ..generators import FeatureGenerator, Reader, start_at_zero
 from ..head import DistillationHead
 from ..losses import block_mask, fine_grained_loss, masked_generation_loss, query_trust
-from ..sampling import camera_positions, sample_cameras, sample_values
+from ..sampling import Reading, bev_reading, camera_positions, camera_reading, project_values
 from ..settings import DistillSettings
-from ..targets import CachedFrame, ExpertTargets, Spans, dense_bev, make_targets
-
-_OUTSIDE = -9.0
-"""A position that reads no cell."""
+from ..targets import CachedFrame, CellTargets, ExpertTargets, Spans, dense_bev, make_targets
 
 
 @MODELS.register_module()
@@ -159,7 +156,7 @@ class FocalDistiller(Distiller):
         spans: Sequence[Spans | None] | None = None,
         truth: tuple[list[Tensor], list[Tensor]] | None = None,
     ) -> ExpertTargets:
-        """Dense targets of a batch of cached frames; ``spans``, ``truth`` as of :func:`~pipeline.distill.targets.make_targets`."""
+        """Targets of a batch of cached frames; ``spans``, ``truth`` as of :func:`~pipeline.distill.targets.make_targets`."""
         scales = {name: self.scale(name) for name in self.scaled}
         pc_range = self.manifest["coordinates"]["pc_range"]
         return make_targets(
@@ -194,91 +191,75 @@ class FocalDistiller(Distiller):
             FD3DError: a level's grid is not the expert's.
         """
         s = self.settings
+        maps: dict[str, tuple[FeatureGenerator, Reader, CellTargets]] = {}
+        for slot, level in enumerate(self.levels):
+            self.check_grid(level, pv[level], targets.pv[slot].cells.mask)
+            maps[f"pv/{level}"] = self.pv_generators[slot], partial(rows_of, pv[level]), targets.pv[slot]
+        if bev is not None and targets.bev is not None:
+            maps["bev"] = self.bev_generator, self.restore.reader(bev), targets.bev
+        readings = self._readings(targets, metas)
+        errors: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
+        for name, (generator, read, target) in maps.items():
+            reading, scale = readings.get(name), self.scale(name)
+            inside = target.cells.mask
+            cells = target.cells if reading is None else Cells(inside | reading.mask(targets.trust, inside.shape))
+            visible = block_mask(inside, s.mask_ratio, s.block) > 0
+            generated = generator.at(read, visible, cells)
+            if s.residual:
+                own = scale.standardise_rows(read(cells))
+                generated = generated + own * visible.flatten()[cells.index, None]
+            compared = select(generated, cells, target.cells)
+            errors[name] = masked_generation_loss(compared, target.values, target.weight)
+            if reading is not None:
+                sums[name] = reading.of(scale.restore_rows(generated.float()), cells.row_of_all)
         losses: dict[str, Tensor] = {}
         if self.levels:
-            generated_pv, loss = self._generate_pv(pv, targets, metas)
-            losses["loss_pv"] = s.w_pv * loss
-        if bev is not None and targets.bev is not None:
-            hidden = block_mask(targets.bev.trust > 0, s.mask_ratio, s.block)
-            cells = self._needed_of_bev(targets) if self.bev_generator.gathers else None
-            generated_bev = self._generate(self.bev_generator, "bev", self.restore(bev), hidden, cells)
-            losses["loss_bev"] = s.w_bev * masked_generation_loss(
-                generated_bev, targets.bev.standardised, targets.bev.trust
-            )
+            losses["loss_pv"] = s.w_pv * torch.stack([errors[f"pv/{level}"] for level in self.levels]).sum()
+        if "bev" in errors:
+            losses["loss_bev"] = s.w_bev * errors["bev"]
+        if readings:
+            read_s, read_t = self._what_queries_saw(sums, readings, targets, projection)
+            losses["loss_fine"] = s.w_fine * fine_grained_loss(read_s, read_t, targets.trust)
+        return losses
+
+    def _readings(self, targets: ExpertTargets, metas: list[dict[str, Any]]) -> dict[str, Reading]:
+        """What the expert's queries read, by map."""
         layers, queries = list(self.layers), targets.queries
-        if self.fine == "bev" and targets.bev is not None:
-            weight, bias = projection or (self.value_proj_weight, self.value_proj_bias)
-            read = partial(
-                sample_values,
-                weight=weight,
-                bias=bias,
-                locations=queries["sampling"][:, layers],
-                attention=queries["attention"][:, layers],
-            )
-            read_s = read(self.scale("bev").restore(generated_bev.float()))
-            with torch.no_grad():
-                read_t = read(targets.bev.raw)
-        elif self.fine == "cameras":
-            read_s = sample_cameras(
-                generated_pv,
-                queries["points"][:, layers],
-                queries["camera_weights"][:, layers],
-                lidar2img(metas, targets.trust.device),
-                metas[0]["pad_hw"],
-            )
-            read_t = queries["sampled"][:, layers].transpose(0, 1)
-        else:
-            return losses
-        return losses | {"loss_fine": s.w_fine * fine_grained_loss(read_s, read_t, targets.trust)}
+        if self.fine == "bev" and self.schema.bev is not None:
+            locations, attention = queries["sampling"][:, layers], queries["attention"][:, layers]
+            return {"bev": bev_reading(locations, attention, self.schema.bev[:2])}
+        if self.fine == "cameras":
+            weights, cameras = queries["camera_weights"][:, layers], lidar2img(metas, targets.trust.device)
+            positions = camera_positions(queries["points"][:, layers], cameras, metas[0]["pad_hw"])
+            return {
+                f"pv/{level}": camera_reading(positions, weights[..., level], self.schema.pv[level][:2])
+                for level in self.levels
+            }
+        return {}
 
-    def _generate(
-        self, generator: nn.Module, name: str, student: Tensor, visible: Tensor, cells: Tensor | None
-    ) -> Tensor:
-        """The expert's standardised map ``name`` from the student's (N, C, H, W), seen where ``visible`` (N, H, W) is 1."""
-        generated: Tensor = generator(student * visible[:, None], cells)
-        if self.settings.residual:
-            generated = generated + self.scale(name).standardise(student) * visible[:, None]
-        return generated
+    def _what_queries_saw(
+        self,
+        sums: dict[str, Tensor],
+        readings: dict[str, Reading],
+        targets: ExpertTargets,
+        projection: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Values that queries read on the student's and on the expert's maps, (L, B, K, C) each.
 
-    def _generate_pv(
-        self, pv: list[Tensor], targets: ExpertTargets, metas: list[dict[str, Any]]
-    ) -> tuple[list[Tensor], Tensor]:
-        """Generated levels (B, V, C, Hl, Wl) in the expert's scale, and their summed error."""
-        s, generated_pv, loss = self.settings, [], targets.trust.new_zeros(())
-        positions = None
-        if self.fine == "cameras" and any(generator.gathers for generator in self.pv_generators):
-            positions = self._read_of_cameras(targets, metas)
-        for slot, level in enumerate(self.levels):
-            student, target, trust = pv[level], targets.pv[slot], targets.pv_trust[slot]
-            self.check_grid(level, student, target)
-            inside = trust.flatten(0, 1) > 0
-            hidden = block_mask(inside, s.mask_ratio, s.block)
-            cells = inside
-            if positions is not None:
-                cells = inside | sampling_neighbours(positions, self.schema.pv[level][:2])
-            generated = self._generate(self.pv_generators[slot], f"pv/{level}", student, hidden, cells)
-            loss = loss + masked_generation_loss(generated, target.flatten(0, 1), trust.flatten(0, 1))
-            scale = self.scale(f"pv/{level}")
-            generated_pv.append(scale.restore(generated.float()).unflatten(0, trust.shape[:2]))
-        return generated_pv, loss
-
-    def _needed_of_bev(self, targets: ExpertTargets) -> Tensor:
-        """Cells of the generated BEV map that a loss reads, bool (B, H, W)."""
-        assert targets.bev is not None and self.schema.bev is not None
-        cells = targets.bev.trust > 0
-        if self.fine != "bev":
-            return cells
-        trusted = targets.trust[:, None, :, None, None, None] > 0
-        locations = torch.where(trusted, targets.queries["sampling"][:, list(self.layers)], _OUTSIDE)
-        return cells | sampling_neighbours(locations.flatten(1, -2), self.schema.bev[:2])
-
-    def _read_of_cameras(self, targets: ExpertTargets, metas: list[dict[str, Any]]) -> Tensor:
-        """Positions in the cameras that trusted queries read, (B*V, L*K, 2) in 0..1 of the padded image."""
-        layers, queries = list(self.layers), targets.queries
-        uv = camera_positions(queries["points"][:, layers], lidar2img(metas, targets.trust.device), metas[0]["pad_hw"])
-        weights = queries["camera_weights"][:, layers].amax(-1) * targets.trust[:, None, :, None]  # (B, L, K, V)
-        seen = weights.permute(0, 3, 1, 2).flatten(2) > 0
-        return torch.where(seen[..., None], uv, _OUTSIDE).flatten(0, 1)
+        Args:
+            sums: the student's features that queries read, by map: (B, L, K, M, C) of the BEV map, (B, L, K, C) of a level.
+            projection: as of :meth:`focal_losses`.
+        """
+        if self.fine == "cameras":
+            sampled = targets.queries["sampled"][:, list(self.layers)]
+            return torch.stack(list(sums.values())).sum(0).transpose(0, 1), sampled.transpose(0, 1)
+        assert targets.bev_read is not None
+        weight, bias = projection or (self.value_proj_weight, self.value_proj_bias)
+        project = partial(project_values, inside=readings["bev"].share.sum(-1), weight=weight, bias=bias)
+        with torch.no_grad():
+            read_t = project(readings["bev"].of(targets.bev_read.values, targets.bev_read.row))
+        return project(sums["bev"]), read_t
 
 
 def lidar2img(metas: list[dict[str, Any]], device: torch.device) -> Tensor:
