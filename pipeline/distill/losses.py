@@ -94,3 +94,18 @@ def fine_grained_loss(sampled_s: Tensor, sampled_t: Tensor, trust: Tensor) -> Te
     variance = ((sampled_t - mean) ** 2 * weight).sum((1, 2)) / total[:, 0, 0]
     error = ((sampled_s - sampled_t) ** 2 * weight).sum((1, 2)) / total[:, 0, 0]
     return (error.mean(-1) / variance.mean(-1).clamp(min=1e-6)).mean()
+
+
+@in_float32
+def relation_loss(student: Tensor, expert: Tensor, trust: Tensor) -> Tensor:
+    """Difference of the relations inside objects: ``mean |F_S F_S^T - F_T F_T^T|`` of features of length 1.
+
+    Relations between the places of one object do not tell where the object is (UniDistill, Zhou et al., CVPR 2023).
+
+    Args:
+        student, expert: (B, K, G, C) features at G places of each query's object.
+        trust: (B, K). All zero gives 0 with a gradient path.
+    """
+    ours, theirs = (torch.nn.functional.normalize(side, dim=-1) for side in (student, expert))
+    difference = (ours @ ours.transpose(-1, -2) - theirs @ theirs.transpose(-1, -2)).abs().mean((-2, -1))
+    return (difference * trust).sum() / trust.sum().clamp(min=1e-6)

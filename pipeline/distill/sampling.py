@@ -38,7 +38,7 @@ class Reading:
         sums = torch.nn.functional.embedding_bag(
             row[cells], with_zero(rows), mode="sum", per_sample_weights=share.to(rows.dtype)
         )
-        return sums.view(*self.cells.shape[:-1], -1)
+        return sums.view(*self.cells.shape[:-1], rows.shape[1])
 
     def mask(self, trust: Tensor, size: tuple[int, int, int]) -> Tensor:
         """Cells that sums with trust read, bool (N, H, W).

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, SettingError
 from pipeline.focal.rule import FocalRule
 from pipeline.settings import from_mapping
 
@@ -89,6 +89,53 @@ class MethodSettings:
 
 
 @dataclass(frozen=True)
+class GeometrySettings:
+    """Settings ``distill.geometry``: what annotations tell of where the expert's objects are.
+
+    A wrong depth moves no pixel, so these settings change the BEV and the fine-grained term. These terms are multiplied by the
+    share of the trust that the settings leave.
+    """
+
+    section: ClassVar[str] = "distill.geometry"
+    agreement_power: float = 0.0
+    """Exponent of a query's agreement with the annotations (:func:`~pipeline.distill.losses.agreement`) in the query's
+    weight. 0 ignores the annotations."""
+    match: bool = False
+    """Whether queries are matched to annotations along the ray (:func:`~pipeline.distill.geometry.match_along_rays`)."""
+    across: float = 2.0
+    """Distance across the ray beyond which query and annotation are two objects, metres."""
+    log_range: float = 0.5
+    """Absolute logarithm of the ratio of two ranges beyond which query and annotation are two objects."""
+    unmatched: float = 0.0
+    """Factor on the trust of a query without an annotation, most often the expert's false positive; 0 drops such a query."""
+    reanchor: bool = False
+    """Whether what the expert has at a matched query's box is the target at the annotated box: BEV cells and positions that
+    queries read (:class:`~pipeline.distill.geometry.Anchors`)."""
+    pyramid: bool = False
+    """Whether a matched query's area on the pyramid is that of the annotated box; the query's trust there stays."""
+    w_relation: float = 0.0
+    """Weight of the relations inside objects (:func:`~pipeline.distill.losses.relation_loss`)."""
+
+    def __post_init__(self) -> None:
+        for name in ("agreement_power", "w_relation"):
+            if getattr(self, name) < 0:
+                raise SettingError(f"{name} is {getattr(self, name)}; it must not be negative")
+        for name in ("across", "log_range"):
+            if getattr(self, name) <= 0:
+                raise SettingError(f"{name} is {getattr(self, name)}; it must be positive")
+        if not 0 <= self.unmatched <= 1:
+            raise SettingError(f"unmatched is {self.unmatched}; it must be in 0..1")
+        for name in ("reanchor", "pyramid", "w_relation"):
+            if getattr(self, name) and not self.match:
+                raise SettingError(f"{name} is {getattr(self, name)}, but match is false; set match to true")
+
+    @property
+    def asks(self) -> bool:
+        """Whether any setting reads the annotations."""
+        return self.match or self.agreement_power > 0
+
+
+@dataclass(frozen=True)
 class DistillSettings(MethodSettings):
     """Settings of FD3D's losses: weights, masks and trust in queries."""
 
@@ -108,9 +155,6 @@ class DistillSettings(MethodSettings):
     """Score below which a query has no weight."""
     trust_power: float = 1.0
     """Exponent of a query's score in the query's weight."""
-    agreement_power: float = 0.0
-    """Exponent of a query's agreement with the annotations (:func:`~pipeline.distill.losses.agreement`) in the query's
-    weight; the losses are multiplied by the share of the trust that is left. 0 ignores the annotations."""
     size_power: float = 0.0
     """Exponent of the number of an area's cells by which a query's weight in a cell is divided: 0 counts cells alike, so that
     lorries outweigh pedestrians, 1 counts objects alike."""
@@ -129,20 +173,23 @@ class DistillSettings(MethodSettings):
     """Weight of a trainable head's detection loss."""
     rule: FocalRule = field(default_factory=FocalRule)
     """Rule of the areas, as tight as the store's rule or tighter."""
+    geometry: GeometrySettings = field(default_factory=GeometrySettings)
+    """What annotations correct of the expert's geometry."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("trust_power", "agreement_power", "size_power"):
+        for name in ("trust_power", "size_power"):
             self._at_least(name, 0)
         self._share("mask_ratio", "trust_threshold")
         for name, known in (("areas", AREAS), ("head", HEADS)):
             if getattr(self, name) not in known:
                 raise FD3DError(f"distill.{name} is '{getattr(self, name)}'; use {' or '.join(known)}")
-        if self.agreement_power and self.head == "trainable":
-            raise FD3DError(
-                "distill.agreement_power judges the expert's own queries, but distill.head is trainable; set one of the two back "
-                "to its default"
-            )
+        for name, value, default in (("head", self.head, "frozen"), ("areas", self.areas, "queries")):
+            if self.geometry.asks and value != default:
+                raise FD3DError(
+                    f"distill.geometry corrects the expert's own queries, but distill.{name} is {value}; set one of the two "
+                    "back to its default"
+                )
         self._at_least("block", 1)
 
     @property

@@ -1,19 +1,20 @@
 """Targets on the training device, from cached frames: at the cells that losses compare, or as whole maps."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.focal.areas import bev_footprints, project_boxes, pv_spans, trust_map
+from pipeline.focal.areas import bev_footprints, project_boxes, pv_spans, query_weights, trust_map
 from store_schema import StoreSchema
 
 from .cells import Cells
+from .geometry import Anchors, Gates, match_along_rays, projected_overlap, reanchored
 from .losses import agreement, query_trust
-from .settings import DistillSettings
+from .settings import DistillSettings, GeometrySettings
 
 # arrays (L, K, ...) that say what queries read
 _READ = {"bev": ("sampling", "attention"), "cameras": ("points", "camera_weights", "sampled"), "none": ()}
@@ -78,23 +79,31 @@ class ExpertTargets:
     """Targets of a batch that the three losses read.
 
     Attributes:
-        trust: (B, K) trust of the queries.
+        trust: (B, K) trust of the queries, which the pyramid follows.
+        placed: (B, K) trust that annotations leave to the queries, which the BEV and the fine-grained term follow;
+            ``trust`` where annotations are ignored.
         pv: targets of every level that is distilled.
         bev: targets of the BEV map, None for an expert without one.
         bev_read: stored cells of the BEV map, which the expert's queries read; None for an expert without one.
         queries: readings of the expert's queries, by the store's names without ``query/``: ``sampling`` (B, L, K, M, P, 2) and
             ``attention`` (B, L, K, M, P), or ``points`` (B, L, K, 3), ``camera_weights`` (B, L, K, V, levels) and
             ``sampled`` (B, L, K, C), or nothing.
-        agreement: share of the batch's trust that annotations leave, scalar; None where annotations are ignored.
-            Losses are normalised by trust, and then scaled by this share.
+        student: positions that the student's maps are read at, ``sampling`` or ``points``, where these are not the
+            expert's.
+        share: share of the batch's trust that annotations leave, scalar; None where annotations are ignored. Losses are
+            normalised by ``placed``, and then scaled by this share.
+        anchors: per sample where the queries belong; None where annotations are ignored.
     """
 
     trust: Tensor
+    placed: Tensor
     pv: list[CellTargets]
     bev: CellTargets | None
     bev_read: StoredCells | None
     queries: dict[str, Tensor]
-    agreement: Tensor | None = None
+    student: dict[str, Tensor] = field(default_factory=dict)
+    share: Tensor | None = None
+    anchors: list[Anchors] | None = None
 
 
 @dataclass
@@ -210,49 +219,61 @@ def make_targets(
         metas: per sample the metainfo of the student's current frame: lidar2img to its unpadded image, pad_hw.
         scales: channel statistics by map, on ``device``: ``pv/LEVEL`` of every level, and ``bev`` of a stored one.
         pc_range: (x0, y0, z0, x1, y1, z1) metres of the expert's BEV map.
-        settings: rule, trust threshold and exponents.
+        settings: rule, trust threshold, exponents and geometry.
         levels: pyramid levels wanted.
         spans: per sample the boxes that span the areas in place of the expert's queries, None for all cells with trust 1.
-        truth: per sample annotated boxes (n, 9), LiDAR frame, and class numbers (n,), for ``settings.agreement_power``.
+        truth: per sample annotated boxes (n, 9), LiDAR frame, and class numbers (n,), for ``settings.geometry``.
     """
-    rule, agreement_power = settings.rule, settings.agreement_power
+    rule, geometry = settings.rule, settings.geometry
     kept = rule.num_queries
     trusts: list[Tensor] = []
-    scored: list[Tensor] = []
-    chosen: list[Spans | None] = []
+    placed: list[Tensor] = []
+    anchors: list[Anchors] = []
+    seen: list[Spans | None] = []
+    standing: list[Spans | None] = []
     for b, frame in enumerate(frames):
         boxes = torch.from_numpy(frame["query/boxes"][:kept]).to(device)
         score = torch.from_numpy(frame["query/score"][:kept]).to(device)
         trust = query_trust(score, max(settings.trust_threshold, rule.min_score), settings.trust_power)
-        scored.append(trust)
-        if agreement_power and truth is not None:
-            label = torch.from_numpy(frame["query/label"][:kept]).to(device)
-            trust = trust * agreement(boxes, label, truth[0][b], truth[1][b]) ** agreement_power
         trusts.append(trust)
-        chosen.append(Spans(boxes, trust) if spans is None else spans[b])
+        placed.append(trust)
+        seen.append(Spans(boxes, trust) if spans is None else spans[b])
+        standing.append(seen[b])
+        if geometry.asks and truth is not None:
+            label = torch.from_numpy(frame["query/label"][:kept]).to(device)
+            found, weight = place_queries(boxes, label, trust, truth[0][b], truth[1][b], metas[b], geometry)
+            anchors.append(found)
+            placed[b], standing[b] = weight, Spans(found.target if geometry.reanchor else boxes, weight)
+            if geometry.pyramid:
+                seen[b] = Spans(found.target, trust)
     bev = bev_read = None
     if schema.bev:
         height, width = schema.bev[:2]
         bev_read = stored_cells(frames, schema, "bev", height * width, device)
-        bev = _at_cells(bev_read, scales["bev"], _bev_trust(chosen, schema, pc_range, settings, device))
+        weights, owners = _bev_trust(standing, schema, pc_range, settings, device)
+        if geometry.reanchor and anchors:
+            bev = _reanchored(bev_read, scales["bev"], weights, owners, anchors, pc_range)
+        else:
+            bev = _at_cells(bev_read, scales["bev"], weights)
     pv = []
-    for level, trust in zip(levels, _pv_trust(chosen, metas, schema, settings, levels, device), strict=True):
+    for level, trust in zip(levels, _pv_trust(seen, metas, schema, settings, levels, device), strict=True):
         rows, columns = schema.pv[level][:2]
         stored = stored_cells(frames, schema, f"pv/{level}", len(schema.cameras) * rows * columns, device)
         pv.append(_at_cells(stored, scales[f"pv/{level}"], trust))
-    agreed = None
-    if agreement_power and truth is not None:
-        agreed = torch.stack(trusts).sum() / torch.stack(scored).sum().clamp(min=1e-6)
+    queries = {
+        name: torch.from_numpy(np.stack([f[f"query/{name}"][:, :kept] for f in frames])).to(device).float()
+        for name in _READ[schema.reading]
+    }
     return ExpertTargets(
         trust=torch.stack(trusts),
+        placed=torch.stack(placed),
         pv=pv,
         bev=bev,
         bev_read=bev_read,
-        queries={
-            name: torch.from_numpy(np.stack([f[f"query/{name}"][:, :kept] for f in frames])).to(device).float()
-            for name in _READ[schema.reading]
-        },
-        agreement=agreed,
+        queries=queries,
+        student=_student_positions(queries, anchors, pc_range) if geometry.reanchor else {},
+        share=torch.stack(placed).sum() / torch.stack(trusts).sum().clamp(min=1e-6) if anchors else None,
+        anchors=anchors or None,
     )
 
 
@@ -262,17 +283,22 @@ def _bev_trust(
     pc_range: Sequence[float],
     settings: DistillSettings,
     device: torch.device,
-) -> Tensor:
-    """Trust inside footprints on the BEV maps, (B, H, W), 0 elsewhere."""
+) -> tuple[Tensor, Tensor]:
+    """Trust inside footprints on the BEV maps, (B, H, W), 0 elsewhere; and for re-anchoring the number of the query."""
     assert schema.bev is not None
-    size, maps = schema.bev[:2], []
+    size, maps, owners = schema.bev[:2], [], []
     for span in spans:
+        owners.append(torch.zeros(size, dtype=torch.long, device=device))
         if span is None:
             maps.append(torch.ones(size, device=device))
             continue
         footprints = bev_footprints(span.boxes, pc_range, size, settings.rule.bev_margin)
-        maps.append(trust_map(footprints, span.trust, settings.size_power))
-    return torch.stack(maps)
+        if settings.geometry.reanchor:
+            most, owners[-1] = query_weights(footprints, span.trust, settings.size_power).max(0)
+            maps.append(most)
+        else:
+            maps.append(trust_map(footprints, span.trust, settings.size_power))
+    return torch.stack(maps), torch.stack(owners)
 
 
 def _pv_trust(
@@ -304,3 +330,63 @@ def _at_cells(stored: StoredCells, scale: ChannelScale, trust: Tensor) -> CellTa
     cells = Cells((trust > 0) & (stored.row < len(stored.values)).view_as(trust))
     values = stored.values.index_select(0, stored.row[cells.index])
     return CellTargets(cells, scale.standardise_rows(values), trust.flatten()[cells.index])
+
+
+def _reanchored(
+    stored: StoredCells,
+    scale: ChannelScale,
+    weights: Tensor,
+    owners: Tensor,
+    anchors: Sequence[Anchors],
+    pc_range: Sequence[float],
+) -> CellTargets:
+    """Targets at the annotations; see :func:`~pipeline.distill.geometry.reanchored`."""
+    mask, values = reanchored(stored.values, stored.row, weights, owners, anchors, pc_range)
+    cells = Cells(mask)
+    return CellTargets(cells, scale.standardise_rows(values), weights.flatten()[cells.index])
+
+
+def place_queries(
+    boxes: Tensor,
+    labels: Tensor,
+    trust: Tensor,
+    true_boxes: Tensor,
+    true_labels: Tensor,
+    meta: Mapping[str, Any],
+    geometry: GeometrySettings,
+) -> tuple[Anchors, Tensor]:
+    """Where a frame's queries belong, and the trust (K,) that annotations leave to the queries.
+
+    Args:
+        boxes, labels, trust: (K, 9) LiDAR frame, (K,) and (K,) of the queries.
+        true_boxes, true_labels: (n, 9) and (n,) of the annotations.
+        meta: metainfo of the student's frame, for the projection.
+    """
+    weight, match = trust, torch.full(labels.shape, -1, dtype=torch.long, device=labels.device)
+    if geometry.agreement_power:
+        weight = weight * agreement(boxes, labels, true_boxes, true_labels) ** geometry.agreement_power
+    if geometry.match:
+        lidar2img = torch.as_tensor(meta["lidar2img"], device=boxes.device)
+        projected = [project_boxes(b, lidar2img, meta["pad_hw"]) for b in (boxes, true_boxes)]
+        overlap = projected_overlap(*projected[0], *projected[1])
+        gates = Gates(geometry.across, geometry.log_range)
+        match = match_along_rays(boxes, labels, trust, true_boxes, true_labels, overlap, gates)
+        weight = torch.where(match >= 0, weight, weight * geometry.unmatched)
+    return Anchors.found(boxes, true_boxes, match), weight
+
+
+def _student_positions(
+    queries: Mapping[str, Tensor], anchors: Sequence[Anchors], pc_range: Sequence[float]
+) -> dict[str, Tensor]:
+    """What the queries read, moved with their boxes: ``sampling`` (B, L, K, M, P, 2) or ``points`` (B, L, K, 3)."""
+    moved = {}
+    for name in {"sampling", "points"} & queries.keys():
+        positions = queries[name].transpose(1, 2)  # (B, K, L, ...)
+        if name == "sampling":  # on the map, 0..1
+            low = positions.new_tensor(pc_range[:2])
+            extent = positions.new_tensor(pc_range[3:5]) - low
+            there = [(a.to_target(p * extent + low) - low) / extent for a, p in zip(anchors, positions, strict=True)]
+        else:
+            there = [a.to_target(p) for a, p in zip(anchors, positions, strict=True)]
+        moved[name] = torch.stack(there).transpose(1, 2)
+    return moved

@@ -1,6 +1,6 @@
 """FD3D around any student detector: generators and the three losses, fed from the store (Zeng et al., CVPR 2023)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,8 +17,9 @@ from pipeline.models.detector import gt_tensors
 from ..base import Distiller, StudentOutputs
 from ..cells import Cells, rows_of, select
 from ..generators import FeatureGenerator, Reader, start_at_zero
+from ..geometry import object_grid
 from ..head import DistillationHead
-from ..losses import block_mask, fine_grained_loss, masked_generation_loss, query_trust
+from ..losses import block_mask, fine_grained_loss, masked_generation_loss, query_trust, relation_loss
 from ..sampling import Reading, bev_reading, camera_positions, camera_reading, project_values
 from ..settings import DistillSettings
 from ..targets import CachedFrame, CellTargets, ExpertTargets, Spans, dense_bev, make_targets
@@ -46,6 +47,7 @@ class FocalDistiller(Distiller):
         super().__init__(bev_size=bev_size, bev_channels=bev_channels, pv_channels=pv_channels, **kwargs)
         stored = FocalRule(**self.manifest["focal"]).of_store(self.schema.layout)
         stored.check_covers(self.settings.rule)
+        self._check_reanchoring(stored)
         self.head = self._trainable_head(kwargs["student"]["pts_bbox_head"])
         if self.settings.areas != "queries" and self.schema.layout != "dense":
             raise FD3DError(
@@ -65,6 +67,23 @@ class FocalDistiller(Distiller):
         for path, constant in self.constants.items() if self.head is None else ():
             name = path.removeprefix("decoder/")
             self.register_buffer(name, torch.from_numpy(constant[list(self.layers)]), persistent=False)
+
+    def _check_reanchoring(self, stored: FocalRule) -> None:
+        """Refuse a store whose areas end before the cells that re-anchored targets are interpolated from.
+
+        Raises:
+            FD3DError: naming the margin that is needed.
+        """
+        if not self.settings.geometry.reanchor or not self.schema.bev:
+            return
+        x0, y0, _, x1, y1, _ = self.manifest["coordinates"]["pc_range"]
+        cell = max((x1 - x0) / self.schema.bev[1], (y1 - y0) / self.schema.bev[0])
+        needed = self.settings.rule.bev_margin + cell
+        if stored.bev_margin < needed:
+            raise FD3DError(
+                f"distill.geometry.reanchor reads a cell beyond the areas, so the store's margin must be {needed:g} m, but it "
+                f"is {stored.bev_margin:g}; dump with focal.bev_margin: {needed:g}, or tighten distill.rule.bev_margin"
+            )
 
     @property
     def restores_residually(self) -> bool:
@@ -136,13 +155,15 @@ class FocalDistiller(Distiller):
             spans = [None for _ in frames]
         if self.head is None:
             targets = self.targets(frames, metas, device, spans, truth)
-            return self._as_agreed(self.focal_losses(outputs.bev, outputs.pv, targets, metas), targets)
+            return self.focal_losses(outputs.bev, outputs.pv, targets, metas)
         found = self.head(torch.stack([dense_bev(frame, self.schema, device)[0] for frame in frames]), *truth)
         trust = query_trust(found.score, max(s.trust_threshold, s.rule.min_score), s.trust_power)
         if spans is None:
             spans = [Spans(*span) for span in zip(found.boxes, trust, strict=True)]
         targets = self.targets(frames, metas, device, spans)
-        targets = replace(targets, trust=trust, queries={"sampling": found.sampling, "attention": found.attention})
+        targets = replace(
+            targets, trust=trust, placed=trust, queries={"sampling": found.sampling, "attention": found.attention}
+        )
         layers = list(self.layers)
         projection = found.value_weight[layers], found.value_bias[layers]
         losses = self.focal_losses(outputs.bev, outputs.pv, targets, metas, projection)
@@ -162,13 +183,6 @@ class FocalDistiller(Distiller):
         return make_targets(
             frames, metas, self.schema, scales, pc_range, self.settings, self.levels, device, spans, truth
         )
-
-    def _as_agreed(self, losses: dict[str, Tensor], targets: ExpertTargets) -> dict[str, Tensor]:
-        """Losses that follow the queries' trust, scaled by the share of the trust that the annotations leave."""
-        if targets.agreement is None:
-            return losses
-        follow = losses if self.settings.areas == "queries" else ("loss_fine",)
-        return {name: loss * targets.agreement if name in follow else loss for name, loss in losses.items()}
 
     def focal_losses(
         self,
@@ -197,13 +211,17 @@ class FocalDistiller(Distiller):
             maps[f"pv/{level}"] = self.pv_generators[slot], partial(rows_of, pv[level]), targets.pv[slot]
         if bev is not None and targets.bev is not None:
             maps["bev"] = self.bev_generator, self.restore.reader(bev), targets.bev
-        readings = self._readings(targets, metas)
+        readings = self._readings(targets.queries | targets.student, targets, metas)
+        relations = self._relation_reading(targets)
         errors: dict[str, Tensor] = {}
         sums: dict[str, Tensor] = {}
         for name, (generator, read, target) in maps.items():
             reading, scale = readings.get(name), self.scale(name)
             inside = target.cells.mask
-            cells = target.cells if reading is None else Cells(inside | reading.mask(targets.trust, inside.shape))
+            needed = inside if reading is None else inside | reading.mask(targets.placed, inside.shape)
+            if name == "bev" and relations is not None:
+                needed = needed | relations[0].mask(targets.placed, inside.shape)
+            cells = target.cells if needed is inside else Cells(needed)
             visible = block_mask(inside, s.mask_ratio, s.block) > 0
             generated = generator.at(read, visible, cells)
             if s.residual:
@@ -213,30 +231,68 @@ class FocalDistiller(Distiller):
             errors[name] = masked_generation_loss(compared, target.values, target.weight)
             if reading is not None:
                 sums[name] = reading.of(scale.restore_rows(generated.float()), cells.row_of_all)
+            if name == "bev" and relations is not None:
+                errors["relation"] = self._relation_error(relations, generated, cells, targets)
+        # what annotations leave no trust must not let the rest weigh more
+        share = 1.0 if targets.share is None else targets.share
         losses: dict[str, Tensor] = {}
         if self.levels:
             losses["loss_pv"] = s.w_pv * torch.stack([errors[f"pv/{level}"] for level in self.levels]).sum()
         if "bev" in errors:
-            losses["loss_bev"] = s.w_bev * errors["bev"]
+            losses["loss_bev"] = s.w_bev * share * errors["bev"]
         if readings:
             read_s, read_t = self._what_queries_saw(sums, readings, targets, projection)
-            losses["loss_fine"] = s.w_fine * fine_grained_loss(read_s, read_t, targets.trust)
+            losses["loss_fine"] = s.w_fine * share * fine_grained_loss(read_s, read_t, targets.placed)
+        if "relation" in errors:
+            losses["loss_relation"] = s.geometry.w_relation * share * errors["relation"]
         return losses
 
-    def _readings(self, targets: ExpertTargets, metas: list[dict[str, Any]]) -> dict[str, Reading]:
-        """What the expert's queries read, by map."""
+    def _readings(
+        self, positions: Mapping[str, Tensor], targets: ExpertTargets, metas: list[dict[str, Any]]
+    ) -> dict[str, Reading]:
+        """What queries read by map; ``positions`` as the targets' ``queries``, with the positions on the maps that are read."""
         layers, queries = list(self.layers), targets.queries
         if self.fine == "bev" and self.schema.bev is not None:
-            locations, attention = queries["sampling"][:, layers], queries["attention"][:, layers]
-            return {"bev": bev_reading(locations, attention, self.schema.bev[:2])}
+            return {"bev": self._bev_reading(positions, targets)}
         if self.fine == "cameras":
             weights, cameras = queries["camera_weights"][:, layers], lidar2img(metas, targets.trust.device)
-            positions = camera_positions(queries["points"][:, layers], cameras, metas[0]["pad_hw"])
+            pixels = camera_positions(positions["points"][:, layers], cameras, metas[0]["pad_hw"])
             return {
-                f"pv/{level}": camera_reading(positions, weights[..., level], self.schema.pv[level][:2])
+                f"pv/{level}": camera_reading(pixels, weights[..., level], self.schema.pv[level][:2])
                 for level in self.levels
             }
         return {}
+
+    def _bev_reading(self, positions: Mapping[str, Tensor], targets: ExpertTargets) -> Reading:
+        assert self.schema.bev is not None
+        layers = list(self.layers)
+        attention = targets.queries["attention"][:, layers]
+        return bev_reading(positions["sampling"][:, layers], attention, self.schema.bev[:2])
+
+    def _relation_reading(self, targets: ExpertTargets) -> tuple[Reading, Reading] | None:
+        """Readings (B, 1, K, 9, 4) of the places inside objects, on the student's map and on the expert's."""
+        if not self.settings.geometry.w_relation or not targets.anchors or self.schema.bev is None:
+            return None
+        places = [object_grid(anchors.target) for anchors in targets.anchors]
+        there = [anchors.to_source(grid) for anchors, grid in zip(targets.anchors, places, strict=True)]
+        pc_range = targets.trust.new_tensor(self.manifest["coordinates"]["pc_range"])
+        low, extent = pc_range[:2], pc_range[3:5] - pc_range[:2]
+        ours, theirs = ((torch.stack(grids)[:, None, :, :, None] - low) / extent for grids in (places, there))
+        weight = torch.ones_like(ours[..., 0])
+        size = self.schema.bev[:2]
+        return bev_reading(ours, weight, size), bev_reading(theirs, weight, size)
+
+    def _relation_error(
+        self, relations: tuple[Reading, Reading], generated: Tensor, cells: Cells, targets: ExpertTargets
+    ) -> Tensor:
+        """:func:`~pipeline.distill.losses.relation_loss` of the matched queries' objects."""
+        assert targets.bev_read is not None and targets.anchors is not None
+        ours = relations[0].of(generated.float(), cells.row_of_all)
+        with torch.no_grad():
+            values = self.scale("bev").standardise_rows(targets.bev_read.values)
+            theirs = relations[1].of(values, targets.bev_read.row)
+        matched = torch.stack([anchors.matched for anchors in targets.anchors])
+        return relation_loss(ours[:, 0], theirs[:, 0], targets.placed * matched)
 
     def _what_queries_saw(
         self,
@@ -256,10 +312,11 @@ class FocalDistiller(Distiller):
             return torch.stack(list(sums.values())).sum(0).transpose(0, 1), sampled.transpose(0, 1)
         assert targets.bev_read is not None
         weight, bias = projection or (self.value_proj_weight, self.value_proj_bias)
-        project = partial(project_values, inside=readings["bev"].share.sum(-1), weight=weight, bias=bias)
+        project = partial(project_values, weight=weight, bias=bias)
+        theirs = self._bev_reading(targets.queries, targets) if targets.student else readings["bev"]
         with torch.no_grad():
-            read_t = project(readings["bev"].of(targets.bev_read.values, targets.bev_read.row))
-        return project(sums["bev"]), read_t
+            read_t = project(theirs.of(targets.bev_read.values, targets.bev_read.row), theirs.share.sum(-1))
+        return project(sums["bev"], readings["bev"].share.sum(-1)), read_t
 
 
 def lidar2img(metas: list[dict[str, Any]], device: torch.device) -> Tensor:
