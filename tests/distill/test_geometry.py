@@ -115,9 +115,8 @@ def test_the_query_of_larger_weight_gives_the_value():
     source = torch.tensor([box(-1.5, -1.5, 1.0), box(1.5, 1.5, 1.0), box(0.5, 0.5, 1.0)])
     target = torch.tensor([box(0.5, 0.5, 1.0)] * 3)
     three = Anchors(source, target, torch.ones(3, dtype=torch.bool))
-    out, weight = reanchored_bev(
-        numbered(), torch.ones(6, 6, dtype=torch.bool), three, torch.tensor([0.3, 0.8, 0.0]), RANGE, 0.0
-    )
+    everywhere = torch.ones(6, 6, dtype=torch.bool)
+    out, weight = reanchored_bev(numbered(), everywhere, three, torch.tensor([0.3, 0.8, 0.0]), 0.0)
     assert out[0, 3, 3].item() == pytest.approx(44, abs=1e-4) and weight[3, 3].item() == pytest.approx(0.8)
     assert (weight > 0).sum() == 1
 
