@@ -13,22 +13,13 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from .geometry_settings import GeometrySettings
 from .sampling import Reading, bilinear
 
 _REFUSED = 1e6
 """Cost of a pair that lies beyond a gate."""
 _WHOLE = 0.999
 """Share of an interpolated value that must come from stored cells, short of rounding."""
-
-
-@dataclass(frozen=True)
-class Gates:
-    """Limits of :func:`match_along_rays`: how far apart a query's box and the annotation of the same object may lie."""
-
-    across: float
-    """Across the ray, metres at the annotation."""
-    log_range: float
-    """Along the ray, as the absolute logarithm of the ratio of the two ranges."""
 
 
 @dataclass
@@ -100,7 +91,7 @@ def match_along_rays(
     true_boxes: Tensor,
     true_labels: Tensor,
     overlap: Tensor,
-    gates: Gates,
+    settings: GeometrySettings,
 ) -> Tensor:
     """Annotation of each query's object, found without trusting the query's range.
 
@@ -115,7 +106,7 @@ def match_along_rays(
         weight: (K,); a query without weight is not matched.
         true_boxes, true_labels: (n, 9) and (n,).
         overlap: (K, n) intersection over union of the projected boxes, the largest over cameras.
-        gates: limits of a pair.
+        settings: whose ``across`` and ``log_range`` are the gates.
 
     Returns:
         (K,) numbers of annotations, -1 for a query without one.
@@ -125,9 +116,9 @@ def match_along_rays(
         return match.to(boxes.device)
     (azimuth, reach), (true_azimuth, true_reach) = (_polar(b) for b in (boxes, true_boxes))
     turn = (azimuth[:, None] - true_azimuth + math.pi) % (2 * math.pi) - math.pi
-    across = turn.abs() * true_reach / gates.across
+    across = turn.abs() * true_reach / settings.across
     cost = across + (1 - overlap) + (labels[:, None] != true_labels)
-    too_far = (across > 1) | ((reach[:, None] / true_reach).log().abs() > gates.log_range) | (weight[:, None] <= 0)
+    too_far = (across > 1) | ((reach[:, None] / true_reach).log().abs() > settings.log_range) | (weight[:, None] <= 0)
     cost = cost.masked_fill(too_far, _REFUSED).cpu()
     rows, columns = (torch.from_numpy(numbers) for numbers in linear_sum_assignment(cost.numpy()))
     match[rows] = columns

@@ -12,9 +12,10 @@ from pipeline.focal.areas import bev_footprints, project_boxes, pv_spans, query_
 from store_schema import StoreSchema
 
 from .cells import Cells
-from .geometry import Anchors, Gates, match_along_rays, projected_overlap, reanchored
+from .geometry import Anchors, match_along_rays, projected_overlap, reanchored
+from .geometry_settings import GeometrySettings
 from .losses import agreement, query_trust
-from .settings import DistillSettings, GeometrySettings
+from .settings import DistillSettings
 
 # arrays (L, K, ...) that say what queries read
 _READ = {"bev": ("sampling", "attention"), "cameras": ("points", "camera_weights", "sampled"), "none": ()}
@@ -369,8 +370,7 @@ def place_queries(
         lidar2img = torch.as_tensor(meta["lidar2img"], device=boxes.device)
         projected = [project_boxes(b, lidar2img, meta["pad_hw"]) for b in (boxes, true_boxes)]
         overlap = projected_overlap(*projected[0], *projected[1])
-        gates = Gates(geometry.across, geometry.log_range)
-        match = match_along_rays(boxes, labels, trust, true_boxes, true_labels, overlap, gates)
+        match = match_along_rays(boxes, labels, trust, true_boxes, true_labels, overlap, geometry)
         weight = torch.where(match >= 0, weight, weight * geometry.unmatched)
     return Anchors.found(boxes, true_boxes, match), weight
 

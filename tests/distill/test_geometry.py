@@ -3,11 +3,12 @@ import math
 import pytest
 import torch
 
-from pipeline.distill.geometry import Anchors, Gates, match_along_rays, projected_overlap, reanchored
+from pipeline.distill.geometry import Anchors, match_along_rays, projected_overlap, reanchored
+from pipeline.distill.geometry_settings import GeometrySettings
 from pipeline.focal.areas import bev_footprints, query_weights
 
 RANGE = torch.tensor([-3.0, -3.0, -2.0, 3.0, 3.0, 2.0])  # 6 x 6 cells of 1 m: column j has its centre at x = j - 2.5
-GATES = Gates(across=2.0, log_range=0.5)
+GATES = GeometrySettings(across=2.0, log_range=0.5)
 
 
 def reanchored_bev(bev, stored, anchors, weight, margin):
