@@ -1,12 +1,19 @@
-"""Time that each distiller adds to a training step: ``python -m benchmarks.methods STORE``.
+"""Time that each distiller adds to a training step: ``python -m benchmarks.methods``.
 
-Steps of the plain student and of every method by turns, in one process, on the same batches; targets are in memory. The store is a
-dense one; methods that a focal one serves read the same.
+Steps (forward, backward, optimiser) of the plain student and of every method by turns, in one process with one thread, on the same
+batches; images are decoded and targets read before. Without ``--store``, a small world is generated and dumped twice: methods
+that compare whole maps read the dense store, the others the focal one.
+
+``--published N`` takes a pair of the FD3D paper at nuScenes' image size instead (:func:`benchmarks.cost.published_cases`): random
+weights, a focal store, and so only methods that read one.
 """
 
 import os
 import statistics
+import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,56 +22,116 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 import torch  # noqa: E402
 import typer  # noqa: E402
 from mmdet3d.registry import DATASETS, MODELS  # noqa: E402
+from mmengine.config import Config  # noqa: E402
 from mmengine.dataset import pseudo_collate  # noqa: E402
 from mmengine.optim import build_optim_wrapper  # noqa: E402
 from torch import nn  # noqa: E402
 
+from benchmarks.cost import PAIRS, published_cases  # noqa: E402
+from benchmarks.online import make_world  # noqa: E402
 from pipeline.data.frames import frame_dataset  # noqa: E402
+from pipeline.data.source import FrameSource  # noqa: E402
 from pipeline.distill.build import distiller_config  # noqa: E402
 from pipeline.distill.loading import cached_targets  # noqa: E402
 from pipeline.distill.methods import method_names  # noqa: E402
+from pipeline.distill.settings import FD3D, METHODS, PLAIN  # noqa: E402
+from pipeline.dumping.dump import dump  # noqa: E402
 from pipeline.models.build import load_config  # noqa: E402
 from pipeline.models.load import best_device  # noqa: E402
-from pipeline.profile import read_profile  # noqa: E402
+from pipeline.profile import Profile, read_profile  # noqa: E402
 from store_schema import StoreReader  # noqa: E402
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+Methods = Mapping[str, tuple[Path, Any]]
+"""Store and settings by method; those of ``plain`` are not used."""
+
+
+def small_world(folder: Path, profile: Profile, family: str, methods: list[str]) -> tuple[FrameSource, Methods]:
+    """Two generated scenes, and every method with the store that the method reads."""
+    pair, frames = profile.family(family), 6
+    source = make_world(folder, 2, frames, profile.world.height, profile.world.width)
+    layouts = {method: "dense" if METHODS[method].compares_maps else "focal" for method in methods}
+    for layout in set(layouts.values()):
+        settings = replace(profile.dump, layout=layout, frames_per_shard=frames)
+        dump(pair.expert.config, pair.expert.checkpoint, source, folder / layout, settings, workers=0)
+    return source, {
+        method: (folder / layout, profile.method(method, pair)) for method, layout in layouts.items()
+    }
+
+
+def time_steps(
+    cfg: Config, source: FrameSource, methods: Methods, steps: int, batches: int = 4
+) -> dict[str, list[float]]:
+    """Seconds of every step by method, ``plain`` first, after a step of each on every batch that is not counted.
+
+    Args:
+        cfg: config of the student.
+        source: frames, of which those that the stores include are trained on; at most ``batches`` batches of the latest.
+        methods: methods beside ``plain``.
+    """
+    size, items = cfg.schedule.batch_size, {}
+    for store in dict.fromkeys(store for store, _ in methods.values()):
+        dataset, held = DATASETS.build(frame_dataset(cfg, source, True, cached_targets(store))), StoreReader(store)
+        places = [i for i, row in enumerate(dataset.rows) if dataset.index[row].token in held.tokens][-batches * size :]
+        loaded = [dataset[i] for i in places]
+        items[store] = [pseudo_collate(loaded[k : k + size]) for k in range(0, len(loaded), size)]
+    models: dict[str, tuple[nn.Module, Any, Path]] = {}
+    torch.manual_seed(0)
+    for method in (PLAIN, *methods):
+        store, settings = methods.get(method, next(iter(methods.values())))
+        config = cfg.model if method == PLAIN else distiller_config(cfg, store, method, settings)
+        model = MODELS.build(config).to(best_device()).train()
+        models[method] = (model, build_optim_wrapper(model, cfg.optim_wrapper), store)
+    seconds: dict[str, list[float]] = {method: [] for method in models}
+    warm_up = len(next(iter(items.values())))
+    for i in range(warm_up + steps):
+        for method, (model, optimizer, store) in models.items():
+            started = time.perf_counter()
+            model.train_step(items[store][i % len(items[store])], optimizer)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[method].append(time.perf_counter() - started)
+    return {method: found[warm_up:] for method, found in seconds.items()}
 
 
 @app.command()
 def main(
-    store: Annotated[Path, typer.Argument(help="Store of layout dense.")],
     family: Annotated[str | None, typer.Option(help="Family of detectors; default: the profile's first.")] = None,
-    steps: Annotated[int, typer.Option(help="Number of timed steps of each method.", min=1)] = 10,
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", help="Method to time, repeatable; default: all that apply.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Store of layout dense that all methods read; default: a small world.")
+    ] = None,
+    published: Annotated[
+        int | None, typer.Option(help="Number of a pair of the paper, from 0.", min=0, max=len(PAIRS) - 1)
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Number of timed steps of each method.", min=1)] = 20,
     params: Annotated[Path, typer.Option(help="Profile.")] = Path("params.yaml"),
 ) -> None:
-    """Print medians and, step by step, the ratio to the plain student."""
+    """Print medians and, turn by turn, the ratio to the plain student."""
     torch.set_num_threads(1)
     profile = read_profile(params)
     pair = profile.family(family)
-    cfg = load_config(pair.apprentice.config)
-    size, held = cfg.schedule.batch_size, set(StoreReader(store).tokens)
-    dataset = DATASETS.build(
-        frame_dataset(cfg, profile.data.source("train"), train=True, targets=cached_targets(store))
-    )
-    places = [i for i, row in enumerate(dataset.rows) if dataset.index[row].token in held][: 4 * size]
-    batches = [pseudo_collate([dataset[i] for i in places[k : k + size]]) for k in range(0, len(places), size)]
-    models: dict[str, tuple[nn.Module, Any]] = {}
-    for method in ("plain", *method_names()):
-        plain = method == "plain"
-        settings: Any = profile.method(method, pair)
-        model = MODELS.build(cfg.model if plain else distiller_config(cfg, store, method, settings)).to(best_device())
-        models[method] = (model.train(), build_optim_wrapper(model, cfg.optim_wrapper))
-    seconds: dict[str, list[float]] = {method: [] for method in models}
-    for i in range(steps + 1):
-        for method, (model, optimizer) in models.items():
-            started = time.perf_counter()
-            model.train_step(batches[i % len(batches)], optimizer)
-            seconds[method].append(time.perf_counter() - started)
-    print(f"{pair.name}: {size} frames a step, {steps} steps of each by turns, {torch.get_num_threads()} thread")
+    wanted = methods or method_names()
+    with tempfile.TemporaryDirectory(prefix="fd3d-methods-") as temporary:
+        if published is not None:
+            case, *_ = next(published_cases(Path(temporary), [PAIRS[published]]))
+            cfg, source, name, batches = load_config(case.apprentice_config), case.source, case.name, 1
+            stores: Methods = {FD3D: (case.store, case.settings)}
+        else:
+            cfg, name, batches = load_config(pair.apprentice.config), pair.name, 4
+            if store is None:
+                source, stores = small_world(Path(temporary), profile, pair.name, wanted)
+            else:
+                source = profile.data.source("train")
+                stores = {method: (store, profile.method(method, pair)) for method in wanted}
+        seconds = time_steps(cfg, source, stores, steps, batches)
+    size, threads = cfg.schedule.batch_size, torch.get_num_threads()
+    print(f"{name}: {size} frames a step, {steps} steps of each by turns, {threads} thread, {best_device()}")
     for method, found in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(found[1:], seconds["plain"][1:], strict=True))
-        print(f"{method:10} {statistics.median(found[1:]) * 1e3:8.1f} ms a step, {ratio:.2f} x plain")
+        ratio = statistics.median(a / b for a, b in zip(found, seconds[PLAIN], strict=True))
+        print(f"{method:10} {statistics.median(found) * 1e3:8.1f} ms a step, {ratio:.3f} x plain")
 
 
 if __name__ == "__main__":

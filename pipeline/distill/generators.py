@@ -1,14 +1,14 @@
 """Training-only modules: generators of expert features and the restoring of a smaller BEV map."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from torch import Tensor, nn
 
-from .cells import conv_at, grow
+from .cells import Cells, conv_at, rows_of
 
-# Limits where a convolution at chosen cells beats one of the whole map, forward and backward on a CPU (measured by
-# python -m benchmarks.generators)
-_MIN_CHANNELS, _MAX_SHARE = 128, 0.25
+Reader = Callable[[Cells], Tensor]
+"""Features (n, C) of maps at the cells that are asked for."""
 
 
 def start_at_zero(conv: nn.Conv2d) -> None:
@@ -29,37 +29,30 @@ class FeatureGenerator(nn.Sequential):
             nn.ReLU(inplace=True),
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
-        self.channels = out_channels
-        self.gathers = out_channels >= _MIN_CHANNELS
 
-    def forward(self, features: Tensor, cells: Tensor | None = None) -> Tensor:
-        """Generate a map.
+    def at(self, read: Reader, visible: Tensor, cells: Cells) -> Tensor:
+        """Generated features at chosen cells: those of ``forward`` on the student's map with hidden cells zeroed.
 
         Args:
-            features: (N, C, H, W).
-            cells: bool (N, H, W), where the result is needed; everywhere when None. Few cells of wide maps are generated alone:
-                at the papers' 256 channels a tenth of the cells takes a third of the time.
+            read: reader of the student's maps.
+            visible: bool (N, H, W), False where the student's map is hidden.
+            cells: n cells where the result is needed.
 
         Returns:
-            (N, C', H, W); values outside of ``cells`` have no meaning.
+            (n, C').
         """
-        if cells is None or not self.gathers or cells.float().mean() > _MAX_SHARE:
-            return super().forward(features)
-        return self.forward_at(features, cells)
-
-    def forward_at(self, features: Tensor, cells: Tensor) -> Tensor:
-        """Generated map at ``cells`` alone, 0 elsewhere."""
         *align, first, activation, last = cast(list[Any], list(self))
-        inner = grow(cells)
-        outer = grow(inner)
-        rows = features.permute(0, 2, 3, 1)[outer]
-        for conv in align:
-            rows = nn.functional.linear(rows, conv.weight.flatten(1), conv.bias)
-        rows = activation(conv_at(first, rows, inner, outer))
-        rows = conv_at(last, rows, cells, inner)
-        out = rows.new_zeros(*cells.shape, self.channels)
-        out[cells] = rows
-        return out.permute(0, 3, 1, 2)
+        inner = cells.grown
+        outer = inner.grown
+        if align:  # whose bias hidden cells have too
+            (conv,) = align
+            rows = read(outer) * visible.flatten()[outer.index, None]
+            given, rows = outer, nn.functional.linear(rows, conv.weight.flatten(1), conv.bias)
+        else:
+            given = Cells(outer.mask & visible)
+            rows = read(given)
+        rows = activation(conv_at(first, rows, inner, given))
+        return conv_at(last, rows, cells, inner)
 
 
 class RestoreBEV(nn.Module):
@@ -98,6 +91,21 @@ class RestoreBEV(nn.Module):
             out = self._interpolated(out)
         out = self.conv(out)
         return out + self._interpolated(bev) if self.residual else out
+
+    def reader(self, bev: Tensor) -> Reader:
+        """Reader of the restored maps (B, C, H, W), which computes the last convolution where it is read, from the student's map
+        (B, C, h, w)."""
+        upsampled = self.upsample(bev)
+        if upsampled.shape[-2:] != self.target:
+            upsampled = self._interpolated(upsampled)
+        own = self._interpolated(bev) if self.residual else None
+
+        def read(cells: Cells) -> Tensor:
+            around = cells.grown
+            rows = conv_at(self.conv, rows_of(upsampled, around), cells, around)
+            return rows if own is None else rows + rows_of(own, cells)
+
+        return read
 
     def _interpolated(self, bev: Tensor) -> Tensor:
         return nn.functional.interpolate(bev, self.target, mode="bilinear", align_corners=False)

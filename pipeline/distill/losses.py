@@ -44,22 +44,18 @@ def agreement(boxes: Tensor, labels: Tensor, true_boxes: Tensor, true_labels: Te
 
 @in_float32
 def masked_generation_loss(generated: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Squared error inside the weighted area, per cell and channel.
+    """Squared error at weighted cells, per cell and channel.
 
     ``sum(w * (G - T)^2) / (C * sum(w))``: Masked Generative Distillation's error (Yang et al., ECCV 2022) counted only
     in instance areas as FD3D does, normalised by their weighted size so that large objects and many objects do not
     raise the loss.
 
     Args:
-        generated: (..., C, H, W).
-        target: (..., C, H, W).
-        weight: (..., H, W), zero outside the areas. All zero gives 0 with a gradient path.
+        generated, target: (n, C) at the cells of the areas.
+        weight: (n,). No cell gives 0 with a gradient path.
     """
-    channels = generated.shape[-3]
-    # where, not a product: cells that are not stored may hold anything, even NaN
-    inside = (weight > 0).unsqueeze(-3)
-    error = torch.where(inside, generated - target, torch.zeros((), device=target.device, dtype=generated.dtype)) ** 2
-    return (error * weight.unsqueeze(-3)).sum() / (channels * weight.sum()).clamp(min=1e-6)
+    error = ((generated - target) ** 2).sum(-1)
+    return (error * weight).sum() / (generated.shape[-1] * weight.sum()).clamp(min=1e-6)
 
 
 def block_mask(area: Tensor, ratio: float, block: int, generator: torch.Generator | None = None) -> Tensor:
@@ -98,3 +94,18 @@ def fine_grained_loss(sampled_s: Tensor, sampled_t: Tensor, trust: Tensor) -> Te
     variance = ((sampled_t - mean) ** 2 * weight).sum((1, 2)) / total[:, 0, 0]
     error = ((sampled_s - sampled_t) ** 2 * weight).sum((1, 2)) / total[:, 0, 0]
     return (error.mean(-1) / variance.mean(-1).clamp(min=1e-6)).mean()
+
+
+@in_float32
+def relation_loss(student: Tensor, expert: Tensor, trust: Tensor) -> Tensor:
+    """Difference of the relations inside objects: ``mean |F_S F_S^T - F_T F_T^T|`` of features of length 1.
+
+    Relations between the places of one object do not tell where the object is (UniDistill, Zhou et al., CVPR 2023).
+
+    Args:
+        student, expert: (B, K, G, C) features at G places of each query's object.
+        trust: (B, K). All zero gives 0 with a gradient path.
+    """
+    ours, theirs = (torch.nn.functional.normalize(side, dim=-1) for side in (student, expert))
+    difference = (ours @ ours.transpose(-1, -2) - theirs @ theirs.transpose(-1, -2)).abs().mean((-2, -1))
+    return (difference * trust).sum() / trust.sum().clamp(min=1e-6)

@@ -7,6 +7,8 @@ from pipeline.errors import FD3DError
 from pipeline.focal.rule import FocalRule
 from pipeline.settings import from_mapping
 
+from .geometry_settings import GeometrySettings
+
 AREAS = ("queries", "annotations", "everywhere")
 HEADS = ("frozen", "trainable")
 PLAIN, FD3D = "plain", "fd3d"
@@ -108,9 +110,6 @@ class DistillSettings(MethodSettings):
     """Score below which a query has no weight."""
     trust_power: float = 1.0
     """Exponent of a query's score in the query's weight."""
-    agreement_power: float = 0.0
-    """Exponent of a query's agreement with the annotations (:func:`~pipeline.distill.losses.agreement`) in the query's
-    weight; the losses are multiplied by the share of the trust that is left. 0 ignores the annotations."""
     size_power: float = 0.0
     """Exponent of the number of an area's cells by which a query's weight in a cell is divided: 0 counts cells alike, so that
     lorries outweigh pedestrians, 1 counts objects alike."""
@@ -129,20 +128,23 @@ class DistillSettings(MethodSettings):
     """Weight of a trainable head's detection loss."""
     rule: FocalRule = field(default_factory=FocalRule)
     """Rule of the areas, as tight as the store's rule or tighter."""
+    geometry: GeometrySettings = field(default_factory=GeometrySettings)
+    """What annotations correct of the expert's geometry."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("trust_power", "agreement_power", "size_power"):
+        for name in ("trust_power", "size_power"):
             self._at_least(name, 0)
         self._share("mask_ratio", "trust_threshold")
         for name, known in (("areas", AREAS), ("head", HEADS)):
             if getattr(self, name) not in known:
                 raise FD3DError(f"distill.{name} is '{getattr(self, name)}'; use {' or '.join(known)}")
-        if self.agreement_power and self.head == "trainable":
-            raise FD3DError(
-                "distill.agreement_power judges the expert's own queries, but distill.head is trainable; set one of the two back "
-                "to its default"
-            )
+        for name, value, default in (("head", self.head, "frozen"), ("areas", self.areas, "queries")):
+            if self.geometry.asks and value != default:
+                raise FD3DError(
+                    f"distill.geometry corrects the expert's own queries, but distill.{name} is {value}; set one of the two "
+                    "back to its default"
+                )
         self._at_least("block", 1)
 
     @property

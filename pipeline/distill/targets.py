@@ -1,16 +1,19 @@
-"""Dense, standardised targets on the training device, from cached frames."""
+"""Targets on the training device, from cached frames: at the cells that losses compare, or as whole maps."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.focal.areas import bev_footprints, project_boxes, pv_rectangles_to_cells, trust_map
+from pipeline.focal.areas import bev_footprints, project_boxes, pv_spans, query_weights, trust_map
 from store_schema import StoreSchema
 
+from .cells import Cells
+from .geometry import Anchors, match_along_rays, projected_overlap, reanchored
+from .geometry_settings import GeometrySettings
 from .losses import agreement, query_trust
 from .settings import DistillSettings
 
@@ -31,9 +34,45 @@ class ChannelScale:
         """Standardised feature (..., C, H, W)."""
         return (feature - self.mean[:, None, None]) / self.std[:, None, None]
 
-    def restore(self, feature: Tensor) -> Tensor:
-        """Inverse of :meth:`standardise`."""
-        return feature * self.std[:, None, None] + self.mean[:, None, None]
+    def standardise_rows(self, rows: Tensor) -> Tensor:
+        """Standardised features (n, C) of cells."""
+        return (rows - self.mean) / self.std
+
+    def restore_rows(self, rows: Tensor) -> Tensor:
+        """Inverse of :meth:`standardise_rows`."""
+        return rows * self.std + self.mean
+
+
+@dataclass
+class StoredCells:
+    """The expert's features at all stored cells of N maps of H x W: the BEV maps or a pyramid level of B samples.
+
+    Attributes:
+        values: (m, C) in the expert's own scale.
+        row: (N * H * W,) place of a cell among the values, m for a cell that is not stored.
+    """
+
+    values: Tensor
+    row: Tensor
+
+
+@dataclass
+class CellTargets:
+    """The expert's features at the cells of N maps that a masked generation loss compares.
+
+    Attributes:
+        cells: n stored cells with weight; masks are (N, H, W), N = B for BEV maps and B * V for a pyramid level.
+        values: (n, C) standardised, in the order of the cells.
+        weight: (n,) trust of every cell, above 0.
+    """
+
+    cells: Cells
+    values: Tensor
+    weight: Tensor
+
+    def weight_map(self) -> Tensor:
+        """Weights as maps (N, H, W), 0 at the other cells."""
+        return self.weight.new_zeros(self.cells.mask.shape).masked_scatter(self.cells.mask, self.weight)
 
 
 @dataclass
@@ -41,38 +80,31 @@ class ExpertTargets:
     """Targets of a batch that the three losses read.
 
     Attributes:
-        trust: (B, K) trust of the queries.
-        pv: per level (B, V, C, Hl, Wl) standardised.
-        pv_trust: per level (B, V, Hl, Wl).
-        bev: the expert's BEV map, None for an expert without one.
+        trust: (B, K) trust of the queries, which the pyramid follows.
+        placed: (B, K) trust that annotations leave to the queries, which the BEV and the fine-grained term follow;
+            ``trust`` where annotations are ignored.
+        pv: targets of every level that is distilled.
+        bev: targets of the BEV map, None for an expert without one.
+        bev_read: stored cells of the BEV map, which the expert's queries read; None for an expert without one.
         queries: readings of the expert's queries, by the store's names without ``query/``: ``sampling`` (B, L, K, M, P, 2) and
             ``attention`` (B, L, K, M, P), or ``points`` (B, L, K, 3), ``camera_weights`` (B, L, K, V, levels) and
             ``sampled`` (B, L, K, C), or nothing.
-        agreement: share of the batch's trust that annotations leave, scalar; None where annotations are ignored.
-            Losses are normalised by trust, and then scaled by this share.
+        student: positions that the student's maps are read at, ``sampling`` or ``points``, where these are not the
+            expert's.
+        share: share of the batch's trust that annotations leave, scalar; None where annotations are ignored. Losses are
+            normalised by ``placed``, and then scaled by this share.
+        anchors: per sample where the queries belong; None where annotations are ignored.
     """
 
     trust: Tensor
-    pv: list[Tensor]
-    pv_trust: list[Tensor]
-    bev: "BEVTargets | None"
+    placed: Tensor
+    pv: list[CellTargets]
+    bev: CellTargets | None
+    bev_read: StoredCells | None
     queries: dict[str, Tensor]
-    agreement: Tensor | None = None
-
-
-@dataclass
-class BEVTargets:
-    """The expert's BEV map.
-
-    Attributes:
-        standardised: (B, C, H, W); cells that are not stored are 0 in ``raw``.
-        raw: (B, C, H, W) in the expert's own scale, 0 where not stored.
-        trust: (B, H, W) trust inside footprints of stored cells, 0 elsewhere.
-    """
-
-    standardised: Tensor
-    raw: Tensor
-    trust: Tensor
+    student: dict[str, Tensor] = field(default_factory=dict)
+    share: Tensor | None = None
+    anchors: list[Anchors] | None = None
 
 
 @dataclass
@@ -88,21 +120,42 @@ class Spans:
     trust: Tensor
 
 
-def scatter_cells(frame: CachedFrame, name: str, cells: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Dense map (cells, C) float32 of the stored cells of map ``name``, and the mask of stored cells (cells,).
-
-    Features that are stored as uint8 are decoded on ``device``.
-    """
-    where = torch.from_numpy(frame[f"{name}/index"].astype(np.int64)).to(device)
+def stored_values(frame: CachedFrame, name: str, device: torch.device) -> Tensor:
+    """Features (m, C) float32 of the stored cells of map ``name`` in their order; uint8 is decoded on ``device``."""
     values = torch.from_numpy(frame[f"{name}/values"]).to(device).float()
     if f"{name}/affine" in frame:
         scale, offset = torch.from_numpy(frame[f"{name}/affine"]).to(device).split(1, dim=1)
         values = values.mul_(scale).add_(offset)
-    dense = torch.zeros(cells, values.shape[-1], device=device)
+    return values
+
+
+def stored_index(frame: CachedFrame, name: str, device: torch.device) -> Tensor:
+    """Numbers (m,) of the stored cells of map ``name``."""
+    return torch.from_numpy(frame[f"{name}/index"].astype(np.int64)).to(device)
+
+
+def scatter_cells(frame: CachedFrame, name: str, cells: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Dense map (cells, C) float32 of the stored cells of map ``name``, and the mask of stored cells (cells,)."""
+    where, values = stored_index(frame, name, device), stored_values(frame, name, device)
+    dense = values.new_zeros(cells, values.shape[-1])
     dense[where] = values
     stored = torch.zeros(cells, dtype=torch.bool, device=device)
     stored[where] = True
     return dense, stored
+
+
+def stored_cells(
+    frames: Sequence[CachedFrame], schema: StoreSchema, name: str, cells: int, device: torch.device
+) -> StoredCells:
+    """Stored cells of map ``name``, which has that many cells in every frame."""
+    if schema.layout == "dense":
+        values = torch.cat([torch.from_numpy(frame[f"{name}/dense"]).to(device).flatten(0, -2) for frame in frames])
+        return StoredCells(values.float(), torch.arange(len(values), device=device))
+    values = torch.cat([stored_values(frame, name, device) for frame in frames])
+    index = torch.cat([stored_index(frame, name, device) + b * cells for b, frame in enumerate(frames)])
+    row = torch.full((len(frames) * cells,), len(values), device=device)
+    row[index] = torch.arange(len(values), device=device)
+    return StoredCells(values, row)
 
 
 def dense_bev(frame: CachedFrame, schema: StoreSchema, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -127,6 +180,25 @@ def dense_pv(frame: CachedFrame, schema: StoreSchema, level: int, device: torch.
     return dense.view(views, rows, cols, channels).permute(0, 3, 1, 2), stored.view(views, rows, cols)
 
 
+def rectangle_trust(rows: Tensor, columns: Tensor, trust: Tensor, size_power: float) -> Tensor:
+    """:func:`~pipeline.focal.areas.trust_map` of rectangles, whose masks of every query and cell need not be made.
+
+    Args:
+        rows, columns: bool (K, V, Hl) and (K, V, Wl) of :func:`~pipeline.focal.areas.pv_spans`.
+        trust: (K,).
+
+    Returns:
+        (V, Hl, Wl).
+    """
+    if len(trust) == 0:
+        return trust.new_zeros(*rows.shape[1:], columns.shape[-1])
+    high, wide = rows.to(trust.dtype), columns.to(trust.dtype)
+    weight = trust[:, None]
+    if size_power:
+        weight = weight / (high.sum(-1) * wide.sum(-1)).clamp(min=1) ** size_power
+    return ((high * weight[..., None])[..., None] * wide[..., None, :]).amax(0)
+
+
 def make_targets(
     frames: Sequence[CachedFrame],
     metas: Sequence[Mapping[str, Any]],
@@ -148,61 +220,173 @@ def make_targets(
         metas: per sample the metainfo of the student's current frame: lidar2img to its unpadded image, pad_hw.
         scales: channel statistics by map, on ``device``: ``pv/LEVEL`` of every level, and ``bev`` of a stored one.
         pc_range: (x0, y0, z0, x1, y1, z1) metres of the expert's BEV map.
-        settings: rule, trust threshold and exponents.
+        settings: rule, trust threshold, exponents and geometry.
         levels: pyramid levels wanted.
         spans: per sample the boxes that span the areas in place of the expert's queries, None for all cells with trust 1.
-        truth: per sample annotated boxes (n, 9), LiDAR frame, and class numbers (n,), for ``settings.agreement_power``.
+        truth: per sample annotated boxes (n, 9), LiDAR frame, and class numbers (n,), for ``settings.geometry``.
     """
-    rule, agreement_power, size_power = settings.rule, settings.agreement_power, settings.size_power
+    rule, geometry = settings.rule, settings.geometry
     kept = rule.num_queries
-    raw: list[Tensor] = []
-    bev_trust: list[Tensor] = []
     trusts: list[Tensor] = []
-    scored: list[Tensor] = []
-    pv: list[list[Tensor]] = [[] for _ in levels]
-    pv_trust: list[list[Tensor]] = [[] for _ in levels]
-    for b, (frame, meta) in enumerate(zip(frames, metas, strict=True)):
+    placed: list[Tensor] = []
+    anchors: list[Anchors] = []
+    seen: list[Spans | None] = []
+    standing: list[Spans | None] = []
+    for b, frame in enumerate(frames):
         boxes = torch.from_numpy(frame["query/boxes"][:kept]).to(device)
         score = torch.from_numpy(frame["query/score"][:kept]).to(device)
         trust = query_trust(score, max(settings.trust_threshold, rule.min_score), settings.trust_power)
-        scored.append(trust)
-        if agreement_power and truth is not None:
-            label = torch.from_numpy(frame["query/label"][:kept]).to(device)
-            trust = trust * agreement(boxes, label, truth[0][b], truth[1][b]) ** agreement_power
         trusts.append(trust)
-        span = Spans(boxes, trust) if spans is None else spans[b]
-        if schema.bev:
-            dense, stored = dense_bev(frame, schema, device)
-            raw.append(dense)
-            bev_trust.append(stored.float())
-            if span is not None:
-                footprints = bev_footprints(span.boxes, pc_range, schema.bev[:2], rule.bev_margin)
-                bev_trust[-1] = trust_map(footprints, span.trust, size_power) * stored
-        if levels and span is not None:
+        placed.append(trust)
+        seen.append(Spans(boxes, trust) if spans is None else spans[b])
+        standing.append(seen[b])
+        if geometry.asks and truth is not None:
+            label = torch.from_numpy(frame["query/label"][:kept]).to(device)
+            found, weight = place_queries(boxes, label, trust, truth[0][b], truth[1][b], metas[b], geometry)
+            anchors.append(found)
+            placed[b], standing[b] = weight, Spans(found.target if geometry.reanchor else boxes, weight)
+            if geometry.pyramid:
+                seen[b] = Spans(found.target, trust)
+    bev = bev_read = None
+    if schema.bev:
+        height, width = schema.bev[:2]
+        bev_read = stored_cells(frames, schema, "bev", height * width, device)
+        weights, owners = _bev_trust(standing, schema, pc_range, settings, device)
+        if geometry.reanchor and anchors:
+            bev = _reanchored(bev_read, scales["bev"], weights, owners, anchors, pc_range)
+        else:
+            bev = _at_cells(bev_read, scales["bev"], weights)
+    pv = []
+    for level, trust in zip(levels, _pv_trust(seen, metas, schema, settings, levels, device), strict=True):
+        rows, columns = schema.pv[level][:2]
+        stored = stored_cells(frames, schema, f"pv/{level}", len(schema.cameras) * rows * columns, device)
+        pv.append(_at_cells(stored, scales[f"pv/{level}"], trust))
+    queries = {
+        name: torch.from_numpy(np.stack([f[f"query/{name}"][:, :kept] for f in frames])).to(device).float()
+        for name in _READ[schema.reading]
+    }
+    return ExpertTargets(
+        trust=torch.stack(trusts),
+        placed=torch.stack(placed),
+        pv=pv,
+        bev=bev,
+        bev_read=bev_read,
+        queries=queries,
+        student=_student_positions(queries, anchors, pc_range) if geometry.reanchor else {},
+        share=torch.stack(placed).sum() / torch.stack(trusts).sum().clamp(min=1e-6) if anchors else None,
+        anchors=anchors or None,
+    )
+
+
+def _bev_trust(
+    spans: Sequence[Spans | None],
+    schema: StoreSchema,
+    pc_range: Sequence[float],
+    settings: DistillSettings,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Trust inside footprints on the BEV maps, (B, H, W), 0 elsewhere; and for re-anchoring the number of the query."""
+    assert schema.bev is not None
+    size, maps, owners = schema.bev[:2], [], []
+    for span in spans:
+        owners.append(torch.zeros(size, dtype=torch.long, device=device))
+        if span is None:
+            maps.append(torch.ones(size, device=device))
+            continue
+        footprints = bev_footprints(span.boxes, pc_range, size, settings.rule.bev_margin)
+        if settings.geometry.reanchor:
+            most, owners[-1] = query_weights(footprints, span.trust, settings.size_power).max(0)
+            maps.append(most)
+        else:
+            maps.append(trust_map(footprints, span.trust, settings.size_power))
+    return torch.stack(maps), torch.stack(owners)
+
+
+def _pv_trust(
+    spans: Sequence[Spans | None],
+    metas: Sequence[Mapping[str, Any]],
+    schema: StoreSchema,
+    settings: DistillSettings,
+    levels: Sequence[int],
+    device: torch.device,
+) -> list[Tensor]:
+    """Trust inside projected boxes on the levels wanted, (B*V, Hl, Wl) each, 0 elsewhere."""
+    maps: list[list[Tensor]] = [[] for _ in levels]
+    for span, meta in zip(spans, metas, strict=True):
+        if span is not None and levels:
             lidar2img = torch.as_tensor(meta["lidar2img"], device=device)
             rectangles, valid = project_boxes(span.boxes, lidar2img, meta["pad_hw"])
         for slot, level in enumerate(levels):
-            feature, seen = dense_pv(frame, schema, level, device)
-            pv[slot].append(scales[f"pv/{level}"].standardise(feature))
-            pv_trust[slot].append(seen.float())
-            if span is not None:
-                cells = pv_rectangles_to_cells(rectangles, valid, schema.pv[level][:2], meta["pad_hw"], rule.pv_margin)
-                pv_trust[slot][-1] = trust_map(cells, span.trust, size_power) * seen
-    bev = None
-    if schema.bev:
-        stacked = torch.stack(raw)
-        bev = BEVTargets(scales["bev"].standardise(stacked), stacked, torch.stack(bev_trust))
-    agreed = None
-    if agreement_power and truth is not None:
-        agreed = torch.stack(trusts).sum() / torch.stack(scored).sum().clamp(min=1e-6)
-    return ExpertTargets(
-        trust=torch.stack(trusts),
-        pv=[torch.stack(level) for level in pv],
-        pv_trust=[torch.stack(level) for level in pv_trust],
-        bev=bev,
-        queries={
-            name: torch.from_numpy(np.stack([f[f"query/{name}"][:, :kept] for f in frames])).to(device).float()
-            for name in _READ[schema.reading]
-        },
-        agreement=agreed,
-    )
+            size = schema.pv[level][:2]
+            if span is None:
+                maps[slot].append(torch.ones(len(schema.cameras), *size, device=device))
+                continue
+            rows, columns = pv_spans(rectangles, valid, size, meta["pad_hw"], settings.rule.pv_margin)
+            maps[slot].append(rectangle_trust(rows, columns, span.trust, settings.size_power))
+    return [torch.cat(level) for level in maps]
+
+
+def _at_cells(stored: StoredCells, scale: ChannelScale, trust: Tensor) -> CellTargets:
+    """Targets at the stored cells where trust (N, H, W) is above 0."""
+    cells = Cells((trust > 0) & (stored.row < len(stored.values)).view_as(trust))
+    values = stored.values.index_select(0, stored.row[cells.index])
+    return CellTargets(cells, scale.standardise_rows(values), trust.flatten()[cells.index])
+
+
+def _reanchored(
+    stored: StoredCells,
+    scale: ChannelScale,
+    weights: Tensor,
+    owners: Tensor,
+    anchors: Sequence[Anchors],
+    pc_range: Sequence[float],
+) -> CellTargets:
+    """Targets at the annotations; see :func:`~pipeline.distill.geometry.reanchored`."""
+    mask, values = reanchored(stored.values, stored.row, weights, owners, anchors, pc_range)
+    cells = Cells(mask)
+    return CellTargets(cells, scale.standardise_rows(values), weights.flatten()[cells.index])
+
+
+def place_queries(
+    boxes: Tensor,
+    labels: Tensor,
+    trust: Tensor,
+    true_boxes: Tensor,
+    true_labels: Tensor,
+    meta: Mapping[str, Any],
+    geometry: GeometrySettings,
+) -> tuple[Anchors, Tensor]:
+    """Where a frame's queries belong, and the trust (K,) that annotations leave to the queries.
+
+    Args:
+        boxes, labels, trust: (K, 9) LiDAR frame, (K,) and (K,) of the queries.
+        true_boxes, true_labels: (n, 9) and (n,) of the annotations.
+        meta: metainfo of the student's frame, for the projection.
+    """
+    weight, match = trust, torch.full(labels.shape, -1, dtype=torch.long, device=labels.device)
+    if geometry.agreement_power:
+        weight = weight * agreement(boxes, labels, true_boxes, true_labels) ** geometry.agreement_power
+    if geometry.match:
+        lidar2img = torch.as_tensor(meta["lidar2img"], device=boxes.device)
+        projected = [project_boxes(b, lidar2img, meta["pad_hw"]) for b in (boxes, true_boxes)]
+        overlap = projected_overlap(*projected[0], *projected[1])
+        match = match_along_rays(boxes, labels, trust, true_boxes, true_labels, overlap, geometry)
+        weight = torch.where(match >= 0, weight, weight * geometry.unmatched)
+    return Anchors.found(boxes, true_boxes, match), weight
+
+
+def _student_positions(
+    queries: Mapping[str, Tensor], anchors: Sequence[Anchors], pc_range: Sequence[float]
+) -> dict[str, Tensor]:
+    """What the queries read, moved with their boxes: ``sampling`` (B, L, K, M, P, 2) or ``points`` (B, L, K, 3)."""
+    moved = {}
+    for name in {"sampling", "points"} & queries.keys():
+        positions = queries[name].transpose(1, 2)  # (B, K, L, ...)
+        if name == "sampling":  # on the map, 0..1
+            low = positions.new_tensor(pc_range[:2])
+            extent = positions.new_tensor(pc_range[3:5]) - low
+            there = [(a.to_target(p * extent + low) - low) / extent for a, p in zip(anchors, positions, strict=True)]
+        else:
+            there = [a.to_target(p) for a, p in zip(anchors, positions, strict=True)]
+        moved[name] = torch.stack(there).transpose(1, 2)
+    return moved

@@ -144,7 +144,14 @@ def _outer(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def trust_map(masks: Tensor, trust: Tensor, size_power: float = 0.0) -> Tensor:
-    """Largest weight of the queries whose area includes a cell, zero outside all areas.
+    """Largest weight of the queries whose area includes a cell, zero outside all areas; arguments as of :func:`query_weights`."""
+    if len(masks) == 0:
+        return trust.new_zeros(masks.shape[1:])
+    return query_weights(masks, trust, size_power).amax(0)
+
+
+def query_weights(masks: Tensor, trust: Tensor, size_power: float = 0.0) -> Tensor:
+    """Weight of every query in every cell, zero outside the query's area.
 
     Args:
         masks: (K, ..., H, W).
@@ -153,14 +160,12 @@ def trust_map(masks: Tensor, trust: Tensor, size_power: float = 0.0) -> Tensor:
             to this power: 0 counts cells alike, 1 counts objects of any size alike.
 
     Returns:
-        (..., H, W).
+        (K, ..., H, W).
     """
-    if len(masks) == 0:
-        return trust.new_zeros(masks.shape[1:])
-    say = trust.view(-1, *[1] * (masks.dim() - 1))
+    weight = trust.view(-1, *[1] * (masks.dim() - 1))
     if size_power:
-        say = say / masks.sum((-2, -1), keepdim=True).clamp(min=1) ** size_power
-    return (masks * say).amax(0)
+        weight = weight / masks.sum((-2, -1), keepdim=True).clamp(min=1) ** size_power
+    return masks * weight
 
 
 def sampling_neighbours(locations: Tensor, size: tuple[int, int]) -> Tensor:

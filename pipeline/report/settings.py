@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.data.augment import Augment
 from pipeline.data.world.config import WorldConfig
+from pipeline.distill.geometry_settings import GeometrySettings
 from pipeline.distill.settings import METHODS, DistillSettings, PlainSettings
 from pipeline.dumping.settings import ClusterSettings, DumpSettings
 from pipeline.files import write_atomically
@@ -38,6 +39,7 @@ SECTIONS: tuple[tuple[str, Any], ...] = (
     ("dump", DumpSettings),
     ("dump.cluster", ClusterSettings),
     ("distill, families.FAMILY.distill", DistillSettings),
+    ("distill.geometry", GeometrySettings),
     ("methods.plain", PlainSettings),
     *((f"methods.{name}", kind) for name, kind in METHODS.items() if kind is not DistillSettings),
     ("schedule (of a config)", Schedule),

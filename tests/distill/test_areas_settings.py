@@ -75,7 +75,9 @@ def test_everywhere_is_every_cell(project, dense_stores, source, seen_targets, f
 
 @pytest.mark.parametrize("family", APPRENTICES)
 def test_trust_falls_where_annotations_disagree(project, dense_stores, source, seen_targets, family):
-    cfg, model = distiller(project, dense_stores[family], family, agreement_power=1.0, rule=dict(num_queries=20))
+    cfg, model = distiller(
+        project, dense_stores[family], family, geometry=dict(agreement_power=1.0), rule=dict(num_queries=20)
+    )
     batch = batch_of(model, cfg, source, dense_stores[family])
     model(**batch, mode="loss")
     (targets,) = seen_targets
@@ -84,24 +86,26 @@ def test_trust_falls_where_annotations_disagree(project, dense_stores, source, s
         score = torch.from_numpy(frames[b]["query/score"][:20])
         trust = torch.where(score >= 0.1, score, 0.0)
         own, kind = torch.from_numpy(frames[b]["query/boxes"][:20]), torch.from_numpy(frames[b]["query/label"][:20])
-        torch.testing.assert_close(targets.trust[b], trust * agreement(own, kind, boxes, labels))
-    assert 0 < targets.agreement < 1
+        torch.testing.assert_close(targets.trust[b], trust)  # no pixel is moved by a wrong depth
+        torch.testing.assert_close(targets.placed[b], trust * agreement(own, kind, boxes, labels))
+    assert 0 < targets.share < 1
 
 
 def test_nothing_is_distilled_where_no_query_agrees(project, dense_stores, source):
     store = dense_stores["bevformer"]
-    cfg, model = distiller(project, store, agreement_power=1.0)
+    cfg, model = distiller(project, store, geometry=dict(agreement_power=1.0))
     batch = batch_of(model, cfg, source, store)
     for sample in batch["data_samples"]:
         sample.gt_instances_3d.labels_3d.fill_(9)
         sample.set_metainfo({"expert": sample.expert | {"query/label": sample.expert["query/label"] * 0}})
     losses = model(**batch, mode="loss")
-    assert all(losses[f"loss_{name}"] == 0 for name in ("pv", "bev", "fine"))
+    assert all(losses[f"loss_{name}"] == 0 for name in ("bev", "fine")) and losses["loss_pv"] > 0
 
 
-def test_agreement_is_of_the_experts_own_queries():
-    with pytest.raises(FD3DError, match="agreement_power"):
-        DistillSettings(agreement_power=1.0, head="trainable")
+@pytest.mark.parametrize(("setting", "value"), [("head", "trainable"), ("areas", "annotations")])
+def test_geometry_is_of_the_experts_own_queries(setting, value):
+    with pytest.raises(FD3DError, match=f"distill.{setting} is {value}"):
+        DistillSettings.from_dict({"geometry": {"match": True}, setting: value})
 
 
 def test_a_frame_without_boxes_has_no_areas(project, dense_stores, source):

@@ -1,6 +1,6 @@
 """FD3D around any student detector: generators and the three losses, fed from the store (Zeng et al., CVPR 2023)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,20 +11,18 @@ from mmdet3d.structures import Det3DDataSample
 from torch import Tensor, nn
 
 from pipeline.errors import FD3DError
-from pipeline.focal.areas import sampling_neighbours
 from pipeline.focal.rule import FocalRule
 from pipeline.models.detector import gt_tensors
 
 from ..base import Distiller, StudentOutputs
-from ..generators import FeatureGenerator, start_at_zero
+from ..cells import Cells, rows_of, select
+from ..generators import FeatureGenerator, Reader, start_at_zero
+from ..geometry import object_grid
 from ..head import DistillationHead
-from ..losses import block_mask, fine_grained_loss, masked_generation_loss, query_trust
-from ..sampling import camera_positions, sample_cameras, sample_values
+from ..losses import block_mask, fine_grained_loss, masked_generation_loss, query_trust, relation_loss
+from ..sampling import Reading, bev_reading, camera_positions, camera_reading, project_values
 from ..settings import DistillSettings
-from ..targets import CachedFrame, ExpertTargets, Spans, dense_bev, make_targets
-
-_OUTSIDE = -9.0
-"""A position that reads no cell."""
+from ..targets import CachedFrame, CellTargets, ExpertTargets, Spans, dense_bev, make_targets
 
 
 @MODELS.register_module()
@@ -49,6 +47,7 @@ class FocalDistiller(Distiller):
         super().__init__(bev_size=bev_size, bev_channels=bev_channels, pv_channels=pv_channels, **kwargs)
         stored = FocalRule(**self.manifest["focal"]).of_store(self.schema.layout)
         stored.check_covers(self.settings.rule)
+        self._check_reanchoring(stored)
         self.head = self._trainable_head(kwargs["student"]["pts_bbox_head"])
         if self.settings.areas != "queries" and self.schema.layout != "dense":
             raise FD3DError(
@@ -68,6 +67,23 @@ class FocalDistiller(Distiller):
         for path, constant in self.constants.items() if self.head is None else ():
             name = path.removeprefix("decoder/")
             self.register_buffer(name, torch.from_numpy(constant[list(self.layers)]), persistent=False)
+
+    def _check_reanchoring(self, stored: FocalRule) -> None:
+        """Refuse a store whose areas end before the cells that re-anchored targets are interpolated from.
+
+        Raises:
+            FD3DError: naming the margin that is needed.
+        """
+        if not self.settings.geometry.reanchor or not self.schema.bev:
+            return
+        x0, y0, _, x1, y1, _ = self.manifest["coordinates"]["pc_range"]
+        cell = max((x1 - x0) / self.schema.bev[1], (y1 - y0) / self.schema.bev[0])
+        needed = self.settings.rule.bev_margin + cell
+        if stored.bev_margin < needed:
+            raise FD3DError(
+                f"distill.geometry.reanchor reads a cell beyond the areas, so the store's margin must be {needed:g} m, but it "
+                f"is {stored.bev_margin:g}; dump with focal.bev_margin: {needed:g}, or tighten distill.rule.bev_margin"
+            )
 
     @property
     def restores_residually(self) -> bool:
@@ -139,13 +155,15 @@ class FocalDistiller(Distiller):
             spans = [None for _ in frames]
         if self.head is None:
             targets = self.targets(frames, metas, device, spans, truth)
-            return self._as_agreed(self.focal_losses(outputs.bev, outputs.pv, targets, metas), targets)
+            return self.focal_losses(outputs.bev, outputs.pv, targets, metas)
         found = self.head(torch.stack([dense_bev(frame, self.schema, device)[0] for frame in frames]), *truth)
         trust = query_trust(found.score, max(s.trust_threshold, s.rule.min_score), s.trust_power)
         if spans is None:
             spans = [Spans(*span) for span in zip(found.boxes, trust, strict=True)]
         targets = self.targets(frames, metas, device, spans)
-        targets = replace(targets, trust=trust, queries={"sampling": found.sampling, "attention": found.attention})
+        targets = replace(
+            targets, trust=trust, placed=trust, queries={"sampling": found.sampling, "attention": found.attention}
+        )
         layers = list(self.layers)
         projection = found.value_weight[layers], found.value_bias[layers]
         losses = self.focal_losses(outputs.bev, outputs.pv, targets, metas, projection)
@@ -159,19 +177,12 @@ class FocalDistiller(Distiller):
         spans: Sequence[Spans | None] | None = None,
         truth: tuple[list[Tensor], list[Tensor]] | None = None,
     ) -> ExpertTargets:
-        """Dense targets of a batch of cached frames; ``spans``, ``truth`` as of :func:`~pipeline.distill.targets.make_targets`."""
+        """Targets of a batch of cached frames; ``spans``, ``truth`` as of :func:`~pipeline.distill.targets.make_targets`."""
         scales = {name: self.scale(name) for name in self.scaled}
         pc_range = self.manifest["coordinates"]["pc_range"]
         return make_targets(
             frames, metas, self.schema, scales, pc_range, self.settings, self.levels, device, spans, truth
         )
-
-    def _as_agreed(self, losses: dict[str, Tensor], targets: ExpertTargets) -> dict[str, Tensor]:
-        """Losses that follow the queries' trust, scaled by the share of the trust that the annotations leave."""
-        if targets.agreement is None:
-            return losses
-        follow = losses if self.settings.areas == "queries" else ("loss_fine",)
-        return {name: loss * targets.agreement if name in follow else loss for name, loss in losses.items()}
 
     def focal_losses(
         self,
@@ -194,91 +205,118 @@ class FocalDistiller(Distiller):
             FD3DError: a level's grid is not the expert's.
         """
         s = self.settings
+        maps: dict[str, tuple[FeatureGenerator, Reader, CellTargets]] = {}
+        for slot, level in enumerate(self.levels):
+            self.check_grid(level, pv[level], targets.pv[slot].cells.mask)
+            maps[f"pv/{level}"] = self.pv_generators[slot], partial(rows_of, pv[level]), targets.pv[slot]
+        if bev is not None and targets.bev is not None:
+            maps["bev"] = self.bev_generator, self.restore.reader(bev), targets.bev
+        readings = self._readings(targets.queries | targets.student, targets, metas)
+        relations = self._relation_reading(targets)
+        errors: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
+        for name, (generator, read, target) in maps.items():
+            reading, scale = readings.get(name), self.scale(name)
+            inside = target.cells.mask
+            needed = inside if reading is None else inside | reading.mask(targets.placed, inside.shape)
+            if name == "bev" and relations is not None:
+                needed = needed | relations[0].mask(targets.placed, inside.shape)
+            cells = target.cells if needed is inside else Cells(needed)
+            visible = block_mask(inside, s.mask_ratio, s.block) > 0
+            generated = generator.at(read, visible, cells)
+            if s.residual:
+                own = scale.standardise_rows(read(cells))
+                generated = generated + own * visible.flatten()[cells.index, None]
+            compared = select(generated, cells, target.cells)
+            errors[name] = masked_generation_loss(compared, target.values, target.weight)
+            if reading is not None:
+                sums[name] = reading.of(scale.restore_rows(generated.float()), cells.row_of_all)
+            if name == "bev" and relations is not None:
+                errors["relation"] = self._relation_error(relations, generated, cells, targets)
+        # what annotations leave no trust must not let the rest weigh more
+        share = 1.0 if targets.share is None else targets.share
         losses: dict[str, Tensor] = {}
         if self.levels:
-            generated_pv, loss = self._generate_pv(pv, targets, metas)
-            losses["loss_pv"] = s.w_pv * loss
-        if bev is not None and targets.bev is not None:
-            hidden = block_mask(targets.bev.trust > 0, s.mask_ratio, s.block)
-            cells = self._needed_of_bev(targets) if self.bev_generator.gathers else None
-            generated_bev = self._generate(self.bev_generator, "bev", self.restore(bev), hidden, cells)
-            losses["loss_bev"] = s.w_bev * masked_generation_loss(
-                generated_bev, targets.bev.standardised, targets.bev.trust
-            )
-        layers, queries = list(self.layers), targets.queries
-        if self.fine == "bev" and targets.bev is not None:
-            weight, bias = projection or (self.value_proj_weight, self.value_proj_bias)
-            read = partial(
-                sample_values,
-                weight=weight,
-                bias=bias,
-                locations=queries["sampling"][:, layers],
-                attention=queries["attention"][:, layers],
-            )
-            read_s = read(self.scale("bev").restore(generated_bev.float()))
-            with torch.no_grad():
-                read_t = read(targets.bev.raw)
-        elif self.fine == "cameras":
-            read_s = sample_cameras(
-                generated_pv,
-                queries["points"][:, layers],
-                queries["camera_weights"][:, layers],
-                lidar2img(metas, targets.trust.device),
-                metas[0]["pad_hw"],
-            )
-            read_t = queries["sampled"][:, layers].transpose(0, 1)
-        else:
-            return losses
-        return losses | {"loss_fine": s.w_fine * fine_grained_loss(read_s, read_t, targets.trust)}
+            losses["loss_pv"] = s.w_pv * torch.stack([errors[f"pv/{level}"] for level in self.levels]).sum()
+        if "bev" in errors:
+            losses["loss_bev"] = s.w_bev * share * errors["bev"]
+        if readings:
+            read_s, read_t = self._what_queries_saw(sums, readings, targets, projection)
+            losses["loss_fine"] = s.w_fine * share * fine_grained_loss(read_s, read_t, targets.placed)
+        if "relation" in errors:
+            losses["loss_relation"] = s.geometry.w_relation * share * errors["relation"]
+        return losses
 
-    def _generate(
-        self, generator: nn.Module, name: str, student: Tensor, visible: Tensor, cells: Tensor | None
+    def _readings(
+        self, positions: Mapping[str, Tensor], targets: ExpertTargets, metas: list[dict[str, Any]]
+    ) -> dict[str, Reading]:
+        """What queries read by map; ``positions`` as the targets' ``queries``, with the positions on the maps that are read."""
+        layers, queries = list(self.layers), targets.queries
+        if self.fine == "bev" and self.schema.bev is not None:
+            return {"bev": self._bev_reading(positions, targets)}
+        if self.fine == "cameras":
+            weights, cameras = queries["camera_weights"][:, layers], lidar2img(metas, targets.trust.device)
+            pixels = camera_positions(positions["points"][:, layers], cameras, metas[0]["pad_hw"])
+            return {
+                f"pv/{level}": camera_reading(pixels, weights[..., level], self.schema.pv[level][:2])
+                for level in self.levels
+            }
+        return {}
+
+    def _bev_reading(self, positions: Mapping[str, Tensor], targets: ExpertTargets) -> Reading:
+        assert self.schema.bev is not None
+        layers = list(self.layers)
+        attention = targets.queries["attention"][:, layers]
+        return bev_reading(positions["sampling"][:, layers], attention, self.schema.bev[:2])
+
+    def _relation_reading(self, targets: ExpertTargets) -> tuple[Reading, Reading] | None:
+        """Readings (B, 1, K, 9, 4) of the places inside objects, on the student's map and on the expert's."""
+        if not self.settings.geometry.w_relation or not targets.anchors or self.schema.bev is None:
+            return None
+        places = [object_grid(anchors.target) for anchors in targets.anchors]
+        there = [anchors.to_source(grid) for anchors, grid in zip(targets.anchors, places, strict=True)]
+        pc_range = targets.trust.new_tensor(self.manifest["coordinates"]["pc_range"])
+        low, extent = pc_range[:2], pc_range[3:5] - pc_range[:2]
+        ours, theirs = ((torch.stack(grids)[:, None, :, :, None] - low) / extent for grids in (places, there))
+        weight = torch.ones_like(ours[..., 0])
+        size = self.schema.bev[:2]
+        return bev_reading(ours, weight, size), bev_reading(theirs, weight, size)
+
+    def _relation_error(
+        self, relations: tuple[Reading, Reading], generated: Tensor, cells: Cells, targets: ExpertTargets
     ) -> Tensor:
-        """The expert's standardised map ``name`` from the student's (N, C, H, W), seen where ``visible`` (N, H, W) is 1."""
-        generated: Tensor = generator(student * visible[:, None], cells)
-        if self.settings.residual:
-            generated = generated + self.scale(name).standardise(student) * visible[:, None]
-        return generated
+        """:func:`~pipeline.distill.losses.relation_loss` of the matched queries' objects."""
+        assert targets.bev_read is not None and targets.anchors is not None
+        ours = relations[0].of(generated.float(), cells.row_of_all)
+        with torch.no_grad():
+            values = self.scale("bev").standardise_rows(targets.bev_read.values)
+            theirs = relations[1].of(values, targets.bev_read.row)
+        matched = torch.stack([anchors.matched for anchors in targets.anchors])
+        return relation_loss(ours[:, 0], theirs[:, 0], targets.placed * matched)
 
-    def _generate_pv(
-        self, pv: list[Tensor], targets: ExpertTargets, metas: list[dict[str, Any]]
-    ) -> tuple[list[Tensor], Tensor]:
-        """Generated levels (B, V, C, Hl, Wl) in the expert's scale, and their summed error."""
-        s, generated_pv, loss = self.settings, [], targets.trust.new_zeros(())
-        positions = None
-        if self.fine == "cameras" and any(generator.gathers for generator in self.pv_generators):
-            positions = self._read_of_cameras(targets, metas)
-        for slot, level in enumerate(self.levels):
-            student, target, trust = pv[level], targets.pv[slot], targets.pv_trust[slot]
-            self.check_grid(level, student, target)
-            inside = trust.flatten(0, 1) > 0
-            hidden = block_mask(inside, s.mask_ratio, s.block)
-            cells = inside
-            if positions is not None:
-                cells = inside | sampling_neighbours(positions, self.schema.pv[level][:2])
-            generated = self._generate(self.pv_generators[slot], f"pv/{level}", student, hidden, cells)
-            loss = loss + masked_generation_loss(generated, target.flatten(0, 1), trust.flatten(0, 1))
-            scale = self.scale(f"pv/{level}")
-            generated_pv.append(scale.restore(generated.float()).unflatten(0, trust.shape[:2]))
-        return generated_pv, loss
+    def _what_queries_saw(
+        self,
+        sums: dict[str, Tensor],
+        readings: dict[str, Reading],
+        targets: ExpertTargets,
+        projection: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Values that queries read on the student's and on the expert's maps, (L, B, K, C) each.
 
-    def _needed_of_bev(self, targets: ExpertTargets) -> Tensor:
-        """Cells of the generated BEV map that a loss reads, bool (B, H, W)."""
-        assert targets.bev is not None and self.schema.bev is not None
-        cells = targets.bev.trust > 0
-        if self.fine != "bev":
-            return cells
-        trusted = targets.trust[:, None, :, None, None, None] > 0
-        locations = torch.where(trusted, targets.queries["sampling"][:, list(self.layers)], _OUTSIDE)
-        return cells | sampling_neighbours(locations.flatten(1, -2), self.schema.bev[:2])
-
-    def _read_of_cameras(self, targets: ExpertTargets, metas: list[dict[str, Any]]) -> Tensor:
-        """Positions in the cameras that trusted queries read, (B*V, L*K, 2) in 0..1 of the padded image."""
-        layers, queries = list(self.layers), targets.queries
-        uv = camera_positions(queries["points"][:, layers], lidar2img(metas, targets.trust.device), metas[0]["pad_hw"])
-        weights = queries["camera_weights"][:, layers].amax(-1) * targets.trust[:, None, :, None]  # (B, L, K, V)
-        seen = weights.permute(0, 3, 1, 2).flatten(2) > 0
-        return torch.where(seen[..., None], uv, _OUTSIDE).flatten(0, 1)
+        Args:
+            sums: the student's features that queries read, by map: (B, L, K, M, C) of the BEV map, (B, L, K, C) of a level.
+            projection: as of :meth:`focal_losses`.
+        """
+        if self.fine == "cameras":
+            sampled = targets.queries["sampled"][:, list(self.layers)]
+            return torch.stack(list(sums.values())).sum(0).transpose(0, 1), sampled.transpose(0, 1)
+        assert targets.bev_read is not None
+        weight, bias = projection or (self.value_proj_weight, self.value_proj_bias)
+        project = partial(project_values, weight=weight, bias=bias)
+        theirs = self._bev_reading(targets.queries, targets) if targets.student else readings["bev"]
+        with torch.no_grad():
+            read_t = project(theirs.of(targets.bev_read.values, targets.bev_read.row), theirs.share.sum(-1))
+        return project(sums["bev"], readings["bev"].share.sum(-1)), read_t
 
 
 def lidar2img(metas: list[dict[str, Any]], device: torch.device) -> Tensor:
