@@ -97,15 +97,15 @@ def row_hashes(work: Path) -> list[str]:
             (folder / f"detector-{steps}.pth").write_text(str(steps))
     read = Grid(work / "grid.yaml")
     return sorted(
-        f"row {group} {row} {training.family} {training.seed} {_without(work, read, training)}"
+        f"row {row.group} {row.split} {row.row} {training.family} {training.seed} {_without(work, read, training, row.split)}"
         for training in read.trainings
-        for group, row in training.rows
+        for row in training.rows
     )
 
 
-def _without(work: Path, grid: Grid, training: Any) -> str:
+def _without(work: Path, grid: Grid, training: Any, split: str) -> str:
     """The hash, which must not depend on the temporary folder's name."""
-    found = grid.config_hash(training)
+    found = grid.config_hash(training, split)
     assert str(work) not in found
     return found
 

@@ -1,6 +1,6 @@
 """New hashes for a sweep's table after a change that alters hashes but no result: another index format, say.
 
-A line is the training of its group, row, family, method and seed in the grid; its hash becomes that of this training now. Lines
+A line is the training of its group, split, row, family, method and seed in the grid; its hash becomes that of this training now. Lines
 whose expert is not on this machine (weights of early iterations) keep their old hash, and are named. Needs the profile's index
 and experts, which ``fd3d sweep`` makes; ``--dry-run`` only counts::
 
@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
-from pipeline.study.grid import Grid, Training
-from pipeline.study.table import put_lines, read_table
+from pipeline.study.grid import Grid
+from pipeline.study.table import key_of, put_lines, read_table
+from pipeline.study.training import Training
 
 
 def main(
@@ -23,18 +24,18 @@ def main(
     """Replace the hashes of a table's lines."""
     read = Grid(grid)
     trainings: dict[tuple[str, ...], Training] = {
-        (*row, t.family, t.method, str(t.seed)): t for t in read.trainings for row in t.rows
+        (row.group, row.split, row.row, t.family, t.method, str(t.seed)): t for t in read.trainings for row in t.rows
     }
-    hashes: dict[str, str] = {}
+    hashes: dict[tuple[str, str], str] = {}
     changed, left = [], []
     for line in read_table(read.table):
-        name = "/".join(line[part] for part in ("group", "row", "family", "method", "seed"))
-        training = trainings.get(tuple(line[part] for part in ("group", "row", "family", "method", "seed")))
+        name, training = "/".join(key_of(line)), trainings.get(key_of(line))
         if training is None:
             left.append(f"{name}: not in the grid")
             continue
         try:
-            made = hashes.setdefault(training.identity(), read.config_hash(training))
+            same = training.identity(), line["split"]
+            made = hashes[same] = hashes.get(same) or read.config_hash(training, line["split"])
         except FileNotFoundError as error:
             left.append(f"{name}: {error.filename} is not there")
             continue

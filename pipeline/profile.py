@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.source import FrameSource
+from pipeline.data.source import FrameSource, check_different, check_splits
 from pipeline.data.world.config import WorldConfig
 from pipeline.distill.settings import FD3D, METHODS, PLAIN, DistillSettings, MethodSettings, PlainSettings
 from pipeline.dumping.settings import ClusterSettings, DumpSettings
@@ -19,8 +19,8 @@ RUNS = Path("runs")
 """Folder of the stages' outputs."""
 DETECTOR, CONFIG = "detector.pth", "config.py"
 """Names of a trained detector's checkpoint and config in its run's folder."""
-PRETRAINED = Path("pretrained")
-"""Folder of the files that trainings start from; ``dvc.yaml`` depends on it."""
+STARTS = ("pretrained/", "checkpoints/")
+"""Folders of the files that trainings start from; ``dvc.yaml`` depends on them."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,13 @@ class DataSettings:
     """Split that the store and the students are made of."""
     val: str
     """Split that detectors are evaluated on."""
+    dev: str | None = None
+    """Split that settings are chosen on, so that ``val`` decides nothing; none for a profile whose settings are chosen already."""
     generate: tuple[str, ...] = ()
     """Embedded data sets to generate below ``data/``; none for data of your own."""
 
     def __post_init__(self) -> None:
-        if self.train == self.val:
-            raise FD3DError(
-                f"data.train and data.val are both '{self.val}'; name another split of {self.version} for one, or detectors are "
-                "judged by the frames that they were trained on"
-            )
+        check_different(self._chosen, self.version)
         if self.generated and self.root.name not in self.generate:
             raise FD3DError(
                 f"data.root {self.root} is none of the data sets that data.generate makes, "
@@ -66,21 +64,23 @@ class DataSettings:
         Raises:
             FD3DError: naming setting and split.
         """
-        known = {**splits, "all": {name for names in splits.values() for name in names}}
-        for setting, split in (("train", self.train), ("val", self.val)):
-            if split not in known:
-                raise FD3DError(
-                    f"data.{setting} is '{split}', of which {self.root}/{self.version} has no scene; there are {', '.join(known)}"
-                )
-        if shared := sorted(set(known[self.train]) & set(known[self.val])):
-            raise FD3DError(
-                f"data.train '{self.train}' and data.val '{self.val}' share {len(shared)} scenes, first {shared[0]}; choose "
-                "splits without common scenes, or detectors are judged by the frames that they were trained on"
-            )
+        check_splits(self._chosen, splits, f"{self.root}/{self.version}")
+
+    @property
+    def _chosen(self) -> dict[str, str]:
+        """Split by setting."""
+        named = {"data.train": self.train, "data.dev": self.dev, "data.val": self.val}
+        return {setting: split for setting, split in named.items() if split is not None}
 
     def source(self, split: str) -> FrameSource:
-        """Frames of the split ``train`` or ``val``."""
-        return FrameSource(self.index, self.root, getattr(self, split))
+        """Frames of the split ``train``, ``dev`` or ``val``.
+
+        Raises:
+            FD3DError: the data has no such split.
+        """
+        if (name := self._chosen.get(f"data.{split}")) is None:
+            raise FD3DError(f"data.{split} names no split; the profile has {', '.join(self._chosen)}")
+        return FrameSource(self.index, self.root, name)
 
     @property
     def validation(self) -> Validation:
@@ -101,8 +101,8 @@ class ExpertSettings:
     classes: tuple[str, ...] | None = None
     """Class names of a checkpoint whose notes are lost, in the file's order."""
     init: Path | None = None
-    """Checkpoint below ``pretrained/`` that backbone and neck of an expert in training start from: torchvision's ResNet, or a
-    detector or classifier of OpenMMLab. Needed where the config freezes parameters."""
+    """Checkpoint below ``pretrained/`` or ``checkpoints/`` that backbone and neck of an expert in training start from:
+    torchvision's ResNet, or a detector or classifier of OpenMMLab. Needed where the config freezes parameters."""
     train: RunSettings = field(default_factory=RunSettings)
     """Training of an expert without a checkpoint."""
 
@@ -121,7 +121,7 @@ class StudentSettings:
     config: Path
     """Detector config."""
     init: Path | None = None
-    """Checkpoint below ``pretrained/`` that backbone and neck start from, as of the expert's ``init``."""
+    """Checkpoint below ``pretrained/`` or ``checkpoints/`` that backbone and neck start from, as of the expert's ``init``."""
     train: RunSettings = field(default_factory=RunSettings)
     """Training of the student, plain or distilled."""
 
@@ -308,9 +308,9 @@ def _family(name: Any, values: Any, distill: dict[str, Any]) -> Family:
     for role, config, init in (("expert", expert.config, expert.init), ("apprentice", student.config, student.init)):
         if not config.is_file():
             raise FD3DError(f"{where}.{role}.config {config} does not exist; see configs/ for those that ship")
-        if init is not None and (init.parts[:1] != PRETRAINED.parts or ".." in init.parts):
+        if init is not None and (not init.as_posix().startswith(STARTS) or ".." in init.parts):
             raise FD3DError(
-                f"{where}.{role}.init {init} is not below {PRETRAINED}/, whose files dvc.yaml depends on; put the file there"
+                f"{where}.{role}.init {init} is not below {' or '.join(STARTS)}, whose files dvc.yaml depends on; put the file there"
             )
     if "distill" not in values:  # dvc.yaml depends on the setting, and DVC on its being there
         raise FD3DError(f"{where} has no distill; write 'distill: {{}}' for the section's values")

@@ -1,4 +1,4 @@
-"""Stage ``evaluate``: a detector's nuScenes metrics on the validation split."""
+"""Stage ``evaluate``: a detector's nuScenes metrics on a split, the validation split by default."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,14 +15,15 @@ def evaluate(
     config: Annotated[
         Path | None, typer.Option(help="Config of the detector; default: config.py beside the checkpoint.")
     ] = None,
+    split: Annotated[str, typer.Option(help="Split of the profile's section 'data': val, dev or train.")] = "val",
     workers: Annotated[int, typer.Option(help="Number of processes that decode images.")] = 1,
     params: Annotated[Path, typer.Option(help="Profile; its section 'data' is used.")] = Path("params.yaml"),
 ) -> None:
-    """Detect on the validation scenes and evaluate with the devkit."""
+    """Detect on the scenes of a split and evaluate with the devkit."""
     data = read_profile(params).data
     from pipeline.evaluation.run import evaluate_detector
 
     found = evaluate_detector(
-        config or checkpoint.with_name(CONFIG), checkpoint, data.source("val"), data.version, out, metrics, workers
+        config or checkpoint.with_name(CONFIG), checkpoint, data.source(split), data.version, out, metrics, workers
     )
     print(f"{checkpoint}: NDS {found['NDS']}, mAP {found['mAP']}, car AOE {found['errors']['car'].get('orient_err')}")

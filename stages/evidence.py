@@ -8,7 +8,9 @@ import typer
 
 def evidence(
     table: Annotated[Path, typer.Option(help="Table of a sweep.")] = Path("benchmarks/results/evidence.csv"),
-    figures: Annotated[Path, typer.Option(help="Folder for the figures, one SVG per group.")] = Path("docs/figures"),
+    figures: Annotated[Path, typer.Option(help="Folder for the figures, one SVG per group and split.")] = Path(
+        "docs/figures"
+    ),
     document: Annotated[Path, typer.Option(help="Document between whose markers the tables go.")] = Path(
         "docs/results.md"
     ),

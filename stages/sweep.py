@@ -33,7 +33,7 @@ def sweep(
         for training in trainings:
             missing = ", ".join(work.missing(training))
             state = "done" if work.is_done(training) else "to run" + (f"; first: {missing}" if missing else "")
-            others = "".join(f" = {a}/{b}" for a, b in training.rows[1:])
+            others = "".join(f" = {row.group}/{row.row}" for row in training.rows[1:])
             print(f"{training.name}{others}: {state}")
         return
     made = work.run(trainings)

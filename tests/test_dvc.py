@@ -115,7 +115,7 @@ EDITS = {
     "store_schema/reader.py": {"dump", "apprentice-fd3d", "report"},
     "data/world/samples/CAM_FRONT/a.jpg": ALL_BUT_WORLD | {"world"},
     "data/world/v1.0-world/scene.json": {"world", "index", "expert", *TRAINED, "evaluate"},
-    "checkpoints/world_expert.pth": {"expert"},
+    "checkpoints/world_expert.pth": {"expert", *TRAINED},
     "pretrained/resnet50.pth": {"expert", *TRAINED},
 }
 """Stages that run first after an edit of a file in each room; what depends on their outputs follows."""

@@ -100,6 +100,9 @@ def changed(*places: tuple[str, Any]) -> dict[str, Any]:
         ("focal.pv_margin", -1, r"^focal.pv_margin is -1.0; it must not be negative"),
         ("data.val", "world_train", r"data.train and data.val are both 'world_train'; name another split"),
         ("data.val", " ", r"data.val is ' '; it must be a text"),
+        ("data.dev", "world_val", r"data.dev and data.val are both 'world_val'; name another split"),
+        ("data.dev", "world_train", r"data.train and data.dev are both 'world_train'; name another split"),
+        ("world.dev_scenes", 1990, r"world.dev_scenes and world.val_scenes are 2014 together; use 2000 at most"),
         ("data.root", "", r"data.root is ''; it must be a path"),
         ("data.index", "x" * 300, r"data.index is 'x+.*it must be a path"),
         ("data.version", "v1.0-mini", r"data.version is v1.0-mini, but world.version, .*, is v1.0-world"),
@@ -204,9 +207,12 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_the_index_is_made(tmp_
 
 def test_a_pretrained_file_lies_where_dvc_sees_it(tmp_path: Path):
     where = "families.detr3d.apprentice.init"
-    for path in ("checkpoints/resnet50.pth", "/data/pretrained/resnet50.pth", "pretrained/../resnet50.pth"):
-        with pytest.raises(FD3DError, match=f"{where} .* is not below pretrained/, whose files dvc.yaml depends on"):
+    for path in ("weights/resnet50.pth", "/data/pretrained/resnet50.pth", "pretrained/../resnet50.pth", "."):
+        with pytest.raises(
+            FD3DError, match=f"{where} .* is not below pretrained/ or checkpoints/, whose files dvc.yaml depends on"
+        ):
             parse_profile(changed((where, path)), ROOT / "params.yaml")
+    parse_profile(changed((where, "checkpoints/resnet50.pth")), ROOT / "params.yaml")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(changed((where, "pretrained/none.pth"))))
     profile = read_profile(tmp_path / "params.yaml")
     assert profile.family("detr3d").init("apprentice").checkpoint == Path("pretrained/none.pth")
@@ -229,7 +235,7 @@ def test_a_shipped_student_with_frozen_norms_has_a_pretrained_file():
     for path in PROFILES:
         for family in read_profile(path).families.values():
             norm = load_config(family.apprentice.config).model.img_backbone.norm_cfg
-            assert (family.apprentice.init is None) == norm.requires_grad, path
+            assert norm.requires_grad or family.apprentice.init is not None, path
 
 
 @pytest.mark.parametrize(
@@ -253,3 +259,55 @@ def test_splits_that_cannot_be_are_named(train: str, val: str, told: str):
     settings("train", "val").check_splits(splits)
     with pytest.raises(FD3DError, match=told):
         settings(train, val).check_splits(splits)
+
+
+def test_a_split_for_choices_is_checked_like_the_others(tmp_path: Path):
+    splits = {
+        "train": ["scene-0001"],
+        "val": ["scene-0003"],
+        "mini": ["scene-0003", "scene-0004"],
+        "dev": ["scene-0005"],
+    }
+
+    def settings(dev: str | None) -> DataSettings:
+        return DataSettings(Path("data/nuscenes"), "v1.0-trainval", Path("runs/index.npz"), "train", "val", dev)
+
+    settings("dev").check_splits(splits)
+    assert settings("dev").source("dev").split == "dev"
+    with pytest.raises(FD3DError, match="data.dev is 'dave', of which data/nuscenes/v1.0-trainval has no scene"):
+        settings("dave").check_splits(splits)
+    with pytest.raises(FD3DError, match="data.dev 'mini' and data.val 'val' share 1 scenes, first scene-0003"):
+        settings("mini").check_splits(splits)
+    with pytest.raises(FD3DError, match="data.train 'train' and data.dev 'all' share 1 scenes, first scene-0001"):
+        settings("all").check_splits(splits)
+    for split in ("dev", "test"):
+        with pytest.raises(FD3DError, match=f"data.{split} names no split; the profile has data.train, data.val"):
+            settings(None).source(split)
+
+
+def test_index_refuses_a_split_for_choices_that_is_not_there(tmp_path: Path, world: Path):
+    path = tmp_path / "params.yaml"
+    places = {
+        "data.root": str(world),
+        "data.generate": [],
+        "data.dev": "world_dev",
+        "data.index": str(tmp_path / "i.npz"),
+    }
+    path.write_text(yaml.safe_dump(changed(*places.items())))
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.cli", "index", "--params", str(path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("fd3d: data.dev is 'world_dev', of which")
+
+
+def test_the_benchmarks_students_share_a_backbone_that_is_not_the_experts():
+    profile = read_profile(ROOT / "configs/profiles/benchmark.yaml")
+    student, other = (load_config(f.apprentice.config).model.img_backbone for f in profile.families.values())
+    assert student == other
+    for family in profile.families.values():
+        expert, own = (load_config(r.config).model for r in (family.expert, family.apprentice))
+        widths = [model.img_backbone.base_channels for model in (expert, own)]
+        stages = [model.img_backbone.num_stages for model in (expert, own)]
+        assert widths[0] > widths[1] and stages[0] > stages[1]
+        assert own.img_neck.in_channels == [widths[1] * 2**stage for stage in own.img_backbone.out_indices]

@@ -1,7 +1,11 @@
-"""Source of frames: index, data root and split."""
+"""Source of frames: index, data root and split, and the splits that settings may name."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
+
+from pipeline.errors import FD3DError
 
 
 @dataclass(frozen=True)
@@ -14,3 +18,44 @@ class FrameSource:
     """Root of the nuScenes-format data set that the index describes."""
     split: str
     """Devkit split, one of the data set's ``splits.json``, or ``all``."""
+
+
+def check_different(chosen: Mapping[str, str], version: str) -> None:
+    """Refuse two settings that name one split.
+
+    Args:
+        chosen: split by the setting that names it.
+        version: the data set's version in messages.
+
+    Raises:
+        FD3DError: naming both settings.
+    """
+    for (setting, split), (other, beside) in combinations(chosen.items(), 2):
+        if split == beside:
+            raise FD3DError(
+                f"{setting} and {other} are both '{split}'; name another split of {version} for one, or detectors are judged by "
+                "the frames that they were trained or chosen on"
+            )
+
+
+def check_splits(chosen: Mapping[str, str], splits: Mapping[str, Collection[str]], where: str) -> None:
+    """Refuse splits that a data set lacks, or that share a scene.
+
+    Args:
+        chosen: split by the setting that names it.
+        splits: scene names of the data set's splits; ``all`` is every scene.
+        where: the data set in messages.
+
+    Raises:
+        FD3DError: naming setting and split.
+    """
+    known = {**splits, "all": {name for names in splits.values() for name in names}}
+    for setting, split in chosen.items():
+        if split not in known:
+            raise FD3DError(f"{setting} is '{split}', of which {where} has no scene; there are {', '.join(known)}")
+    for (setting, split), (other, beside) in combinations(chosen.items(), 2):
+        if shared := sorted(set(known[split]) & set(known[beside])):
+            raise FD3DError(
+                f"{setting} '{split}' and {other} '{beside}' share {len(shared)} scenes, first {shared[0]}; choose splits "
+                "without common scenes, or detectors are judged by the frames that they were trained or chosen on"
+            )

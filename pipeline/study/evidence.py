@@ -17,7 +17,7 @@ def build_evidence(table: Path, figures: Path, document: Path) -> str:
 
     Args:
         table: table of a sweep.
-        figures: folder for ``evidence_GROUP.svg``.
+        figures: folder for ``TABLE_GROUP_SPLIT.svg``, TABLE being the table's name.
         document: document with the markers.
 
     Returns:
@@ -26,24 +26,24 @@ def build_evidence(table: Path, figures: Path, document: Path) -> str:
     Raises:
         FD3DError: there is no table, or the document lacks its markers.
     """
+    if not table.is_file():
+        raise FD3DError(f"{table} does not exist; run 'fd3d sweep', or give another by --table")
     lines = read_table(table)
-    if not lines:
-        raise FD3DError(f"{table} has no rows; run 'fd3d sweep'")
-    made: dict[str, Path] = {}
-    by_group: dict[str, list[Comparison]] = {}
+    made: dict[tuple[str, str], Path] = {}
+    by_group: dict[tuple[str, str], list[Comparison]] = {}
     for comparison in comparisons(lines):
-        by_group.setdefault(comparison.group, []).append(comparison)
-    for group, found in by_group.items():
+        by_group.setdefault((comparison.group, comparison.split), []).append(comparison)
+    for (group, split), found in by_group.items():
         curves = [c for c in found if any(kind_of(r.expert) for r in c.students)]
         shown = [c for c in found if any(r.row != PLAIN for r in c.students) and c.find(PLAIN)]
         if not shown:
             continue
-        made[group] = figures / f"evidence_{group}.svg"
+        made[group, split] = figures / f"{table.stem}_{group}_{split}.svg"
         variants = [c for c in shown if group != MAIN and c.find(FD3D)]
         drawn = curves_figure(curves) if curves else differences_figure(variants) if variants else gains_figure(shown)
-        save(drawn, made[group])
+        save(drawn, made[group, split])
 
-    links = {group: _relative(path, document.parent) for group, path in made.items()}
+    links = {names: _relative(path, document.parent) for names, path in made.items()}
     text = markdown(lines, links)
     if not document.is_file():
         raise FD3DError(f"{document} does not exist; give another by --document")

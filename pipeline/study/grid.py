@@ -1,9 +1,8 @@
 """The grid file: which students are trained, from which experts and stores."""
 
 import copy
-import json
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,13 @@ from pipeline.profile import Profile, parse_profile
 from pipeline.settings import mapping, merged, read_yaml
 from pipeline.study.checks import name_of, names_of, seeds_of
 from pipeline.study.hashes import resolved_config, sha256, short_hash
+from pipeline.study.training import EXPERT, SPLITS, VAL, Expert, Params, Row, Training
 
-Params = dict[str, Any]
-EXPERT = "expert"
-"""Method of the rows that hold an expert's own metrics."""
 _FAMILY = "FAMILY"  # stands for the row's family in an override's key or text
 _ROW_KEYS = {"method", "store", "expert"}
 _OVERRIDES = {"distill", "methods", "families"}
 _GRID_KEYS = {"profile", "runs", "table", "experts", "stores", "experiments"}
-_GROUP_KEYS = {"families", "seeds", "rows", "store"}
+_GROUP_KEYS = {"families", "seeds", "rows", "store", "split"}
 # settings of a training that do not decide its result
 _INCIDENTAL = {
     "workers",
@@ -40,48 +37,6 @@ def _for_family(value: Any, family: str) -> Any:
     if isinstance(value, list):
         return [_for_family(v, family) for v in value]
     return value.replace(_FAMILY, family) if isinstance(value, str) else value
-
-
-@dataclass(frozen=True)
-class Expert:
-    """An expert of a family: config and weights."""
-
-    name: str
-    config: Path
-    checkpoint: Path
-    trained_fully: bool
-    """Whether the weights are the last ones, not those of an early iteration."""
-
-
-@dataclass
-class Training:
-    """One student training, or the evaluation of an expert; rows of several groups may share one.
-
-    Attributes:
-        rows: (group, row) of the table's lines that the training gives.
-        store: name of the recipe; None when the method reads no store.
-        overrides: values that replace those of the parameters file.
-    """
-
-    family: str
-    method: str
-    seed: int
-    expert: str
-    store: str | None
-    overrides: Params
-    rows: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """Group, family, row and seed for people, and as a path."""
-        group, row = self.rows[0]
-        return f"{group}/{self.family}/{row}/{self.seed}"
-
-    def identity(self) -> str:
-        """Key that is equal for trainings that give the same detector."""
-        return json.dumps(
-            [self.family, self.method, self.seed, self.expert, self.store, self.overrides], sort_keys=True
-        )
 
 
 class Grid:
@@ -133,19 +88,20 @@ class Grid:
         found: dict[str, Training] = {}
         lines: set[tuple[Any, ...]] = set()
         for training, row in self._expanded(groups):
-            line = (*row, training.family, training.method, training.seed)
+            line = (row.group, row.row, training.family, training.method, training.seed)
             if line in lines:
-                raise FD3DError(f"experiments.{row[0]}.rows has '{row[1]}' twice; row names are unique in a group")
+                raise FD3DError(f"experiments.{row.group}.rows has '{row.row}' twice; row names are unique in a group")
             lines.add(line)
             found.setdefault(training.identity(), training).rows.append(row)
         return sorted(found.values(), key=lambda t: (t.seed, t.method != EXPERT))
 
-    def _expanded(self, groups: Params) -> Iterator[tuple[Training, tuple[str, str]]]:
+    def _expanded(self, groups: Params) -> Iterator[tuple[Training, Row]]:
         for group, body in groups.items():
             name_of(group, "a group's name in experiments")
             where = f"experiments.{group}"
             body = mapping(body, where, _GROUP_KEYS)
             seeds = seeds_of(body.get("seeds", [0]), f"{where}.seeds")
+            split = self._split(body.get("split", VAL), f"{where}.split")
             for family in names_of(body.get("families", list(self.profile["families"])), f"{where}.families"):
                 if family not in self.profile["families"]:
                     raise FD3DError(f"{where}.families: unknown family '{family}' in {self.profile_path}")
@@ -156,23 +112,41 @@ class Grid:
                     raise FD3DError(f"{where} has no rows; give at least one row, or leave the group out")
                 for name, row in rows.items():
                     name_of(name, f"a row's name in {where}.rows")
-                    for training, label in self._row(f"{where}.rows.{name}", name, row, family, body.get("store")):
-                        used[training.expert] = None
-                        students += [(training, label, seed) for seed in seeds]
+                    for training, label, expert in self._row(
+                        f"{where}.rows.{name}", name, row, family, body.get("store")
+                    ):
+                        used[expert] = None
+                        students += [(training, Row(group, label, split, expert), seed) for seed in seeds]
                 for expert in used:
                     train = self.profile["families"][family]["expert"].get("train") or {}
                     label = EXPERT if expert == self._first_expert else f"{EXPERT}-{expert}"
-                    yield Training(family, EXPERT, train.get("seed", 0), expert, None, {}), (group, label)
-                for training, label, seed in students:
+                    of_expert = Row(group, label, split, expert)
+                    yield Training(family, EXPERT, train.get("seed", 0), expert, None, {}), of_expert
+                for training, of_student, seed in students:
                     made = Training(family, training.method, seed, training.expert, training.store, training.overrides)
-                    yield made, (group, label)
+                    yield made, of_student
+
+    def _split(self, split: Any, where: str) -> str:
+        """Split of a group; refused where the profile's data does not name it."""
+        if split not in SPLITS:
+            raise FD3DError(f"{where} is {split!r:.80}; use {' or '.join(SPLITS)}")
+        if not self.profile["data"].get(split):
+            raise FD3DError(f"{where} is {split}, but {self.profile_path} has no data.{split}; name a split there")
+        return split
 
     @property
     def _first_expert(self) -> str:
         return next(iter(self.experts))
 
-    def _row(self, where: str, name: str, row: Any, family: str, store: str | None) -> Iterator[tuple[Training, str]]:
-        """A row's trainings: one, or one for each of its experts."""
+    def _same_weights(self, expert: str) -> str:
+        """The first expert with an expert's weights: corrupted experts differ from it in their config alone."""
+        snapshot = self.experts[expert].get("snapshot")
+        return next(name for name, values in self.experts.items() if values.get("snapshot") == snapshot)
+
+    def _row(
+        self, where: str, name: str, row: Any, family: str, store: str | None
+    ) -> Iterator[tuple[Training, str, str]]:
+        """A row's trainings with their labels and experts: one, or one for each of its experts."""
         row = mapping(row, where, _ROW_KEYS | _OVERRIDES)
         method = row.get("method", name)
         overrides = _for_family({key: row[key] for key in _OVERRIDES if key in row}, family)
@@ -185,7 +159,9 @@ class Grid:
         for expert in names_of(named, f"{where}.expert") if several else [name_of(named, f"{where}.expert")]:
             if expert not in self.experts:
                 raise FD3DError(f"unknown expert '{expert}' in {where}; known: {', '.join(self.experts)}")
-            yield Training(family, method, 0, expert, recipe, overrides), f"{name}-{expert}" if several else name
+            read = self._same_weights(expert) if method == PLAIN else expert
+            label = f"{name}-{expert}" if several else name
+            yield Training(family, method, 0, read, recipe, overrides), label, expert
 
     def _check(self, training: Training) -> None:
         """Parse all settings of a training, and see that its store is one that its method reads.
@@ -203,8 +179,8 @@ class Grid:
                     f"{training.method} compares whole maps, but store '{training.store}' is of layout {profile.dump.layout}"
                 )
         except FD3DError as error:
-            group, row = training.rows[0]
-            raise FD3DError(f"experiments.{group}.rows.{row}: {error}") from error
+            first = training.rows[0]
+            raise FD3DError(f"experiments.{first.group}.rows.{first.row}: {error}") from error
 
     def parsed(self, training: Training) -> Profile:
         """The profile of a training, its settings parsed."""
@@ -273,11 +249,14 @@ class Grid:
         expert = self.expert(family, name)
         return {"checkpoint": sha256(expert.checkpoint), "config": resolved_config(expert.config)}
 
-    def config_hash(self, training: Training) -> str:
-        """Hash of everything but the code that decides a training's result, 12 hexadecimal digits.
+    def config_hash(self, training: Training, split: str) -> str:
+        """Hash of everything but the code that decides a training's result on a split, 12 hexadecimal digits.
 
-        Resolved configs, parsed settings with their defaults, seed, the index's and the expert's SHA-256, and what decides
-        the store's contents.
+        Resolved configs, parsed settings with their defaults, seed, the names of the splits, the index's and the expert's
+        SHA-256, and what decides the store's contents.
+
+        Args:
+            split: ``val`` or ``dev``.
 
         Raises:
             FileNotFoundError: the index or the expert is not there yet.
@@ -289,7 +268,7 @@ class Grid:
             "method": training.method,
             "seed": training.seed,
             "index": sha256(self.index),
-            "splits": [profile.data.train, profile.data.val],
+            "splits": [profile.data.train, profile.data.source(split).split],
         }
         if training.method == EXPERT:
             return short_hash(facts | {"expert": self._expert_facts(training.family, training.expert)})
@@ -320,9 +299,9 @@ def chosen(
     """
     trainings = list(trainings)
     known = {
-        "group": (groups, {group for t in trainings for group, _ in t.rows}),
+        "group": (groups, {row.group for t in trainings for row in t.rows}),
         "family": (families, {t.family for t in trainings}),
-        "row": (rows, {row for t in trainings for _, row in t.rows}),
+        "row": (rows, {row.row for t in trainings for row in t.rows}),
     }
     for kind, (wanted, have) in known.items():
         for name in wanted:
@@ -333,5 +312,5 @@ def chosen(
         for t in trainings
         if (not families or t.family in families)
         and (not seeds or t.seed in seeds)
-        and any((not groups or group in groups) and (not rows or row in rows) for group, row in t.rows)
+        and any((not groups or r.group in groups) and (not rows or r.row in rows) for r in t.rows)
     ]

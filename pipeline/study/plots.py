@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from pipeline.distill.settings import FD3D, PLAIN
 from pipeline.files import write_atomically
-from pipeline.study.grid import EXPERT
 from pipeline.study.statistics import Comparison, Interval, Result, paired
+from pipeline.study.training import EXPERT
 
 matplotlib.use("Agg")
 

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
-from pipeline.study.grid import EXPERT, Grid, Training
+from pipeline.study.grid import Grid
 from pipeline.study.queue import Claimed, Outcome, Queue, Stopped, Task
 from pipeline.study.table import METRICS, Line, folder_lock, put_lines, read_table
+from pipeline.study.training import EXPERT, SPLITS, Training
 
 COMMAND = (sys.executable, "-m", "stages.cli")
 _CODE = ("pipeline", "stages", "store_schema", "configs", "params.yaml", "constraints.txt")
@@ -165,37 +166,41 @@ class Sweep:
         return self.folder / training.name
 
     def is_done(self, training: Training) -> bool:
-        """Whether the table has a line of a training with its hash."""
+        """Whether the table has a line of a training with its hash, on each of its splits."""
         with suppress(FileNotFoundError, FD3DError):
-            return bool(self._lines(training, self.grid.config_hash(training)))
+            return all(self._lines(training, split) for split in training.splits)
         return False
 
-    def _lines(self, training: Training, made: str) -> list[Line]:
-        """The table's lines of a training, whatever their rows are called."""
-        what = (training.family, training.method, str(training.seed), made)
+    def _lines(self, training: Training, split: str) -> list[Line]:
+        """The table's lines of a training on a split, whatever their rows are called."""
+        what = (training.family, training.method, str(training.seed), self.grid.config_hash(training, split))
         names = ("family", "method", "seed", "config")
         return [line for line in read_table(self.grid.table) if tuple(line[name] for name in names) == what]
 
     def _name_all(self, training: Training) -> None:
         """Give a done training a line in every row that the grid has for it: rows may have been added since."""
-        lines = self._lines(training, self.grid.config_hash(training))
-        have = {(line["group"], line["row"]) for line in lines}
-        missing = [row for row in training.rows if row not in have]
-        if missing:
-            put_lines(self.grid.table, [lines[0] | {"group": group, "row": row} for group, row in missing])
+        for split in training.splits:
+            lines = self._lines(training, split)
+            have = {(line["group"], line["row"]) for line in lines}
+            wanted = [row for row in training.rows if row.split == split and (row.group, row.row) not in have]
+            if wanted:
+                put_lines(self.grid.table, [lines[0] | row._asdict() for row in wanted])
 
     def _train(self, training: Training) -> None:
         """Train and evaluate, or go on where a stopped sweep left off, and write the table's lines."""
-        folder, made = self.run_folder(training), self.grid.config_hash(training)
+        folder, made = self.run_folder(training), self.grid.config_hash(training, training.splits[0])
         with folder_lock(folder) as lock:
             if lock is None:
                 raise Claimed
-            if not self.force and self._lines(training, made):
+            if not self.force and self.is_done(training):
                 self._name_all(training)
                 return
             state = folder / "hash"
-            if self.force or not state.is_file() or state.read_text() != made:
-                for file in ("detector.pth", "train.json", "metrics.json", "last_checkpoint", "resumed"):
+            # a finished training was cleaned up: one that lacks a split begins anew, all its lines of one revision
+            cleaned = (folder / "train.json").is_file() and not (folder / "detector.pth").is_file()
+            if self.force or cleaned or not state.is_file() or state.read_text() != made:
+                metrics = [f"{split}/metrics.json" for split in SPLITS]
+                for file in ("detector.pth", "train.json", "last_checkpoint", "resumed", *metrics):
                     (folder / file).unlink(missing_ok=True)
                 for stopped in folder.glob("iter_*.pth"):
                     stopped.unlink()
@@ -211,17 +216,14 @@ class Sweep:
                 if not (detector.is_file() and (folder / "train.json").is_file()):
                     self._call_train(training, folder, params, lock)
                 facts = _read_json(folder / "train.json")
-            if not (folder / "metrics.json").is_file():
-                args = (
-                    "--checkpoint",
-                    str(detector),
-                    "--config",
-                    str(config),
-                    "--metrics",
-                    str(folder / "metrics.json"),
-                )
-                self._call(folder, lock, "evaluate", *args, "--out", str(folder), "--params", str(params))
-            self._put(training, made, facts, _read_json(folder / "metrics.json"))
+            for split in training.splits:
+                out = folder / split
+                out.mkdir(exist_ok=True)
+                if not (out / "metrics.json").is_file():
+                    args = ("--checkpoint", str(detector), "--config", str(config), "--split", split)
+                    outs = ("--out", str(out), "--metrics", str(out / "metrics.json"))
+                    self._call(out, lock, "evaluate", *args, *outs, "--params", str(params))
+                self._put(training, split, facts, _read_json(out / "metrics.json"))
             if not self.keep:
                 _clean(folder)
 
@@ -236,7 +238,7 @@ class Sweep:
             args += ["--expert", str(self.grid.expert(training.family, training.expert).checkpoint)]
         self._call(folder, lock, "train", *args, "--out", str(folder), "--params", str(params), "--restart")
 
-    def _put(self, training: Training, made: str, facts: dict[str, Any], metrics: dict[str, Any]) -> None:
+    def _put(self, training: Training, split: str, facts: dict[str, Any], metrics: dict[str, Any]) -> None:
         folder, size = self.run_folder(training), 0
         if training.store:
             size = _size(self.grid.store_folder(training.family, training.expert, training.store) / "store")
@@ -246,15 +248,14 @@ class Sweep:
             "method": training.method,
             "seed": training.seed,
             "store": training.store or "",
-            "expert": training.expert,
             "seconds": seconds,
             "device": device(),
             "store_bytes": size,
-            "config": made,
+            "config": self.grid.config_hash(training, split),
             "revision": (folder / "revision").read_text(),
             "date": date.today().isoformat(),
         } | {name: metrics[name] for name in METRICS}
-        put_lines(self.grid.table, [line | {"group": group, "row": row} for group, row in training.rows])
+        put_lines(self.grid.table, [line | row._asdict() for row in training.rows if row.split == split])
 
     # Processes
 
@@ -339,7 +340,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _clean(folder: Path) -> None:
     """Leave of a finished training what documents it."""
     for entry in folder.iterdir():
-        if entry.is_dir():
+        if entry.is_dir() and entry.name in SPLITS:
+            _clean(entry)
+        elif entry.is_dir():
             shutil.rmtree(entry)
         elif entry.name not in _KEPT and entry.suffix != ".log":
             entry.unlink()

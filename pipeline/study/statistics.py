@@ -8,14 +8,14 @@ import numpy as np
 from scipy import stats
 
 from pipeline.distill.settings import FD3D, PLAIN
-from pipeline.study.grid import EXPERT
 from pipeline.study.table import Line
+from pipeline.study.training import EXPERT
 
 CONFIDENCE = 0.95
 MAIN = "main"
 """Group of the main comparison."""
-START = f"{PLAIN}-inherit"
-"""Row of the student that starts from the expert's weights without any distillation."""
+STARTS = ("start", f"{PLAIN}-inherit")
+"""Rows of the student that starts from the expert's weights without any distillation: as of today, and in older tables."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A group's rows of one family, beside its plain student and its experts."""
+    """A group's rows of one family on one split, beside the group's plain student and experts."""
 
     group: str
+    split: str
     family: str
     results: list[Result]
 
@@ -106,7 +107,8 @@ class Comparison:
 
     def start_beside(self, result: Result) -> Result | None:
         """Row of the start from the same expert's weights alone."""
-        return self.find(START) or self.find(f"{START}-{result.expert}")
+        names = [name for start in STARTS for name in (start, f"{start}-{result.expert}")]
+        return next((found for name in names if (found := self.find(name))), None)
 
     def gain(self, result: Result, seeds: Collection[int] | None = None) -> Interval:
         """NDS over the plain student, paired by seed; of ``seeds`` only, if given."""
@@ -134,15 +136,12 @@ class Comparison:
 
 
 def comparisons(lines: Sequence[Line]) -> list[Comparison]:
-    """A table's lines by group and family: group 'main' first; plain and FD3D before the other students, experts last."""
-    cells: dict[tuple[str, str], dict[tuple[str, str], list[Line]]] = {}
+    """A table's lines by group, split and family: group 'main' first; plain and FD3D before the other students, experts last."""
+    cells: dict[tuple[str, str, str], dict[tuple[str, str], list[Line]]] = {}
     for line in sorted(lines, key=lambda line: line["group"] != MAIN):
-        rows = cells.setdefault((line["group"], line["family"]), {})
+        rows = cells.setdefault((line["group"], line["split"], line["family"]), {})
         rows.setdefault((line["row"], line["method"]), []).append(line)
-    return [
-        Comparison(group, family, sorted(map(_result, rows.values()), key=_place))
-        for (group, family), rows in cells.items()
-    ]
+    return [Comparison(*names, sorted(map(_result, rows.values()), key=_place)) for names, rows in cells.items()]
 
 
 def _place(result: Result) -> tuple[bool, int, list[tuple[float, str]]]:

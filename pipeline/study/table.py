@@ -11,13 +11,15 @@ from typing import Any
 
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
+from pipeline.study.training import VAL
 
 METRICS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
 """Metrics of the devkit: NDS and mAP in per cent, the mean errors in its units (m, 1 - IoU, rad, m/s, 1 - accuracy)."""
-KEY = ("group", "row", "family", "method", "seed")
+KEY = ("group", "split", "row", "family", "method", "seed")
 COLUMNS = (*KEY, "store", "expert", *METRICS, "seconds", "device", "store_bytes", "config", "revision", "date")
-"""Columns of the table: ``seconds`` is the training time, empty where a killed training was resumed; ``device`` is a GPU's name
+"""Columns of the table: ``split`` is the profile's split that the line was evaluated on, ``val`` or ``dev``; ``seconds`` is the training time, empty where a killed training was resumed; ``device`` is a GPU's name
 or ``cpu``; ``config`` is the hash of what decides the result."""
+_OLDER = tuple(name for name in COLUMNS if name != "split")
 
 Line = dict[str, str]
 
@@ -54,7 +56,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def read_table(path: Path) -> list[Line]:
-    """The lines of a table; none when there is no table yet.
+    """The lines of a table; none when there is no table yet. Lines of an older table without the column ``split`` are of ``val``.
 
     Raises:
         FD3DError: the file is not such a table.
@@ -63,9 +65,9 @@ def read_table(path: Path) -> list[Line]:
         return []
     with open(path, newline="") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        if tuple(reader.fieldnames or ()) not in (COLUMNS, _OLDER):
             raise FD3DError(f"{path} has other columns than {','.join(COLUMNS)}; move it away")
-        return list(reader)
+        return [{name: line.get(name, VAL) for name in COLUMNS} for line in reader]
 
 
 def key_of(line: Mapping[str, str]) -> tuple[str, ...]:
@@ -78,7 +80,7 @@ def _order(line: Mapping[str, str]) -> tuple[Any, ...]:
 
 
 def put_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """Add lines, or replace those of the same group, row, family, method and seed; safe beside other writers.
+    """Add lines, or replace those of the same group, split, row, family, method and seed; safe beside other writers.
 
     Raises:
         FD3DError: the file is not such a table, or cannot be written.

@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 from pipeline.distill.settings import FD3D, PLAIN
-from pipeline.study.grid import EXPERT
-from pipeline.study.statistics import START, Comparison, Interval, comparisons, paired
+from pipeline.study.statistics import STARTS, Comparison, Interval, comparisons, paired
 from pipeline.study.table import Line
+from pipeline.study.training import EXPERT
 
+NO_ROWS = "No rows yet: `fd3d sweep` makes them.\n"
+"""Text of a table without lines."""
 MARKERS = "<!-- evidence: written by 'fd3d evidence' -->", "<!-- /evidence -->"
 
 _HEAD = (
@@ -53,29 +55,33 @@ def _best_other_note(found: Comparison) -> list[str]:
     return ["", f"FD3D minus the best other distiller ({best.row}): {paired(fd3d.nds, best.nds).text(True)} NDS."]
 
 
-def markdown(lines: Sequence[Line], figures: Mapping[str, str]) -> str:
+def markdown(lines: Sequence[Line], figures: Mapping[tuple[str, str], str]) -> str:
     """Tables of every group and family.
 
     Args:
         lines: lines of the sweep's table.
-        figures: link of a group's figure by the group's name.
+        figures: link of a group's figure by the names of the group and its split.
     """
+    if not lines:
+        return NO_ROWS
     revisions = sorted({line["revision"] for line in lines})
     dates = sorted(line["date"] for line in lines)
+    found_starts = {line["row"] for line in lines} | {line["row"].removesuffix(f"-{line['expert']}") for line in lines}
+    start = next((name for name in STARTS if name in found_starts), STARTS[0])
     out = [
         "NDS and mAP in per cent by the devkit; mean over seeds ± half the 95 % interval (Student's t); one seed has none. Gains and "
         "differences are paired by seed. *Of the gap*: the mean gain over what the expert has above the plain student. "
-        f"*Over the start*: over the row `{START}` of the same expert.",
+        f"*Over the start*: over the row `{start}` of the same expert.",
         "",
         f"Revisions: {', '.join(revisions)}; {dates[0]} to {dates[-1]}. "
         "Any row again: `fd3d sweep --group GROUP --family FAMILY --row ROW --seed SEED --force`.",
     ]
     group = None
     for found in comparisons(lines):
-        if found.group != group:
-            group = found.group
-            out += ["", f"### {group}"]
+        if (found.group, found.split) != group:
+            group = found.group, found.split
+            out += ["", f"### {found.group}, on split {found.split}"]
             if group in figures:
-                out += ["", f"![{group}]({figures[group]})"]
+                out += ["", f"![{found.group} on {found.split}]({figures[group]})"]
         out += ["", f"**{found.family}**", "", *_table(found), *_best_other_note(found)]
     return "\n".join(out) + "\n"

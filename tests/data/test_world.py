@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 import subprocess
@@ -22,6 +23,7 @@ from nuscenes.eval.detection.utils import category_to_detection_name, detection_
 from nuscenes.nuscenes import NuScenes  # noqa: E402
 
 from pipeline.data import CAMERAS, CLASSES  # noqa: E402
+from pipeline.data.index import build_index  # noqa: E402
 from pipeline.data.world import generate as generate_module  # noqa: E402
 from pipeline.data.world.appearance import Quads, agent_quads  # noqa: E402
 from pipeline.data.world.config import WorldConfig  # noqa: E402
@@ -78,6 +80,39 @@ def test_splits_are_disjoint_and_cover_all_scenes(root: Path, nusc: NuScenes) ->
     assert {name: len(scenes) for name, scenes in splits.items()} == {"world_train": 2, "world_val": 1}
     assert not set(splits["world_train"]) & set(splits["world_val"])
     assert {scene["name"] for scene in nusc.scene} == set(splits["world_train"]) | set(splits["world_val"])
+
+
+def test_dev_scenes_are_the_first_held_out_ones_and_val_follows(tmp_path: Path) -> None:
+    for name, change in {"two": {"val_scenes": 2}, "dev": {"dev_scenes": 1}}.items():
+        generate_world(tmp_path / name, WorldConfig(**{**SMALL.__dict__, **change}), 0)
+    assert json.loads((tmp_path / "dev" / SMALL.version / "splits.json").read_text()) == {
+        "world_train": ["scene-2000"],
+        "world_dev": ["scene-8000"],
+        "world_val": ["scene-8001"],
+    }
+    # a scene's images, points and CAN bus do not depend on its split: an earlier val scene can become a dev scene
+    for folder in ("samples", "can_bus"):
+        assert contents(tmp_path / "two" / folder) == contents(tmp_path / "dev" / folder)
+    assert {scene["name"] for scene in json.loads((tmp_path / "dev" / SMALL.version / "scene.json").read_text())} == {
+        "scene-2000",
+        "scene-8000",
+        "scene-8001",
+    }
+    index = build_index(tmp_path / "dev", SMALL.version, tmp_path / "index.npz")
+    assert [len(index.select(split)) for split in ("world_train", "world_dev", "world_val")] == [2, 2, 2]
+
+
+def test_a_world_without_dev_scenes_is_as_before_the_setting_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # text of the default settings before there was the setting: stamp of every scene, part of the index's hash
+    before = "2250cdb43c50"
+    assert hashlib.sha256(WorldConfig().text.encode()).hexdigest()[:12] == before
+    assert "dev_scenes" in WorldConfig(dev_scenes=1).text
+    generate_world(tmp_path, SMALL, 0)
+    assert list(json.loads((tmp_path / SMALL.version / "splits.json").read_text())) == ["world_train", "world_val"]
+    monkeypatch.setattr(generate_module, "render_scene", None)  # nothing is rendered again
+    generate_world(tmp_path, WorldConfig(**{**SMALL.__dict__, "dev_scenes": 0}), 0)
 
 
 def test_the_devkit_renders_cameras_and_lidar(nusc: NuScenes, tmp_path: Path) -> None:
@@ -279,7 +314,10 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
     [
         ({"seed": -1}, "seed"),
         ({"train_scenes": 0}, "train_scenes"),
+        ({"train_scenes": 6001}, "train_scenes is 6001; use 6000"),
         ({"val_scenes": 2001}, "val_scenes"),
+        ({"val_scenes": 1000, "dev_scenes": 1001}, "dev_scenes and world.val_scenes are 2001 together"),
+        ({"dev_scenes": -1}, "dev_scenes is -1"),
         ({"frames_per_scene": 121}, "frames_per_scene"),
         ({"width": 287}, "size"),
         ({"density": -0.1}, "density"),

@@ -12,12 +12,21 @@ from pipeline.study.evidence import build_evidence
 from pipeline.study.plots import curves_figure
 from pipeline.study.statistics import Interval, comparisons, paired
 from pipeline.study.table import COLUMNS, put_lines, read_table
-from pipeline.study.tables import MARKERS, markdown
+from pipeline.study.tables import MARKERS, NO_ROWS, markdown
 
 
 def line(row: str, seed: int, nds: float, group: str = "main", expert: str = "trained", **values: object) -> dict:
     method = values.pop("method", row.split("-")[0])
-    known = {"group": group, "row": row, "method": method, "seed": seed, "NDS": nds, "mAP": nds / 2, "expert": expert}
+    known = {
+        "group": group,
+        "split": "val",
+        "row": row,
+        "method": method,
+        "seed": seed,
+        "NDS": nds,
+        "mAP": nds / 2,
+        "expert": expert,
+    }
     rest = {
         "family": "bevformer",
         "seconds": 100,
@@ -94,8 +103,9 @@ def test_the_text_stands_in_the_document_and_is_written_again(table, tmp_path):
     assert "| mgd | 3 | 24.00 ± 2.48 | 12.00 ± 1.24 | +3.00 ± 0.00 | 30% |  | +2.00 ± 2.48 | 100 | cpu |  |" in text
     assert "| response | 1 | 22.50 | 11.25 | +1.50 | 15% |  | +4.50 | 100 | cpu |  |" in text
     assert "FD3D minus the best other distiller (mgd): +2.00 ± 2.48 NDS." in text
-    assert "![main](figures/evidence_main.svg)" in text
-    assert "<svg" in (tmp_path / "docs" / "figures" / "evidence_main.svg").read_text()
+    assert "### main, on split val" in text
+    assert "![main on val](figures/evidence_main_val.svg)" in text
+    assert "<svg" in (tmp_path / "docs" / "figures" / "evidence_main_val.svg").read_text()
 
 
 def test_what_is_added_to_the_start_is_paired_by_seed_and_of_the_same_expert():
@@ -132,8 +142,45 @@ def test_a_curve_runs_over_the_experts_own_quality(tmp_path):
     assert [axes.get_legend_handles_labels()[1] for axes in panels] == [["fd3d"], ["fd3d"]]
 
 
-def test_no_rows_or_no_markers_are_told(tmp_path):
-    with pytest.raises(FD3DError, match="has no rows; run 'fd3d sweep'"):
+def test_splits_of_a_group_are_told_apart(tmp_path):
+    dev = [line(row, 0, nds, "main", split="dev") for row, nds in (("plain", 10), ("fd3d", 11))]
+    put_lines(tmp_path / "evidence.csv", [*MAIN, *dev])
+    found = comparisons(read_table(tmp_path / "evidence.csv"))
+    assert [(c.group, c.split, c.gain(c.find("fd3d")).mean) for c in found] == [("main", "dev", 1), ("main", "val", 5)]
+    (tmp_path / "results.md").write_text("\n".join(MARKERS))
+    text = build_evidence(tmp_path / "evidence.csv", tmp_path, tmp_path / "results.md")
+    assert [
+        text.count(f"### main, on split {split}\n\n![main on {split}](evidence_main_{split}.svg)")
+        for split in ("dev", "val")
+    ] == [1, 1]
+
+
+def test_the_start_of_an_older_table_is_its_own(tmp_path):
+    older = [line(row, 0, nds) for row, nds in (("plain", 20), ("plain-inherit", 22), ("fd3d", 25))]
+    newer = [line(row, 0, nds) for row, nds in (("plain", 20), ("start", 23), ("fd3d", 25))]
+    for lines, start, gain in ((older, "plain-inherit", "+3.00"), (newer, "start", "+2.00")):
+        text = markdown(lines, {})
+        assert f"over the row `{start}` of the same expert" in text
+        (fd3d,) = (row.split("|") for row in text.splitlines() if row.startswith("| fd3d"))
+        assert fd3d[7].strip() == gain
+
+
+def test_the_evidence_of_an_older_table_is_read_as_of_val(project, tmp_path):
+    (tmp_path / "results.md").write_text("\n".join(MARKERS))
+    text = build_evidence(project / "benchmarks/results/evidence_1.csv", tmp_path, tmp_path / "results.md")
+    assert "FD3D minus the best other distiller (cwd): +0.02 ± 0.15 NDS." in text and "### main, on split val" in text
+    assert (tmp_path / "evidence_1_main_val.svg").is_file()
+
+
+def test_a_table_without_rows_gives_a_text_that_says_so(tmp_path):
+    put_lines(tmp_path / "evidence.csv", [])
+    (tmp_path / "results.md").write_text("\n".join(MARKERS))
+    assert build_evidence(tmp_path / "evidence.csv", tmp_path, tmp_path / "results.md") == NO_ROWS
+    assert NO_ROWS in (tmp_path / "results.md").read_text()
+
+
+def test_no_table_or_no_markers_are_told(tmp_path):
+    with pytest.raises(FD3DError, match="none.csv does not exist; run 'fd3d sweep'"):
         build_evidence(tmp_path / "none.csv", tmp_path, tmp_path / "d.md")
     with pytest.raises(FD3DError, match="results.md lacks the lines"):
         between_markers("text", "content", MARKERS, "results.md")

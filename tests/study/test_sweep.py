@@ -115,7 +115,7 @@ def trained() -> list[str]:
 
 
 def test_a_grid_unfolds_by_seed_and_shares_what_groups_have_in_common(place):
-    assert [(t.name, t.store, t.rows[1:]) for t in read().trainings] == [
+    assert [(t.name, t.store, [row[:2] for row in t.rows[1:]]) for t in read().trainings] == [
         ("main/bevformer/expert/0", None, [("more", "expert")]),
         ("main/bevformer/plain/0", None, [("more", "plain")]),
         ("main/bevformer/fd3d/0", "focal", []),
@@ -130,7 +130,7 @@ def test_a_grid_unfolds_by_seed_and_shares_what_groups_have_in_common(place):
 def test_a_list_of_experts_is_a_row_for_each_and_their_own_evaluation(place):
     rows = {"fd3d": {"store": "focal", "expert": ["trained", "steps-500"]}}
     grid = read(imperfect={"rows": rows})
-    assert [t.rows[0][1] for t in grid.trainings] == ["expert", "expert-steps-500", "fd3d-trained", "fd3d-steps-500"]
+    assert [t.rows[0].row for t in grid.trainings] == ["expert", "expert-steps-500", "fd3d-trained", "fd3d-steps-500"]
     params = grid.params(grid.trainings[3])
     assert params["families"]["bevformer"]["expert"]["checkpoint"] == "runs/bevformer/expert/detector-500.pth"
     assert grid.store_folder("bevformer", "steps-500", "focal") == Path("runs/bevformer/stores/focal-steps-500")
@@ -200,6 +200,9 @@ def test_an_unknown_name_in_a_grid_is_refused(place, row, message):
             r"rows.fd3d.expert is \['trained'\]; a name is",
         ),
         ({"rows": {"fd3d": {"expert": None, "store": "focal"}}}, r"rows.fd3d.expert is None; a name is"),
+        ({"split": "test"}, r"experiments.main.split is 'test'; use val or dev"),
+        ({"split": ["dev"]}, r"experiments.main.split is \['dev'\]; use val or dev"),
+        ({"split": "dev"}, r"experiments.main.split is dev, but profile.yaml has no data.dev; name a split there"),
         ({"rows": {"a/b": {"method": "plain"}}}, r"a row's name in experiments.main.rows is 'a/b'; a name is"),
     ],
 )
@@ -215,7 +218,7 @@ def test_a_choice_that_is_not_there_is_refused(place):
 
 def hashes(**rows: object) -> dict[str, str]:
     grid = read(main={"rows": rows})
-    return {t.rows[0][1]: grid.config_hash(t) for t in grid.trainings}
+    return {t.rows[0].row: grid.config_hash(t, "val") for t in grid.trainings}
 
 
 def test_the_hash_changes_with_all_that_decides_a_result_and_with_nothing_else(place):
@@ -260,8 +263,10 @@ def test_a_sweep_makes_what_is_missing_once_and_writes_a_line_per_row(place):
     assert (fd3d["store_bytes"], fd3d["seconds"], fd3d["NDS"]) == ("10", "5", "1.0")
     assert fd3d["device"] == (torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")
     kept = {path.name for path in Path("runs/sweep/main/bevformer/fd3d/0").iterdir()}
-    assert {"train.json", "losses.csv", "metrics.json", "params.yaml", "train.log"} <= kept
-    assert not kept & {"detector.pth", "iter_2.pth", "submission.json"}
+    assert {"train.json", "losses.csv", "val", "params.yaml", "train.log"} <= kept
+    assert {p.name for p in Path("runs/sweep/main/bevformer/fd3d/0/val").iterdir()} == {"metrics.json", "evaluate.log"}
+    assert not kept & {"detector.pth", "iter_2.pth"}
+    assert {line["split"] for line in lines} == {"val"}
 
 
 def test_rows_of_the_table_are_skipped_until_something_changes_or_force(place):
@@ -292,6 +297,72 @@ def test_a_row_added_for_a_training_that_is_done_takes_its_line(place):
     for seed in "01":
         names = {"group": "added", "row": "ours"}
         assert lines["added", "ours", seed] == lines["main", "fd3d", seed] | names
+
+
+def with_dev() -> None:
+    """Gives this folder's profile a split for choices."""
+    profile = yaml.safe_load(Path("profile.yaml").read_text())
+    profile["data"]["dev"] = "world_dev"
+    Path("profile.yaml").write_text(yaml.safe_dump(profile))
+
+
+ROWS = {"plain": {}, "fd3d": {"store": "focal"}}
+
+
+def test_a_training_of_two_splits_is_trained_once_and_has_a_line_of_each(place):
+    with_dev()
+    Path("stages.py").write_text(STAGES.replace('"submission.json").write_text("big")', '"pr.csv").write_text("x")'))
+    grid = read(main={"seeds": [0], "rows": ROWS}, dev={"seeds": "0-1", "split": "dev", "rows": ROWS})
+    outcome = sweep(grid)
+    assert len(outcome.done) == 5 and not outcome.failed
+    assert trained() == ["fd3d 0", "fd3d 1", "plain 0", "plain 1"]
+    lines = {(line["group"], line["row"], line["seed"]): line for line in read_table(Path("results/evidence.csv"))}
+    assert {key: line["split"] for key, line in lines.items()} == {
+        ("main", "expert", "0"): "val",
+        ("main", "plain", "0"): "val",
+        ("main", "fd3d", "0"): "val",
+        ("dev", "expert", "0"): "dev",
+        **{("dev", row, seed): "dev" for row in ROWS for seed in "01"},
+    }
+    assert lines["main", "fd3d", "0"]["config"] != lines["dev", "fd3d", "0"]["config"]
+    folder = Path("runs/sweep/main/bevformer/fd3d/0")
+    assert [(folder / split / "pr.csv").is_file() for split in ("val", "dev")] == [True, True]
+    before = calls("")
+    assert len(sweep(grid).skipped) == 5 and calls("") == before
+
+
+def test_each_split_is_evaluated_on_its_own_scenes(place):
+    with_dev()
+    Path("stages.py").write_text(STAGES.replace("name: 1.0", 'name: {"val": 1.0, "dev": 2.0}[args["--split"]]'))
+    sweep(read(main={"rows": {"plain": {}}}, dev={"split": "dev", "rows": {"plain": {}}}))
+    found = {(line["split"], line["row"]): line["NDS"] for line in read_table(Path("results/evidence.csv"))}
+    assert found["val", "plain"] == found["val", "expert"] == "1.0"
+    assert found["dev", "plain"] == found["dev", "expert"] == "2.0"
+
+
+def test_a_split_added_after_the_detector_was_cleaned_up_trains_it_again_and_renews_its_line(place):
+    with_dev()
+    sweep(read(main={"rows": {"plain": {}}}))
+    Path("runs/sweep/main/bevformer/plain/0/revision").write_text("old")
+    outcome = sweep(read(main={"rows": {"plain": {}}}, dev={"split": "dev", "rows": {"plain": {}}}))
+    assert sorted(outcome.done) == ["main/bevformer/expert/0", "main/bevformer/plain/0"]
+    assert trained() == ["plain 0", "plain 0"]
+    lines = [line for line in read_table(Path("results/evidence.csv")) if line["row"] == "plain"]
+    assert [line["split"] for line in lines] == ["dev", "val"] and len({line["revision"] for line in lines}) == 1
+    assert lines[0]["revision"] != "old"
+
+
+def test_the_start_from_a_corrupted_experts_weights_is_trained_once(place):
+    values = yaml.safe_load(GRID)
+    values["experts"] = {"trained": {}, "noise-1": {"config": "noise.py"}, "steps-500": {"snapshot": 500}}
+    start = {"method": "plain", "methods": {"plain": {"inherit": ["pts_bbox_head"]}}, "expert": list(values["experts"])}
+    values["experiments"] = {"imperfect": {"rows": {"start": start}}}
+    Path("sweep.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    students = [t for t in Grid(Path("sweep.yaml")).trainings if t.method == "plain"]
+    assert [[(row.row, row.expert) for row in t.rows] for t in students] == [
+        [("start-trained", "trained"), ("start-noise-1", "noise-1")],
+        [("start-steps-500", "steps-500")],
+    ]
 
 
 def test_a_store_of_another_recipe_is_dumped_again(place):
@@ -410,6 +481,11 @@ def test_lines_written_side_by_side_are_all_there(tmp_path):
     for thread in threads:
         thread.join()
     assert [line["seed"] for line in read_table(table)] == [str(seed) for seed in range(12)]
+    older = [name for name in COLUMNS if name != "split"]
+    table.write_text(",".join(older) + "\n" + ",".join("7" for _ in older) + "\n")
+    assert read_table(table) == [dict.fromkeys(older, "7") | {"split": "val"}]
+    put_lines(table, [dict.fromkeys(COLUMNS, "7") | {"split": split} for split in ("dev", "val")])
+    assert [line["split"] for line in read_table(table)] == ["dev", "val"]
     table.write_text("a,b\n1,2\n")
     with pytest.raises(FD3DError, match="has other columns"):
         put_lines(table, [])
@@ -420,9 +496,22 @@ def test_the_shipped_grid_is_readable(project, monkeypatch):
     grid = Grid(Path("configs/sweep.yaml"))
     main = chosen(grid.trainings, ["main"], (), (), ())
     methods = {"plain", "fd3d", "fitnets", "cwd", "mgd", "fgd", "heatmap", "response"}
+    twice = {"plain", "fd3d"}  # with and without the expert's head
     assert Counter((t.family, t.method) for t in main if t.method != "expert") == {
-        (family, method): 10 if method == "plain" else 5 for family in ("bevformer", "detr3d") for method in methods
-    }  # plain with and without the expert's head
+        (family, method): 10 if method in twice else 5 for family in ("bevformer", "detr3d") for method in methods
+    }
+    assert {(row.group, row.split) for t in grid.trainings for row in t.rows} == {
+        ("main", "val"),
+        ("imperfect", "val"),
+        ("imperfect-detr3d", "val"),
+        ("dev", "dev"),
+    }
+    for training in grid.trainings:  # no student copies a part of the expert but its head
+        if training.method != "expert":
+            profile = grid.parsed(training)
+            settings = profile.method(training.method, profile.family(training.family))
+            assert set(settings.inherit) <= {"pts_bbox_head"}
+            assert profile.family(training.family).apprentice.init == Path("checkpoints/benchmark_backbone.pth")
 
 
 def test_a_real_sweep_on_a_tiny_world(

@@ -20,7 +20,9 @@ class WorldConfig:
     train_scenes: int = 200
     """Scenes of the split ``world_train``."""
     val_scenes: int = 24
-    """Scenes of the split ``world_val``; none is in the other split."""
+    """Scenes of the split ``world_val``; none is in another split."""
+    dev_scenes: int = 0
+    """Scenes of the split ``world_dev``, on which settings are chosen: the first validation scenes, ``world_val`` starts after them."""
     frames_per_scene: int = 10
     """Key frames of a scene, at 2 Hz."""
     height: int = 160
@@ -46,8 +48,12 @@ class WorldConfig:
         for name in ("train_scenes", "val_scenes", "frames_per_scene", "min_pixels"):
             if getattr(self, name) < 1:
                 raise FD3DError(f"world.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.train_scenes > 6000 or self.val_scenes > 2000:
-            raise FD3DError("world.train_scenes is at most 6000 and world.val_scenes at most 2000")
+        if self.dev_scenes < 0:
+            raise FD3DError(f"world.dev_scenes is {self.dev_scenes}; it must not be negative")
+        if self.train_scenes > 6000:
+            raise FD3DError(f"world.train_scenes is {self.train_scenes}; use 6000 at most")
+        if (held_out := self.dev_scenes + self.val_scenes) > 2000:
+            raise FD3DError(f"world.dev_scenes and world.val_scenes are {held_out} together; use 2000 at most")
         if self.frames_per_scene > 120:
             raise FD3DError(f"world.frames_per_scene is {self.frames_per_scene}; use 120 at most")
         if any(not 32 <= size <= 4096 or size % 2 for size in (self.height, self.width)):
@@ -63,4 +69,8 @@ class WorldConfig:
     @property
     def text(self) -> str:
         """All settings and the algorithm's number as JSON: what a generated data set and its scenes record."""
-        return json.dumps({"generator": GENERATOR} | asdict(self), indent=1)
+        settings = asdict(self)
+        if not self.dev_scenes:
+            # worlds without the split are as they were before the setting was: same text, so none is generated again
+            del settings["dev_scenes"]
+        return json.dumps({"generator": GENERATOR} | settings, indent=1)

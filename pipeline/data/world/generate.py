@@ -20,12 +20,12 @@ from .config import ANNOTATION_RANGE, WorldConfig
 from .render import Light, draw
 from .rig import LIDAR_POSITION, rig
 from .scene import FRAME_SECONDS, Scene, make_scene, road_pose
-from .tables import SPLITS, remove_tables, scene_tables, upright, write_tables
+from .tables import remove_tables, scene_tables, upright, write_tables
 
 _JPEG_QUALITY = 92
-# The devkit's CAN bus reader takes names of four digits only; real scenes end at 1110. Validation scenes have numbers,
+# The devkit's CAN bus reader takes names of four digits only; real scenes end at 1110. Held-out scenes have numbers,
 # and so seeds, of their own: they stay when the number of training scenes changes.
-_FIRST_NUMBER = {SPLITS[0]: 2000, SPLITS[1]: 8000}
+_FIRST_TRAINING, _FIRST_HELD_OUT = 2000, 8000
 _START_US = 1_700_000_000_000_000
 
 
@@ -49,9 +49,8 @@ def generate_world(root: Path, config: WorldConfig, workers: int = 2) -> dict[st
     except OSError as error:
         raise FD3DError(f"{root} cannot be written: {error.strerror}; choose another folder") from error
     stamp = hashlib.sha256(config.text.encode()).hexdigest()[:16]
-    counts = dict(zip(SPLITS, (config.train_scenes, config.val_scenes), strict=True))
-    numbers = [(split, number) for split, count in counts.items() for number in range(count)]
-    jobs = [(root, config, stamp, _FIRST_NUMBER[split] + n) for split, n in numbers]
+    numbers = [(split, number) for split, those in scene_numbers(config).items() for number in those]
+    jobs = [(root, config, stamp, number) for _, number in numbers]
     if not all(_is_done(root, stamp, number) for *_, number in jobs):
         remove_tables(root, config)  # images of other settings are about to change: no tables may vouch for them
     bar = tqdm(total=len(jobs), unit="scene", disable=None)
@@ -66,11 +65,22 @@ def generate_world(root: Path, config: WorldConfig, workers: int = 2) -> dict[st
             parts.append(_make_one(job))
             bar.update()
     bar.close()
-    scenes: dict[str, list[Any]] = {split: [] for split in SPLITS}
+    scenes: dict[str, list[Any]] = {}
     for (split, _), path in zip(numbers, parts, strict=True):
-        scenes[split].append(json.loads(path.read_text())["tables"])
+        scenes.setdefault(split, []).append(json.loads(path.read_text())["tables"])
     rows = write_tables(root, config, scenes)
     return {"scenes": len(jobs), "frames": len(jobs) * config.frames_per_scene, "rows": rows}
+
+
+def scene_numbers(config: WorldConfig) -> dict[str, range]:
+    """Numbers of the scenes of every split that has scenes: ``world_train``, ``world_dev``, ``world_val``."""
+    first_val = _FIRST_HELD_OUT + config.dev_scenes
+    numbers = {
+        "world_train": range(_FIRST_TRAINING, _FIRST_TRAINING + config.train_scenes),
+        "world_dev": range(_FIRST_HELD_OUT, first_val),
+        "world_val": range(first_val, first_val + config.val_scenes),
+    }
+    return {split: those for split, those in numbers.items() if those}
 
 
 def _record(root: Path, number: int) -> Path:

@@ -41,7 +41,6 @@ ATTRIBUTES = (
     "pedestrian.moving",
 )
 VISIBILITY = {"1": "v0-40", "2": "v40-60", "3": "v60-80", "4": "v80-100"}
-SPLITS = ("world_train", "world_val")
 
 Table = list[dict[str, Any]]
 
