@@ -33,8 +33,7 @@ class Cells:
         self.mask = mask
         maps, height, width = mask.shape
         self.index = mask.flatten().nonzero()[:, 0]
-        line = self.index // width  # rows of all maps
-        self.padded = self.index + 3 * line + (3 * (line // height) + 1) * (width + 3) + 1
+        self.padded = nn.functional.pad(mask, (1, 2, 1, 2)).flatten().nonzero()[:, 0]
         self.row = mask.new_full((maps * (height + 3) * (width + 3),), len(self.index), dtype=torch.int64)
         self.row[self.padded] = torch.arange(len(self.index), device=mask.device)
 
@@ -63,25 +62,33 @@ class Cells:
         return first + steps[:, None, None] * (width + 3) + steps[:, None]
 
 
+def add_up(rows: Tensor, places: Tensor, share: Tensor | None = None) -> Tensor:
+    """Sums (r, C) of rows (m, C).
+
+    Args:
+        places: (r, q) numbers of the rows in each sum; m for none.
+        share: (r, q) weights of the rows, 1 by default.
+    """
+    present = places < len(rows)
+    share = present.to(rows.dtype) if share is None else torch.where(present, share, 0.0).to(rows.dtype)
+    if len(rows) == 0:
+        rows = rows.new_zeros(1, rows.shape[1])
+    return nn.functional.embedding_bag(places * present, rows, mode="sum", per_sample_weights=share)
+
+
 class _Gather(torch.autograd.Function):
     """Rows ``source`` (s,) of rows (m, C), 0 for number m; ``back`` (m, q) says where each row has gone, s for nowhere."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, source: Tensor, back: Tensor) -> Tensor:
         ctx.save_for_backward(back)
-        return with_zero(rows).index_select(0, source)
+        return add_up(rows, source[:, None])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (back,) = ctx.saved_tensors
-        gone = with_zero(grad).index_select(0, back.flatten())
-        return gone if back.shape[1] == 1 else gone.view(*back.shape, grad.shape[1]).sum(1), None, None
-
-
-def with_zero(rows: Tensor) -> Tensor:
-    """Rows (m, C) with a row of zeros at the end, (m + 1, C)."""
-    return torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+        return add_up(grad, back), None, None
 
 
 def rows_of(features: Tensor, cells: Cells) -> Tensor:
