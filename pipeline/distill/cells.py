@@ -72,7 +72,7 @@ def add_up(rows: Tensor, places: Tensor, share: Tensor | None = None) -> Tensor:
     present = places < len(rows)
     share = present.to(rows.dtype) if share is None else torch.where(present, share, 0.0).to(rows.dtype)
     if len(rows) == 0:
-        rows = rows.new_zeros(1, rows.shape[1])
+        rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])  # the sums keep their path to the rows
     return nn.functional.embedding_bag(places * present, rows, mode="sum", per_sample_weights=share)
 
 
