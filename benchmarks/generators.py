@@ -1,12 +1,13 @@
 """Generating the cells that losses read against generating the whole map: ``python -m benchmarks.generators``.
 
 One generator forward and backward per figure, by turns, on maps with rectangles for objects; prints milliseconds and ratios by channels
-and share of cells. :mod:`pipeline.distill.generators` takes its limits from here.
+and share of cells. :mod:`pipeline.distill.cells` takes its limit from here.
 """
 
 import os
 import statistics
 import time
+from functools import partial
 from typing import Annotated
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch  # noqa: E402
 import typer  # noqa: E402
 
+from pipeline.distill.cells import Cells, rows_of  # noqa: E402
 from pipeline.distill.generators import FeatureGenerator  # noqa: E402
 from pipeline.models.load import best_device  # noqa: E402
 
@@ -43,14 +45,18 @@ def main(
     for channels in (64, 128, 256):
         generator = FeatureGenerator(channels, channels).to(device)
         features = torch.randn(maps, channels, rows, columns, device=device, requires_grad=True)
-        for share in (0.05, 0.1, 0.2, 0.3, 0.4):
+        for share in (0.05, 0.1, 0.2, 0.3, 0.4, 0.6):
             cells = objects(maps, rows, columns, share).to(device)
             took: dict[str, list[float]] = {"map": [], "cells": []}
             for _ in range(repeats):
                 for name in ("map", "cells"):
                     started = time.perf_counter()
-                    out = generator.forward(features) if name == "map" else generator.forward_at(features, cells)
-                    (out * cells[:, None]).square().sum().backward()
+                    if name == "map":
+                        loss = (generator(features) * cells[:, None]).square().sum()
+                    else:
+                        everywhere = torch.ones_like(cells)
+                        loss = generator.at(partial(rows_of, features), everywhere, Cells(cells)).square().sum()
+                    loss.backward()
                     if device.type == "cuda":
                         torch.cuda.synchronize()
                     took[name].append(time.perf_counter() - started)

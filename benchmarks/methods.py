@@ -54,9 +54,7 @@ def small_world(folder: Path, profile: Profile, family: str, methods: list[str])
     for layout in set(layouts.values()):
         settings = replace(profile.dump, layout=layout, frames_per_shard=frames)
         dump(pair.expert.config, pair.expert.checkpoint, source, folder / layout, settings, workers=0)
-    return source, {
-        method: (folder / layout, profile.method(method, pair)) for method, layout in layouts.items()
-    }
+    return source, {method: (folder / layout, profile.method(method, pair)) for method, layout in layouts.items()}
 
 
 def time_steps(

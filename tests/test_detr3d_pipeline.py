@@ -14,7 +14,6 @@ from mmdet3d.registry import DATASETS, MODELS
 
 import pipeline.distill.methods.fd3d  # noqa: F401  registers FocalDistiller
 from pipeline.data.frames import collate, frame_batches, frame_dataset
-from pipeline.distill.sampling import sample_cameras
 from pipeline.dumping.dump import dump
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
@@ -24,7 +23,7 @@ from pipeline.models.build import build_detector, load_config
 from pipeline.models.fold import fold_batchnorm
 from pipeline.models.load import load_detector
 from store_schema import StoreReader
-from tests.distill.doubled import doubled
+from tests.distill.test_sampling import sample_cameras
 
 EXPERT = "configs/world/detr3d_expert.py"
 APPRENTICE = "configs/world/detr3d_apprentice.py"
@@ -126,29 +125,6 @@ def test_losses_from_the_store_equal_those_from_the_live_expert(project, store, 
     for name, value in losses[0].items():
         assert value.item() > 0
         assert value.item() == pytest.approx(losses[1][name].item(), rel=1e-3), name
-
-
-def test_generating_where_losses_read_changes_neither_loss(project, store, source, monkeypatch):
-    model = distiller(project, store)
-    data = DATASETS.build(frame_dataset(load_config(project / APPRENTICE), source, train=True))
-    batch = model.data_preprocessor(collate([data[0], data[4]]))
-    with torch.no_grad():
-        model.student.detect(batch["inputs"]["img"], batch["data_samples"])
-    model.double()  # so that only the order of float64 sums may differ, whatever the processor
-    pv = doubled(list(model.taps.read("pv")))
-    metas = [sample.frames[-1] for sample in batch["data_samples"]]
-    targets = doubled(model.targets([StoreReader(store).read(meta["token"]) for meta in metas], metas, pv[0].device))
-    monkeypatch.setattr("pipeline.distill.generators._MAX_SHARE", 1.0)
-    found = []
-    for gathers in (False, True):
-        for generator in model.pv_generators:
-            monkeypatch.setattr(generator, "gathers", gathers)
-        torch.manual_seed(3)  # the same hidden blocks
-        losses = model.focal_losses(None, pv, targets, metas)
-        found.append([*losses.values(), *torch.autograd.grad(sum(losses.values()), model.pv_generators.parameters())])
-    assert all(torch.isfinite(value).all() and value.abs().max() > 0 for value in found[0])
-    for want, have in zip(*found, strict=True):
-        assert have.dtype == torch.float64 and ((have - want).norm() / want.norm()).item() < 1e-10
 
 
 def test_the_experts_own_pyramid_reads_what_its_queries_read(project, store, expert, source):

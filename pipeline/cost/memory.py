@@ -123,7 +123,8 @@ def _distillation(levels: Sequence[Tensor], bev: Tensor | None, schema: StoreSch
         for (student, shape), generator, target, weight in zip(maps, generators, targets, trust, strict=True):
             seen = student if student.shape[-2:] == shape[2:] else restore(student)
             generated = generator(seen * weight[:, None])
-            losses.append(masked_generation_loss(generated, target, weight))
+            rows, wanted = (t.movedim(1, -1).flatten(0, 2) for t in (generated, target))
+            losses.append(masked_generation_loss(rows, wanted, weight.flatten()))
             # in the expert's scale, where queries read
             losses.append((generated * generated.new_empty(shape[1], 1, 1)).square())
         total = sum(storage.nbytes() for storage in kept)

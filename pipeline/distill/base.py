@@ -14,7 +14,8 @@ from store_schema import StoreReader
 
 from .generators import RestoreBEV
 from .settings import MethodSettings
-from .targets import CachedFrame, ChannelScale
+from .stored import CachedFrame
+from .targets import ChannelScale
 
 if TYPE_CHECKING:
     from .online import OnlineExpert

@@ -23,7 +23,7 @@ from pipeline.models.build import load_config
 from pipeline.models.detector import MultiCameraDetector
 from store_schema import StoreSchema, read_back
 
-from .targets import CachedFrame
+from .stored import CachedFrame
 
 
 class OnlineExpert:

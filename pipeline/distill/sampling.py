@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.models.precision import in_float32
 
-from .cells import with_zero
+from .cells import add_up
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,7 @@ class Reading:
             row: (N * H * W,) place of a cell among the rows, n for a cell that counts as zero.
         """
         cells, share = (t.flatten(0, -2) for t in (self.cells, self.share))
-        sums = torch.nn.functional.embedding_bag(
-            row[cells], with_zero(rows), mode="sum", per_sample_weights=share.to(rows.dtype)
-        )
-        return sums.view(*self.cells.shape[:-1], rows.shape[1])
+        return add_up(rows, row[cells], share).view(*self.cells.shape[:-1], rows.shape[1])
 
     def mask(self, trust: Tensor, size: tuple[int, int, int]) -> Tensor:
         """Cells that sums with trust read, bool (N, H, W).

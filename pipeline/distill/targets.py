@@ -12,15 +12,14 @@ from pipeline.focal.areas import bev_footprints, project_boxes, pv_spans, query_
 from store_schema import StoreSchema
 
 from .cells import Cells
-from .geometry import Anchors, match_along_rays, projected_overlap, reanchored
-from .geometry_settings import GeometrySettings
-from .losses import agreement, query_trust
+from .geometry import Anchors, reanchored
+from .losses import query_trust
+from .placing import place_queries, student_positions
 from .settings import DistillSettings
+from .stored import CachedFrame, StoredCells, stored_cells
 
 # arrays (L, K, ...) that say what queries read
 _READ = {"bev": ("sampling", "attention"), "cameras": ("points", "camera_weights", "sampled"), "none": ()}
-
-CachedFrame = Mapping[str, np.ndarray]
 
 
 @dataclass
@@ -41,19 +40,6 @@ class ChannelScale:
     def restore_rows(self, rows: Tensor) -> Tensor:
         """Inverse of :meth:`standardise_rows`."""
         return rows * self.std + self.mean
-
-
-@dataclass
-class StoredCells:
-    """The expert's features at all stored cells of N maps of H x W: the BEV maps or a pyramid level of B samples.
-
-    Attributes:
-        values: (m, C) in the expert's own scale.
-        row: (N * H * W,) place of a cell among the values, m for a cell that is not stored.
-    """
-
-    values: Tensor
-    row: Tensor
 
 
 @dataclass
@@ -118,66 +104,6 @@ class Spans:
 
     boxes: Tensor
     trust: Tensor
-
-
-def stored_values(frame: CachedFrame, name: str, device: torch.device) -> Tensor:
-    """Features (m, C) float32 of the stored cells of map ``name`` in their order; uint8 is decoded on ``device``."""
-    values = torch.from_numpy(frame[f"{name}/values"]).to(device).float()
-    if f"{name}/affine" in frame:
-        scale, offset = torch.from_numpy(frame[f"{name}/affine"]).to(device).split(1, dim=1)
-        values = values.mul_(scale).add_(offset)
-    return values
-
-
-def stored_index(frame: CachedFrame, name: str, device: torch.device) -> Tensor:
-    """Numbers (m,) of the stored cells of map ``name``."""
-    return torch.from_numpy(frame[f"{name}/index"].astype(np.int64)).to(device)
-
-
-def scatter_cells(frame: CachedFrame, name: str, cells: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Dense map (cells, C) float32 of the stored cells of map ``name``, and the mask of stored cells (cells,)."""
-    where, values = stored_index(frame, name, device), stored_values(frame, name, device)
-    dense = values.new_zeros(cells, values.shape[-1])
-    dense[where] = values
-    stored = torch.zeros(cells, dtype=torch.bool, device=device)
-    stored[where] = True
-    return dense, stored
-
-
-def stored_cells(
-    frames: Sequence[CachedFrame], schema: StoreSchema, name: str, cells: int, device: torch.device
-) -> StoredCells:
-    """Stored cells of map ``name``, which has that many cells in every frame."""
-    if schema.layout == "dense":
-        values = torch.cat([torch.from_numpy(frame[f"{name}/dense"]).to(device).flatten(0, -2) for frame in frames])
-        return StoredCells(values.float(), torch.arange(len(values), device=device))
-    values = torch.cat([stored_values(frame, name, device) for frame in frames])
-    index = torch.cat([stored_index(frame, name, device) + b * cells for b, frame in enumerate(frames)])
-    row = torch.full((len(frames) * cells,), len(values), device=device)
-    row[index] = torch.arange(len(values), device=device)
-    return StoredCells(values, row)
-
-
-def dense_bev(frame: CachedFrame, schema: StoreSchema, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The expert's BEV map (C, H, W), 0 where not stored, and the mask of stored cells (H, W)."""
-    assert schema.bev is not None
-    height, width, channels = schema.bev
-    if schema.layout == "dense":
-        dense = torch.from_numpy(frame["bev/dense"]).to(device).float()
-        return dense.permute(2, 0, 1), torch.ones(height, width, dtype=torch.bool, device=device)
-    dense, stored = scatter_cells(frame, "bev", height * width, device)
-    return dense.T.reshape(channels, height, width), stored.view(height, width)
-
-
-def dense_pv(frame: CachedFrame, schema: StoreSchema, level: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A pyramid level (V, C, Hl, Wl), 0 where not stored, and the mask of stored cells (V, Hl, Wl)."""
-    rows, cols, channels, _ = schema.pv[level]
-    views = len(schema.cameras)
-    if schema.layout == "dense":
-        dense = torch.from_numpy(frame[f"pv/{level}/dense"]).to(device).float()
-        return dense.permute(0, 3, 1, 2), torch.ones(views, rows, cols, dtype=torch.bool, device=device)
-    dense, stored = scatter_cells(frame, f"pv/{level}", views * rows * cols, device)
-    return dense.view(views, rows, cols, channels).permute(0, 3, 1, 2), stored.view(views, rows, cols)
 
 
 def rectangle_trust(rows: Tensor, columns: Tensor, trust: Tensor, size_power: float) -> Tensor:
@@ -272,7 +198,7 @@ def make_targets(
         bev=bev,
         bev_read=bev_read,
         queries=queries,
-        student=_student_positions(queries, anchors, pc_range) if geometry.reanchor else {},
+        student=student_positions(queries, anchors, pc_range) if geometry.reanchor else {},
         share=torch.stack(placed).sum() / torch.stack(trusts).sum().clamp(min=1e-6) if anchors else None,
         anchors=anchors or None,
     )
@@ -345,48 +271,3 @@ def _reanchored(
     mask, values = reanchored(stored.values, stored.row, weights, owners, anchors, pc_range)
     cells = Cells(mask)
     return CellTargets(cells, scale.standardise_rows(values), weights.flatten()[cells.index])
-
-
-def place_queries(
-    boxes: Tensor,
-    labels: Tensor,
-    trust: Tensor,
-    true_boxes: Tensor,
-    true_labels: Tensor,
-    meta: Mapping[str, Any],
-    geometry: GeometrySettings,
-) -> tuple[Anchors, Tensor]:
-    """Where a frame's queries belong, and the trust (K,) that annotations leave to the queries.
-
-    Args:
-        boxes, labels, trust: (K, 9) LiDAR frame, (K,) and (K,) of the queries.
-        true_boxes, true_labels: (n, 9) and (n,) of the annotations.
-        meta: metainfo of the student's frame, for the projection.
-    """
-    weight, match = trust, torch.full(labels.shape, -1, dtype=torch.long, device=labels.device)
-    if geometry.agreement_power:
-        weight = weight * agreement(boxes, labels, true_boxes, true_labels) ** geometry.agreement_power
-    if geometry.match:
-        lidar2img = torch.as_tensor(meta["lidar2img"], device=boxes.device)
-        projected = [project_boxes(b, lidar2img, meta["pad_hw"]) for b in (boxes, true_boxes)]
-        overlap = projected_overlap(*projected[0], *projected[1])
-        match = match_along_rays(boxes, labels, trust, true_boxes, true_labels, overlap, geometry)
-        weight = torch.where(match >= 0, weight, weight * geometry.unmatched)
-    return Anchors.found(boxes, true_boxes, match), weight
-
-
-def _student_positions(
-    queries: Mapping[str, Tensor], anchors: Sequence[Anchors], pc_range: Sequence[float]
-) -> dict[str, Tensor]:
-    """What the queries read, moved with their boxes: ``sampling`` (B, L, K, M, P, 2) or ``points`` (B, L, K, 3)."""
-    moved = {}
-    for name in {"sampling", "points"} & queries.keys():
-        positions = queries[name].transpose(1, 2)  # (B, K, L, ...)
-        if name == "sampling":  # on the map, 0..1
-            low = positions.new_tensor(pc_range[:2])
-            extent = positions.new_tensor(pc_range[3:5]) - low
-            there = [(a.to_target(p * extent + low) - low) / extent for a, p in zip(anchors, positions, strict=True)]
-        else:
-            there = [a.to_target(p) for a, p in zip(anchors, positions, strict=True)]
-        moved[name] = torch.stack(there).transpose(1, 2)
-    return moved

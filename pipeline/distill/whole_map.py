@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.errors import FD3DError
 
 from .base import Distiller, StudentOutputs
-from .targets import CachedFrame, dense_bev, dense_pv
+from .stored import CachedFrame, dense_bev, dense_pv
 
 
 class WholeMapDistiller(Distiller):

@@ -55,11 +55,11 @@ def test_areas_are_the_annotated_boxes_with_trust_1(project, dense_stores, sourc
     for b, sample in enumerate(batch["data_samples"]):
         assert len(boxes[b])
         footprints = union(bev_footprints(boxes[b], cfg.pc_range, (50, 50), 0.5)).float()
-        torch.testing.assert_close(targets.bev.trust[b], footprints)
+        torch.testing.assert_close(targets.bev.weight_map()[b], footprints)
         meta = sample.frames[-1]
         rectangles, valid = project_boxes(boxes[b], torch.as_tensor(meta["lidar2img"]), meta["pad_hw"])
         cells = union(pv_rectangles_to_cells(rectangles, valid, (20, 36), (80, 144), 0.05)).float()
-        torch.testing.assert_close(targets.pv_trust[0][b], cells)
+        torch.testing.assert_close(targets.pv[0].weight_map().unflatten(0, (-1, 6))[b], cells)
     assert set(targets.trust.unique().tolist()) - {0.0, 1.0}  # loss_fine keeps the queries' own trust
 
 
@@ -68,8 +68,8 @@ def test_everywhere_is_every_cell(project, dense_stores, source, seen_targets, f
     cfg, model = distiller(project, dense_stores[family], family, areas="everywhere")
     losses = model(**batch_of(model, cfg, source, dense_stores[family]), mode="loss")
     (targets,) = seen_targets
-    maps = targets.pv_trust + ([] if targets.bev is None else [targets.bev.trust])
-    assert all((trust == 1).all() for trust in maps)
+    maps = targets.pv + ([] if targets.bev is None else [targets.bev])
+    assert all((found.weight_map() == 1).all() for found in maps)
     assert losses["loss_pv"] > 0 and losses["loss_fine"] > 0
 
 
@@ -115,7 +115,7 @@ def test_a_frame_without_boxes_has_no_areas(project, dense_stores, source):
     frames, metas = [sample.expert for sample in samples], [sample.frames[-1] for sample in samples]
     none = Spans(torch.zeros(0, 9), torch.zeros(0))
     targets = model.targets(frames, metas, torch.device("cpu"), [none, none])
-    assert not targets.bev.trust.any() and not any(trust.any() for trust in targets.pv_trust)
+    assert not any(len(found.cells) for found in (targets.bev, *targets.pv))
 
 
 def test_the_head_learns_from_annotations_alone_and_drives_the_losses(project, dense_stores, source, seen_targets):
@@ -141,7 +141,7 @@ def test_the_head_learns_from_annotations_alone_and_drives_the_losses(project, d
         losses["loss_head"].backward()
         optimiser.step()
     assert errors[-1] < 0.8 * errors[0], errors
-    first, last = seen_targets[0].bev.trust > 0, seen_targets[-1].bev.trust > 0
+    first, last = (seen.bev.cells.mask for seen in (seen_targets[0], seen_targets[-1]))
     assert (first != last).any()  # areas follow the head's boxes
     assert not any(name.startswith("head.") for name in model.student_state_dict())
 

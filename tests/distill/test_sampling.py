@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.distill.sampling import sample_cameras
+from pipeline.distill.sampling import camera_positions, camera_reading
 from pipeline.models.boxes import to_metres
 from pipeline.models.detr3d.cross_attention import CameraPyramid, ProjectedCrossAttention
 
@@ -14,6 +14,16 @@ HW = (20, 40)
 # cells of 10 pixels, two rows and four columns; and one cell of 20x40
 FINE = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])
 COARSE = torch.tensor([[100.0]])
+
+
+def sample_cameras(levels, points, weights, cameras, image_hw):
+    """Levels (B, V, C, H, W), points (B, L, K, 3), weights (B, L, K, V, levels), cameras (B, V, 4, 4) -> (L, B, K, C)."""
+    positions, total = camera_positions(points, cameras, image_hw), 0
+    for i, level in enumerate(levels):
+        rows = level.movedim(2, -1).flatten(0, 3)
+        reading = camera_reading(positions, weights[..., i], level.shape[-2:])
+        total = total + reading.of(rows, torch.arange(len(rows)))
+    return total.transpose(0, 1)
 
 
 def read(levels, points, weights, cameras):

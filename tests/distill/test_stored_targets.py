@@ -1,7 +1,6 @@
 """Targets as they are stored beside the expert's own, float32: features, losses' gradients, layers."""
 
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,9 +9,10 @@ from mmdet3d.registry import DATASETS, MODELS
 
 import pipeline.distill.methods.fd3d  # noqa: F401  registers FocalDistiller
 from pipeline.data.frames import collate, frame_batches, frame_dataset
+from pipeline.distill.cells import rows_of
 from pipeline.distill.loading import cached_targets
 from pipeline.distill.losses import masked_generation_loss
-from pipeline.distill.targets import scatter_cells
+from pipeline.distill.stored import scatter_cells
 from pipeline.dumping.dump import dump
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
@@ -22,7 +22,6 @@ from pipeline.models.build import load_config
 from pipeline.models.load import load_detector
 from pipeline.report.figures import stored_energy
 from store_schema import StoreError, StoreReader, quantise
-from tests.distill.doubled import doubled
 
 MAPS = ("bev", "pv/0", "pv/1", "pv/2")
 
@@ -180,12 +179,11 @@ def apprentice(project, store, source):
     return model, bev, pv, [sample.frames[-1] for sample in batch["data_samples"]]
 
 
-def gradients(apprentice, rows, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+def gradients(apprentice, rows) -> dict[str, torch.Tensor]:
     """Of each loss, with respect to the student's maps and the generators' weights."""
     model, bev, pv, metas = apprentice
-    leaves = [feature.detach().to(dtype).requires_grad_() for feature in (bev, *pv)]
+    leaves = [feature.detach().requires_grad_() for feature in (bev, *pv)]
     targets = model.targets(rows, metas, bev.device)
-    targets = doubled(targets) if dtype is torch.float64 else targets
     modules = (model.restore, model.bev_generator, model.pv_generators)
     weights = [weight for module in modules for weight in module.parameters()]
     torch.manual_seed(3)  # the same hidden blocks
@@ -231,23 +229,6 @@ def test_gradients_from_stored_targets_are_those_from_the_experts(apprentice, st
         assert all(0 < error < limit for error in errors.values()), (label, errors)
 
 
-def test_generating_where_losses_read_changes_none_of_them(apprentice, store, monkeypatch):
-    model, _, _, metas = apprentice
-    rows = [StoreReader(store).read(meta["token"]) for meta in metas]
-    model.double()  # so that only the order of float64 sums may differ, whatever the processor
-    want = gradients(apprentice, rows, torch.float64)
-    generators = (model.bev_generator, *model.pv_generators)
-    for generator in generators:
-        monkeypatch.setattr(generator, "gathers", True)
-        monkeypatch.setattr(generator, "forward_at", Mock(wraps=generator.forward_at))
-    monkeypatch.setattr("pipeline.distill.generators._MAX_SHARE", 1.0)
-    found = gradients(apprentice, rows, torch.float64)
-    model.float()  # the module's other tests share the model; no weight has changed
-    assert sum(generator.forward_at.call_count for generator in generators) == 4
-    for name, gradient in want.items():
-        assert ((found[name] - gradient).norm() / gradient.norm()).item() < 1e-10, name
-
-
 def test_residual_generators_start_at_what_the_student_has(project, apprentice, store):
     _, model = distiller(project, store, residual=True, mask_ratio=0.0)
     _, bev, pv, metas = apprentice
@@ -255,10 +236,9 @@ def test_residual_generators_start_at_what_the_student_has(project, apprentice, 
     losses = model.focal_losses(bev, pv, targets, metas)
     want = torch.zeros(())
     for level, feature in enumerate(pv):
-        own = model.scale(f"pv/{level}").standardise(feature)
-        want = want + masked_generation_loss(
-            own, targets.pv[level].flatten(0, 1), targets.pv_trust[level].flatten(0, 1)
-        )
+        target = targets.pv[level]
+        own = rows_of(model.scale(f"pv/{level}").standardise(feature), target.cells)
+        want = want + masked_generation_loss(own, target.values, target.weight)
     assert losses["loss_pv"].item() == pytest.approx(want.item(), rel=1e-5)
     sum(losses.values()).backward()
     assert all(generator[-1].weight.grad.abs().sum() > 0 for generator in (model.bev_generator, *model.pv_generators))

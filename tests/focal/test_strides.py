@@ -105,7 +105,7 @@ def check(boxes: torch.Tensor, projection: torch.Tensor, image_hw: tuple[int, in
     instances.labels_3d = torch.zeros(len(boxes)).long()
     sample = Det3DDataSample(metainfo={"frames": [meta]}, gt_instances_3d=instances)
     for i in levels:
-        np.testing.assert_array_equal(targets.pv_trust[i][0].numpy() > 0, wide[i].any(0))
+        np.testing.assert_array_equal(targets.pv[i].cells.mask.numpy(), wide[i].any(0))
         (objects,) = object_cells([sample], schema, PC_RANGE, i, device)
         np.testing.assert_array_equal(objects.numpy(), tight[i])
     return int(valid.sum())

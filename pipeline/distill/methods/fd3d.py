@@ -22,7 +22,8 @@ from ..head import DistillationHead
 from ..losses import block_mask, fine_grained_loss, masked_generation_loss, query_trust, relation_loss
 from ..sampling import Reading, bev_reading, camera_positions, camera_reading, project_values
 from ..settings import DistillSettings
-from ..targets import CachedFrame, CellTargets, ExpertTargets, Spans, dense_bev, make_targets
+from ..stored import CachedFrame, dense_bev
+from ..targets import CellTargets, ExpertTargets, Spans, make_targets
 
 
 @MODELS.register_module()

@@ -16,7 +16,7 @@ from pipeline.models.query_head import HeadOutput
 
 from ..base import Distiller, StudentOutputs
 from ..settings import ResponseSettings
-from ..targets import CachedFrame
+from ..stored import CachedFrame
 
 
 def quality_focal_loss(logits: Tensor, target: Tensor, beta: float) -> Tensor:
