@@ -8,6 +8,8 @@ post_center_range = [-61.2, -61.2, -10.0, 61.2, 61.2, 10.0]
 image = dict(scale=0.25)
 
 model = dict(
+    # with one frame an update, batch norm would train on the frame's own statistics and predict with those of all frames
+    img_backbone=dict(norm_cfg=dict(_delete_=True, type="GN", num_groups=8, requires_grad=True)),
     pts_bbox_head=dict(pc_range=pc_range, post_center_range=post_center_range, max_num=300),
 )
 
