@@ -37,7 +37,7 @@ class Reading:
         cells, share = (t.flatten(0, -2) for t in (self.cells, self.share))
         return add_up(rows, row[cells], share).view(*self.cells.shape[:-1], rows.shape[1])
 
-    def mask(self, trust: Tensor, size: tuple[int, int, int]) -> Tensor:
+    def mask(self, trust: Tensor, size: tuple[int, ...]) -> Tensor:
         """Cells that sums with trust read, bool (N, H, W).
 
         Args:

@@ -23,7 +23,8 @@ CONFIGS = {"bevformer": ("expert", "apprentice"), "detr3d": ("detr3d_expert", "d
 
 def whole_map_losses(model, bev, pv, frames, metas):
     """loss_pv, loss_bev and loss_fine, float64."""
-    s, schema, cpu, generated, losses = model.settings, model.schema, torch.device("cpu"), {}, {}
+    s, schema, cpu, generated = model.settings, model.schema, torch.device("cpu"), {}
+    losses: dict[str, torch.Tensor] = {}
     score = torch.stack([torch.from_numpy(frame["query/score"]) for frame in frames])[:, : s.rule.num_queries]
     trust = torch.where(score >= s.trust_threshold, score, 0.0).double()
     boxes = [torch.from_numpy(frame["query/boxes"])[: s.rule.num_queries] for frame in frames]
@@ -46,7 +47,7 @@ def whole_map_losses(model, bev, pv, frames, metas):
             weights.append(trust_map(areas, trust[b]) * stored)
         target = torch.cat([feature for feature, _ in maps]).double()
         one = error(f"pv/{level}", model.pv_generators[slot], pv[slot], target, torch.cat(weights))
-        losses["loss_pv"] = losses.get("loss_pv", 0) + s.w_pv * one
+        losses["loss_pv"] = losses.get("loss_pv", torch.zeros(())) + s.w_pv * one
     reading = {
         name: torch.stack([torch.from_numpy(frame[f"query/{name}"]) for frame in frames])[
             :, :, : s.rule.num_queries
@@ -60,17 +61,19 @@ def whole_map_losses(model, bev, pv, frames, metas):
         ones = torch.ones_like(reading["points"][..., :1])
         cam = torch.einsum("bvij,blkj->bvlki", lidar2img, torch.cat([reading["points"], ones], -1))
         uv = cam[..., :2] / cam[..., 2:3].clamp(min=1e-5) / torch.tensor(metas[0]["pad_hw"][::-1])
-        read_s, grid = 0, uv.clamp(-1, 2).flatten(0, 1) * 2 - 1
+        read_s, grid = torch.zeros(()), uv.clamp(-1, 2).flatten(0, 1) * 2 - 1
         for i, level in enumerate(levels):
             read = grid_sample(level.flatten(0, 1), grid, align_corners=False).unflatten(0, (len(frames), -1))
             read_s = read_s + torch.einsum("bvclk,blkv->lbkc", read, reading["camera_weights"][..., i])
         read_t = reading["sampled"].transpose(0, 1)
     else:
-        maps = [dense_bev(frame, schema, cpu) for frame in frames]
+        pairs = [dense_bev(frame, schema, cpu) for frame in frames]
         pc_range, size = model.manifest["coordinates"]["pc_range"], schema.bev[:2]
-        areas = [bev_footprints(own, pc_range, size, s.rule.bev_margin) for own in boxes]
-        weight = torch.stack([trust_map(a, t) * stored for a, t, (_, stored) in zip(areas, trust, maps, strict=True)])
-        target = torch.stack([feature for feature, _ in maps]).double()
+        footprints = [bev_footprints(own, pc_range, size, s.rule.bev_margin) for own in boxes]
+        weight = torch.stack(
+            [trust_map(a, t) * stored for a, t, (_, stored) in zip(footprints, trust, pairs, strict=True)]
+        )
+        target = torch.stack([feature for feature, _ in pairs]).double()
         losses["loss_bev"] = s.w_bev * error("bev", model.bev_generator, model.restore(bev), target, weight)
         read_s, read_t = (
             deformable(model, feature, reading["sampling"], reading["attention"])

@@ -18,7 +18,7 @@ COARSE = torch.tensor([[100.0]])
 
 def sample_cameras(levels, points, weights, cameras, image_hw):
     """Levels (B, V, C, H, W), points (B, L, K, 3), weights (B, L, K, V, levels), cameras (B, V, 4, 4) -> (L, B, K, C)."""
-    positions, total = camera_positions(points, cameras, image_hw), 0
+    positions, total = camera_positions(points, cameras, image_hw), torch.zeros(())
     for i, level in enumerate(levels):
         rows = level.movedim(2, -1).flatten(0, 3)
         reading = camera_reading(positions, weights[..., i], level.shape[-2:])

@@ -206,7 +206,7 @@ class FocalDistiller(Distiller):
             FD3DError: a level's grid is not the expert's.
         """
         s = self.settings
-        maps: dict[str, tuple[FeatureGenerator, Reader, CellTargets]] = {}
+        maps: dict[str, tuple[Any, Reader, CellTargets]] = {}  # generator, reader of the student's maps, targets
         for slot, level in enumerate(self.levels):
             self.check_grid(level, pv[level], targets.pv[slot].cells.mask)
             maps[f"pv/{level}"] = self.pv_generators[slot], partial(rows_of, pv[level]), targets.pv[slot]
@@ -218,10 +218,10 @@ class FocalDistiller(Distiller):
         sums: dict[str, Tensor] = {}
         for name, (generator, read, target) in maps.items():
             reading, scale = readings.get(name), self.scale(name)
-            inside = target.cells.mask
-            needed = inside if reading is None else inside | reading.mask(targets.placed, inside.shape)
+            inside, size = target.cells.mask, tuple(target.cells.mask.shape)
+            needed = inside if reading is None else inside | reading.mask(targets.placed, size)
             if name == "bev" and relations is not None:
-                needed = needed | relations[0].mask(targets.placed, inside.shape)
+                needed = needed | relations[0].mask(targets.placed, size)
             cells = target.cells if needed is inside else Cells(needed)
             visible = block_mask(inside, s.mask_ratio, s.block) > 0
             generated = generator.at(read, visible, cells)
