@@ -54,8 +54,9 @@ def stored_cells(
 ) -> StoredCells:
     """Stored cells of map ``name``, which has that many cells in every frame."""
     if schema.layout == "dense":
-        values = torch.cat([torch.from_numpy(frame[f"{name}/dense"]).to(device).flatten(0, -2) for frame in frames])
-        return StoredCells(values.float(), torch.arange(len(values), device=device))
+        whole = [torch.from_numpy(frame[f"{name}/dense"]).to(device).float().flatten(0, -2) for frame in frames]
+        values = torch.cat(whole)
+        return StoredCells(values, torch.arange(len(values), device=device))
     values = torch.cat([stored_values(frame, name, device) for frame in frames])
     index = torch.cat([stored_index(frame, name, device) + b * cells for b, frame in enumerate(frames)])
     row = torch.full((len(frames) * cells,), len(values), device=device)
