@@ -1,8 +1,10 @@
 """Writing files so that a reader never sees half of one."""
 
+import errno
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,21 @@ def write_atomically(path: Path, write: Callable[[Any], object], binary: bool = 
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+@contextmanager
+def space_errors() -> Iterator[None]:
+    """Say in one line that a write failed for want of space: of the disk, of a quota, or below a limit of file sizes.
+
+    Raises:
+        FD3DError: in place of the system's error; other errors pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise FD3DError(f"{error.filename or 'a file'} cannot be written: {error.strerror}; free some space") from error
 
 
 def between_markers(text: str, content: str, markers: tuple[str, str], where: object) -> str:

@@ -112,6 +112,8 @@ class ExpertSettings:
         if (self.boxes or self.classes) and self.checkpoint is None:
             name = "boxes" if self.boxes else "classes"
             raise SettingError(f"{name} tells of a checkpoint, but checkpoint is null; leave it out")
+        if self.init and self.checkpoint:
+            raise SettingError(f"init is {self.init}, which trains an expert, but checkpoint is given; leave one out")
 
 
 @dataclass(frozen=True)
@@ -281,9 +283,7 @@ def parse_profile(values: Mapping[str, Any], path: Path) -> Profile:
     data: DataSettings = from_mapping(DataSettings, values["data"], "data")
     world: WorldConfig = from_mapping(WorldConfig, values.get("world"), "world")
     if data.generated and data.version != world.version:
-        raise FD3DError(
-            f"data.version is {data.version}, but world.version, which data.generate writes, is {world.version}"
-        )
+        raise FD3DError(f"data.version is {data.version}, but data.generate writes world.version, {world.version}")
     return Profile(
         path=path,
         data=data,

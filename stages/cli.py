@@ -9,6 +9,7 @@ except ImportError:
     sys.exit("fd3d: the command line needs more than the store's reader; install it with: pip install 'fd3d[pipeline]'")
 
 from pipeline.errors import FD3DError
+from pipeline.files import space_errors
 from stages.complexity import complexity
 from stages.convert import convert
 from stages.detect import detect
@@ -43,7 +44,8 @@ def main() -> None:
     """Run a command; bad input ends with one line and exit status 1."""
     warnings.filterwarnings("ignore", module=r"(mmengine|mmcv|mmdet|mmdet3d|torch|numba|zarr)(\.|$)")
     try:
-        app()
+        with space_errors():
+            app()
     except (FD3DError, StoreError) as error:
         print(f"fd3d: {error}", file=sys.stderr)
         sys.exit(1)

@@ -105,7 +105,7 @@ def changed(*places: tuple[str, Any]) -> dict[str, Any]:
         ("world.dev_scenes", 1990, r"world.dev_scenes and world.val_scenes are 2014 together; use 2000 at most"),
         ("data.root", "", r"data.root is ''; it must be a path"),
         ("data.index", "x" * 300, r"data.index is 'x+.*it must be a path"),
-        ("data.version", "v1.0-mini", r"data.version is v1.0-mini, but world.version, .*, is v1.0-world"),
+        ("data.version", "v1.0-mini", r"data.version is v1.0-mini, but data.generate writes world.version, v1.0-world"),
         (
             "data.root",
             "data/other",
@@ -218,6 +218,14 @@ def test_a_pretrained_file_lies_where_dvc_sees_it(tmp_path: Path):
     assert profile.family("detr3d").init("apprentice").checkpoint == Path("pretrained/none.pth")
     with pytest.raises(FD3DError, match=f"{where} pretrained/none.pth does not exist"):
         profile.check_checkpoints()
+
+
+def test_an_expert_is_trained_or_taken():
+    both = changed(("families.detr3d.expert.init", "pretrained/none.pth"))
+    with pytest.raises(
+        FD3DError, match="families.detr3d.expert.init is pretrained/none.pth, .* but checkpoint is given"
+    ):
+        parse_profile(both, ROOT / "params.yaml")
 
 
 def test_conventions_without_a_checkpoint_are_refused():

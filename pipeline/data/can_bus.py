@@ -53,19 +53,34 @@ class EgoStates:
         path = self.folder / f"{scene}_pose.json"
         if not path.exists():
             return None
-        times: list[int] = []
-        values: list[float] = []
         try:
-            for message in rows_of(path):
-                times.append(message["utime"])
-                values += [*message["accel"], *message["rotation_rate"], *message["vel"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            times, values = _messages(path)
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise FD3DError(f"CAN bus messages {path} cannot be read ({error!r}); copy the file again") from error
-        if not times:
+        if not len(times):
             return None
         # BEVFormer's data code reads these values from the first message *after* the frame; its checkpoints expect that.
         after = np.minimum(np.searchsorted(times, timestamps, side="right"), len(times) - 1)
-        return np.array(values, dtype=np.float64).reshape(-1, 9)[after]
+        if len(bad := np.flatnonzero(~np.isfinite(values[after]).all(1))):
+            raise FD3DError(
+                f"CAN bus messages {path} have values that are not finite at utime {times[after[bad[0]]]}; remove the file to "
+                "derive the ego motion of its scene from ego poses"
+            )
+        return values[after]
+
+
+def _messages(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Times (n,) in microseconds, in order, and acceleration, rotation rate and velocity (n, 9) of a file's messages."""
+    times: list[int] = []
+    values: list[list[float]] = []
+    for message in rows_of(path):
+        times.append(message["utime"])
+        triples = [message[name] for name in ("accel", "rotation_rate", "vel")]
+        if any(len(triple) != 3 for triple in triples):
+            raise ValueError("accel, rotation_rate and vel are three numbers each")
+        values.append([number for triple in triples for number in triple])
+    order = np.argsort(np.array(times, dtype=np.int64), kind="stable")
+    return np.array(times, dtype=np.int64)[order], np.array(values, dtype=np.float64).reshape(-1, 9)[order]
 
 
 def _from_poses(timestamps: np.ndarray, ego2global: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Detectors from configs."""
 
 import hashlib
+import tempfile
 from pathlib import Path
 
 from mmdet3d.registry import MODELS
@@ -10,6 +11,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from pipeline.errors import FD3DError
+from pipeline.files import write_atomically
 
 
 def load_config(path: str | Path) -> Config:
@@ -24,6 +26,10 @@ def load_config(path: str | Path) -> Config:
         raise FD3DError(f"config {path} does not exist; {hint or 'see configs/ for those that ship'}")
     try:
         cfg = Config.fromfile(path)
+    except OSError as error:
+        raise FD3DError(
+            f"config {path} cannot be copied to {tempfile.gettempdir()}, from where mmengine reads it: {error.strerror or error}"
+        ) from error
     except Exception as error:  # a config is code: whatever it raises is the reader's to see, in one line
         first: BaseException = error
         while isinstance(first, ImportError) and first.__context__ is not None:
@@ -34,6 +40,15 @@ def load_config(path: str | Path) -> Config:
     # data sets, transforms and models are looked up in mmdet3d's registries
     init_default_scope("mmdet3d")
     return cfg
+
+
+def write_config(cfg: Config, path: Path) -> None:
+    """Write a config as one file.
+
+    Raises:
+        FD3DError: the disk is full or the folder cannot be written.
+    """
+    write_atomically(path, lambda file: file.write(cfg.pretty_text))
 
 
 def build_detector(cfg: Config) -> nn.Module:

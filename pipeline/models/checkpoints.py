@@ -81,13 +81,20 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             "save its state dict of tensors alone"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise FD3DError(f"checkpoint {path} holds no state dict; expected tensors by name, bare or under 'state_dict'")
+    if not isinstance(state, dict) or not state or not all(_is_weight(*item) for item in state.items()):
+        raise FD3DError(
+            f"checkpoint {path} holds no state dict; expected dense tensors by name, bare or under 'state_dict'"
+        )
     meta, training = (note if isinstance(note, dict) else {} for note in map(content.get, ("meta", "training")))
     kept, averaged = _detector_state(state), content.get("ema_state_dict")
     left_out = len(state) - len(kept) + (len(averaged) if isinstance(averaged, dict) else 0)
     distilled = any(name.removeprefix("module.").startswith("student.") for name in state)
     return Checkpoint(kept, left_out, meta, training, distilled)
+
+
+def _is_weight(name: object, value: object) -> bool:
+    dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+    return isinstance(name, str) and dense
 
 
 def _detector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

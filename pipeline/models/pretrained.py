@@ -71,7 +71,11 @@ def take_pretrained(model: nn.Module, path: str | Path) -> Taken:
     check_names(_below(model.state_dict(), BACKBONE), _below(state, BACKBONE), source, offsets_needed=False)
     if layout == TORCHVISION:
         check_kind(model.get_submodule(BACKBONE), {"style": "pytorch"}, source)
-    return _take(model, state, modules, source, [name for name in found if name not in ours])
+    taken = _take(model, state, modules, source, [name for name in found if name not in ours])
+    fit, own = len(_below(taken.names, BACKBONE)), len(_below(model.state_dict(), BACKBONE))
+    if 2 * fit < own:
+        raise FD3DError(f"{source} has only {fit} of {own} tensors of {BACKBONE}: it is of another backbone")
+    return taken
 
 
 def inherit_weights(model: nn.Module, path: str | Path, modules: Sequence[str], config: Path | None = None) -> Taken:
@@ -168,6 +172,8 @@ def _take(
             raise FD3DError(
                 f"{source}: {bad[0]} has values that are not finite or no floating-point numbers; copy the file again"
             )
+        if bad := [name for name, tensor in fit.items() if name.endswith(".running_var") and tensor.min() < 0]:
+            raise FD3DError(f"{source}: {bad[0]} has negative values, which are no variance; copy the file again")
         if not fit and module != NECK:
             raise FD3DError(f"nothing below '{module}' fits the {source}; name a module that both detectors have")
         other = [

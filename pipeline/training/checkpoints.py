@@ -107,7 +107,7 @@ def take_up(folder: Path, recipe: Mapping[str, Any], restart: bool) -> Unfinishe
     about = f"{folder} has a training stopped after {found.iterations} iterations with other settings ({told})"
     if not restart:
         raise FD3DError(f"{about}; set them back to go on with it, or give --restart to start afresh")
-    tell(f"{about}: it is deleted")
+    tell(f"{about}: it is deleted when this training starts")
     return None
 
 

@@ -1,11 +1,13 @@
 """The expert of a family: a checkpoint that is checked and taken, or a training."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.source import FrameSource
-from pipeline.models.build import build_detector, load_config
+from pipeline.files import write_atomically
+from pipeline.models.build import build_detector, load_config, write_config
 from pipeline.models.checkpoints import convert_checkpoint, load_checkpoint
 from pipeline.models.pairs import StudentPlan, planned_student
 from pipeline.models.pretrained import check_frozen
@@ -61,13 +63,13 @@ def take_or_train(
     if told:
         notes = convert_checkpoint(checkpoint, out, config, boxes or "auto", classes)
         planned_student(student, config, out)
-        cfg.dump(out.with_name("config.py"))
+        write_config(cfg, out.with_name("config.py"))
         facts = {"checkpoint": str(checkpoint)} | {name: notes[name] for name in ("boxes", "classes")}
     else:
         found = load_checkpoint(build_detector(cfg), checkpoint)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(checkpoint, out)
-        cfg.dump(out.with_name("config.py"))
+        with open(checkpoint, "rb") as source_file:
+            write_atomically(out, partial(shutil.copyfileobj, source_file), binary=True)
+        write_config(cfg, out.with_name("config.py"))
         facts = found.training | {"checkpoint": str(checkpoint)}
     write_curve(out.with_name(CURVE))
     return write_facts(out, facts)

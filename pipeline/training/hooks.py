@@ -257,10 +257,13 @@ class StartFrom(Hook):
     Args:
         init: pretrained backbone and neck.
         inheritance: modules that start from an expert's weights, over the pretrained ones.
+        begin: called by the main process of a training that starts afresh, once nothing about the start can be refused any more.
     """
 
-    def __init__(self, init: Initial, inheritance: Inheritance | None) -> None:
-        self.init, self.inheritance = init, inheritance
+    def __init__(
+        self, init: Initial, inheritance: Inheritance | None, begin: Callable[[], None] = lambda: None
+    ) -> None:
+        self.init, self.inheritance, self.begin = init, inheritance, begin
 
     def before_train(self, runner: Runner) -> None:
         """Load the weights over the freshly initialised ones, and tell what was taken.
@@ -278,6 +281,7 @@ class StartFrom(Hook):
         names = frozenset().union(*(taken.names for taken in found))
         check_frozen(detector, names, self.init.setting, self.init.checkpoint)
         if is_main_process():
+            self.begin()
             for taken in found:
                 print(*taken.report, sep="\n", flush=True)
 

@@ -24,7 +24,7 @@ from pipeline.data.source import FrameSource
 from pipeline.data.workers import check_shared_memory, loader_options, worker_errors
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
-from pipeline.models.build import file_sha256
+from pipeline.models.build import file_sha256, write_config
 from pipeline.models.checkpoints import save_checkpoint
 from pipeline.training import hooks, loop  # noqa: F401  registers what the Runner is told by name
 from pipeline.training.checkpoints import Unfinished, flat, forget_unfinished, take_up, unwrapped
@@ -134,10 +134,8 @@ def train(
     made = _recipe(cfg, model, source, settings, course, init, inheritance, recipe or {})
     found = take_up(work_dir, made, restart)
     barrier()  # every process has looked before the main one removes anything
-    if found is None and is_main_process():
-        forget_unfinished(work_dir)
-        if out.is_file():
-            tell(f"{out} is there; it is replaced when this training ends")
+    if found is None and out.is_file():
+        tell(f"{out} is there; it is replaced when this training ends")
     optim = cfg.optim_wrapper.to_dict() if isinstance(cfg.optim_wrapper, ConfigDict) else dict(cfg.optim_wrapper)
     optim["accumulative_counts"] = course.accumulate
     if settings.amp:
@@ -179,7 +177,7 @@ def train(
             dict(type="LossCurve", path=work_dir / "losses.csv", interval=settings.curve_every or log_every, **each),
             validate,
             dict(type="Snapshots", updates=settings.snapshots, save=keep, **each),
-            dict(type="StartFrom", init=init, inheritance=inheritance),
+            dict(type="StartFrom", init=init, inheritance=inheritance, begin=lambda: forget_unfinished(work_dir)),
             dict(type="Progress", **each),
             times,
         ],
@@ -216,7 +214,7 @@ def train(
     tell(f"{told}at most {facts['peak_memory_mb']:,} MB of memory a process")
     if is_main_process():
         save(unwrapped(trained), out, facts)
-        cfg.dump(work_dir / "config.py")
+        write_config(cfg, work_dir / "config.py")
     return facts
 
 

@@ -103,7 +103,10 @@ def plan_course(schedule: Schedule, settings: RunSettings, frames: int, processe
         updates = settings.max_iters or schedule.epochs * frames // batch
         length = max(1, (updates // schedule.epochs) if settings.max_iters else frames // batch)
     if updates < 4:
-        raise FD3DError(f"{updates} updates are planned; a schedule with warm-up and decay needs at least 4")
+        planned = (
+            "" if schedule.epochs is None else f" ({schedule.epochs} epochs of {frames} frames, {batch} an update)"
+        )
+        raise FD3DError(f"{updates} updates are planned{planned}; a schedule with warm-up and decay needs at least 4")
     return Course(
         processes=processes,
         batch_size=batch_size,

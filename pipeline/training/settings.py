@@ -10,6 +10,8 @@ from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError, SettingError
 from pipeline.settings import from_mapping
 
+_MOST = 1024
+"""Largest number of processes or threads that a machine is taken to bear."""
 POLICIES = ("cosine", "onecycle")
 
 
@@ -62,6 +64,9 @@ class RunSettings:
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise SettingError(f"{name} is {value}; it must be at least {lowest}")
+        for name in ("workers", "threads"):
+            if getattr(self, name) > _MOST:
+                raise SettingError(f"{name} is {getattr(self, name)}; it must be at most {_MOST}")
         if self.seed >= 2**32:
             raise SettingError(f"seed is {self.seed}; it must be below 2**32")
 

@@ -139,6 +139,36 @@ def test_values_that_are_no_weights_are_refused(config, tmp_path, spoiled):
         take_pretrained(detector(config), tmp_path / "init.pth")
 
 
+def test_a_negative_variance_is_refused(config, tmp_path):
+    state = bare(detector(config), "img_backbone.")
+    state["layer2.1.bn1.running_var"] = state["layer2.1.bn1.running_var"] - 2
+    torch.save(state, tmp_path / "init.pth")
+    with pytest.raises(FD3DError, match=r"layer2.1.bn1.running_var has negative values, which are no variance"):
+        take_pretrained(detector(config), tmp_path / "init.pth")
+
+
+def test_a_file_that_hardly_fits_is_refused(config, tmp_path):
+    state = bare(detector(config), "img_backbone.")
+    wide = {name: torch.cat([t, t]) if t.dim() else t for name, t in state.items()}
+    torch.save(wide, tmp_path / "init.pth")
+    with pytest.raises(FD3DError, match=r"init.pth .* has only \d+ of 90 tensors of img_backbone: it is of another"):
+        take_pretrained(detector(config), tmp_path / "init.pth")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {1: torch.ones(1)},
+        {"conv1.weight": torch.ones(2, 2).to_sparse()},
+        {"conv1.weight": torch.ones(1, device="meta")},
+    ],
+)
+def test_what_is_no_dense_tensor_by_name_is_no_state_dict(config, tmp_path, odd):
+    torch.save(bare(detector(config), "img_backbone.") | odd, tmp_path / "init.pth")
+    with pytest.raises(FD3DError, match=r"init.pth holds no state dict; expected dense tensors by name"):
+        take_pretrained(detector(config), tmp_path / "init.pth")
+
+
 def test_torchvisions_style_is_not_caffes(config, tmp_path):
     state = bare(detector(config), "img_backbone.")
     torch.save(state, tmp_path / "init.pth")

@@ -11,7 +11,9 @@ import torch
 
 from pipeline.errors import FD3DError
 from pipeline.training.checkpoints import changes, find_unfinished, flat
+from pipeline.training.plain import train_plain
 from pipeline.training.randomness import ResumableSampler
+from pipeline.training.settings import Initial, RunSettings
 from tests.training.small import Job, die_after, die_at_call, start, write_config
 
 UPDATES = 7
@@ -110,6 +112,22 @@ def test_restart_gives_up_a_training_of_other_settings(whole, tmp_path, capfd):
     told = capfd.readouterr().out
     assert "train.max_iters = 7, now 4" in told and "it is deleted" in told and facts["steps"] == 4
     assert not list(tmp_path.glob("run/iter_*"))
+
+
+def test_what_was_trained_stays_when_the_new_start_is_refused(whole, tmp_path):
+    job = stopped(whole, tmp_path)
+    kept = list(tmp_path.glob("run/iter_*"))
+    torch.save({"layer1.0.conv1.weight": torch.ones(1)}, tmp_path / "foreign.pth")
+    with pytest.raises(FD3DError, match="init: .*foreign.pth"):
+        train_plain(
+            job.config,
+            job.source,
+            job.out,
+            RunSettings(**job.run),
+            init=Initial(tmp_path / "foreign.pth"),
+            restart=True,
+        )
+    assert kept and list(tmp_path.glob("run/iter_*")) == kept and find_unfinished(job.out.parent) is not None
 
 
 def test_the_order_of_frames_goes_on_and_does_not_depend_on_the_processes(monkeypatch):

@@ -55,6 +55,12 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused():
         planned(batch_size=16)
 
 
+def test_too_few_updates_are_told_with_what_they_come_from():
+    schedule = Schedule(warmup_iters=0, batch_size=1, policy="cosine", epochs=2, base_batch=64)
+    with pytest.raises(FD3DError, match=r"0 updates are planned \(2 epochs of 12 frames, 64 an update\)"):
+        plan_course(schedule, RunSettings(), frames=12, processes=1)
+
+
 def test_learning_rates_are_those_of_the_official_schedule(parity_root):
     official, course = np.load(parity_root / "lr_official_24_epochs.npz"), planned()
     length = int(official["epoch_length"])

@@ -9,6 +9,7 @@ from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
 from pipeline.models.build import load_config
 from pipeline.models.pairs import StudentPlan
+from pipeline.settings import from_mapping
 from pipeline.training.expert import take_or_train
 from pipeline.training.settings import RunSettings, read_schedule
 
@@ -67,3 +68,9 @@ def test_every_shipped_config_of_a_detector_can_be_trained(project: Path):
     for path in sorted((project / "configs").glob("*/*.py")):
         if path.parent.name != "_base_":
             read_schedule(load_config(path))
+
+
+def test_a_machine_has_so_many_threads_and_no_more():
+    for name in ("workers", "threads"):
+        with pytest.raises(FD3DError, match=f"{name} is 1000000000; it must be at most 1024"):
+            from_mapping(RunSettings, {name: 10**9}, "train")
