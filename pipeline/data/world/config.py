@@ -21,8 +21,6 @@ class WorldConfig:
     """Scenes of the split ``world_train``."""
     val_scenes: int = 24
     """Scenes of the split ``world_val``; none is in another split."""
-    dev_scenes: int = 0
-    """Scenes of the split ``world_dev``, on which settings are chosen: the first validation scenes, ``world_val`` starts after them."""
     frames_per_scene: int = 10
     """Key frames of a scene, at 2 Hz."""
     height: int = 160
@@ -41,6 +39,8 @@ class WorldConfig:
     """Image pixels, over all cameras, that a box must show to count as seen."""
     version: str = "v1.0-world"
     """Name of the folder with the tables, ``v1.0-`` and letters, digits, ``_`` or ``-``."""
+    dev_scenes: int = 0
+    """Scenes of the split ``world_dev``, on which settings are chosen: the first validation scenes, ``world_val`` starts after them."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
