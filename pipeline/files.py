@@ -36,6 +36,10 @@ def write_atomically(path: Path, write: Callable[[Any], object], binary: bool = 
             Path(temporary).unlink(missing_ok=True)
 
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors of a full disk, a full quota, and a file above the limit of file sizes."""
+
+
 @contextmanager
 def space_errors() -> Iterator[None]:
     """Say in one line that a write failed for want of space: of the disk, of a quota, or below a limit of file sizes.
@@ -46,7 +50,7 @@ def space_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in NO_SPACE:
             raise
         raise FD3DError(f"{error.filename or 'a file'} cannot be written: {error.strerror}; free some space") from error
 

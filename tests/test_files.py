@@ -9,9 +9,9 @@ from pipeline.files import space_errors, write_atomically
 
 
 def test_want_of_space_is_one_line():
-    with pytest.raises(FD3DError, match=r"runs/a.txt cannot be written: No space left on device; free some space"):
-        with space_errors():
-            raise OSError(errno.ENOSPC, "No space left on device", "runs/a.txt")
+    told = r"runs/a.txt cannot be written: No space left on device; free some space"
+    with pytest.raises(FD3DError, match=told), space_errors():
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/a.txt")
     with pytest.raises(FD3DError, match="a file cannot be written"), space_errors(), open("/dev/full", "w") as full:
         full.write("x")
     with pytest.raises(PermissionError), space_errors():

@@ -1,7 +1,6 @@
 """Detectors from configs."""
 
 import hashlib
-import tempfile
 from pathlib import Path
 
 from mmdet3d.registry import MODELS
@@ -11,7 +10,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from pipeline.errors import FD3DError
-from pipeline.files import write_atomically
+from pipeline.files import NO_SPACE, write_atomically
 
 
 def load_config(path: str | Path) -> Config:
@@ -26,11 +25,9 @@ def load_config(path: str | Path) -> Config:
         raise FD3DError(f"config {path} does not exist; {hint or 'see configs/ for those that ship'}")
     try:
         cfg = Config.fromfile(path)
-    except OSError as error:
-        raise FD3DError(
-            f"config {path} cannot be copied to {tempfile.gettempdir()}, from where mmengine reads it: {error.strerror or error}"
-        ) from error
     except Exception as error:  # a config is code: whatever it raises is the reader's to see, in one line
+        if isinstance(error, OSError) and error.errno in NO_SPACE:  # mmengine copies a config before it reads it
+            raise
         first: BaseException = error
         while isinstance(first, ImportError) and first.__context__ is not None:
             first = first.__context__
