@@ -164,7 +164,7 @@ def test_settings_that_the_store_does_not_cover_are_refused(project, store):
         distiller(project, store, rule={"num_queries": 90})
     with pytest.raises(FD3DError, match=r"distill.levels is \[7\], but the store has levels 0..2"):
         distiller(project, store, levels=[7])
-    with pytest.raises(FD3DError, match="unknown setting distill.w_pw; known: agreement_power, areas, block"):
+    with pytest.raises(FD3DError, match="unknown setting distill.w_pw; known: areas, block"):
         DistillSettings.from_dict({"w_pw": 1})
 
 

@@ -185,7 +185,7 @@ def test_every_stage_refuses_a_typo_before_it_works(tmp_path: Path, stage: str):
     print(f"{stage}: {time.perf_counter() - started:.2f} s")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"fd3d: {path}: unknown setting distill.w_bevv; known: agreement_power, areas")
+    assert line.startswith(f"fd3d: {path}: unknown setting distill.w_bevv; known: areas, block")
 
 
 def test_checking_the_profile_imports_no_torch():

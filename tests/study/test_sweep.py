@@ -503,7 +503,6 @@ def test_the_shipped_grid_is_readable(project, monkeypatch):
     assert {(row.group, row.split) for t in grid.trainings for row in t.rows} == {
         ("main", "val"),
         ("imperfect", "val"),
-        ("imperfect-detr3d", "val"),
         ("dev", "dev"),
     }
     for training in grid.trainings:  # no student copies a part of the expert but its head
