@@ -165,15 +165,15 @@ def conv_at(conv: nn.Conv2d, rows: Tensor, cells: Cells, given: Cells) -> Tensor
 def _tiling(cells: Cells, given: Cells) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What goes where between the cells ``given``, the tiles of ``cells``, and ``cells``, as of :class:`_TiledConv`."""
     tiles = cells.tiles
-    around = given.row[tiles]
+    around = given.row.index_select(0, tiles.flatten()).view_as(tiles)
     # a cell lies in at most four tiles' surroundings, in another quarter of each
     half = torch.arange(4, device=tiles.device) // 2
     quarter = (2 * half[:, None] + half)[..., None]
     users = tiles.new_full(((len(given) + 1) * 4,), tiles.numel())  # the last four are for cells that are not given
-    users[around * 4 + quarter] = torch.arange(tiles.numel(), device=tiles.device).view_as(tiles)
-    inside = cells.row[tiles[1:3, 1:3]].flatten()
+    users.scatter_(0, (around * 4 + quarter).flatten(), torch.arange(tiles.numel(), device=tiles.device))
+    inside = cells.row.index_select(0, tiles[1:3, 1:3].flatten())
     place = inside.new_empty(len(cells) + 1)  # the last is for cells that are not chosen
-    place[inside] = torch.arange(len(inside), device=tiles.device)
+    place.scatter_(0, inside, torch.arange(len(inside), device=tiles.device))
     return around.flatten(), users.view(-1, 4)[:-1], inside, place[:-1]
 
 
@@ -191,13 +191,20 @@ class _TiledConv(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, around: Tensor, users: Tensor, inside: Tensor, place: Tensor
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        around: Tensor,
+        users: Tensor,
+        inside: Tensor,
+        place: Tensor,
     ) -> Tensor:
         of_inputs, of_kernel, of_results = _transforms(rows.device, rows.dtype)
-        kernel = (of_kernel @ weight.permute(2, 3, 1, 0).flatten(0, 1).flatten(1)).unflatten(1, (rows.shape[1], -1))
+        kernel = (of_kernel @ weight.view(-1, 9).T).view(16, *weight.shape[:2])
         sums = (of_inputs @ _take(rows, around).view(16, -1)).view(16, -1, rows.shape[1])
         ctx.save_for_backward(sums, kernel, users, inside)
-        results = of_results @ (sums @ kernel).flatten(1)
+        results = of_results @ (sums @ kernel.mT).flatten(1)
         return results.view(-1, len(bias)).index_select(0, place).add_(bias)
 
     @staticmethod
@@ -208,10 +215,10 @@ class _TiledConv(torch.autograd.Function):
         products = (of_results.T @ _take(grad, inside).view(4, -1)).view(16, -1, grad.shape[1])
         around = grad.new_empty(16 * sums.shape[1] + 1, sums.shape[2])
         around[-1] = 0  # for the users that are none
-        torch.mm(of_inputs.T, (products @ kernel.mT).flatten(1), out=around[:-1].view(16, -1))
+        torch.mm(of_inputs.T, (products @ kernel).flatten(1), out=around[:-1].view(16, -1))
         of_rows = nn.functional.embedding_bag(users, around, mode="sum")
-        of_weight = (of_kernel.T @ (sums.mT @ products).flatten(1)).view(3, 3, *kernel.shape[1:]).permute(3, 2, 0, 1)
-        return of_rows, of_weight, grad.sum(0), None, None, None, None
+        of_weight = (products.mT @ sums).flatten(1).T @ of_kernel
+        return of_rows, of_weight.view(*kernel.shape[1:], 3, 3), grad.sum(0), None, None, None, None
 
 
 @cache
