@@ -76,7 +76,7 @@ def test_rows_are_in_the_order_of_the_cells_numbers():
     mask[0, 1, 2] = mask[1, 0, 0] = True  # neighbours in memory, in different maps
     cells, features = Cells(mask), torch.arange(24.0).view(2, 2, 2, 3)
     assert cells.index.tolist() == [5, 6] and rows_of(features, cells).tolist() == [[5.0, 11.0], [12.0, 18.0]]
-    assert cells.grown.mask.sum() == 8 and len(cells.tiles[0, 0]) == 2
+    assert cells.grown.mask.sum() == 8 and cells.tiles.shape == (1, 4, 4, 2)
     kept = map_of(rows_of(features, cells), cells)
     torch.testing.assert_close(kept, features * mask[:, None])
     other = Cells(~mask)
