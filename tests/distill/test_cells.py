@@ -23,7 +23,9 @@ def values(out: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("channels", [(3, 3), (3, 5)])
 @pytest.mark.parametrize("share", SHARES)
-def test_chosen_cells_equal_the_whole_map(channels, share):
+@pytest.mark.parametrize("block", [7, 128])
+def test_chosen_cells_equal_the_whole_map(channels, share, block, monkeypatch):
+    monkeypatch.setattr("pipeline.distill.cells._BLOCK", block)
     torch.manual_seed(0)
     generator = FeatureGenerator(*channels).double()
     features = torch.randn(4, channels[0], 7, 9, dtype=torch.double, requires_grad=True)
