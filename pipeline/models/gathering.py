@@ -84,8 +84,8 @@ def _corners(x, y, width, height):  # type: ignore[no-untyped-def]
     """The four cells around a point.
 
     Returns:
-        their columns and rows (col, row, next col, next row), the shares of these in the reading, and 1 for each that lies
-        in the map, else 0: zeros lie around the map, a cell inside stands in for the one outside with share 0.
+        columns and rows (col, row, next col, next row), their shares in the reading (left, right, top, low), and for each of
+        the four shares 1 inside the map and 0 outside. A cell inside stands in for one outside, with share 0.
     """
     col, row = int(x + _ONE) - 1, int(y + _ONE) - 1
     right, low = x - np.float32(col), y - np.float32(row)
@@ -219,7 +219,7 @@ def _gather_backward(
     cells, dims = table.shape[1], table.shape[3]
     flat_table, flat_grad, flat_grad_table = table.reshape(-1), grad.reshape(-1), grad_table.reshape(-1)
     stride, whole = heads * dims, dims // _LANES * _LANES
-    # one thread has a head of an item to itself, so nobody else adds to its cells and sums have one order
+    # One thread handles a head of an item, so no other thread adds to the head's cells, and sums have one order.
     for owned in numba.prange(batch * heads):
         item, m = owned // heads, owned % heads
         for n in range(num):
