@@ -6,6 +6,7 @@ import torch
 from pipeline.distill.losses import fine_grained_loss
 from pipeline.distill.settings import DistillSettings
 from pipeline.errors import FD3DError
+from pipeline.models.detector import gt_tensors
 from tests.distill.steps import APPRENTICES, batch_of, distiller
 
 GEOMETRY = dict(match=True, reanchor=True)
@@ -19,8 +20,7 @@ def test_drawn_targets_are_a_share_of_all(project, dense_stores, source, family,
     _, drawing = distiller(project, dense_stores[family], family, drawn_share=0.25, **settings)
     samples = batch_of(model, cfg, source, dense_stores[family])["data_samples"]
     frames, metas = [sample.expert for sample in samples], [sample.frames[-1] for sample in samples]
-    truth = [sample.gt_instances_3d for sample in samples]
-    truth = [t.bboxes_3d.tensor for t in truth], [t.labels_3d for t in truth]
+    truth = gt_tensors(samples, torch.device("cpu"))
     whole = model.targets(frames, metas, torch.device("cpu"), None, truth)
     kept, seen, reads, draws = 0, 0, 0, 20
     covered = [torch.zeros_like(found.cells.mask) for found in (*whole.pv, whole.bev) if found is not None]
