@@ -20,6 +20,9 @@ def dump(
     split: Annotated[str | None, typer.Option(help="Split to dump; default: the profile's training split.")] = None,
     scene: Annotated[list[str] | None, typer.Option(help="Scene to dump, repeatable; default: all.")] = None,
     replace: Annotated[bool, typer.Option(help="Deletion of a store of another expert, config or index.")] = False,
+    allow_versions: Annotated[
+        bool, typer.Option(help="Shards of other library versions in one store; its manifest lists all.")
+    ] = False,
     workers: Annotated[
         int, typer.Option(help="Number of processes that decode images; on a cluster threads per worker.")
     ] = 1,
@@ -51,7 +54,8 @@ def dump(
     made_by = pair.detector.with_name(CONFIG)
     if config is None and weights == pair.detector and weights.is_file():  # the student's training starts hours later
         planned_student(StudentPlan.of(pair.apprentice.config, pair.distill), made_by, weights)
-    made = run_dump(config or made_by, weights, source, target, profile.dump, workers, scene, cluster, replace)
+    run = (profile.dump, workers, scene, cluster, replace, allow_versions)
+    made = run_dump(config or made_by, weights, source, target, *run)
     print("\n".join([f"{target}: {made['frames']} frames", *lines(made["coverage"])]))
     path = metrics or (pair.folder / "dump.json" if out is None else None)
     if path is not None:

@@ -1,6 +1,6 @@
 """CRC-32C of bytes: hexadecimal in manifests and done-markers, four little-endian bytes in shard files."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import google_crc32c
@@ -22,6 +22,20 @@ def crc32c(parts: Iterable[bytes | memoryview | NDArray[Any]]) -> int:
 def crc32c_text(parts: Iterable[bytes | memoryview]) -> str:
     """CRC-32C as manifests state it: eight hexadecimal digits."""
     return f"{crc32c(parts):08x}"
+
+
+def entry(data: bytes) -> dict[str, Any]:
+    """Size and checksum of a file's content, as manifests and markers list them."""
+    return {"bytes": len(data), "crc32c": crc32c_text([data])}
+
+
+def fault(data: bytes | None, listed: Mapping[str, Any]) -> str:
+    """What is wrong with a file, given its content (None: no file) and its :func:`entry`; empty for a whole file."""
+    if data is None:
+        return "is missing"
+    if len(data) != listed["bytes"]:
+        return f"has {len(data)} bytes instead of {listed['bytes']}"
+    return "" if crc32c_text([data]) == listed["crc32c"] else "does not have the checksum that it was written with"
 
 
 def crc32c_bytes(data: bytes) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,7 @@ class DirectArray:
         chunk: of one row: a row has ``shape[1:]`` cut into chunks along its first dimension.
         frames: rows of a shard.
         decompress: an encoded chunk into bytes (n,); None where chunks are stored raw.
+        listed: whether a shard has a file, by its number; a shard without one is all zero.
     """
 
     def __init__(
@@ -112,7 +114,9 @@ class DirectArray:
         chunk: tuple[int, ...],
         frames: int,
         decompress: Callable[[Any, Any], Any] | None,
+        listed: Callable[[int], bool] | None = None,
     ) -> None:
+        self.listed = listed or (lambda shard: False)
         self.folder, self.shape, self.dtype, self.chunk, self.frames = folder, shape, dtype, chunk, frames
         self.decompress = decompress
         self.head = {None: 0, blosc.decompress: _BLOSC_HEAD}.get(decompress)
@@ -121,7 +125,9 @@ class DirectArray:
         self._files: dict[int, ShardFile] = {}
 
     @classmethod
-    def of(cls, folder: Path, array: zarr.Array[Any]) -> DirectArray | None:
+    def of(
+        cls, folder: Path, array: zarr.Array[Any], listed: Callable[[int], bool] | None = None
+    ) -> DirectArray | None:
         """The same array read directly; None where its layout is not one that the store's writer makes."""
         meta = array.metadata
         if meta.zarr_format != 3 or len(meta.codecs) != 1 or not isinstance(meta.codecs[0], ShardingCodec):
@@ -150,7 +156,7 @@ class DirectArray:
         decompress = None
         if compressors:
             decompress = zstd.decompress if isinstance(compressors[0], ZstdCodec) else blosc.decompress
-        return cls(folder, array.shape, array.dtype, tuple(chunk[1:]), shard[0], decompress)
+        return cls(folder, array.shape, array.dtype, tuple(chunk[1:]), shard[0], decompress, listed)
 
     def __getitem__(self, where: int | tuple[int, slice]) -> NDArray[Any]:
         """A row (shape[1:]) or its first n entries.
@@ -166,6 +172,8 @@ class DirectArray:
         try:
             file = self._open(shard)
         except FileNotFoundError:
+            if self.listed(shard):
+                raise
             out[:] = 0
             return out[:count]
         for i in range(needed):
@@ -196,6 +204,16 @@ def _is_plain(codec: Any) -> bool:
     return isinstance(codec, BytesCodec) and (codec.endian is None or codec.endian.value == "little")
 
 
-def direct_arrays(folder: Path, arrays: Mapping[str, zarr.Array[Any]]) -> dict[str, zarr.Array[Any] | DirectArray]:
-    """Arrays by path, those of the usual layout read directly, others by zarr-python."""
-    return {path: DirectArray.of(folder / path, array) or array for path, array in arrays.items()}
+def direct_arrays(
+    folder: Path, arrays: Mapping[str, zarr.Array[Any]], listed: Callable[[str, int], bool] | None = None
+) -> dict[str, zarr.Array[Any] | DirectArray]:
+    """Arrays by path, those of the usual layout read directly, others by zarr-python.
+
+    Args:
+        listed: whether an array has a file for a shard; by default any file may be absent.
+    """
+
+    def of(path: str) -> Callable[[int], bool] | None:
+        return None if listed is None else partial(listed, path)
+
+    return {path: DirectArray.of(folder / path, array, of(path)) or array for path, array in arrays.items()}
