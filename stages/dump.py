@@ -20,12 +20,8 @@ def dump(
     split: Annotated[str | None, typer.Option(help="Split to dump; default: the profile's training split.")] = None,
     scene: Annotated[list[str] | None, typer.Option(help="Scene to dump, repeatable; default: all.")] = None,
     replace: Annotated[bool, typer.Option(help="Deletion of a store of another expert, config or index.")] = False,
-    allow_versions: Annotated[
-        bool, typer.Option(help="Shards of other library versions in one store; its manifest lists all.")
-    ] = False,
-    workers: Annotated[
-        int, typer.Option(help="Number of processes that decode images; on a cluster threads per worker.")
-    ] = 1,
+    allow_versions: Annotated[bool, typer.Option(help="Mixture of library versions in one store, all listed.")] = False,
+    workers: Annotated[int, typer.Option(help="Processes that decode images; on a cluster threads per worker.")] = 1,
     cluster_workers: Annotated[
         int | None, typer.Option(help="Number of processes that run the expert; default: the profile's.")
     ] = None,

@@ -17,10 +17,7 @@ def train(
     family: Annotated[str | None, typer.Option(help="Family to train; default: the profile's first.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for detector.pth; default: runs/FAMILY/METHOD.")] = None,
     store: Annotated[Path | None, typer.Option(help="Store of the expert; default: runs/FAMILY/store.")] = None,
-    expert: Annotated[
-        Path | None,
-        typer.Option(help="Checkpoint of an expert inherited from or run online; default: runs/FAMILY/expert's."),
-    ] = None,
+    expert: Annotated[Path | None, typer.Option(help="Checkpoint of the expert; default: the expert stage's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the training; default: the profile's.")] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Fresh start where an unfinished training has other settings.")
@@ -54,6 +51,9 @@ def _plain(pair: Family, settings: Any, expert: Path | None, shared: Any) -> dic
 
 
 def _distilled(pair: Family, method: str, settings: Any, store: Path, expert: Path, shared: Any) -> dict[str, Any]:
+    from pipeline.data.index import FrameIndex
     from pipeline.distill.apprentice import train_apprentice
+    from store_schema import StoreReader
 
+    FrameIndex.load(shared["source"].index).check_made(StoreReader(store).manifest["data"], store)
     return train_apprentice(pair.apprentice.config, method, settings, store=store, expert=expert, **shared)

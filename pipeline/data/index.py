@@ -4,7 +4,7 @@ import hashlib
 import json
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,6 +143,22 @@ class FrameIndex:
     def sha256(self) -> str:
         """SHA-256 of the file, which is that of its content: the same data set has the same on every machine."""
         return hashlib.sha256(self._mapping).hexdigest()
+
+    def check_made(self, data: Mapping[str, Any], store: object) -> None:
+        """Refuse a store that another index made.
+
+        Args:
+            data: section ``data`` of the store's manifest.
+            store: name of the store in messages.
+
+        Raises:
+            FD3DError: the store was made by another index; both hashes are named.
+        """
+        if self.sha256 != data["index_sha256"]:
+            raise FD3DError(
+                f"store {store} was not made by index {self.path}: the index's SHA-256 is {self.sha256[:12]}, the manifest's "
+                f"{str(data['index_sha256'])[:12]}; name the index that made the store, or dump with this one"
+            )
 
     @property
     def version(self) -> str:
