@@ -55,5 +55,5 @@ def _distilled(pair: Family, method: str, settings: Any, store: Path, expert: Pa
     from pipeline.distill.apprentice import train_apprentice
     from store_schema import StoreReader
 
-    FrameIndex.load(shared["source"].index).check_made(StoreReader(store).manifest["data"], store)
+    FrameIndex.load(shared["source"].index).check_made(StoreReader(store).manifest, store)
     return train_apprentice(pair.apprentice.config, method, settings, store=store, expert=expert, **shared)

@@ -68,7 +68,7 @@ def recompute(
     cfg = load_config(config)
     check_identity(made["expert"], cfg, checkpoint, reader.storage)
     frames = FrameIndex.load(index, root)
-    frames.check_made(made["data"], reader.storage)
+    frames.check_made(made, reader.storage)
     chosen = set(np.random.default_rng(seed).permutation(reader.tokens)[:count].tolist())
     source = FrameSource(index, root, made["data"]["split"])
     rows = [row for tokens in made["scenes"].values() for row in _up_to(frames, tokens, chosen)]
