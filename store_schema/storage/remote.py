@@ -112,11 +112,12 @@ class RemoteStorage(Storage):
                 fs.rm(paths)
 
     def list(self, folder: str = "") -> dict[str, int]:
-        with self._requests("read") as (fs, root):
+        with self._requests("read") as (fs, root), suppress(FileNotFoundError):  # no such bucket
             found = fs.find(f"{root}/{folder}".rstrip("/"), detail=True)
             # a prefix is not always ended at a slash
             inside = {path: entry for path, entry in found.items() if path.startswith(f"{root}/")}
             return {path[len(root) + 1 :]: entry["size"] for path, entry in inside.items()}
+        return {}
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
         wanted = list(names)
