@@ -20,7 +20,7 @@ from ..errors import StoreError
 from .base import BLOCK, LOCK, TEMPORARY, Storage, is_held
 from .lease import LEASE_SECONDS, Lease
 from .own import LEASE
-from .trouble import ABSENT, UNSUPPORTED, trouble
+from .trouble import ABSENT, FULL, UNSUPPORTED, trouble
 
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
 _NO_LOCKS = (*UNSUPPORTED, errno.ENOLCK)
@@ -48,8 +48,11 @@ class LocalStorage(Storage):
     def trouble(self, verb: str, error: Exception) -> StoreError:
         if not isinstance(error, OSError):
             return StoreError(f"store {self} cannot be {verb}: {str(error) or type(error).__name__}; run again")
-        place = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
-        return trouble(self, verb, error, shutil.disk_usage(place).free / 1e6)
+        free = None
+        if error.errno in FULL:
+            place = next(folder for folder in (self.path, *self.path.parents) if os.path.exists(folder))
+            free = shutil.disk_usage(place).free / 1e6
+        return trouble(self, verb, error, free)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
