@@ -18,6 +18,7 @@ from mmdet3d.registry import DATASETS, MODELS
 
 import pipeline.distill.methods.fd3d  # noqa: F401  registers FocalDistiller
 from pipeline.data.frames import collate, frame_batches, frame_dataset
+from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.distill.settings import DistillSettings
 from pipeline.dumping.dump import dump
@@ -30,6 +31,7 @@ from pipeline.models.checkpoints import load_checkpoint
 from pipeline.models.load import load_detector
 from store_schema import StoreError, StoreReader
 from store_schema.coding import pack_sampling, unpack_sampling
+from store_schema.manifest import seal
 
 APPRENTICE = "configs/world/apprentice.py"
 
@@ -226,6 +228,25 @@ def test_bad_input_gets_one_line(workspace, args, message):
     done = fd3d(*args, cwd=workspace, code=1)
     lines = [line for line in done.stderr.splitlines() if line.startswith("fd3d: ")]
     assert len(lines) == 1 and message in lines[0] and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "inspect"])
+def test_a_store_of_another_index_is_refused_with_both_hashes(workspace, store, world, world_index, command):
+    other = shutil.copytree(store, workspace / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["data"]["index_sha256"] = "0" * 64
+    (other / "manifest.json").write_bytes(seal(manifest))
+    args = {
+        "train": ["--store", "other"],
+        "inspect": ["other", "--index", world_index, "--root", world, "--out", "x.png"],
+    }
+    done = fd3d(command, *args[command], cwd=workspace, code=1)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("fd3d: ")]
+    have = FrameIndex.load(world_index).sha256[:12]
+    assert (
+        f"store other was not made by index {world_index}: the index's SHA-256 is {have}, the manifest's {'0' * 12}"
+        in line
+    )
 
 
 def test_the_dump_refuses_a_student_that_cannot_inherit_from_the_expert(workspace, expert_config, expert_checkpoint):

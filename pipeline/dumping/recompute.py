@@ -11,7 +11,6 @@ import torch
 from pipeline.data.frames import frame_batches
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
-from pipeline.errors import FD3DError
 from pipeline.expert.load import check_identity, load_expert
 from pipeline.expert.rows import focal_cells, store_row
 from pipeline.focal.rule import FocalRule

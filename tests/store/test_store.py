@@ -205,7 +205,8 @@ def test_values_that_json_cannot_hold_are_refused(tmp_path):
 
 
 def test_a_stride_may_be_one_number():
-    assert StoreSchema(**WHOLE | dict(reading="none")) == StoreSchema(**WHOLE | dict(reading="none", pv=[(2, 3, 3, 8)]))
+    known: dict[str, Any] = dict(WHOLE, reading="none")
+    assert StoreSchema(**known) == StoreSchema(**known | {"pv": [(2, 3, 3, 8)]})
 
 
 def test_too_many_cells_name_the_capacity(tmp_path):

@@ -56,7 +56,7 @@ def test_a_read_that_fails_is_no_damage(store, monkeypatch, number, advice, call
 
 def test_too_few_open_files_are_told_and_nothing_is_given_up(tmp_path):
     path, tokens = tmp_path / "s", [f"{i:032d}" for i in range(20)]
-    schema = StoreSchema((4, 5, 3), [(2, 3, 3, 8)], ("A", "B"), 2, 10, [12], reading="none")
+    schema = StoreSchema((4, 5, 3), [(2, 3, 3, (8, 8))], ("A", "B"), 2, 10, [12], reading="none")
     with StoreWriter(path, schema, {}, {token: [token] for token in tokens}, 1) as made:
         for shard in made.pending():
             frame = {name: array for name, array in make_frame("a").items() if name in schema.frame_keys()}
