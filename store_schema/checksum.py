@@ -1,5 +1,6 @@
 """CRC-32C of bytes: hexadecimal in manifests and done-markers, four little-endian bytes in shard files."""
 
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,9 +25,28 @@ def crc32c_text(parts: Iterable[bytes | memoryview]) -> str:
     return f"{crc32c(parts):08x}"
 
 
+def checksums(parts: Iterable[bytes | memoryview]) -> dict[str, str]:
+    """Checksums of parts one after the other, as manifests and markers list them.
+
+    Chunks and index of a shard file end with their own CRC-32C, and the CRC-32C of a message with its own CRC-32C does not
+    depend on the message. That of a shard file hence tells the lengths of the chunks and not their values: a file of another
+    store would pass. CRC-32 has another polynomial, of which this is not true.
+    """
+    castagnoli = other = 0
+    for part in parts:
+        castagnoli, other = google_crc32c.extend(castagnoli, bytes(part)), zlib.crc32(part, other)
+    return {"crc32c": f"{castagnoli:08x}", "crc32": f"{other:08x}"}
+
+
 def entry(data: bytes) -> dict[str, Any]:
-    """Size and checksum of a file's content, as manifests and markers list them."""
-    return {"bytes": len(data), "crc32c": crc32c_text([data])}
+    """Size and checksums of a file's content, as manifests and markers list them."""
+    return {"bytes": len(data), **checksums([data])}
+
+
+def mismatch(found: Mapping[str, str], listed: Mapping[str, Any]) -> tuple[str, str] | None:
+    """First of the listed checksums that differs, found and listed; stores of an earlier revision list one only."""
+    pairs = ((found[name], listed[name]) for name in found if name in listed)
+    return next(((a, b) for a, b in pairs if a != b), None)
 
 
 def fault(data: bytes | None, listed: Mapping[str, Any]) -> str:
@@ -35,7 +55,7 @@ def fault(data: bytes | None, listed: Mapping[str, Any]) -> str:
         return "is missing"
     if len(data) != listed["bytes"]:
         return f"has {len(data)} bytes instead of {listed['bytes']}"
-    return "" if crc32c_text([data]) == listed["crc32c"] else "does not have the checksum that it was written with"
+    return "does not have the checksum that it was written with" if mismatch(checksums([data]), listed) else ""
 
 
 def crc32c_bytes(data: bytes) -> bytes:

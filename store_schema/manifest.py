@@ -79,7 +79,7 @@ def identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
     files = {name: entry for name, entry in listed if name not in told and not name.startswith(f"{DONE}/")}
     shards = {f"shard {number}": files for number, files in (manifest.get("shards") or {}).items()}
     recipe = {key: value for key, value in manifest.items() if key not in _INCIDENTAL}
-    return recipe | {"statistics of": manifest.get("statistics"), "checksums": shards | files}
+    return recipe | {"statistics of": manifest.get("statistics"), "written": shards | files}
 
 
 def refuse_difference(have: Mapping[str, Any], want: Mapping[str, Any], where: object, fix: str) -> None:

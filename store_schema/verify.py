@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 from zarr.abc.store import Store
 
+from .checksum import mismatch
 from .errors import StoreError
 from .layout import DONE, StoreLayout, shard_file
 from .manifest import MANIFEST, RECIPE, differing
@@ -118,12 +119,12 @@ def _file_problems(reader: StoreReader, layout: StoreLayout, report: Verificatio
     for name, checksum in progress(storage.checksums(whole), len(whole)):
         report.files += 1
         report.bytes += there[name]
-        if checksum != expected[name]["crc32c"]:
-            if isinstance(checksum, StoreError):
-                yield str(checksum)
-                continue
-            read = "is gone" if checksum is None else f"has checksum {checksum}"
-            yield f"{name} {read}, {MANIFEST} says {expected[name]['crc32c']}"
+        if isinstance(checksum, StoreError):
+            yield str(checksum)
+        elif checksum is None:
+            yield f"{name} is gone, {MANIFEST} lists it"
+        elif differ := mismatch(checksum, expected[name]):
+            yield f"{name} has checksum {differ[0]}, {MANIFEST} says {differ[1]}"
 
 
 def _metadata_problems(reader: StoreReader, layout: StoreLayout) -> Iterable[str]:

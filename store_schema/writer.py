@@ -17,7 +17,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.core.buffer import Buffer
 
-from .checksum import entry, fault
+from .checksum import entry, fault, mismatch
 from .coding import check_constants
 from .errors import OtherStoreError, StoreError
 from .layout import ARRAYS, CONSTANTS, DONE, StoreLayout, check_scenes
@@ -283,12 +283,12 @@ class StoreWriter:
 
     def _check_files(self, lists: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
         """Compare all files with the lists of the markers, by the markers' names."""
-        expected = {name: (marker, files[name]["crc32c"]) for marker, files in lists.items() for name in files}
+        expected = {name: (marker, files[name]) for marker, files in lists.items() for name in files}
         damaged = []
         for name, checksum in self.storage.checksums(expected):
             if isinstance(checksum, StoreError):  # the file may be whole
                 raise checksum
-            if checksum != expected[name][1]:
+            if checksum is None or mismatch(checksum, expected[name][1]):
                 damaged.append(name)
         if damaged:
             self.storage.delete(MANIFEST)

@@ -72,8 +72,8 @@ class Storage(ABC):
         """What tells a file from one that was written later under the same name, without reading; None without a file."""
 
     @abstractmethod
-    def checksum(self, name: str) -> str:
-        """CRC-32C of a file as it is stored, hexadecimal.
+    def checksum(self, name: str) -> dict[str, str]:
+        """Checksums of a file as it is stored, see :func:`~store_schema.checksum.checksums`.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -151,10 +151,10 @@ class Storage(ABC):
             verb: what the store cannot be, ``read`` or ``written``.
         """
 
-    def checksums(self, names: Iterable[str]) -> Iterator[tuple[str, str | StoreError | None]]:
-        """Name and CRC-32C of files in the order given; None for one that is not there, the error for one that cannot be read."""
+    def checksums(self, names: Iterable[str]) -> Iterator[tuple[str, dict[str, str] | StoreError | None]]:
+        """Name and checksums of files in the order given; None for one that is not there, the error for one that cannot be read."""
 
-        def one(name: str) -> tuple[str, str | StoreError | None]:
+        def one(name: str) -> tuple[str, dict[str, str] | StoreError | None]:
             try:
                 return name, self.checksum(name)
             except FileNotFoundError:

@@ -15,7 +15,7 @@ from typing import Any
 import zarr
 from zarr.abc.store import Store
 
-from ..checksum import crc32c_text
+from ..checksum import checksums
 from ..errors import StoreError
 from .base import BLOCK, LOCK, TEMPORARY, Storage, is_held
 from .lease import LEASE_SECONDS, Lease
@@ -186,9 +186,9 @@ class LocalStorage(Storage):
             raise self.trouble("read", error) from error
         return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns
 
-    def checksum(self, name: str) -> str:
+    def checksum(self, name: str) -> dict[str, str]:
         with self._reading(), open(self.path / name, "rb") as file:
-            return crc32c_text(iter(lambda: file.read(BLOCK), b""))
+            return checksums(iter(lambda: file.read(BLOCK), b""))
 
     @contextmanager
     def lock(self) -> Iterator[Callable[[], None]]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import zarr
 from zarr.abc.store import Store
 
-from ..checksum import crc32c_text
+from ..checksum import checksums
 from ..errors import StoreError
 from .base import BLOCK, LOCK, Storage
 from .lease import LEASE_SECONDS, Lease
@@ -133,12 +133,12 @@ class RemoteStorage(Storage):
             return fs.ukey(f"{root}/{name}")
         return None
 
-    def checksum(self, name: str) -> str:
+    def checksum(self, name: str) -> dict[str, str]:
         with self._requests("read") as (fs, root):
             path = f"{root}/{name}"
             size = fs.info(path)["size"]
             blocks = ((start, min(start + BLOCK, size)) for start in range(0, size, BLOCK))
-            return crc32c_text(fs.cat_file(path, start=start, end=end) for start, end in blocks)
+            return checksums(fs.cat_file(path, start=start, end=end) for start, end in blocks)
 
     @contextmanager
     def lock(self) -> Iterator[Callable[[], None]]:

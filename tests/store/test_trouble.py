@@ -78,7 +78,7 @@ def test_too_few_open_files_are_told_and_nothing_is_given_up(tmp_path):
 def test_a_checksum_that_cannot_be_computed_gives_up_no_shard(store, monkeypatch):
     before = digest(store)
     with writer(store) as made, monkeypatch.context() as patch:
-        patch.setattr(local, "crc32c_text", failing(errno.EIO))
+        patch.setattr(local, "checksums", failing(errno.EIO))
         with pytest.raises(StoreError, match="cannot be read: Input/output error"):
             made.finalise({})
         problems = verify(store).problems

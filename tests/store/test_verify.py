@@ -63,7 +63,7 @@ def rewrite(store: Path, path: str, change) -> None:
         for files in [*manifest["shards"].values(), manifest["files"]]:
             for name in files:
                 if name.startswith(f"{path}/c/"):
-                    files[name] = {"bytes": storage.sizes([name])[name], "crc32c": storage.checksum(name)}
+                    files[name] = {"bytes": storage.sizes([name])[name], **storage.checksum(name)}
 
     edit_manifest(store, update)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from store_schema import StoreError, StoreReader, verify
+from store_schema.checksum import crc32c_text
 from store_schema.manifest import seal, unseal
 from tests.store.synthetic import CONSTANTS, SCENES, digest, make_frame, write, writer
 
@@ -165,3 +166,24 @@ def test_a_store_of_an_earlier_revision_is_read_but_not_continued(copy):
     with pytest.raises(StoreError, match="written by an earlier revision.* delete it and dump again"), writer(copy):
         pass
     assert digest(copy) == before
+
+
+def test_a_shard_file_of_another_store_is_not_taken_for_its_own(copy, whole, tmp_path):
+    """Its chunks are sound and as long as the store's own, and so is its CRC-32C as a whole."""
+    with writer(tmp_path / "other", "y") as store:
+        store.write_constants(CONSTANTS)
+        for shard in store.pending():
+            frames = {token: make_frame(token) for token in store.layout.tokens(shard)}
+            for frame in frames.values():
+                frame["query/features"] = frame["query/features"][::-1].copy()
+                frame["bev/values"] = frame["bev/values"][::-1].copy()
+            store.write_shard(shard, frames)
+    for name in ("query/features/c/0/0/0", "bev/values/c/1/0/0"):
+        own, foreign = (copy / name).read_bytes(), (tmp_path / "other" / name).read_bytes()
+        assert crc32c_text([own]) == crc32c_text([foreign]) and own != foreign
+        (copy / name).write_bytes(foreign)
+        assert any(problem.startswith(f"{name} has checksum") for problem in verify(copy).problems)
+        with pytest.raises(StoreError, match=f"^{name} of .* does not have the checksum it was written with"):
+            write(copy)
+        write(copy)
+        assert digest(copy) == digest(whole)
