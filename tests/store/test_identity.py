@@ -11,7 +11,7 @@ import pytest
 
 from store_schema import OtherStoreError, StoreError, StoreReader, StoreSchema, StoreWriter, open_storage, verify
 from store_schema.manifest import canonical, differing, fingerprint
-from tests.store.synthetic import SCENES, STATISTICS, digest, make_frame, write, writer
+from tests.store.synthetic import CONSTANTS, SCENES, STATISTICS, digest, make_frame, write, writer
 
 TOKENS = [token for tokens in SCENES.values() for token in tokens]
 
@@ -60,7 +60,7 @@ def test_a_number_is_one_setting_however_it_is_spelled(tmp_path, first, then):
     files = {file: file.stat().st_ino for file in (tmp_path / "s").rglob("c/**/*") if file.is_file()}
     with writer(tmp_path / "s", rule=then) as store:
         assert store.pending() == [] and (tmp_path / "s/manifest.json").exists()
-        store.write_constants({path: np.ones(s.shape, np.float32) for path, s in store.schema.constants().items()})
+        store.write_constants(CONSTANTS)
         store.finalise(STATISTICS)
     assert verify(tmp_path / "s").problems == []
     assert all(file.stat().st_ino == number for file, number in files.items())
@@ -137,7 +137,7 @@ def test_the_same_recipe_with_other_values_is_another_store(tmp_path):
     reader.read(TOKENS[0])
     open_storage(tmp_path / "s").clear()
     with writer(tmp_path / "s") as store:
-        store.write_constants({path: np.ones(s.shape, np.float32) for path, s in store.schema.constants().items()})
+        store.write_constants(CONSTANTS)
         for shard in store.pending():
             frames = {t: make_frame(t) for t in store.layout.tokens(shard)}
             for frame in frames.values():  # of the same lengths
