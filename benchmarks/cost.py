@@ -374,7 +374,10 @@ def published_cases(folder: Path, pairs: Sequence[tuple[str, str]]) -> Iterator[
     for i, (expert, apprentice) in enumerate(pairs):
         torch.manual_seed(0)
         weights, batch = folder / f"expert-{i}.pth", load_config(apprentice).schedule.batch_size
-        save_checkpoint({"state_dict": build_detector(load_config(expert)).state_dict(), "meta": {}}, weights)
+        save_checkpoint(
+            {"state_dict": build_detector(load_config(expert)).state_dict(), "training": {"seed": 0, "steps": 0}},
+            weights,
+        )
         names = [Path(path).relative_to("configs").with_suffix("").as_posix() for path in (expert, apprentice)]
         case = Case(
             " to ".join(names), expert, str(weights), apprentice, settings, source, folder / str(i), queue, queue - 1

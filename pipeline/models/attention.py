@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch
+from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 from torch import Tensor, nn
 
-from .gathering import gather
+from .gathering import BatchGather
 
 Shapes = Sequence[tuple[int, int]]
 """Rows and columns of each level. Plain numbers, so that reading them does not wait for a GPU."""
@@ -89,11 +89,8 @@ class DeformableSampler(nn.Module):
                     weights.contiguous(),
                     im2col_step(len(value)),
                 )
-            if infers_on_cpu(value, locations, weights):
-                sizes = shapes_tensor(tuple(shapes), value.device)
-                read = [gather(v, sizes, x, w) for v, x, w in zip(value, locations, weights, strict=True)]
-                return torch.stack(read).flatten(2)
-            return multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)
+            sizes = shapes_tensor(tuple(shapes), value.device)
+            return BatchGather.apply(value, sizes, locations, weights).flatten(2)  # type: ignore[no-untyped-call]
 
 
 def init_ring_offsets(linear: nn.Linear, num_heads: int, groups: int, num_points: int) -> None:

@@ -23,7 +23,9 @@ def values(out: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("channels", [(3, 3), (3, 5)])
 @pytest.mark.parametrize("share", SHARES)
-def test_chosen_cells_equal_the_whole_map(channels, share):
+@pytest.mark.parametrize("block", [7, 128])
+def test_chosen_cells_equal_the_whole_map(channels, share, block, monkeypatch):
+    monkeypatch.setattr("pipeline.distill.cells._BLOCK", block)
     torch.manual_seed(0)
     generator = FeatureGenerator(*channels).double()
     features = torch.randn(4, channels[0], 7, 9, dtype=torch.double, requires_grad=True)
@@ -76,7 +78,7 @@ def test_rows_are_in_the_order_of_the_cells_numbers():
     mask[0, 1, 2] = mask[1, 0, 0] = True  # neighbours in memory, in different maps
     cells, features = Cells(mask), torch.arange(24.0).view(2, 2, 2, 3)
     assert cells.index.tolist() == [5, 6] and rows_of(features, cells).tolist() == [[5.0, 11.0], [12.0, 18.0]]
-    assert cells.grown.mask.sum() == 8 and len(cells.tiles[0, 0]) == 2
+    assert cells.grown.mask.sum() == 8 and cells.tiles.shape == (1, 4, 4, 2)
     kept = map_of(rows_of(features, cells), cells)
     torch.testing.assert_close(kept, features * mask[:, None])
     other = Cells(~mask)

@@ -1,5 +1,7 @@
 """The CPU's own ways of deformable sampling and convolution, and folding, against what they stand in for."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from mmcv.ops.modulated_deform_conv import modulated_deform_conv2d
@@ -35,13 +37,57 @@ def test_readings_are_bilinear_with_zeros_around(x: float, y: float, value: floa
     assert gather(TABLE, SIZES, unit, torch.full((1, 1, 1, 1), 2.0)).item() == pytest.approx(2 * value, abs=1e-6)
 
 
-def test_sampling_without_gradients_equals_the_one_with_and_leaves_the_threads_alone():
-    shapes = [(4, 7), (1, 3)]
-    value, locations = torch.randn(2, 31, 4, 8), torch.rand(2, 9, 4, 2, 3, 2) * 1.4 - 0.2
-    weights, threads = torch.rand(2, 9, 4, 2, 3), torch.get_num_threads()
-    got = DeformableSampler()(value, shapes, locations, weights)
-    torch.testing.assert_close(got, multi_scale_deformable_attn_pytorch(value, shapes, locations, weights))
+def sampling(dims: int, seed: int = 0) -> tuple[list[tuple[int, int]], list[torch.Tensor]]:
+    """Levels, and values, locations (a sixth of them off the maps) and weights that take gradients."""
+    torch.manual_seed(seed)
+    shapes = [(4, 7), (1, 3), (2, 1)]
+    inputs = [torch.randn(2, 33, 4, dims), torch.rand(2, 9, 4, 3, 5, 2) * 1.4 - 0.2, torch.rand(2, 9, 4, 3, 5)]
+    return shapes, [t.requires_grad_() for t in inputs]
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Threads that torch has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dims", [1, 7, 16, 35])
+def test_sampling_and_its_gradients_equal_grid_samples_and_leave_the_threads_alone(dims: int, threads: int):
+    shapes, inputs = sampling(dims)
+    got = DeformableSampler()(inputs[0], shapes, *inputs[1:])
+    want = multi_scale_deformable_attn_pytorch(inputs[0], shapes, *inputs[1:])
+    torch.testing.assert_close(got, want)
+    onto = torch.randn_like(got)
+    for mine, theirs in zip(
+        torch.autograd.grad(got, inputs, onto), torch.autograd.grad(want, inputs, onto), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
     assert torch.get_num_threads() == threads
+
+
+def test_gradients_are_the_same_bits_on_every_run_and_number_of_threads():
+    shapes, inputs = sampling(35)
+    before, runs = torch.get_num_threads(), []
+    for threads in (1, 2, 2):
+        torch.set_num_threads(threads)
+        runs.append(torch.autograd.grad(DeformableSampler()(inputs[0], shapes, *inputs[1:]).square().sum(), inputs))
+    torch.set_num_threads(before)
+    for run in runs[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(runs[0], run, strict=True))
+
+
+def test_a_point_that_reads_nothing_has_no_gradient_and_one_over_the_border_has_that_of_the_cells_inside():
+    # the second point lies a quarter of a cell over the left border, between 0 and 3: it reads 3/4 of 1/4 * 0 + 3/4 * 3
+    points = torch.tensor([[9.0, 0.5], [-0.25 / 3 + 0.5 / 3, (0.75 + 0.5) / 2]]).view(1, 1, 1, 1, 2, 2).requires_grad_()
+    weights = torch.full((1, 1, 1, 1, 2), 2.0, requires_grad=True)
+    DeformableSampler()(TABLE[None], [(2, 3)], points, weights).sum().backward()
+    assert points.grad is not None and weights.grad is not None
+    # with weight 2, per cell 3/4 * 3 to the right and 3/4 * (3 - 0) downwards; the map is 3 cells wide and 2 high
+    torch.testing.assert_close(points.grad.view(2, 2), torch.tensor([[0.0, 0.0], [2 * 2.25 * 3, 2 * 2.25 * 2]]))
+    torch.testing.assert_close(weights.grad.view(2), torch.tensor([0.0, 27 / 16]))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
