@@ -51,9 +51,6 @@ def _plain(pair: Family, settings: Any, expert: Path | None, shared: Any) -> dic
 
 
 def _distilled(pair: Family, method: str, settings: Any, store: Path, expert: Path, shared: Any) -> dict[str, Any]:
-    from pipeline.data.index import FrameIndex
     from pipeline.distill.apprentice import train_apprentice
-    from store_schema import StoreReader
 
-    FrameIndex.load(shared["source"].index).check_made(StoreReader(store).manifest, store)
     return train_apprentice(pair.apprentice.config, method, settings, store=store, expert=expert, **shared)

@@ -29,8 +29,8 @@ def checksums(parts: Iterable[bytes | memoryview]) -> dict[str, str]:
     """Checksums of parts one after the other, as manifests and markers list them.
 
     Chunks and index of a shard file end with their own CRC-32C, and the CRC-32C of a message with its own CRC-32C does not
-    depend on the message. That of a shard file hence tells the lengths of the chunks and not their values: a file of another
-    store would pass. CRC-32 has another polynomial, of which this is not true.
+    depend on the message. That of chunks hence tells their lengths and not their values. CRC-32 has another polynomial, of
+    which this is not true.
     """
     castagnoli = other = 0
     for part in parts:

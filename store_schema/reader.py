@@ -141,10 +141,10 @@ class StoreReader:
     @cached_property
     def _arrays(self) -> dict[str, zarr.Array[Any] | DirectArray]:
         arrays = open_arrays(self.group, self.schema)
-        return {**arrays} if self.path is None else direct_arrays(self.path, arrays, self._has_file)
+        return {**arrays} if self.path is None else direct_arrays(self.path, arrays, self._shard_entry)
 
-    def _has_file(self, path: str, shard: int) -> bool:
-        return shard_file(path, self.schema.arrays()[path], shard) in self.manifest["shards"][f"{shard:05d}"]
+    def _shard_entry(self, path: str, shard: int) -> dict[str, Any] | None:
+        return self._entry(shard_file(path, self.schema.arrays()[path], shard))
 
     @cached_property
     def _counts(self) -> dict[str, NDArray[Any]]:

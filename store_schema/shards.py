@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .checksum import entry
 from .coding import as_stored, check_frame
-from .encoding import encode_shard
+from .encoding import TAG, encode_shard, index_bytes, tag_of
 from .errors import StoreError
 from .layout import StoreLayout, shard_file
 from .manifest import MANIFEST, seal
@@ -76,8 +76,12 @@ class ShardWriter:
             if data is None:  # all empty; an earlier attempt's file would be read in its place
                 self.storage.delete(name)
                 continue
-            listed[name] = entry(data)
+            listed[name] = entry(data) | {"tag": tag_of(data[-index_bytes(self._chunks(spec)) - TAG :])}
             yield name, data
+
+    def _chunks(self, spec: ArraySpec) -> int:
+        """Chunks of a shard of an array."""
+        return 1 if spec.kind == "count" else self.layout.frames_per_shard * -(-spec.shape[0] // spec.chunk[0])
 
     def _encode(self, path: str, spec: ArraySpec, frames: Sequence[Mapping[str, NDArray[Any]]]) -> bytes | None:
         """An array's shard file, made in memory, so that one write puts it there and its checksum is of what was meant."""

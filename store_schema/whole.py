@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from zarr.abc.store import ByteRequest, Store
+from zarr.abc.store import ByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
 from .checksum import fault
+from .encoding import TAG, tag_of
 
 Listed = Callable[[str], Mapping[str, Any] | None]
 
@@ -27,10 +28,17 @@ class WholeStore(WrapperStore[Store]):
         """Contents of a file or a part of it.
 
         Raises:
-            ValueError: the file is listed and absent, or read whole and not as it was written.
+            ValueError: the file is listed and absent, another shard, or read whole and not as it was written.
         """
-        value = await self._store.get(key, prototype, byte_range)
         entry = self._listed(key)
+        tag = entry and isinstance(byte_range, SuffixByteRequest) and entry.get("tag")
+        if tag and isinstance(byte_range, SuffixByteRequest):  # a shard's index, which the tag comes before
+            byte_range = SuffixByteRequest(byte_range.suffix + TAG)
+        value = await self._store.get(key, prototype, byte_range)
+        if tag and value is not None:
+            if (found := tag_of(value[:TAG].to_bytes())) != tag:
+                raise ValueError(f"{key} is another shard (tag {found}, the manifest says {tag})")
+            value = value[TAG:]
         if entry is not None and (value is None or byte_range is None):
             problem = fault(None if value is None else value.to_bytes(), entry)
             if problem:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import pipeline.distill.methods.fd3d  # noqa: F401  registers FocalDistiller
 from pipeline.data.frames import collate, frame_batches, frame_dataset
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
+from pipeline.distill.apprentice import train_apprentice
 from pipeline.distill.settings import DistillSettings
 from pipeline.dumping.dump import dump
 from pipeline.dumping.settings import DumpSettings
@@ -29,6 +31,7 @@ from pipeline.focal.rule import FocalRule
 from pipeline.models.build import build_detector, load_config
 from pipeline.models.checkpoints import load_checkpoint
 from pipeline.models.load import load_detector
+from pipeline.training.settings import RunSettings
 from store_schema import StoreError, StoreReader
 from store_schema.coding import pack_sampling, unpack_sampling
 from store_schema.manifest import seal
@@ -230,12 +233,19 @@ def test_bad_input_gets_one_line(workspace, args, message):
     assert len(lines) == 1 and message in lines[0] and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["train", "inspect"])
-def test_a_store_of_another_index_is_refused_with_both_hashes(workspace, store, world, world_index, command):
+@pytest.mark.parametrize("command", ["train", "inspect", "in Python"])
+def test_a_store_of_another_index_is_refused_with_both_hashes(workspace, store, source, world, world_index, command):
     other = shutil.copytree(store, workspace / "other")
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["data"]["index_sha256"] = "0" * 64
     (other / "manifest.json").write_bytes(seal(manifest))
+    if command == "in Python":
+        config = workspace / "apprentice.py"
+        places: dict[str, Any] = dict(store=other, expert=Path("none"), out=workspace / "out/detector.pth")
+        with pytest.raises(FD3DError, match=f"other was not made by index {world_index}"):
+            train_apprentice(config, "fd3d", DistillSettings(), source=source, run=RunSettings(), **places)
+        assert not (workspace / "out").exists()
+        return
     args = {
         "train": ["--store", "other"],
         "inspect": ["other", "--index", world_index, "--root", world, "--out", "x.png"],
