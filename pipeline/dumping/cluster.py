@@ -128,7 +128,7 @@ class DaskEngine:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             environment = "distributed.nanny.pre-spawn-environ"
             # dask has workers give memory back at every free, which makes tensors pay for fresh pages every time
-            changes = {f"{environment}.MALLOC_TRIM_THRESHOLD_": None}
+            changes: dict[str, str | None] = {f"{environment}.MALLOC_TRIM_THRESHOLD_": None}
             changes[f"{environment}.{MARK}"] = stack.enter_context(guarded())
             try:
                 with dask.config.set(changes):

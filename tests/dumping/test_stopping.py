@@ -12,10 +12,11 @@ from pipeline.dumping.dump import dump
 
 WAITING = """
 import signal, sys, time
+from stages.stopping import stoppable
 from stages import cli
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes ignore
 def wait(): print("ready", flush=True); time.sleep(60)
-cli.app.command()(cli.stoppable(wait))
+cli.app.command()(stoppable(wait))
 sys.argv = ["fd3d", "wait"]
 cli.main()
 """
@@ -26,13 +27,14 @@ from pipeline.data.source import FrameSource
 from pipeline.dumping.dump import dump
 from pipeline.dumping.settings import ClusterSettings, DumpSettings
 from pipeline.focal.rule import FocalRule
+from stages.stopping import stoppable
 from stages import cli
 def run():
     source = FrameSource(Path({index!r}), Path({root!r}), {split!r})
     settings = DumpSettings(FocalRule(num_queries=20, min_score=0.0), frames_per_shard=2)
     dump(Path({config!r}), None, source, {out!r}, settings, 0, cluster=ClusterSettings({cluster}))
 if __name__ == "__main__":
-    cli.app.command()(cli.stoppable(run))
+    cli.app.command()(stoppable(run))
     sys.argv = ["fd3d", "run"]
     cli.main()
 """

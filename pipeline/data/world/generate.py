@@ -12,7 +12,6 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.data.geometry import cos_sin, product
-from pipeline.data.workers import end_with_parent
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 
@@ -57,7 +56,7 @@ def generate_world(root: Path, config: WorldConfig, workers: int = 2) -> dict[st
     bar = tqdm(total=len(jobs), unit="scene", disable=None)
     parts: list[Path] = []
     if workers:
-        with multiprocessing.get_context("spawn").Pool(workers, end_with_parent) as pool:
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
             for path in pool.imap(_make_one, jobs):
                 parts.append(path)
                 bar.update()
