@@ -20,9 +20,8 @@ def dump(
     split: Annotated[str | None, typer.Option(help="Split to dump; default: the profile's training split.")] = None,
     scene: Annotated[list[str] | None, typer.Option(help="Scene to dump, repeatable; default: all.")] = None,
     replace: Annotated[bool, typer.Option(help="Deletion of a store of another expert, config or index.")] = False,
-    workers: Annotated[
-        int, typer.Option(help="Number of processes that decode images; on a cluster threads per worker.")
-    ] = 1,
+    allow_versions: Annotated[bool, typer.Option(help="Mixture of library versions in one store, all listed.")] = False,
+    workers: Annotated[int, typer.Option(help="Processes that decode images; on a cluster threads per worker.")] = 1,
     cluster_workers: Annotated[
         int | None, typer.Option(help="Number of processes that run the expert; default: the profile's.")
     ] = None,
@@ -51,7 +50,8 @@ def dump(
     made_by = pair.detector.with_name(CONFIG)
     if config is None and weights == pair.detector and weights.is_file():  # the student's training starts hours later
         planned_student(StudentPlan.of(pair.apprentice.config, pair.distill), made_by, weights)
-    made = run_dump(config or made_by, weights, source, target, profile.dump, workers, scene, cluster, replace)
+    run = (profile.dump, workers, scene, cluster, replace, allow_versions)
+    made = run_dump(config or made_by, weights, source, target, *run)
     print("\n".join([f"{target}: {made['frames']} frames", *lines(made["coverage"])]))
     path = metrics or (pair.folder / "dump.json" if out is None else None)
     if path is not None:

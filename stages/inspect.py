@@ -41,6 +41,7 @@ def inspect(
     from pipeline.viewer.picture import draw_frame
 
     known = FrameIndex.load(index, root)
+    known.check_made(reader.manifest, store)
     chosen, more = choose_frames(reader, scene, token, frames)
     if out is not None:
         draw_frame(reader, chosen[0], known, root, out, min_score)

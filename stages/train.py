@@ -17,10 +17,7 @@ def train(
     family: Annotated[str | None, typer.Option(help="Family to train; default: the profile's first.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for detector.pth; default: runs/FAMILY/METHOD.")] = None,
     store: Annotated[Path | None, typer.Option(help="Store of the expert; default: runs/FAMILY/store.")] = None,
-    expert: Annotated[
-        Path | None,
-        typer.Option(help="Checkpoint of an expert inherited from or run online; default: runs/FAMILY/expert's."),
-    ] = None,
+    expert: Annotated[Path | None, typer.Option(help="Checkpoint of the expert; default: the expert stage's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the training; default: the profile's.")] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Fresh start where an unfinished training has other settings.")

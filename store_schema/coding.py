@@ -29,13 +29,49 @@ def check_frame(schema: StoreSchema, token: str, frame: Mapping[str, NDArray[Any
             _check_focal(token, path, array, frame[f"{path.rsplit('/', 1)[0]}/index"], spec)
         elif spec.kind == "plain" and array.shape != spec.shape:
             raise StoreError(f"frame {token}: {path} has shape {array.shape}, expected {spec.shape}")
-        if array.dtype.kind == "f":
-            if not _fits(array, spec.dtype):
-                beyond = f"values beyond {spec.dtype}'s {np.finfo(spec.dtype).max:g}"
-                what = beyond if np.isfinite(array).all() else "NaN or infinite values"
+        # sampling locations are given as floating point and stored as fixed point
+        dtype = "float32" if path == "query/sampling" else spec.dtype
+        if spec.kind == "plain" and not dtype.startswith("float"):
+            _check_whole(token, path, array, dtype)
+        elif array.dtype.kind == "f":
+            if not _fits(array, dtype):
+                whole = np.isfinite(array).all()
+                what = f"values beyond {dtype}'s {np.finfo(dtype).max:g}" if whole else "NaN or infinite values"
                 raise StoreError(f"frame {token}: {path} holds {what}; nothing of its shard was written")
-        elif spec.dtype.startswith("float"):
+        elif dtype.startswith("float"):
             raise StoreError(f"frame {token}: {path} has type {array.dtype}, expected floating point")
+
+
+def _check_whole(token: str, path: str, array: NDArray[Any], dtype: str) -> None:
+    """Refuse what an integer type would cut to fit."""
+    if array.dtype.kind not in "iu":
+        raise StoreError(f"frame {token}: {path} has type {array.dtype}, expected whole numbers")
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    if array.size and (int(array.min()) < low or int(array.max()) > high):
+        odd = array[(array < low) | (array > high)][0]
+        raise StoreError(f"frame {token}: {path} has {odd}, which {dtype} cannot hold ({low}..{high})")
+
+
+def check_constants(schema: StoreSchema, constants: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse constants that do not fit the schema.
+
+    Raises:
+        StoreError: a constant is missing, unknown, of another shape, or has values that its type cannot hold.
+    """
+    if unknown := sorted(constants.keys() - schema.constants().keys()):
+        known = ", ".join(schema.constants()) or "none"
+        raise StoreError(f"constant {unknown[0]} is not of the schema, which has {known}")
+    for path, spec in schema.constants().items():
+        array = constants.get(path)
+        if array is None or array.shape != spec.shape:
+            raise StoreError(
+                f"constant {path} is {'nothing' if array is None else array.shape}, expected shape {spec.shape}"
+            )
+        if array.dtype.kind != "f" or not _fits(array, spec.dtype):
+            raise StoreError(
+                f"constant {path} has type {array.dtype} or values that are NaN, infinite or beyond {spec.dtype}; it is finite "
+                "floating point"
+            )
 
 
 def _check_focal(token: str, path: str, values: NDArray[Any], index: NDArray[Any], spec: ArraySpec) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from .checksum import check_crc32c
-from .encoding import MISSING
+from .encoding import MISSING, TAG, index_bytes, tag_of
 
+Entry = Mapping[str, Any]
 # Shards kept open per array: some twenty arrays, and a process may open 1,024 files. The index of a large store's shard
 # (48 frames of BEVFormer-Base, finest level) takes 104 kB.
 _KEPT = 8
@@ -35,23 +37,28 @@ class ShardFile:
     Args:
         path: of the file.
         chunks: in the shard.
+        tag: of the shard that is wanted; None accepts any shard.
 
     Raises:
         FileNotFoundError: there is no such shard.
-        ValueError: the index is damaged.
+        ValueError: the index is damaged, or the file is another shard.
     """
 
-    def __init__(self, path: str, chunks: int) -> None:
+    def __init__(self, path: str, chunks: int, tag: str | None = None) -> None:
         self.path, self.descriptor = path, os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.descriptor)
-        self.index = self._read_index(chunks)
+        self.index = self._read_index(chunks, tag)
 
-    def _read_index(self, chunks: int) -> NDArray[Any]:
-        size, length = os.fstat(self.descriptor).st_size, chunks * 16 + 4
-        data = np.frombuffer(os.pread(self.descriptor, length, max(size - length, 0)), np.uint8)
+    def _read_index(self, chunks: int, tag: str | None) -> NDArray[Any]:
+        size, length = os.fstat(self.descriptor).st_size, index_bytes(chunks)
+        start = max(size - length - (TAG if tag else 0), 0)
+        tail = os.pread(self.descriptor, size - start, start)
+        data = np.frombuffer(tail, np.uint8)[-length:]
         if len(data) != length:
             raise ValueError(f"{self.path} has {size} bytes, fewer than its index of {length}")
         check_crc32c([data[:-4]], data[-4:].tobytes(), f"the index of {self.path}")
+        if tag and tag_of(tail) != tag:
+            raise ValueError(f"{self.path} is another shard (tag {tag_of(tail)}, the manifest says {tag})")
         return data[:-4].view("<u8").reshape(chunks, 2)
 
     def read_chunk(self, number: int) -> NDArray[Any] | None:
@@ -102,6 +109,7 @@ class DirectArray:
         chunk: of one row: a row has ``shape[1:]`` cut into chunks along its first dimension.
         frames: rows of a shard.
         decompress: an encoded chunk into bytes (n,); None where chunks are stored raw.
+        listed: what the manifest says of a shard's file, by the shard's number; a shard of which it says nothing is all zero.
     """
 
     def __init__(
@@ -112,7 +120,9 @@ class DirectArray:
         chunk: tuple[int, ...],
         frames: int,
         decompress: Callable[[Any, Any], Any] | None,
+        listed: Callable[[int], Entry | None] | None = None,
     ) -> None:
+        self.listed = listed or (lambda shard: None)
         self.folder, self.shape, self.dtype, self.chunk, self.frames = folder, shape, dtype, chunk, frames
         self.decompress = decompress
         self.head = {None: 0, blosc.decompress: _BLOSC_HEAD}.get(decompress)
@@ -121,7 +131,9 @@ class DirectArray:
         self._files: dict[int, ShardFile] = {}
 
     @classmethod
-    def of(cls, folder: Path, array: zarr.Array[Any]) -> DirectArray | None:
+    def of(
+        cls, folder: Path, array: zarr.Array[Any], listed: Callable[[int], Entry | None] | None = None
+    ) -> DirectArray | None:
         """The same array read directly; None where its layout is not one that the store's writer makes."""
         meta = array.metadata
         if meta.zarr_format != 3 or len(meta.codecs) != 1 or not isinstance(meta.codecs[0], ShardingCodec):
@@ -150,7 +162,7 @@ class DirectArray:
         decompress = None
         if compressors:
             decompress = zstd.decompress if isinstance(compressors[0], ZstdCodec) else blosc.decompress
-        return cls(folder, array.shape, array.dtype, tuple(chunk[1:]), shard[0], decompress)
+        return cls(folder, array.shape, array.dtype, tuple(chunk[1:]), shard[0], decompress, listed)
 
     def __getitem__(self, where: int | tuple[int, slice]) -> NDArray[Any]:
         """A row (shape[1:]) or its first n entries.
@@ -166,6 +178,8 @@ class DirectArray:
         try:
             file = self._open(shard)
         except FileNotFoundError:
+            if self.listed(shard) is not None:
+                raise
             out[:] = 0
             return out[:count]
         for i in range(needed):
@@ -185,7 +199,8 @@ class DirectArray:
         """A shard; it stays open, since a finished store does not change, and of one dumped anew the old files are whole."""
         file = self._files.pop(shard, None)
         if file is None:
-            file = ShardFile(f"{self.folder}/c/{shard}{self._suffix}", self.frames * self.per_row)
+            tag = (self.listed(shard) or {}).get("tag")
+            file = ShardFile(f"{self.folder}/c/{shard}{self._suffix}", self.frames * self.per_row, tag)
         self._files[shard] = file  # the last used comes last
         if len(self._files) > _KEPT:
             self._files.pop(list(self._files)[0], None)
@@ -196,6 +211,16 @@ def _is_plain(codec: Any) -> bool:
     return isinstance(codec, BytesCodec) and (codec.endian is None or codec.endian.value == "little")
 
 
-def direct_arrays(folder: Path, arrays: Mapping[str, zarr.Array[Any]]) -> dict[str, zarr.Array[Any] | DirectArray]:
-    """Arrays by path, those of the usual layout read directly, others by zarr-python."""
-    return {path: DirectArray.of(folder / path, array) or array for path, array in arrays.items()}
+def direct_arrays(
+    folder: Path, arrays: Mapping[str, zarr.Array[Any]], listed: Callable[[str, int], Entry | None] | None = None
+) -> dict[str, zarr.Array[Any] | DirectArray]:
+    """Arrays by path, those of the usual layout read directly, others by zarr-python.
+
+    Args:
+        listed: what the manifest says of the file of an array's shard; by default any file may be absent.
+    """
+
+    def of(path: str) -> Callable[[int], Entry | None] | None:
+        return None if listed is None else partial(listed, path)
+
+    return {path: DirectArray.of(folder / path, array, of(path)) or array for path, array in arrays.items()}

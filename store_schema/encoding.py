@@ -2,8 +2,10 @@
 
 A shard file is encoded chunks, here in C order, so that a row lies in one piece, then the index: offset and length
 (uint64, little-endian) of every chunk of the shard's grid, then the index's CRC-32C. Chunks of zeros are left out.
+Four bytes before the index, which no chunk has and other readers skip, are the shard's tag: see :func:`tag_of`.
 """
 
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +19,8 @@ from .schema import ArraySpec
 
 MISSING = 2**64 - 1
 """Offset and length of a chunk that is left out."""
+TAG = 4
+"""Bytes of a shard's tag."""
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 
 
@@ -46,7 +50,7 @@ def encode_shard(spec: ArraySpec, rows: Iterable[NDArray[Any]], frames: int) -> 
     per_row = -(-spec.shape[0] // height)
     index = np.full((frames * per_row, 2), MISSING, "<u8")
     parts: list[Any] = []
-    end = 0
+    end = tag = 0
     for number, row in enumerate(rows):
         for i, start in enumerate(range(0, len(row), height)):
             chunk = np.ascontiguousarray(row[start : start + height], spec.dtype)
@@ -57,11 +61,27 @@ def encode_shard(spec: ArraySpec, rows: Iterable[NDArray[Any]], frames: int) -> 
             data = encode(chunk)
             index[number * per_row + i] = end, len(data) + 4
             end += len(data) + 4
-            parts += [data, crc32c_bytes(data)]
+            checksum = crc32c_bytes(data)
+            parts += [data, checksum]
+            tag = zlib.crc32(checksum, tag)
     if not parts:
         return None
     table = index.tobytes()
-    return b"".join([*parts, table, crc32c_bytes(table)])
+    return b"".join([*parts, tag.to_bytes(TAG, "little"), table, crc32c_bytes(table)])
+
+
+def index_bytes(chunks: int) -> int:
+    """Length of the index of a shard with that many chunks, its checksum included."""
+    return 16 * chunks + 4
+
+
+def tag_of(tail: bytes) -> str:
+    """The tag, given a shard file's end from the tag on: CRC-32 of the CRC-32Cs of the shard's chunks, in hexadecimal.
+
+    Markers and manifests list the tag. A reader gets the tag with the index and so tells a file of another store, with sound
+    chunks of the same lengths, without reading the chunks.
+    """
+    return f"{int.from_bytes(tail[:TAG], 'little'):08x}"
 
 
 def _encoder(spec: ArraySpec) -> Any:

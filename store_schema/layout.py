@@ -1,5 +1,6 @@
 """The rows and files that a store consists of, derived from its schema, its scenes and the rows of a shard."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,10 @@ from .schema import ArraySpec, StoreSchema
 
 DONE = ".done"
 """Folder of the done-markers."""
+ARRAYS, CONSTANTS = f"{DONE}/arrays", f"{DONE}/constants"
+"""Markers of the metadata and tokens, and of the constants."""
+TOKEN = 32
+"""Characters of a token that ``frame/token`` has room for."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +91,10 @@ class StoreLayout:
 
     def token_rows(self) -> NDArray[Any]:
         """``frame/token``, (rows, 32) uint8: ASCII filled up with blanks, zero for padding rows."""
-        tokens = np.zeros((self.rows_total, 32), np.uint8)
+        tokens = np.zeros((self.rows_total, TOKEN), np.uint8)
         for shard in range(len(self.plan)):
             for row, token in enumerate(self.tokens(shard), shard * self.frames_per_shard):
-                tokens[row] = np.frombuffer(token.encode("ascii").ljust(32)[:32], np.uint8)
+                tokens[row] = np.frombuffer(token.encode("ascii").ljust(TOKEN)[:TOKEN], np.uint8)
         return tokens
 
     def _array_arguments(self, group: zarr.Group, spec: ArraySpec) -> dict[str, Any]:
@@ -135,6 +140,35 @@ class StoreLayout:
         return list(dict.fromkeys(names))
 
 
+def check_scenes(scenes: Mapping[str, Sequence[str]], frames_per_shard: int) -> None:
+    """Refuse scenes and tokens that a store cannot tell apart or has no room for.
+
+    Raises:
+        StoreError: naming the scene or token.
+    """
+    if isinstance(frames_per_shard, bool) or not isinstance(frames_per_shard, int) or frames_per_shard < 1:
+        raise StoreError(f"frames_per_shard is {frames_per_shard!r}; it is a whole number of at least 1")
+    if not scenes:
+        raise StoreError("there are no scenes to store; choose a split or scenes with frames")
+    owner: dict[str, str] = {}
+    for name, tokens in scenes.items():
+        if not isinstance(name, str):
+            raise StoreError(f"scene {name!r} has no text for a name; rows are in the order of the scenes' names")
+        if not len(tokens):
+            raise StoreError(f"scene {name} has no frames; leave it out")
+        for token in tokens:
+            if not isinstance(token, str) or not re.fullmatch(rf"[!-~]{{1,{TOKEN}}}", token):
+                raise StoreError(
+                    f"token {token!r} of scene {name} does not fit frame/token, which holds 1 to {TOKEN} printable ASCII "
+                    "characters without blanks; use other tokens, such as a hash of this one"
+                )
+            if token in owner:
+                raise StoreError(
+                    f"token {token} is in scene {owner[token]} and again in scene {name}; tokens are unique"
+                )
+            owner[token] = name
+
+
 def shard_file(path: str, spec: ArraySpec, shard: int) -> str:
     """Name of the file that holds a shard of an array; the file is absent when the whole shard is zero."""
     return "/".join([path, "c", str(shard), *["0"] * len(spec.shape)])
@@ -153,7 +187,7 @@ def plan_shards(scenes: Mapping[str, Sequence[str]], frames_per_shard: int) -> l
             raise StoreError(
                 f"scene {name} has {len(tokens)} frames, a shard {frames_per_shard}; raise frames_per_shard to at least that"
             )
-        if len(tokens) > room:
+        if len(tokens) > room or not plan:
             plan.append([])
             room = frames_per_shard
         plan[-1].append(name)

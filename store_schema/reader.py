@@ -13,13 +13,15 @@ import zarr
 from numpy.typing import NDArray
 
 from .cache import FrameCache
+from .checksum import fault
 from .coding import as_stored, dequantise, unpack_sampling
 from .direct import DirectArray, direct_arrays
 from .errors import StoreError
-from .layout import DONE, StoreLayout
-from .manifest import MANIFEST, RECIPE, read_json
+from .layout import DONE, StoreLayout, shard_file
+from .manifest import MANIFEST, RECIPE, differing, identity, manifest_checksum, read_manifest
 from .schema import SCHEMA_VERSION, StoreSchema
 from .storage import LocalStorage, Storage, open_storage
+from .whole import WholeStore
 
 
 class StoreReader:
@@ -27,6 +29,9 @@ class StoreReader:
 
     A reader opens the store at the first read, so a reader can be made before worker processes start. A reader that is
     sent to a process, or inherited by a fork, works on there with a cache of its own. Threads may share a reader.
+
+    Opening checks the manifest and all files but the shards, whose chunks have checksums of their own. After each read it
+    is asked whether the manifest is still the one that was read, so that frames of two stores are never mixed.
 
     Args:
         path: folder or URL of a finished store.
@@ -38,7 +43,7 @@ class StoreReader:
         path: the store's folder; None for a URL.
 
     Raises:
-        StoreError: there is no store, its dump is not finished, or its schema version is another.
+        StoreError: there is no store, its dump is not finished, its manifest is damaged, or its schema version is another.
     """
 
     def __init__(
@@ -55,27 +60,91 @@ class StoreReader:
                 else "it is not there"
             )
             raise StoreError(f"store {self.storage} cannot be read: {state}; run 'fd3d dump'")
-        self.manifest = read_json(self.storage, MANIFEST)
-        if self.manifest.get("schema_version") != SCHEMA_VERSION:
-            raise StoreError(
-                f"store {self.storage} has schema version {self.manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}; dump it again"
-            )
+        self._stamp = self.storage.stamp(MANIFEST)
+        self.manifest = self._read_manifest()
         self.schema = StoreSchema.from_dict(self.manifest["schema"])
+
+    def _read_manifest(self) -> dict[str, Any]:
+        manifest = read_manifest(self.storage)
+        if manifest.get("schema_version") != SCHEMA_VERSION:
+            raise StoreError(
+                f"store {self.storage} has schema version {manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}; dump it again"
+            )
+        if manifest.get("crc32c") != manifest_checksum(manifest):
+            raise StoreError(
+                f"{MANIFEST} of store {self.storage} does not have the checksum that it states; it was changed or damaged: run "
+                "'fd3d dump' again, which writes it anew"
+            )
+        return manifest
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files and cached frames stay in this process; another process opens its own.
-        opened = ("group", "_arrays", "_counts", "_counted", "_cache")
+        opened = ("group", "_arrays", "_counts", "_counted", "_cache", "_stamp")
         return {key: value for key, value in self.__dict__.items() if key not in opened}
 
     @cached_property
     def group(self) -> zarr.Group:
-        """The Zarr group."""
-        return zarr.open_group(self.storage.zarr_store(), mode="r")
+        """The Zarr group, of which a listed file that is absent is an error.
+
+        Raises:
+            StoreError: a file is missing or damaged, or the store was replaced since the manifest was read.
+        """
+        self._check_same()
+        self._check_small_files()
+        return zarr.open_group(WholeStore(self.storage.zarr_store(), self._entry), mode="r")
+
+    def _entry(self, name: str) -> dict[str, Any] | None:
+        """Size and checksum of a file by the manifest."""
+        path, _, place = name.partition("/c/")
+        shards: dict[str, Any] = self.manifest["shards"]
+        number = place.split("/")[0]
+        files = shards.get(f"{int(number):05d}", {}) if number.isdigit() else {}
+        entry: dict[str, Any] | None = files.get(name) or self.manifest["files"].get(name)
+        return entry
+
+    def _check_same(self) -> None:
+        """Refuse a store that was replaced under this reader.
+
+        Raises:
+            StoreError: naming what differs, with both values.
+        """
+        stamp = self.storage.stamp(MANIFEST)
+        if stamp is not None and stamp == self.__dict__.get("_stamp"):
+            return
+        if stamp is None:
+            raise StoreError(
+                f"store {self.storage} was deleted or is being dumped again since it was opened; wait for the dump, then start again"
+            )
+        now = self._read_manifest()
+        if found := differing(identity(self.manifest), identity(now)):
+            field, before, after = found
+            raise StoreError(
+                f"store {self.storage} was replaced since it was opened: {field} was {before}, now it is {after}; start again "
+                "to read the new one"
+            )
+        self.manifest, self._stamp = now, stamp
+
+    def _check_small_files(self) -> None:
+        """Compare all files that are no shards with their checksums; markers and recipe say nothing to a reader."""
+        listed = {
+            name: entry
+            for name, entry in self.manifest["files"].items()
+            if name != RECIPE and not name.startswith(f"{DONE}/")
+        }
+        found = self.storage.read_many(listed)
+        for name, entry in listed.items():
+            if problem := fault(found.get(name), entry):
+                raise StoreError(
+                    f"{name} of store {self.storage} {problem}; run 'fd3d dump' again, which writes it anew"
+                )
 
     @cached_property
     def _arrays(self) -> dict[str, zarr.Array[Any] | DirectArray]:
         arrays = open_arrays(self.group, self.schema)
-        return {**arrays} if self.path is None else direct_arrays(self.path, arrays)
+        return {**arrays} if self.path is None else direct_arrays(self.path, arrays, self._shard_entry)
+
+    def _shard_entry(self, path: str, shard: int) -> dict[str, Any] | None:
+        return self._entry(shard_file(path, self.schema.arrays()[path], shard))
 
     @cached_property
     def _counts(self) -> dict[str, NDArray[Any]]:
@@ -141,25 +210,47 @@ class StoreReader:
                 for path, counts in self._counts.items():
                     counts[rows] = np.asarray(_count_array(self._arrays, path)[rows])
                 self._counted.add(shard)
-            return read_row(self._arrays, self._counts, self.schema, row)
-        except (ValueError, OSError, KeyError, RuntimeError) as error:
+            frame = read_row(self._arrays, self._counts, self.schema, row)
+        except StoreError:
+            raise
+        except (ValueError, KeyError, RuntimeError, FileNotFoundError) as error:
+            self._check_same()  # a store that was replaced is no damaged one
             raise StoreError(
                 f"frame {token} of {self.storage} (shard {shard}) is damaged: {error}; delete {self.layout.marker(shard)} and dump again"
             ) from error
+        except Exception as error:
+            raise self.storage.trouble("read", error) from error
+        self._check_same()  # now that all of the frame's files are open
+        return frame
 
     def _check_files(self, shard: int) -> None:
-        """Refuse missing or cut files of a shard: Zarr takes an absent file for zeros."""
+        """Refuse missing or cut files of a shard, and counts that are not as they were written."""
         files = self.manifest["shards"][f"{shard:05d}"]
         sizes = self.storage.sizes(files)
         for name, entry in files.items():
             if sizes.get(name) != entry["bytes"]:
                 have = "is missing" if name not in sizes else f"has {sizes[name]} bytes instead of {entry['bytes']}"
                 raise ValueError(f"{name} {have}")
+        arrays = self.schema.arrays()
+        counts = [shard_file(path, spec, shard) for path, spec in arrays.items() if spec.kind == "count"]
+        found = self.storage.read_many(name for name in counts if name in files)
+        for name, data in found.items():
+            if problem := fault(data, files[name]):
+                raise ValueError(f"{name} {problem}")
 
     @cached_property
     def constants(self) -> dict[str, NDArray[Any]]:
-        """Arrays without a frame dimension."""
-        return {path: np.asarray(_array(self.group, path)[:]) for path in self.schema.constants()}
+        """Arrays without a frame dimension.
+
+        Raises:
+            StoreError: a file is missing or damaged, or the store was replaced since the manifest was read.
+        """
+        try:
+            return {path: np.asarray(_array(self.group, path)[:]) for path in self.schema.constants()}
+        except StoreError:
+            raise
+        except Exception as error:
+            raise self.storage.trouble("read", error) from error
 
 
 def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:

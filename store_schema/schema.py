@@ -16,6 +16,7 @@ CHUNKS_OF_NUMBERS = 16
 # Sampling locations are 16-bit fixed point over this range of the BEV extent: finer than float16 near 1, and positions
 # farther out read nothing but zeros anyway. The attributes follow the CF conventions, so xarray decodes them.
 SAMPLING_RANGE = (-0.5, 1.5)
+_BOX = "x y z dx dy dz yaw vx vy, LiDAR frame, z of the centre"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class StoreSchema:
     """Rows, columns and channels of the expert's BEV map; None for an expert without one."""
     pv: list[tuple[int, int, int, tuple[float, float]]]
     """Rows, columns, channels and stride of each pyramid level; may be empty. A stride is the rows and columns of pixels of
-    the expert's padded image to a cell; the two differ where a level rounds one of them up."""
+    the expert's padded image to a cell, which differ where a level rounds one of them up, or one number for both."""
     cameras: tuple[str, ...]
     """Camera names in the order of flat PV cell numbers."""
     queries: int
@@ -73,6 +74,7 @@ class StoreSchema:
     """Channels of a query state, and of what queries read from cameras; 0 where states are not known."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "pv", [(*level[:3], _pair(level[3])) for level in self.pv])
         if self.layout not in ("focal", "dense"):
             raise StoreError(f"schema.layout is '{self.layout}'; use focal or dense")
         if self.values not in VALUES:
@@ -121,8 +123,8 @@ class StoreSchema:
         try:
             bev = tuple(values["bev"]) if values["bev"] else None
             known = dict(values, bev=bev, cameras=tuple(values["cameras"]))
-            return cls(**dict(known, pv=[(*level[:3], tuple(level[3])) for level in values["pv"]]))
-        except (TypeError, KeyError) as error:
+            return cls(**known)
+        except (TypeError, KeyError, IndexError) as error:
             raise StoreError(f"the manifest's schema does not fit this version: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,15 +145,7 @@ class StoreSchema:
     def _arrays(self) -> dict[str, ArraySpec]:
         k = self.queries
         specs = [
-            ArraySpec(
-                "query/boxes",
-                (k, 9),
-                ("query", "box"),
-                "float32",
-                (k, 9),
-                units="m, rad, m/s",
-                about="x y z dx dy dz yaw vx vy, LiDAR frame, z of the centre",
-            ),
+            ArraySpec("query/boxes", (k, 9), ("query", "box"), "float32", (k, 9), units="m, rad, m/s", about=_BOX),
             ArraySpec("query/score", (k,), ("query",), "float32", (k,), about="best class score"),
             ArraySpec("query/label", (k,), ("query",), "uint8", (k,), about="class number"),
         ]
@@ -340,6 +334,12 @@ class StoreSchema:
     def frame_keys(self) -> set[str]:
         """Paths of the arrays that a frame given to the writer includes."""
         return {path for path, spec in self.arrays().items() if spec.kind != "count"}
+
+
+def _pair(stride: Any) -> tuple[float, float]:
+    """Rows and columns of a stride that may be given as one number."""
+    rows, columns = (stride, stride) if isinstance(stride, (int, float)) else stride
+    return rows, columns
 
 
 def sampling_attributes() -> dict[str, float]:

@@ -1,19 +1,18 @@
 """The writer of one shard, all that a worker of a dump needs of the store."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .checksum import crc32c_text
+from .checksum import entry
 from .coding import as_stored, check_frame
-from .encoding import encode_shard
+from .encoding import TAG, encode_shard, index_bytes, tag_of
 from .errors import StoreError
 from .layout import StoreLayout, shard_file
-from .manifest import MANIFEST
+from .manifest import MANIFEST, seal
 from .schema import ArraySpec, StoreSchema
 from .storage import Storage
 
@@ -26,11 +25,13 @@ class ShardWriter:
         storage: files of the store.
         layout: rows and files of the store.
         fingerprint: the dump's, kept in done-markers.
+        libraries: versions that make the rows, by name, kept in done-markers.
     """
 
     storage: Storage
     layout: StoreLayout
     fingerprint: str
+    libraries: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def schema(self) -> StoreSchema:
@@ -63,7 +64,7 @@ class ShardWriter:
         files: dict[str, dict[str, Any]] = {}
         self.storage.write_all(self._files(shard, [frames[token] for token in tokens], files))
         marker = {"fingerprint": self.fingerprint, "files": files, "sums": dict(sums or {})}
-        self.storage.write(self.layout.marker(shard), json.dumps(marker, sort_keys=True).encode())
+        self.storage.write(self.layout.marker(shard), seal(marker | {"libraries": dict(self.libraries)}))
 
     def _files(
         self, shard: int, frames: Sequence[Mapping[str, NDArray[Any]]], listed: dict[str, dict[str, Any]]
@@ -75,8 +76,12 @@ class ShardWriter:
             if data is None:  # all empty; an earlier attempt's file would be read in its place
                 self.storage.delete(name)
                 continue
-            listed[name] = {"bytes": len(data), "crc32c": crc32c_text([data])}
+            listed[name] = entry(data) | {"tag": tag_of(data[-index_bytes(self._chunks(spec)) - TAG :])}
             yield name, data
+
+    def _chunks(self, spec: ArraySpec) -> int:
+        """Chunks of a shard of an array."""
+        return 1 if spec.kind == "count" else self.layout.frames_per_shard * -(-spec.shape[0] // spec.chunk[0])
 
     def _encode(self, path: str, spec: ArraySpec, frames: Sequence[Mapping[str, NDArray[Any]]]) -> bytes | None:
         """An array's shard file, made in memory, so that one write puts it there and its checksum is of what was meant."""

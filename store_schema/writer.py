@@ -17,13 +17,15 @@ import zarr
 from numpy.typing import NDArray
 from zarr.core.buffer import Buffer
 
-from .checksum import crc32c_text
-from .errors import StoreError
-from .layout import DONE, StoreLayout
-from .manifest import MANIFEST, RECIPE, fingerprint, manifest_checksum, read_json, refuse_difference
+from .checksum import entry, fault, mismatch
+from .coding import check_constants
+from .errors import OtherStoreError, StoreError
+from .layout import ARRAYS, CONSTANTS, DONE, StoreLayout, check_scenes
+from .manifest import MANIFEST, RECIPE, fingerprint, refuse_difference, seal, unseal
+from .provenance import check_versions, is_of_earlier_revision, joined_versions
 from .schema import SCHEMA_VERSION, StoreSchema
 from .shards import ShardWriter
-from .storage import LOCK, TEMPORARY, Storage, open_storage
+from .storage import LEASE, LOCK, TEMPORARY, Storage, open_storage
 
 
 class StoreWriter:
@@ -35,10 +37,17 @@ class StoreWriter:
         scenes: tokens of each scene in time order.
         frames_per_shard: rows of a shard, at least the longest scene.
         options: of the URL's file system, see :func:`~store_schema.storage.open_storage`.
+        allow_versions: continue a store whose finished shards were written with other library versions.
+
+    Attributes:
+        replacing: called before a store that another dump made is deleted; None refuses such a store.
 
     Raises:
-        StoreError: another manifest made the store, another process writes it, or a scene is too long.
+        StoreError: another manifest made the store, other library versions wrote a part of it, another process writes it,
+            a scene is too long or empty, or a token does not fit.
     """
+
+    replacing: Callable[[OtherStoreError], None] | None = None
 
     def __init__(
         self,
@@ -48,7 +57,9 @@ class StoreWriter:
         scenes: Mapping[str, Sequence[str]],
         frames_per_shard: int,
         options: Mapping[str, Any] | None = None,
+        allow_versions: bool = False,
     ) -> None:
+        check_scenes(scenes, frames_per_shard)
         self.storage, self.schema = open_storage(path, options), schema
         self.layout = StoreLayout(schema, scenes, frames_per_shard)
         self.manifest = {
@@ -58,10 +69,21 @@ class StoreWriter:
             "scenes": self.layout.scenes,
             **manifest,
         }
+        self._recipe, self.allow_versions = seal(self.manifest), allow_versions
         self.fingerprint = fingerprint(self.manifest)
-        self.shards = ShardWriter(self.storage, self.layout, self.fingerprint)
+        self.shards = ShardWriter(self.storage, self.layout, self.fingerprint, self.manifest.get("libraries") or {})
         self._held: Callable[[], None] | None = None
         self._exit = ExitStack()
+
+    @property
+    def scenes(self) -> Mapping[str, Sequence[str]]:
+        """Tokens of each scene in time order; scenes in the order of their names, which is that of the rows."""
+        return self.layout.scenes
+
+    @property
+    def plan(self) -> list[list[str]]:
+        """Scenes of each shard."""
+        return self.layout.plan
 
     def __enter__(self) -> "StoreWriter":
         with ExitStack() as stack:
@@ -82,56 +104,122 @@ class StoreWriter:
         self._held()
 
     def _open(self) -> None:
-        if self.storage.exists(RECIPE):
-            refuse_difference(
-                read_json(self.storage, RECIPE),
-                self.manifest,
-                self.storage,
-                "delete the store or choose another folder",
-            )
-        elif foreign := [name for name in self.storage.list() if name.split("/")[0] not in (DONE, LOCK, TEMPORARY)]:
-            raise StoreError(f"{self.storage} is not empty and no store (it has {foreign[0]}); choose another folder")
-        else:
-            self.storage.write(RECIPE, json.dumps(self.manifest, sort_keys=True).encode())
+        self._claim()
         self.storage.sweep()
-        if not self.storage.exists(f"{DONE}/arrays"):
-            self.storage.write_all(self.layout.metadata().items())
-            self.storage.write(f"{DONE}/arrays", self.fingerprint.encode())
-        if self.pending():
+        if not self._is_whole(ARRAYS):
+            self._write_marked(ARRAYS, self.layout.metadata())
+        if pending := self.pending():
+            if not self.allow_versions:
+                done = {i: m for i, m in enumerate(self._markers()) if m is not None and i not in pending}
+                check_versions(self.storage, done, self.shards.libraries)
             # while shards are redone nothing of this store is to be read
             self.storage.delete(MANIFEST)
+
+    def _claim(self) -> None:
+        """Make the folder this dump's, by a recipe that says so."""
+        try:
+            made_by, sound = self._made_by()
+            if made_by is not None:
+                refuse_difference(made_by, self.manifest, self.storage, "delete the store or choose another folder")
+        except OtherStoreError as error:
+            if self.replacing is None:
+                raise
+            self.storage.check_clearable()
+            self.replacing(error)
+            self.storage.empty()  # the recipe stays until another takes its place, so that a kill leaves a store
+            sound = False
+        if not sound:
+            self.storage.write(RECIPE, self._recipe)
+
+    def _made_by(self) -> tuple[dict[str, Any] | None, bool]:
+        """What made the store that is there, None for an empty folder, and whether its recipe is as it was written.
+
+        Raises:
+            OtherStoreError: an earlier revision of this package made the store.
+            StoreError: the folder has other files, or nothing whole tells what made the store.
+        """
+        found = self.storage.read_many([RECIPE, MANIFEST, ARRAYS, CONSTANTS])
+        if (recipe := unseal(found.get(RECIPE))) is not None:
+            return recipe, True
+        if is_of_earlier_revision(found.get(RECIPE)):
+            raise OtherStoreError(
+                f"store {self.storage} was written by an earlier revision, whose files have no checksums of their own; it can be "
+                "read but not continued: delete it and dump again, or choose another folder",
+                "revision",
+                "an earlier one",
+                "this one",
+            )
+        if (manifest := unseal(found.get(MANIFEST))) is not None:
+            return manifest, False
+        own = [marker["fingerprint"] for name in (ARRAYS, CONSTANTS) if (marker := unseal(found.get(name)))]
+        if self.fingerprint in own or any(marker is not None for marker in self._markers()):
+            return self.manifest, False
+        if RECIPE in found:
+            raise StoreError(
+                f"{RECIPE} of store {self.storage} is damaged, and no whole file says what made the store; delete the store "
+                "or choose another folder"
+            )
+        known = (DONE, LOCK, LEASE, TEMPORARY)
+        if foreign := [name for name in self.storage.list() if name.split("/")[0] not in known]:
+            raise StoreError(f"{self.storage} is not empty and no store (it has {foreign[0]}); choose another folder")
+        return None, False
 
     def shard_scenes(self, shard: int) -> list[str]:
         """Scenes that a shard holds, in the order of its rows."""
         return self.layout.plan[shard]
 
-    def pending(self) -> list[int]:
-        """Shards without a valid done-marker, which has this dump's fingerprint and names files of full length."""
+    def _markers(self) -> list[dict[str, Any] | None]:
+        """Done-markers in shard order; None for one that is not there, of another dump, or not as it was written."""
         names = self.layout.markers()
         found = self.storage.read_many(names)
-        markers = [_marker_files(found.get(name), self.fingerprint) for name in names]
-        sizes = self.storage.sizes(name for files in markers if files is not None for name in files)
+        markers = [unseal(found.get(name)) for name in names]
+        return [m if m is not None and m.get("fingerprint") == self.fingerprint else None for m in markers]
+
+    def pending(self) -> list[int]:
+        """Shards without a valid done-marker, which has this dump's fingerprint and names files of full length."""
+        markers = self._markers()
+        sizes = self.storage.sizes(name for marker in markers if marker for name in marker["files"])
         return [
             shard
-            for shard, files in enumerate(markers)
-            if files is None or any(sizes.get(name) != entry["bytes"] for name, entry in files.items())
+            for shard, marker in enumerate(markers)
+            if marker is None or any(sizes.get(name) != listed["bytes"] for name, listed in marker["files"].items())
         ]
 
+    def _is_whole(self, marker: str) -> bool:
+        """Whether a marker of small files is there, and all of these files are as they were written."""
+        return self._listed(marker, check=True) is not None
+
+    def _listed(self, marker: str, check: bool = False) -> dict[str, Any] | None:
+        """Files that a marker lists; None without a valid marker or, to be checked, with a file that is not as it was written."""
+        content = unseal(self.storage.read_many([marker]).get(marker))
+        if content is None or content.get("fingerprint") != self.fingerprint:
+            return None
+        files: dict[str, Any] = content["files"]
+        found = self.storage.read_many(files) if check else {}
+        return None if check and any(fault(found.get(name), files[name]) for name in files) else files
+
+    def _write_marked(self, marker: str, files: Mapping[str, bytes]) -> None:
+        """Write small files, then the marker that lists them; nothing is to be read meanwhile."""
+        self.storage.delete(MANIFEST)
+        self.storage.delete(marker)
+        self.storage.write_all(files.items())
+        # the root group's attributes change when the store is finished
+        listed = {name: entry(data) for name, data in files.items() if name != "zarr.json"}
+        self.storage.write(marker, seal({"fingerprint": self.fingerprint, "files": listed}))
+
     def write_constants(self, constants: Mapping[str, NDArray[Any]]) -> None:
-        """Arrays without a frame dimension; a resume finds them written and leaves them.
+        """Arrays without a frame dimension; a resume finds them written and leaves them, or mends them.
 
         Raises:
-            StoreError: a name or shape does not fit.
+            StoreError: a name, shape or value does not fit.
         """
         self._check_held()
-        if self.storage.exists(f"{DONE}/constants"):
+        check_constants(self.schema, constants)
+        if self._is_whole(CONSTANTS):
             return
         files: dict[str, Buffer] = {}
         group = zarr.create_group(zarr.storage.MemoryStore(files), zarr_format=3)
         for path, spec in self.schema.constants().items():
-            if path not in constants or constants[path].shape != spec.shape:
-                have = constants[path].shape if path in constants else "nothing"
-                raise StoreError(f"constant {path} is {have}, expected shape {spec.shape}")
             array = zarr.create_array(
                 group.store_path / path,
                 shape=spec.shape,
@@ -143,8 +231,9 @@ class StoreWriter:
             )
             array[:] = constants[path]
         # the root's metadata is there
-        self.storage.write_all((name, buffer.to_bytes()) for name, buffer in files.items() if name != "zarr.json")
-        self.storage.write(f"{DONE}/constants", self.fingerprint.encode())
+        self._write_marked(
+            CONSTANTS, {name: buffer.to_bytes() for name, buffer in files.items() if name != "zarr.json"}
+        )
 
     def write_shard(self, shard: int, frames: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
         """Write all frames of a shard, see :meth:`ShardWriter.write`."""
@@ -153,9 +242,20 @@ class StoreWriter:
 
     def sums(self) -> list[dict[str, Any]]:
         """The ``sums`` that each shard's writer was given, in shard order, so that adding them up has one result."""
-        names = self.layout.markers()
-        found = self.storage.read_many(names)
-        return [json.loads(found[name])["sums"] for name in names]
+        return [marker["sums"] for marker in self._finished()]
+
+    def _finished(self) -> list[dict[str, Any]]:
+        """Done-markers of all shards.
+
+        Raises:
+            StoreError: shards are missing.
+        """
+        missing = self.pending()
+        if missing:
+            raise StoreError(
+                f"{len(missing)} of {len(self.layout.plan)} shards of {self.storage} are not written; run the dump again"
+            )
+        return [marker for marker in self._markers() if marker is not None]
 
     def finalise(self, statistics: Mapping[str, Any]) -> None:
         """Check every file and write the manifest, which makes the store readable; sweep temporary files.
@@ -164,37 +264,40 @@ class StoreWriter:
             StoreError: shards are missing or damaged; the next dump redoes these shards.
         """
         self._check_held()
-        missing = self.pending()
-        if missing:
-            raise StoreError(
-                f"{len(missing)} of {len(self.layout.plan)} shards of {self.storage} are not written; run the dump again"
-            )
-        names = self.layout.markers()
-        found = self.storage.read_many(names)
-        shards = {f"{shard:05d}": json.loads(found[name])["files"] for shard, name in enumerate(names)}
-        self._check_shards(shards)
-        full = self.manifest | {"statistics": dict(statistics), "coverage": self._coverage()}
-        self.storage.write("zarr.json", _with_attributes(self.storage.read("zarr.json"), full))
-        full |= {"shards": shards, "files": self._other_files()}
-        full["crc32c"] = manifest_checksum(full)
+        markers = self._finished()
+        shards = {f"{shard:05d}": marker["files"] for shard, marker in enumerate(markers)}
+        small = {marker: self._listed(marker) or {} for marker in (ARRAYS, CONSTANTS)}
+        lists = small | {self.layout.marker(shard): marker["files"] for shard, marker in enumerate(markers)}
+        self._check_files(lists)
+        full = self.manifest | joined_versions(markers) | {"statistics": dict(statistics), "coverage": self._coverage()}
+        root = _with_attributes(self.layout.metadata()["zarr.json"], full)
+        records = self.storage.read_many([RECIPE, *lists])
+        files = {"zarr.json": entry(root)} | {name: entry(data) for name, data in records.items()}
+        content = full | {"shards": shards, "files": dict(sorted((files | small[ARRAYS] | small[CONSTANTS]).items()))}
+        sealed = seal(content, indent=1)
+        self.storage.write("zarr.json", root)
         self.storage.sweep()  # before the store becomes readable, so that a kill in between leaves it tidy
         self._check_held()
-        self.storage.write(MANIFEST, json.dumps(full, sort_keys=True, indent=1).encode())
+        self.storage.write(MANIFEST, sealed)
         self.storage.sweep()  # orphans of a killed dump may have gone on writing meanwhile
 
-    def _check_shards(self, shards: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
-        expected = {
-            name: (int(shard), entry["crc32c"]) for shard, files in shards.items() for name, entry in files.items()
-        }
-        damaged = [name for name, crc in self.storage.checksums(expected) if crc != expected[name][1]]
+    def _check_files(self, lists: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+        """Compare all files with the lists of the markers, by the markers' names."""
+        expected = {name: (marker, files[name]) for marker, files in lists.items() for name in files}
+        damaged = []
+        for name, checksum in self.storage.checksums(expected):
+            if isinstance(checksum, StoreError):  # the file may be whole
+                raise checksum
+            if checksum is None or mismatch(checksum, expected[name][1]):
+                damaged.append(name)
         if damaged:
             self.storage.delete(MANIFEST)
             redone = sorted({expected[name][0] for name in damaged})
-            for shard in redone:
-                self.storage.delete(self.layout.marker(shard))
+            for marker in redone:
+                self.storage.delete(marker)
             raise StoreError(
                 f"{damaged[0]} of {self.storage} does not have the checksum it was written with ({len(damaged)} such files); "
-                f"run the dump again, it redoes {len(redone)} shards"
+                f"run the dump again, it writes the files of {len(redone)} markers anew"
             )
 
     def _coverage(self) -> dict[str, float]:
@@ -203,33 +306,17 @@ class StoreWriter:
             return {}
         cells = {"bev": self.schema.bev_cells} if self.schema.bev else {}
         cells |= {f"pv/{i}": n for i, n in enumerate(self.schema.pv_cells)}
-        group = zarr.open_group(self.storage.zarr_store(), mode="r")
+        store = self.storage.zarr_store()
         frames, coverage = sum(map(len, self.layout.scenes.values())), {}
         for name, total in cells.items():
-            counts = group[f"{name}/count"]
-            assert isinstance(counts, zarr.Array)
+            counts = zarr.open_array(store, path=f"{name}/count", mode="r")
             coverage[name] = round(float(np.asarray(counts[:]).sum()) / (frames * total), 5)
         return coverage
-
-    def _other_files(self) -> dict[str, dict[str, Any]]:
-        """Size and checksum of what is not a shard: metadata, tokens, constants."""
-        found = self.storage.read_many(self.layout.other_files())
-        return {name: {"bytes": len(data), "crc32c": crc32c_text([data])} for name, data in sorted(found.items())}
-
-
-def _marker_files(text: bytes | None, fingerprint: str) -> dict[str, Any] | None:
-    """Files that a done-marker names; None when there is none, or of another dump, or it is damaged."""
-    try:
-        marker = json.loads(text or b"")
-        return marker["files"] if marker["fingerprint"] == fingerprint else None
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def _with_attributes(group: bytes, manifest: Mapping[str, Any]) -> bytes:
     """The root group's metadata with the manifest as attribute ``fd3d``, without its long lists."""
     metadata = json.loads(group)
-    metadata["attributes"] = {
-        "fd3d": {key: value for key, value in manifest.items() if key not in ("shards", "scenes", "files")}
-    }
+    long = ("shards", "scenes", "files", "mixed_libraries")
+    metadata["attributes"] = {"fd3d": {key: value for key, value in manifest.items() if key not in long}}
     return json.dumps(metadata, indent=2).encode()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from mmdet3d.registry import DATASETS, MODELS
 
 import pipeline.distill.methods.fd3d  # noqa: F401  registers FocalDistiller
 from pipeline.data.frames import collate, frame_batches, frame_dataset
+from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
+from pipeline.distill.apprentice import train_apprentice
 from pipeline.distill.settings import DistillSettings
 from pipeline.dumping.dump import dump
 from pipeline.dumping.settings import DumpSettings
@@ -28,8 +31,10 @@ from pipeline.focal.rule import FocalRule
 from pipeline.models.build import build_detector, load_config
 from pipeline.models.checkpoints import load_checkpoint
 from pipeline.models.load import load_detector
+from pipeline.training.settings import RunSettings
 from store_schema import StoreError, StoreReader
 from store_schema.coding import pack_sampling, unpack_sampling
+from store_schema.manifest import seal
 
 APPRENTICE = "configs/world/apprentice.py"
 
@@ -226,6 +231,32 @@ def test_bad_input_gets_one_line(workspace, args, message):
     done = fd3d(*args, cwd=workspace, code=1)
     lines = [line for line in done.stderr.splitlines() if line.startswith("fd3d: ")]
     assert len(lines) == 1 and message in lines[0] and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "inspect", "in Python"])
+def test_a_store_of_another_index_is_refused_with_both_hashes(workspace, store, source, world, world_index, command):
+    other = shutil.copytree(store, workspace / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["data"]["index_sha256"] = "0" * 64
+    (other / "manifest.json").write_bytes(seal(manifest))
+    if command == "in Python":
+        config = workspace / "apprentice.py"
+        places: dict[str, Any] = dict(store=other, expert=Path("none"), out=workspace / "out/detector.pth")
+        with pytest.raises(FD3DError, match=f"other was not made by index {world_index}"):
+            train_apprentice(config, "fd3d", DistillSettings(), source=source, run=RunSettings(), **places)
+        assert not (workspace / "out").exists()
+        return
+    args = {
+        "train": ["--store", "other"],
+        "inspect": ["other", "--index", world_index, "--root", world, "--out", "x.png"],
+    }
+    done = fd3d(command, *args[command], cwd=workspace, code=1)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("fd3d: ")]
+    have = FrameIndex.load(world_index).sha256[:12]
+    assert (
+        f"store other was not made by index {world_index}: the index's SHA-256 is {have}, the manifest's {'0' * 12}"
+        in line
+    )
 
 
 def test_the_dump_refuses_a_student_that_cannot_inherit_from_the_expert(workspace, expert_config, expert_checkpoint):

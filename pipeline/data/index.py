@@ -4,7 +4,7 @@ import hashlib
 import json
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,6 +143,23 @@ class FrameIndex:
     def sha256(self) -> str:
         """SHA-256 of the file, which is that of its content: the same data set has the same on every machine."""
         return hashlib.sha256(self._mapping).hexdigest()
+
+    def check_made(self, manifest: Mapping[str, Any], store: object) -> None:
+        """Refuse a store that another index made.
+
+        Args:
+            manifest: the store's, of which section ``data`` has the index's hash.
+            store: name of the store in messages.
+
+        Raises:
+            FD3DError: the store was made by another index; both hashes are named.
+        """
+        made_by = str(manifest.get("data", {}).get("index_sha256"))
+        if self.sha256 != made_by:
+            raise FD3DError(
+                f"store {store} was not made by index {self.path}: the index's SHA-256 is {self.sha256[:12]}, the manifest's "
+                f"{made_by[:12]}; name the index that made the store, or dump with this one"
+            )
 
     @property
     def version(self) -> str:

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.models.build import load_config
 from pipeline.training.run import finish, train
@@ -44,9 +45,11 @@ def train_apprentice(
         facts as of :func:`~pipeline.training.run.train`, also in ``train.json`` beside ``out``.
 
     Raises:
-        FD3DError: contradictory or changed settings, or a loss that is not finite.
+        FD3DError: contradictory or changed settings, a store of another index, or a loss that is not finite.
         StoreError: the store cannot be read.
     """
+    manifest = StoreReader(store).manifest
+    FrameIndex.load(source.index).check_made(manifest, store)
     cfg, targets, live = load_config(config), cached_targets(store, run.cache_mb), None
     if settings.expert == "online" and settings.history is not None:
         from .online import expert_frames  # here, so that training from the store needs nothing of the expert
@@ -63,7 +66,7 @@ def train_apprentice(
         init=init,
         inheritance=Inheritance(expert, settings.inherit) if settings.inherit else None,
         targets=targets,
-        recipe={"store": fingerprint(StoreReader(store).manifest), settings.section: asdict(settings)},
+        recipe={"store": fingerprint(manifest), settings.section: asdict(settings)},
         validation=validation,
         restart=restart,
     )

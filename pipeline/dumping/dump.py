@@ -1,7 +1,7 @@
 """The dump: shards are given to an engine, and the store is finalised when all are written."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from pipeline.errors import FD3DError
 from pipeline.expert import build_adapter
 from pipeline.models.build import load_config
 from store_schema import OtherStoreError, StoreWriter, open_storage
-from store_schema.storage import LocalStorage, Storage
+from store_schema.layout import check_scenes
+from store_schema.storage import Storage
 
 
 def make_engine(cluster: ClusterSettings) -> Any:
@@ -43,6 +44,7 @@ def dump(
     scenes: Sequence[str] | None = None,
     cluster: ClusterSettings | None = None,
     replace_other: bool = False,
+    allow_versions: bool = False,
 ) -> dict[str, Any]:
     """Write the store; a killed dump goes on with the shards that are missing.
 
@@ -54,6 +56,7 @@ def dump(
         cluster: processes that run the expert; default: this process.
         replace_other: delete a store that another expert, config or index made, with a warning that says what differs;
             otherwise such a store is refused.
+        allow_versions: continue a store that other library versions wrote a part of; its manifest lists all versions.
 
     Returns:
         ``frames``, their number, and ``coverage``, counts of the focal areas (:mod:`pipeline.dumping.coverage`).
@@ -61,7 +64,8 @@ def dump(
     Raises:
         FD3DError: bad input, ``settings.autocast`` without a GPU, features that are not finite (with the frame's token), or the cluster is gone.
         OtherStoreError: the store was made by another expert, config or index.
-        StoreError: the store is being written, or the disk is full.
+        StoreError: the store is being written, other library versions wrote a part of it, a token or scene does not fit,
+            or the disk is full.
     """
     cluster = cluster or ClusterSettings()
     # workers at an address have devices of their own, and refuse by themselves
@@ -71,8 +75,6 @@ def dump(
         )
     storage = open_storage(out)
     if not cluster.in_process:  # workers have working folders of their own
-        if isinstance(storage, LocalStorage):
-            storage = LocalStorage(storage.path.absolute())
         checkpoint = checkpoint and checkpoint.absolute()
         source = replace(source, index=source.index.absolute(), root=source.root.absolute())
     cfg = load_config(config)
@@ -81,12 +83,14 @@ def dump(
     tokens = {
         name: [index[row].token for row in rows] for name, rows in scene_rows(index, source.split, scenes).items()
     }
+    check_scenes(tokens, settings.frames_per_shard)
     versions = tuple(library_versions().items())
     job = Job(cfg.pretty_text, checkpoint, source, settings, cluster.threads_per_worker, workers, versions)
     with make_engine(cluster) as engine:
         schema, constants = engine.probe(job, next(iter(tokens.values()))[0])
         manifest = make_manifest(cfg, config, checkpoint, index, source, settings)
-        writer = StoreWriter(storage, schema, manifest, tokens, settings.frames_per_shard)
+        rows = settings.frames_per_shard
+        writer = StoreWriter(storage, schema, manifest, tokens, rows, allow_versions=allow_versions)
         with opened(writer, replace_other):
             writer.write_constants(constants)
             pending = writer.pending()
@@ -106,15 +110,12 @@ def opened(writer: StoreWriter, replace_other: bool) -> Iterator[None]:
     Raises:
         OtherStoreError: another dump made the store, and ``replace_other`` is not set.
     """
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(writer)
-        except OtherStoreError as error:
-            if not replace_other:
-                raise
-            tqdm.write(
-                f"{writer.storage} was made with {error.field} = {error.stored}, now it is {error.wanted}: it is deleted"
-            )
-            writer.storage.clear()
-            stack.enter_context(writer)
+
+    def tell(error: OtherStoreError) -> None:
+        tqdm.write(
+            f"{writer.storage} was made with {error.field} = {error.stored}, now it is {error.wanted}: it is deleted"
+        )
+
+    writer.replacing = tell if replace_other else None
+    with writer:
         yield

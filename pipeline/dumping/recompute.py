@@ -11,7 +11,6 @@ import torch
 from pipeline.data.frames import frame_batches
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
-from pipeline.errors import FD3DError
 from pipeline.expert.load import check_identity, load_expert
 from pipeline.expert.rows import focal_cells, store_row
 from pipeline.focal.rule import FocalRule
@@ -68,11 +67,7 @@ def recompute(
     cfg = load_config(config)
     check_identity(made["expert"], cfg, checkpoint, reader.storage)
     frames = FrameIndex.load(index, root)
-    if frames.sha256 != made["data"]["index_sha256"]:
-        raise FD3DError(
-            f"store {reader.storage} was not made by index {index}: the index's SHA-256 is {frames.sha256[:12]}, the manifest's "
-            f"{made['data']['index_sha256'][:12]}"
-        )
+    frames.check_made(made, reader.storage)
     chosen = set(np.random.default_rng(seed).permutation(reader.tokens)[:count].tolist())
     source = FrameSource(index, root, made["data"]["split"])
     rows = [row for tokens in made["scenes"].values() for row in _up_to(frames, tokens, chosen)]

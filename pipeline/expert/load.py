@@ -13,6 +13,7 @@ from pipeline.models.build import file_sha256
 from pipeline.models.detector import MultiCameraDetector
 from pipeline.models.fold import fold_batchnorm
 from pipeline.models.load import load_detector
+from store_schema.manifest import normalised
 
 from .tapped import TappedExpert, build_adapter
 
@@ -71,6 +72,9 @@ def check_identity(made_by: Mapping[str, Any], cfg: Config, checkpoint: Path, st
 
 
 def hash_config(cfg: Config) -> str:
-    """SHA-256 of what decides the expert's outputs: model, images, ranges, and corruption where there is one."""
+    """SHA-256 of what decides the expert's outputs: model, images, ranges, and corruption where there is one.
+
+    A number counts the same however it is spelled, 1 or 1.0.
+    """
     relevant = {name: cfg[name] for name in ("model", "image", "pc_range", "corruption") if name in cfg}
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(normalised(relevant), sort_keys=True, default=str).encode()).hexdigest()

@@ -213,6 +213,7 @@ def _family_section(family: str, ix: FrameIndex, root: Path, split: str, runs: P
     """Loss and PR curves, a stored frame, and validation frames of one family as HTML."""
     run, evaluated = runs / family, runs / "evaluate" / family
     reader = StoreReader(run / "store")
+    ix.check_made(reader.manifest, reader.storage)
     extent = reader.manifest["coordinates"]["pc_range"][3]
     submissions = {role: read_json(evaluated / role / "submission.json")["results"] for role in ROLES}
     losses = loss_figure({role: run / role / "losses.csv" for role in ("plain", "fd3d")})

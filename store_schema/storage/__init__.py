@@ -5,11 +5,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from .base import LOCK, TEMPORARY, Storage
+from .base import LEASE, LOCK, MANIFEST, RECIPE, TEMPORARY, Storage
 from .local import LocalStorage
 from .remote import RemoteStorage
 
-__all__ = ["LOCK", "TEMPORARY", "LocalStorage", "RemoteStorage", "Storage", "open_storage"]
+__all__ = [
+    "LEASE",
+    "LOCK",
+    "MANIFEST",
+    "RECIPE",
+    "TEMPORARY",
+    "LocalStorage",
+    "RemoteStorage",
+    "Storage",
+    "open_storage",
+]
 
 
 def open_storage(path: str | Path | Storage, options: Mapping[str, Any] | None = None) -> Storage:

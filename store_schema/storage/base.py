@@ -7,14 +7,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from zarr.abc.store import Store
 
 from ..errors import StoreError
+from ..layout import DONE
+from .own import LEASE, LOCK, MANIFEST, RECIPE, TEMPORARY, own_files
 
-LOCK = ".lock"
-TEMPORARY = ".tmp"
+__all__ = ["BLOCK", "LEASE", "LOCK", "MANIFEST", "RECIPE", "TEMPORARY", "Storage", "is_held"]
+
 BLOCK = 1 << 24
 """Bytes that a checksum reads at a time."""
 
@@ -54,6 +56,10 @@ class Storage(ABC):
         """Remove a file; a missing file is no error."""
 
     @abstractmethod
+    def delete_all(self, names: Iterable[str]) -> None:
+        """Remove files, in any order; on a disk also the folders that become empty."""
+
+    @abstractmethod
     def list(self, folder: str = "") -> dict[str, int]:
         """Bytes of every file below a folder by name; empty where there is no folder."""
 
@@ -62,8 +68,12 @@ class Storage(ABC):
         """Bytes of the named files; missing files are left out."""
 
     @abstractmethod
-    def checksum(self, name: str) -> str:
-        """CRC-32C of a file as it is stored, hexadecimal.
+    def stamp(self, name: str) -> Any:
+        """What tells a file from one that was written later under the same name, without reading; None without a file."""
+
+    @abstractmethod
+    def checksum(self, name: str) -> dict[str, str]:
+        """Checksums of a file as it is stored, see :func:`~store_schema.checksum.checksums`.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -81,9 +91,49 @@ class Storage(ABC):
     def sweep(self) -> None:
         """Remove files that killed writers left half written."""
 
-    @abstractmethod
+    @property
+    def is_root(self) -> bool:
+        """Whether the store has a whole bucket for its folder."""
+        return False
+
     def clear(self) -> None:
-        """Remove all files of the store."""
+        """Remove the store, under its lock; files that are not the store's own stay.
+
+        Raises:
+            StoreError: the store is being written, is no store, or lies at a bucket's root.
+        """
+        self.check_clearable()
+        if not self.list():
+            return
+        with self.lock():
+            self.empty()
+            self.delete(RECIPE)
+
+    def check_clearable(self) -> None:
+        """Refuse to delete at the root of a bucket, where other data lie.
+
+        Raises:
+            StoreError: the store lies at a bucket's root.
+        """
+        if self.is_root:
+            raise StoreError(
+                f"store {self} is the root of a bucket, where nothing is deleted; dump to a folder of it, such as {self}/store"
+            )
+
+    def empty(self) -> None:
+        """Remove the store's own files but lock and recipe, the manifest first; the caller holds the lock.
+
+        Raises:
+            StoreError: there is no store, or the store lies at a bucket's root.
+        """
+        self.check_clearable()
+        there = self.list()
+        records = [name for name in there if name in (RECIPE, MANIFEST) or name.startswith(f"{DONE}/")]
+        if not records and (foreign := there.keys() - {LOCK, LEASE}):
+            raise StoreError(f"{self} is no store (it has {min(foreign)}); nothing is deleted")
+        own = own_files(there, self.read_many(records))
+        self.delete(MANIFEST)
+        self.delete_all(name for name in own if name != MANIFEST)
 
     @abstractmethod
     def zarr_store(self) -> Store:
@@ -93,14 +143,24 @@ class Storage(ABC):
         """Whether there is such a file."""
         return bool(self.sizes([name]))
 
-    def checksums(self, names: Iterable[str]) -> Iterator[tuple[str, str | None]]:
-        """Name and CRC-32C of files in the order given, None for one that is not there or cannot be read."""
+    @abstractmethod
+    def trouble(self, verb: str, error: Exception) -> StoreError:
+        """The line for a call that failed though the store may be whole, such as one without permission.
 
-        def one(name: str) -> tuple[str, str | None]:
+        Args:
+            verb: what the store cannot be, ``read`` or ``written``.
+        """
+
+    def checksums(self, names: Iterable[str]) -> Iterator[tuple[str, dict[str, str] | StoreError | None]]:
+        """Name and checksums of files in the order given; None for one that is not there, the error for one that cannot be read."""
+
+        def one(name: str) -> tuple[str, dict[str, str] | StoreError | None]:
             try:
                 return name, self.checksum(name)
-            except OSError:
+            except FileNotFoundError:
                 return name, None
+            except StoreError as error:
+                return name, error
 
         if self.parallel == 1:
             yield from map(one, names)
@@ -109,6 +169,6 @@ class Storage(ABC):
             yield from pool.map(one, names)
 
 
-def is_held(storage: Storage, by: str = "another process") -> StoreError:
+def is_held(storage: object, by: str = "another process") -> StoreError:
     """The refusal of a store that another process holds."""
     return StoreError(f"store {storage} is being written by {by}; wait for it or stop it")

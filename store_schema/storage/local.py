@@ -1,41 +1,78 @@
 """A store's files in a local folder."""
 
+import errno
 import fcntl
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import zarr
 from zarr.abc.store import Store
 
-from ..checksum import crc32c_text
+from ..checksum import checksums
 from ..errors import StoreError
 from .base import BLOCK, LOCK, TEMPORARY, Storage, is_held
+from .lease import LEASE_SECONDS, Lease
+from .own import LEASE
+from .trouble import ABSENT, FULL, UNSUPPORTED, trouble
+
+_HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
+_NO_LOCKS = (*UNSUPPORTED, errno.ENOLCK)
 
 
 @dataclass(frozen=True)
 class LocalStorage(Storage):
-    """A folder. Files are written below ``.tmp`` and renamed into place; the lock is the operating system's."""
+    """A folder. Files are written below ``.tmp`` and renamed into place; the lock is the operating system's.
+
+    Attributes:
+        path: the folder, absolute, so that a process may change its working folder.
+        shown: the folder as it was given, for messages.
+    """
 
     path: Path
+    shown: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shown", self.shown or str(self.path))
+        object.__setattr__(self, "path", self.path.absolute())
 
     def __str__(self) -> str:
-        return str(self.path)
+        return self.shown
+
+    def trouble(self, verb: str, error: Exception) -> StoreError:
+        if not isinstance(error, OSError):
+            return StoreError(f"store {self} cannot be {verb}: {str(error) or type(error).__name__}; run again")
+        free = None
+        if error.errno in FULL:
+            place = next(folder for folder in (self.path, *self.path.parents) if os.path.exists(folder))
+            free = shutil.disk_usage(place).free / 1e6
+        return trouble(self, verb, error, free)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Files that are absent are told by FileNotFoundError, all other errors by name."""
+        try:
+            yield
+        except ABSENT as error:
+            raise FileNotFoundError(error.errno, error.strerror, error.filename) from error
+        except OSError as error:
+            raise self.trouble("read", error) from error
 
     def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        with self._reading():
+            return (self.path / name).read_bytes()
 
     def read_many(self, names: Iterable[str]) -> dict[str, bytes]:
         found = {}
         for name in names:
-            try:
+            with suppress(FileNotFoundError):
                 found[name] = self.read(name)
-            except OSError:
-                continue
         return found
 
     def write_all(self, files: Iterable[tuple[str, bytes | memoryview]]) -> None:
@@ -51,11 +88,12 @@ class LocalStorage(Storage):
                     rest = memoryview(data)
                     while rest:
                         rest = rest[file.write(rest) :]
-                    os.fchmod(descriptor, 0o644)
+                    with suppress(PermissionError):  # file systems without owners refuse it
+                        os.fchmod(descriptor, 0o644)
                     descriptors.append(descriptor)
                 # one after the other: a file system that keeps a journal writes all at the first
                 for descriptor in descriptors:
-                    os.fsync(descriptor)
+                    _sync(descriptor)
             for target in temporary:
                 folder = os.path.dirname(target)
                 gained |= _make_folders(folder) | {folder}
@@ -66,47 +104,91 @@ class LocalStorage(Storage):
             for folder in sorted(gained):
                 _sync_folder(folder)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self.trouble("written", error) from error
         finally:
             for place in temporary.values():
-                Path(place).unlink(missing_ok=True)
+                with suppress(OSError):
+                    os.unlink(place)
 
-    def _unwritable(self, error: OSError) -> StoreError:
-        place = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
-        free = shutil.disk_usage(place).free / 1e6
-        return StoreError(
-            f"store {self} cannot be written: {error.strerror or error} ({free:.0f} MB free); what is done stays, make room and run the dump again"
-        )
+    def create(self, name: str, data: bytes) -> None:
+        """Write a new file.
+
+        Raises:
+            FileExistsError: there is a file of this name.
+        """
+        try:
+            descriptor = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise self.trouble("written", error) from error
 
     def delete(self, name: str) -> None:
         try:
             (self.path / name).unlink()
-        except FileNotFoundError:
+            _sync_folder(os.path.dirname(f"{self.path}/{name}"))
+        except ABSENT:
             return
         except OSError as error:
-            raise self._unwritable(error) from error
-        _sync_folder(os.path.dirname(f"{self.path}/{name}"))
+            raise self.trouble("written", error) from error
+
+    def delete_all(self, names: Iterable[str]) -> None:
+        folders = set()
+        try:
+            for name in names:
+                with suppress(*ABSENT):
+                    os.unlink(self.path / name)
+                folders |= {parent for parent in Path(name).parents if parent != Path(".")}
+            # a folder with other files, a mount or a link to a folder stays
+            for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
+                with suppress(OSError):
+                    os.rmdir(self.path / folder)
+            _sync_folder(str(self.path))
+        except OSError as error:
+            raise self.trouble("written", error) from error
 
     def list(self, folder: str = "") -> dict[str, int]:
-        found = {}
-        for place, _, names in os.walk(self.path / folder):
+        found: dict[str, int] = {}
+
+        def failed(error: OSError) -> None:
+            if not isinstance(error, ABSENT):
+                raise self.trouble("read", error) from error
+
+        seen = set()
+        for place, folders, names in os.walk(self.path / folder, onerror=failed, followlinks=True):
+            with suppress(OSError):
+                here = os.stat(place)
+                if (here.st_dev, here.st_ino) in seen:  # links in a ring
+                    folders.clear()
+                    continue
+                seen.add((here.st_dev, here.st_ino))
             for name in names:
                 file = Path(place, name)
-                found[file.relative_to(self.path).as_posix()] = file.stat().st_size
+                with suppress(OSError):  # gone meanwhile, or a link that leads nowhere
+                    found[file.relative_to(self.path).as_posix()] = file.stat().st_size
         return found
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
         found = {}
         for name in names:
-            try:
+            with suppress(FileNotFoundError), self._reading():
                 found[name] = os.stat(f"{self.path}/{name}").st_size
-            except OSError:
-                continue
         return found
 
-    def checksum(self, name: str) -> str:
-        with open(self.path / name, "rb") as file:
-            return crc32c_text(iter(lambda: file.read(BLOCK), b""))
+    def stamp(self, name: str) -> Any:
+        try:
+            file = os.stat(f"{self.path}/{name}")
+        except ABSENT:
+            return None
+        except OSError as error:
+            raise self.trouble("read", error) from error
+        return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns
+
+    def checksum(self, name: str) -> dict[str, str]:
+        with self._reading(), open(self.path / name, "rb") as file:
+            return checksums(iter(lambda: file.read(BLOCK), b""))
 
     @contextmanager
     def lock(self) -> Iterator[Callable[[], None]]:
@@ -114,22 +196,43 @@ class LocalStorage(Storage):
             self.path.mkdir(parents=True, exist_ok=True)
             file = open(self.path / LOCK, "w")  # noqa: SIM115 - held until the end
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self.trouble("written", error) from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise is_held(self) from error
-            yield lambda: None
+                if error.errno in _HELD:
+                    raise is_held(self) from error
+                if error.errno not in _NO_LOCKS:
+                    raise self.trouble("locked", error) from error
+                yield from self._leased()
+                return
+            yield lambda: self._check_same(file.fileno())
+
+    def _leased(self) -> Iterator[Callable[[], None]]:
+        """The lock of a file system that has none."""
+        warnings.warn(
+            f"the file system of store {self} has no locks; a file {LEASE} that this dump rewrites takes their place, and a "
+            f"dump after a kill waits {LEASE_SECONDS:.0f} s",
+            stacklevel=2,
+        )
+        lease = Lease(self, LEASE, LEASE_SECONDS)
+        try:
+            yield lease.check
+        finally:
+            lease.release()
+
+    def _check_same(self, descriptor: int) -> None:
+        """Refuse to go on when the folder was deleted or replaced, and the lock with it."""
+        try:
+            same = os.path.samestat(os.fstat(descriptor), os.stat(self.path / LOCK))
+        except OSError:
+            same = False
+        if not same:
+            raise StoreError(f"store {self} was deleted or moved while this dump was writing it; run the dump again")
 
     def sweep(self) -> None:
         shutil.rmtree(self.path / TEMPORARY, ignore_errors=True)
-
-    def clear(self) -> None:
-        try:
-            shutil.rmtree(self.path)
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def zarr_store(self) -> Store:
         return zarr.storage.LocalStore(self.path, read_only=True)
@@ -146,10 +249,22 @@ def _make_folders(folder: str) -> set[str]:
     return gained | {parent}
 
 
-def _sync_folder(path: str) -> None:
-    """Flush a folder's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _sync(descriptor: int) -> None:
+    """Flush a file or folder to the disk, where the file system can do that."""
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+def _sync_folder(path: str) -> None:
+    """Flush a folder's entries to the disk; a folder that may be written to but not read is left to the system."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        _sync(descriptor)
     finally:
         os.close(descriptor)

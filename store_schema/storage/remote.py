@@ -1,9 +1,5 @@
 """A store's files in an object store that fsspec knows."""
 
-import os
-import threading
-import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -12,12 +8,13 @@ from typing import Any, ClassVar
 import zarr
 from zarr.abc.store import Store
 
-from ..checksum import crc32c_text
+from ..checksum import checksums
 from ..errors import StoreError
-from .base import BLOCK, LOCK, Storage, is_held
+from .base import BLOCK, LOCK, Storage
+from .lease import LEASE_SECONDS, Lease
 
-LEASE_SECONDS = 30.0
-"""A remote lock that did not change for so long belongs to a dead process."""
+_BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "ossfs", "obs", "b2", "r2", "tos")
+"""Schemes of which the first part of a path is a bucket."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +48,25 @@ class RemoteStorage(Storage):
         """File system and root; an error of a request becomes one line: each cloud's library has its own errors."""
         try:
             yield self.filesystem()
-        except (FileNotFoundError, FileExistsError, StoreError):
+        except (FileExistsError, StoreError):
             raise
-        except Exception as error:
+        except FileNotFoundError as error:
+            if verb == "read":
+                raise
             raise StoreError(
-                f"store {self} cannot be {verb}: {_first_line(error)}; check URL and access, then run again"
+                f"store {self} cannot be {verb}: its bucket is not there; create it or mend the URL"
             ) from error
+        except Exception as error:
+            raise self.trouble(verb, error) from error
+
+    def trouble(self, verb: str, error: Exception) -> StoreError:
+        return StoreError(f"store {self} cannot be {verb}: {_first_line(error)}; check URL and access, then run again")
+
+    @property
+    def is_root(self) -> bool:
+        scheme = self.url.split("://")[0].split("::")[-1]
+        root = self.filesystem()[1].strip("/")
+        return not root or (scheme in _BUCKETS and "/" not in root)
 
     def read(self, name: str) -> bytes:
         with self._requests("read") as (fs, root):
@@ -96,10 +106,18 @@ class RemoteStorage(Storage):
         with self._requests("written") as (fs, root), suppress(FileNotFoundError):
             fs.rm_file(f"{root}/{name}")
 
+    def delete_all(self, names: Iterable[str]) -> None:
+        with self._requests("written") as (fs, root), suppress(FileNotFoundError):
+            if paths := [f"{root}/{name}" for name in names]:
+                fs.rm(paths)
+
     def list(self, folder: str = "") -> dict[str, int]:
-        with self._requests("read") as (fs, root):
+        with self._requests("read") as (fs, root), suppress(FileNotFoundError):  # no such bucket
             found = fs.find(f"{root}/{folder}".rstrip("/"), detail=True)
-            return {path[len(root) + 1 :]: entry["size"] for path, entry in found.items()}
+            # a prefix is not always ended at a slash
+            inside = {path: entry for path, entry in found.items() if path.startswith(f"{root}/")}
+            return {path[len(root) + 1 :]: entry["size"] for path, entry in inside.items()}
+        return {}
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
         wanted = list(names)
@@ -110,16 +128,21 @@ class RemoteStorage(Storage):
             return {name: fs.info(f"{root}/{name}")["size"] for name in wanted}
         return {}
 
-    def checksum(self, name: str) -> str:
+    def stamp(self, name: str) -> Any:
+        with self._requests("read") as (fs, root), suppress(FileNotFoundError):
+            return fs.ukey(f"{root}/{name}")
+        return None
+
+    def checksum(self, name: str) -> dict[str, str]:
         with self._requests("read") as (fs, root):
             path = f"{root}/{name}"
             size = fs.info(path)["size"]
             blocks = ((start, min(start + BLOCK, size)) for start in range(0, size, BLOCK))
-            return crc32c_text(fs.cat_file(path, start=start, end=end) for start, end in blocks)
+            return checksums(fs.cat_file(path, start=start, end=end) for start, end in blocks)
 
     @contextmanager
     def lock(self) -> Iterator[Callable[[], None]]:
-        lease = _Lease(self)
+        lease = Lease(self, LOCK, LEASE_SECONDS)
         try:
             yield lease.check
         finally:
@@ -127,10 +150,6 @@ class RemoteStorage(Storage):
 
     def sweep(self) -> None:
         """Do nothing: an object that was not sent whole does not exist."""
-
-    def clear(self) -> None:
-        with self._requests("written") as (fs, root), suppress(FileNotFoundError):
-            fs.rm(root, recursive=True)
 
     def zarr_store(self) -> Store:
         return zarr.storage.FsspecStore.from_url(
@@ -140,75 +159,3 @@ class RemoteStorage(Storage):
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
-
-
-class _Lease:
-    """A lock object that its owner rewrites every sixth of ``LEASE_SECONDS``.
-
-    The object is created only where there is none (a conditional PUT on S3 and Google Cloud Storage). An object of
-    another owner is watched: a change means that its owner lives, and this dump is refused; no change for
-    ``LEASE_SECONDS`` means that its owner is dead, and the lock is taken over. No clocks are compared.
-    """
-
-    def __init__(self, storage: RemoteStorage) -> None:
-        self.storage, self.beat = storage, LEASE_SECONDS / 6
-        self.owner = f"process {os.getpid()} on {os.uname().nodename}"
-        self.secret = uuid.uuid4().hex
-        self.held, self.number = True, 0
-        self._acquire()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="fd3d-lease", daemon=True)
-        self._thread.start()
-
-    def _content(self) -> bytes:
-        self.number += 1
-        return f"{self.secret} {self.number} {self.owner}".encode()
-
-    def _read(self) -> bytes | None:
-        try:
-            return self.storage.read(LOCK)
-        except FileNotFoundError:
-            return None
-
-    def _acquire(self) -> None:
-        with suppress(FileExistsError):
-            self.storage.create(LOCK, self._content())
-            return
-        seen, since = self._read(), time.monotonic()
-        while time.monotonic() - since < LEASE_SECONDS:
-            time.sleep(self.beat / 2)
-            now = self._read()
-            if now is None:
-                return self._acquire()
-            if now != seen:
-                raise is_held(self.storage, now.decode().split(" ", 2)[2])
-        self.storage.write(LOCK, self._content())
-        time.sleep(self.beat)  # of several that take over at once the last to write has it
-        if not self._mine():
-            raise is_held(self.storage)
-
-    def _mine(self) -> bool:
-        return (self._read() or b"").startswith(self.secret.encode())
-
-    def _renew(self) -> None:
-        while not self._stop.wait(self.beat):
-            try:
-                if not self._mine():
-                    self.held = False
-                    return
-                self.storage.write(LOCK, self._content())
-            except StoreError:  # the network may be back at the next beat; if not, another dump takes over
-                continue
-
-    def check(self) -> None:
-        """Refuse to go on when another process has taken over."""
-        if not self.held:
-            raise StoreError(
-                f"store {self.storage} was taken over by another process, since this one was silent for {LEASE_SECONDS:.0f} s; stop one of them"
-            )
-
-    def release(self) -> None:
-        self._stop.set()
-        self._thread.join()
-        if self.held and self._mine():
-            self.storage.delete(LOCK)

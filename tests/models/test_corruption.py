@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from pipeline.data.frames import frame_batches
 from pipeline.errors import FD3DError
@@ -163,6 +164,14 @@ def test_a_shipped_configs_expert_is_another_expert(path):
     assert values == wanted and corruption.depth_per == ("object" if kind == "object" else "frame")
     trained = load_config(path.with_name("detr3d_expert.py" if family == "detr3d" else "expert.py"))
     assert hash_config(cfg) != hash_config(trained) and cfg.model == trained.model
+
+
+def test_the_hash_of_a_config_does_not_tell_spellings_of_a_number():
+    def made(side, flag):
+        return Config(dict(model=dict(dropout=0.1, sizes=(side, 2), flag=flag), image={}, pc_range=[-side, side]))
+
+    assert hash_config(made(1, True)) == hash_config(made(1.0, True)) != hash_config(made(1.5, True))
+    assert hash_config(made(1, True)) != hash_config(made(1, 1))
 
 
 @pytest.mark.parametrize(

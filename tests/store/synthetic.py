@@ -3,10 +3,12 @@
 import hashlib
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from store_schema import StoreSchema, StoreWriter
+from store_schema.storage import Storage
 
 SCHEMA = StoreSchema(
     bev=(4, 5, 3),
@@ -45,12 +47,13 @@ def make_frame(token: str, bev_cells: int = 4, pv_cells: int = 3) -> dict[str, n
     }
 
 
-def writer(path: Path, expert: str = "x") -> StoreWriter:
-    return StoreWriter(path, SCHEMA, {"expert": {"checkpoint_sha256": expert}, "focal": {}}, SCENES, 3)
+def writer(path: Path | str | Storage, expert: str = "x", allow_versions: bool = False, **sections: Any) -> StoreWriter:
+    manifest = {"expert": {"checkpoint_sha256": expert}, "focal": {}} | sections
+    return StoreWriter(path, SCHEMA, manifest, SCENES, 3, allow_versions=allow_versions)
 
 
-def write(path: Path, expert: str = "x", pause: float = 0.0) -> None:
-    with writer(path, expert) as store:
+def write(path: Path | str | Storage, expert: str = "x", pause: float = 0.0, **sections: Any) -> None:
+    with writer(path, expert, **sections) as store:
         store.write_constants(CONSTANTS)
         for shard in store.pending():
             time.sleep(pause)

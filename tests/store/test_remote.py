@@ -212,3 +212,56 @@ def test_without_the_package_the_extra_is_named():
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
     assert "StoreError: store s3://bucket/store needs fd3d[s3]: " in out.stderr.splitlines()[-1]
+
+
+def test_a_store_at_a_buckets_root_and_data_beside_a_store_are_never_deleted(server, url):
+    import s3fs
+
+    fs = s3fs.S3FileSystem(use_listings_cache=False)
+    fs.mkdir("rooted")
+    crash.dump("s3://rooted", 1)
+    fs.pipe_file("rooted/team/raw.bin", b"precious")
+    with pytest.raises(StoreError, match="s3://rooted is the root of a bucket, where nothing is deleted"):
+        open_storage("s3://rooted").clear()
+    other = crash.open_writer("s3://rooted", 1, "another")
+    other.replacing = lambda error: None
+    with pytest.raises(StoreError, match="is the root of a bucket"), other:
+        pass
+    assert verify("s3://rooted").problems == ["team/raw.bin is not in manifest.json; delete it"]
+    crash.dump(url, 1)
+    beside = [f"{url}/mine.txt", f"{url}-v2/raw.bin"]  # the second has the store's name for a prefix
+    for path in beside:
+        fs.pipe_file(path, b"precious")
+    open_storage(url).clear()
+    assert [fs.cat_file(path) for path in beside] == [b"precious"] * 2
+    assert list(open_storage(url).list()) == ["mine.txt"]
+
+
+def test_a_store_replaced_on_s3_is_noticed_and_an_object_that_is_gone_is_not_zeros(url):
+    crash.dump(url, SCENES)
+    reader = StoreReader(url)
+    first, last = reader.tokens[0], reader.tokens[-1]
+    reader.read(first)
+    open_storage(url).delete("query/boxes/c/0/0/0")
+    with pytest.raises(StoreError, match="is damaged: query/boxes/c/0/0/0 is missing"):
+        reader.read(first)
+    open_storage(url).clear()
+    with pytest.raises(StoreError, match="was deleted or is being dumped again"):
+        reader.read(first)
+    with crash.open_writer(url, SCENES, "another") as store:
+        store.write_constants(crash.make_constants())
+        for shard in store.pending():
+            crash.write_shard(store.shards, shard)
+        store.finalise({})
+    for token in (first, last):
+        with pytest.raises(
+            StoreError, match="was replaced since it was opened: expert.checkpoint_sha256 was crash, now"
+        ):
+            reader.read(token)
+
+
+def test_a_bucket_that_is_not_there_is_one_line(server):
+    with pytest.raises(StoreError, match="s3://none/store cannot be written: its bucket is not there; create it"):
+        crash.dump("s3://none/store", 1)
+    with pytest.raises(StoreError, match="s3://none/store cannot be read: it is not there"):
+        StoreReader("s3://none/store")

@@ -12,7 +12,8 @@ import pytest
 
 import store_schema
 from store_schema import StoreError, StoreReader, StoreSchema, StoreWriter
-from tests.store.synthetic import CONSTANTS, SCENES, STATISTICS, digest, make_frame, write, writer
+from store_schema.encoding import TAG
+from tests.store.synthetic import CONSTANTS, SCENES, SCHEMA, STATISTICS, digest, make_frame, write, writer
 
 
 @pytest.fixture
@@ -126,6 +127,18 @@ def broken(name: str, change) -> dict[str, np.ndarray]:
         ("bev/index", lambda a: a[::-1].copy(), "must rise strictly"),
         ("bev/index", lambda a: np.array([0, 1, 2, 99]), r"within 0\.\.19"),
         ("query/score", lambda a: a.astype(np.int64), "expected floating point"),
+        # values that their types would cut to fit
+        ("query/label", lambda a: np.array([0, 300]), r"query/label has 300, which uint8 cannot hold \(0..255\)"),
+        ("query/label", lambda a: np.array([-1, 0]), "query/label has -1, which uint8 cannot hold"),
+        ("query/label", lambda a: np.array([0, 2**63], np.uint64), "query/label has 9223372036854775808, which uint8"),
+        ("query/label", lambda a: np.array([0, 2.7]), "query/label has type float64, expected whole numbers"),
+        ("query/label", lambda a: np.array([0, np.nan]), "query/label has type float64, expected whole numbers"),
+        ("query/label", lambda a: np.array([True, False]), "query/label has type bool, expected whole numbers"),
+        ("query/label", lambda a: a.astype(complex), "query/label has type complex128, expected whole numbers"),
+        ("query/sampling", lambda a: (a * 65535).astype(np.uint16), "has type uint16, expected floating point"),
+        ("query/sampling", lambda a: a * np.float32("nan"), "query/sampling holds NaN or infinite"),
+        ("query/boxes", lambda a: a.astype(complex), "query/boxes has type complex128, expected floating point"),
+        ("bev/values", lambda a: a.astype(np.int64), "bev/values has type int64, expected floating point"),
     ],
 )
 def test_frames_that_do_not_fit_are_refused_by_name(tmp_path, name, change, message):
@@ -133,6 +146,68 @@ def test_frames_that_do_not_fit_are_refused_by_name(tmp_path, name, change, mess
         frames = {t: make_frame(t) for n in store.shard_scenes(0) for t in SCENES[n]}
         store.write_shard(0, frames | {"a" * 32: broken(name, change)})
     assert "\n" not in str(caught.value) and "a" * 32 in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("scenes", "message"),
+    [
+        ({"s": ["x" * 33]}, "token 'x{33}' of scene s does not fit frame/token, which holds 1 to 32 printable ASCII"),
+        ({"s": ["straße-1"]}, "token 'straße-1' of scene s does not fit"),
+        ({"s": [""]}, "token '' of scene s does not fit"),
+        ({"s": ["a", "a "]}, "token 'a ' of scene s does not fit"),  # padded with blanks both are equal
+        ({"s": ["a\0"]}, r"token 'a\\x00' of scene s does not fit"),
+        ({"s": [7]}, "token 7 of scene s does not fit"),
+        ({"s": ["a"], "t": ["b", "a"]}, "token a is in scene s and again in scene t; tokens are unique"),
+        ({"s": ["a"], "t": []}, "scene t has no frames; leave it out"),
+        ({}, "there are no scenes to store"),
+        ({None: ["a"]}, "scene None has no text for a name"),
+    ],
+)
+def test_scenes_and_tokens_that_a_store_would_cut_or_mix_up_are_refused(tmp_path, scenes, message):
+    with pytest.raises(StoreError, match=message):
+        StoreWriter(tmp_path / "s", SCHEMA, {}, scenes, 3)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("rows", [0, -1, 2.0, True, "3"])
+def test_rows_of_a_shard_are_a_whole_number(tmp_path, rows):
+    with pytest.raises(StoreError, match="frames_per_shard is .*; it is a whole number of at least 1"):
+        StoreWriter(tmp_path / "s", SCHEMA, {}, SCENES, rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("decoder/value_proj_bias", lambda a: a[:, :2], r"value_proj_bias is \(1, 2\), expected shape \(1, 3\)"),
+        ("decoder/value_proj_bias", lambda a: None, "value_proj_bias is nothing"),
+        ("decoder/value_proj_bias", lambda a: a * np.nan, "value_proj_bias has .* values that are NaN"),
+        ("decoder/value_proj_bias", lambda a: a + 1e39, "value_proj_bias has .* beyond float32"),
+        ("decoder/value_proj_bias", lambda a: a.astype(np.int64), "value_proj_bias has type int64"),
+        (
+            "decoder/other",
+            lambda a: np.zeros(1),
+            "constant decoder/other is not of the schema, which has decoder/value",
+        ),
+    ],
+)
+def test_constants_that_do_not_fit_are_refused_by_name(tmp_path, name, change, message):
+    changed = {**CONSTANTS, name: change(CONSTANTS.get(name, np.zeros(1)).astype(np.float64))}
+    constants = {path: array for path, array in changed.items() if array is not None}
+    with writer(tmp_path / "s") as store, pytest.raises(StoreError, match=message):
+        store.write_constants(constants)
+
+
+def test_values_that_json_cannot_hold_are_refused(tmp_path):
+    with pytest.raises(StoreError, match="does not fit: .*give finite plain values"):
+        writer(tmp_path / "s", rule={"margin": float("nan")})
+    write(tmp_path / "s")
+    with writer(tmp_path / "s") as store, pytest.raises(StoreError, match="does not fit: .*give finite plain values"):
+        store.finalise({"bev": {"mean": [float("inf")]}})
+
+
+def test_a_stride_may_be_one_number():
+    known: dict[str, Any] = dict(WHOLE, reading="none")
+    assert StoreSchema(**known) == StoreSchema(**known | {"pv": [(2, 3, 3, 8)]})
 
 
 def test_too_many_cells_name_the_capacity(tmp_path):
@@ -273,4 +348,4 @@ def test_zarr_reads_a_shard_as_it_was_given_and_writes_one_of_the_same_length(tm
         assert not full[row, len(values) :].any()
     file.unlink()
     array[:] = full
-    assert file.stat().st_size == length
+    assert file.stat().st_size == length - TAG

@@ -40,6 +40,7 @@ def make_store(path: Path, index: FrameIndex, **settings) -> StoreReader:
     for row in index.select("world_train"):
         scenes.setdefault(index[row].scene_name, []).append(index[row].token)
     manifest = {"expert": {}, "focal": {}, "image": {"scale": 1.0}, "coordinates": {"pc_range": PC_RANGE}}
+    manifest["data"] = {"index_sha256": index.sha256}
     with StoreWriter(path, schema, manifest, scenes, 3) as writer:
         writer.write_constants({name: np.zeros(spec.shape, np.float32) for name, spec in schema.constants().items()})
         for shard in writer.pending():

@@ -1,0 +1,103 @@
+"""A lock for places without locks: a file that its owner rewrites again and again."""
+
+import os
+import threading
+import time
+import uuid
+from contextlib import suppress
+from typing import Protocol
+
+from ..errors import StoreError
+from .base import is_held
+
+LEASE_SECONDS = 30.0
+"""A lease that did not change for so long belongs to a dead process."""
+
+
+class Leasable(Protocol):
+    """The calls of a storage that a lease needs."""
+
+    def create(self, name: str, data: bytes) -> None:
+        """Write a new file; FileExistsError where there is one."""
+
+    def read(self, name: str) -> bytes:
+        """A whole file; FileNotFoundError without one."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole."""
+
+    def delete(self, name: str) -> None:
+        """Remove a file."""
+
+
+class Lease:
+    """A file that its owner rewrites every sixth of ``seconds``.
+
+    The file is created only where there is none (a conditional PUT on S3 and Google Cloud Storage). A file of
+    another owner is watched: a change means that its owner lives, and this dump is refused; no change for
+    ``seconds`` means that its owner is dead, and the lock is taken over. No clocks are compared.
+    """
+
+    def __init__(self, storage: Leasable, name: str, seconds: float) -> None:
+        self.storage, self.name, self.seconds, self.beat = storage, name, seconds, seconds / 6
+        self.owner = f"process {os.getpid()} on {os.uname().nodename}"
+        self.secret = uuid.uuid4().hex
+        self.held, self.number = True, 0
+        self._acquire()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="fd3d-lease", daemon=True)
+        self._thread.start()
+
+    def _content(self) -> bytes:
+        self.number += 1
+        return f"{self.secret} {self.number} {self.owner}".encode()
+
+    def _read(self) -> bytes | None:
+        try:
+            return self.storage.read(self.name)
+        except FileNotFoundError:
+            return None
+
+    def _acquire(self) -> None:
+        with suppress(FileExistsError):
+            self.storage.create(self.name, self._content())
+            return
+        seen, since = self._read(), time.monotonic()
+        while time.monotonic() - since < self.seconds:
+            time.sleep(self.beat / 2)
+            now = self._read()
+            if now is None:
+                return self._acquire()
+            if now != seen:
+                raise is_held(self.storage, now.decode().split(" ", 2)[2])
+        self.storage.write(self.name, self._content())
+        time.sleep(self.beat)  # of several that take over at once the last to write has it
+        if not self._mine():
+            raise is_held(self.storage)
+
+    def _mine(self) -> bool:
+        return (self._read() or b"").startswith(self.secret.encode())
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self.beat):
+            try:
+                if not self._mine():
+                    self.held = False
+                    return
+                self.storage.write(self.name, self._content())
+            except StoreError:  # the network may be back at the next beat; if not, another dump takes over
+                continue
+
+    def check(self) -> None:
+        """Refuse to go on when another process has taken over."""
+        if not self.held:
+            raise StoreError(
+                f"store {self.storage} was taken over by another process, since this one was silent for {self.seconds:.0f} s; stop one of them"
+            )
+
+    def release(self) -> None:
+        """Give the lock back, if it is still held."""
+        self._stop.set()
+        self._thread.join()
+        if self.held and self._mine():
+            self.storage.delete(self.name)

@@ -1,0 +1,65 @@
+"""Which files of a folder or prefix are a store's own, so that nothing else is ever deleted."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..errors import StoreError
+from ..layout import ARRAYS, CONSTANTS, DONE, StoreLayout
+from ..schema import StoreSchema
+
+MANIFEST = "manifest.json"
+RECIPE = "recipe.json"
+LOCK = ".lock"
+LEASE = ".lease"
+"""Lock of a file system without locks."""
+TEMPORARY = ".tmp"
+_MARKER = re.compile(rf"{re.escape(DONE)}/shard-\d{{5,}}\.json")
+_CHUNK = re.compile(r"(.+)/c/\d+(/\d+)*")
+
+
+def own_files(there: Iterable[str], records: Mapping[str, bytes]) -> list[str]:
+    """Those of the files that belong to the store, without recipe and lock.
+
+    Args:
+        there: names of all files below the store's folder.
+        records: contents of recipe, manifest and markers by name, whatever their state. A recipe's schema tells all names
+            that its dump may have written; of a store with an unknown schema the files are its own that a record lists.
+    """
+    arrays: set[str] = set()
+    known = {MANIFEST, ARRAYS, CONSTANTS}
+    for data in records.values():
+        record = _record(data)
+        listed = [record.get("files"), *_values(record.get("shards"))]
+        known |= {name for files in listed if isinstance(files, dict) for name in files}
+        try:
+            schema = StoreSchema.from_dict(record["schema"])
+            layout = StoreLayout(schema, record["scenes"], record["frames_per_shard"])
+            known |= set(layout.other_files())
+        except (StoreError, KeyError, TypeError, ValueError, AttributeError, IndexError):
+            continue
+        arrays |= schema.arrays().keys()
+
+    def is_own(name: str) -> bool:
+        chunk = _CHUNK.fullmatch(name)
+        return (
+            name in known
+            or name.startswith(f"{TEMPORARY}/")
+            or _MARKER.fullmatch(name) is not None
+            or (chunk is not None and chunk[1] in arrays)
+        )
+
+    return [name for name in there if name not in (RECIPE, LOCK, LEASE) and is_own(name)]
+
+
+def _record(data: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(data)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _values(shards: Any) -> list[Any]:
+    return list(shards.values()) if isinstance(shards, dict) else []
