@@ -35,7 +35,7 @@ class StoreWriter:
         path: folder or URL of the store; created, or continued if an equal dump made it.
         manifest: what makes the store; it decides the fingerprint.
         scenes: tokens of each scene in time order.
-        frames_per_shard: rows of a shard, at least the longest scene.
+        frames_per_shard: rows of a shard, at least the longest scene; all frames where they are fewer.
         options: of the URL's file system, see :func:`~store_schema.storage.open_storage`.
         allow_versions: continue a store whose finished shards were written with other library versions.
 
@@ -60,6 +60,8 @@ class StoreWriter:
         allow_versions: bool = False,
     ) -> None:
         check_scenes(scenes, frames_per_shard)
+        # a shard has room for no more rows than there are: every row costs a place in the index of each of its files
+        frames_per_shard = min(frames_per_shard, sum(map(len, scenes.values())))
         self.storage, self.schema = open_storage(path, options), schema
         self.layout = StoreLayout(schema, scenes, frames_per_shard)
         self.manifest = {
