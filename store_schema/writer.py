@@ -171,11 +171,15 @@ class StoreWriter:
         return self.layout.plan[shard]
 
     def _markers(self) -> list[dict[str, Any] | None]:
-        """Done-markers in shard order; None for one that is not there, of another dump, or not as it was written."""
+        """Done-markers in shard order; None for one that is not there, of another dump or shard, or not as it was written."""
         names = self.layout.markers()
         found = self.storage.read_many(names)
         markers = [unseal(found.get(name)) for name in names]
-        return [m if m is not None and m.get("fingerprint") == self.fingerprint else None for m in markers]
+
+        def is_own(shard: int, marker: dict[str, Any]) -> bool:
+            return marker.get("fingerprint") == self.fingerprint and marker.get("shard", shard) == shard
+
+        return [m if m is not None and is_own(shard, m) else None for shard, m in enumerate(markers)]
 
     def pending(self) -> list[int]:
         """Shards without a valid done-marker, which has this dump's fingerprint and names files of full length."""
@@ -197,6 +201,8 @@ class StoreWriter:
         if content is None or content.get("fingerprint") != self.fingerprint:
             return None
         files: dict[str, Any] = content["files"]
+        if (marker == ARRAYS) != ("frame/token/zarr.json" in files):  # the other one's content
+            return None
         found = self.storage.read_many(files) if check else {}
         return None if check and any(fault(found.get(name), files[name]) for name in files) else files
 
