@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from store_schema import StoreError, StoreReader, verify
@@ -20,6 +20,7 @@ from tests.store.synthetic import CONSTANTS, SCENES, digest, make_frame, write, 
 
 TOKENS = [token for tokens in SCENES.values() for token in tokens]
 EXAMPLES = int(os.environ.get("FD3D_DAMAGES", "20"))
+PHASES = (Phase.generate,)  # a damage is small as it is: no time is spent on making it smaller
 KINDS = ("flip", "cut", "empty", "delete", "lengthen", "other store's", "another's", "reorder")
 
 
@@ -137,16 +138,22 @@ def read(path: Path, through_zarr: bool) -> None:
 
 
 @settings(
-    max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=EXAMPLES,
+    phases=PHASES,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(damages=DAMAGES, through_zarr=st.sampled_from([False] * 5 + [True]))
 def test_no_damage_is_read_or_missed_and_a_dump_mends_it(stores: Stores, damages: list[Damage], through_zarr: bool):
     shutil.rmtree(stores.place, ignore_errors=True)
     path = Path(shutil.copytree(stores.whole, stores.place))
-    touched = {apply(damage, stores, path) for damage in damages}
+    kinds: dict[str, set[str]] = {}
+    for damage in damages:
+        kinds.setdefault(apply(damage, stores, path), set()).add(damage.kind)
     read(path, through_zarr)
 
-    changed = {name for name in touched if not same(path / name, stores.whole / name)}
+    changed = {name for name in kinds if not same(path / name, stores.whole / name)}
     problems = verify(path).problems
     if "manifest.json" in changed or not changed:
         assert bool(problems) == bool(changed)  # without a manifest, nothing else is known
@@ -167,7 +174,8 @@ def test_no_damage_is_read_or_missed_and_a_dump_mends_it(stores: Stores, damages
                 return
     have, want = digest(path), stores.files
     left = {name for name in have.keys() | want.keys() if have.get(name) != want.get(name)}
-    assert left <= touched - changed, left  # such as a manifest with its keys in another order
+    # a record with its keys in another order is whole, and may stay; the manifest has the checksums of the others' bytes
+    assert left <= {"manifest.json"} | {damaged for damaged, kind in kinds.items() if "reorder" in kind}, left
     if left:
         assert verify(path).problems == []
         read(path, through_zarr)
