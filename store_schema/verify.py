@@ -166,6 +166,9 @@ def _content_problems(reader: StoreReader, layout: StoreLayout, progress: Progre
         except Exception as error:
             yield f"{path} cannot be read: {_first_line(error)}"
             continue
+        if counts.shape != used.shape or index.shape != (layout.rows_total, kmax):
+            yield f"{path} has shape {counts.shape} and {name}/index {index.shape}, the schema wants {layout.rows_total} rows"
+            continue
         if (counts[~used] != 0).any() or (counts < 0).any() or (counts > kmax).any():
             yield f"{path} has counts beyond 0..{kmax}, or in padding rows"
             continue
