@@ -53,12 +53,10 @@ class StoreReader:
         self.cache_bytes = cache_bytes
         self.path = self.storage.path if isinstance(self.storage, LocalStorage) else None
         if not self.storage.exists(MANIFEST):
-            done = sum("/shard-" in name for name in self.storage.list(DONE))
-            state = (
-                f"its dump is not finished ({done} shards written)"
-                if self.storage.exists(RECIPE)
-                else "it is not there"
-            )
+            state = "it is not there"
+            if self.storage.exists(RECIPE):
+                done = sum("/shard-" in name for name in self.storage.list(DONE)) if self.storage.lists else "some"
+                state = f"its dump is not finished ({done} shards written)"
             raise StoreError(f"store {self.storage} cannot be read: {state}; run 'fd3d dump'")
         self._stamp = self.storage.stamp(MANIFEST)
         self.manifest = self._read_manifest()
@@ -226,7 +224,10 @@ class StoreReader:
     def _check_files(self, shard: int) -> None:
         """Refuse missing or cut files of a shard, and counts that are not as they were written."""
         files = self.manifest["shards"][f"{shard:05d}"]
-        sizes = self.storage.sizes(files)
+        # elsewhere each size is a request, and such files are found when they are read
+        sizes = (
+            {name: entry["bytes"] for name, entry in files.items()} if self.path is None else self.storage.sizes(files)
+        )
         for name, entry in files.items():
             if sizes.get(name) != entry["bytes"]:
                 have = "is missing" if name not in sizes else f"has {sizes[name]} bytes instead of {entry['bytes']}"
@@ -321,9 +322,11 @@ def describe(path: str | Path | Storage) -> list[dict[str, Any]]:
     reader = StoreReader(path)
     rows, per_frame = [], reader.schema.arrays()
     counts = read_counts(reader._arrays, reader.schema)
+    lists = [reader.manifest["files"], *reader.manifest["shards"].values()]
+    sizes = {file: entry["bytes"] for files in lists for file, entry in files.items()}
     for name, spec in (per_frame | reader.schema.constants()).items():
         array = _array(reader.group, name)
-        stored = sum(reader.storage.list(name).values())
+        stored = sum(size for file, size in sizes.items() if file.startswith(f"{name}/"))
         items = int(np.prod(array.shape, dtype=np.int64))
         if name in per_frame:
             items = len(reader.tokens) * int(np.prod(array.shape[1:], dtype=np.int64))

@@ -63,7 +63,7 @@ class ShardWriter:
         self.storage.delete(self.layout.marker(shard))
         files: dict[str, dict[str, Any]] = {}
         self.storage.write_all(self._files(shard, [frames[token] for token in tokens], files))
-        marker = {"fingerprint": self.fingerprint, "files": files, "sums": dict(sums or {})}
+        marker = {"shard": shard, "fingerprint": self.fingerprint, "files": files, "sums": dict(sums or {})}
         self.storage.write(self.layout.marker(shard), seal(marker | {"libraries": dict(self.libraries)}))
 
     def _files(

@@ -19,6 +19,7 @@ from .layout import DONE, StoreLayout, shard_file
 from .manifest import MANIFEST, RECIPE, differing
 from .reader import StoreReader
 from .storage import LEASE, LOCK, TEMPORARY, Storage, open_storage
+from .whole import WholeStore
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
@@ -102,7 +103,7 @@ def _file_problems(reader: StoreReader, layout: StoreLayout, report: Verificatio
         for name in sorted(set(files) - known):
             yield f"{MANIFEST} lists {name} in shard {shard}, where it does not belong"
         expected |= files
-    there = storage.list()
+    there = storage.list() if storage.lists else {name: entry["bytes"] for name, entry in expected.items()}
     for name in sorted(set(there) - set(expected)):
         if name.startswith(f"{TEMPORARY}/"):
             yield f"{name} was left by a killed writer; delete it"
@@ -144,6 +145,8 @@ def _metadata_problems(reader: StoreReader, layout: StoreLayout) -> Iterable[str
 def _content_problems(reader: StoreReader, layout: StoreLayout, progress: Progress) -> Iterable[str]:
     """Tokens, counts and cell numbers that contradict the manifest, the schema or each other."""
     store = reader.storage.zarr_store()  # files as they are, since their checksums are reported elsewhere
+    if not reader.storage.lists:  # a web server, which may not tell where a file ends
+        store = WholeStore(store, reader._entry)
     try:
         tokens = np.asarray(_array(store, "frame/token")[:])
         if tokens.shape != (layout.rows_total, 32) or (tokens != layout.token_rows()).any():
@@ -163,12 +166,16 @@ def _content_problems(reader: StoreReader, layout: StoreLayout, progress: Progre
         except Exception as error:
             yield f"{path} cannot be read: {_first_line(error)}"
             continue
+        if counts.shape != used.shape or index.shape != (layout.rows_total, kmax):
+            yield f"{path} has shape {counts.shape} and {name}/index {index.shape}, the schema wants {layout.rows_total} rows"
+            continue
         if (counts[~used] != 0).any() or (counts < 0).any() or (counts > kmax).any():
             yield f"{path} has counts beyond 0..{kmax}, or in padding rows"
             continue
         coverage[name] = round(float(counts.sum()) / (int(used.sum()) * cells), 5)
         for shard in progress(range(len(layout.plan)), len(layout.plan)):
-            rows = slice(shard * size, (shard + 1) * size)
+            # padding rows, which may be many more, have no counts and are never read
+            rows = slice(shard * size, shard * size + len(layout.tokens(shard)))
             try:
                 numbers = np.asarray(index[rows]).astype(np.int64)
             except Exception as error:

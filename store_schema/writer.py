@@ -35,7 +35,7 @@ class StoreWriter:
         path: folder or URL of the store; created, or continued if an equal dump made it.
         manifest: what makes the store; it decides the fingerprint.
         scenes: tokens of each scene in time order.
-        frames_per_shard: rows of a shard, at least the longest scene.
+        frames_per_shard: rows of a shard, at least the longest scene; all frames where they are fewer.
         options: of the URL's file system, see :func:`~store_schema.storage.open_storage`.
         allow_versions: continue a store whose finished shards were written with other library versions.
 
@@ -60,6 +60,8 @@ class StoreWriter:
         allow_versions: bool = False,
     ) -> None:
         check_scenes(scenes, frames_per_shard)
+        # a shard has room for no more rows than there are: every row costs a place in the index of each of its files
+        frames_per_shard = min(frames_per_shard, sum(map(len, scenes.values())))
         self.storage, self.schema = open_storage(path, options), schema
         self.layout = StoreLayout(schema, scenes, frames_per_shard)
         self.manifest = {
@@ -169,11 +171,15 @@ class StoreWriter:
         return self.layout.plan[shard]
 
     def _markers(self) -> list[dict[str, Any] | None]:
-        """Done-markers in shard order; None for one that is not there, of another dump, or not as it was written."""
+        """Done-markers in shard order; None for one that is not there, of another dump or shard, or not as it was written."""
         names = self.layout.markers()
         found = self.storage.read_many(names)
         markers = [unseal(found.get(name)) for name in names]
-        return [m if m is not None and m.get("fingerprint") == self.fingerprint else None for m in markers]
+
+        def is_own(shard: int, marker: dict[str, Any]) -> bool:
+            return marker.get("fingerprint") == self.fingerprint and marker.get("shard", shard) == shard
+
+        return [m if m is not None and is_own(shard, m) else None for shard, m in enumerate(markers)]
 
     def pending(self) -> list[int]:
         """Shards without a valid done-marker, which has this dump's fingerprint and names files of full length."""
@@ -195,6 +201,8 @@ class StoreWriter:
         if content is None or content.get("fingerprint") != self.fingerprint:
             return None
         files: dict[str, Any] = content["files"]
+        if (marker == ARRAYS) != ("frame/token/zarr.json" in files):  # the other one's content
+            return None
         found = self.storage.read_many(files) if check else {}
         return None if check and any(fault(found.get(name), files[name]) for name in files) else files
 

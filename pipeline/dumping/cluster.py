@@ -6,8 +6,8 @@ import logging
 import signal
 import threading
 import uuid
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import dask
@@ -21,8 +21,9 @@ from pipeline.dumping.engine import Report
 from pipeline.dumping.guard import MARK, guarded
 from pipeline.dumping.session import Job, forget_sessions, session_of, shard_tokens, write
 from pipeline.dumping.settings import ClusterSettings
+from pipeline.dumping.shared import check_store
 from pipeline.errors import FD3DError
-from store_schema import ShardWriter, StoreSchema
+from store_schema import ShardWriter, StoreError, StoreSchema
 
 CONNECT = 20
 """Seconds within which a scheduler must answer."""
@@ -37,10 +38,11 @@ class ShardPlugin(WorkerPlugin):
         name: name of the dump, also the topic of progress messages.
         job: how the expert is run.
         writer: writer of the store.
+        device: kind of device that the expert runs on.
     """
 
-    def __init__(self, name: str, job: Job, writer: ShardWriter) -> None:
-        self.name, self.job, self.writer = name, job, writer
+    def __init__(self, name: str, job: Job, writer: ShardWriter, device: str) -> None:
+        self.name, self.job, self.writer, self.device = name, job, writer, device
 
     def setup(self, worker: Any) -> None:
         """Make the locks of a worker and its set of active tasks."""
@@ -58,9 +60,20 @@ class NotWantedError(Exception):
     """The dump that asked for this shard has ended."""
 
 
-def probe(job: Job, token: str) -> tuple[StoreSchema, dict[str, np.ndarray]]:
-    """Task: see :meth:`~pipeline.dumping.session.Session.probe`."""
-    return session_of(job).probe(token)
+@contextmanager
+def named(worker: Any) -> Iterator[None]:
+    """Name the worker in an error that another one may not have."""
+    try:
+        yield
+    except (FD3DError, StoreError) as error:
+        raise FD3DError(f"worker {worker.address}: {error}") from error
+
+
+def probe(job: Job, token: str) -> tuple[tuple[StoreSchema, dict[str, np.ndarray]], str]:
+    """Task: see :meth:`~pipeline.dumping.session.Session.probe`; also the kind of device that this worker has."""
+    with named(get_worker()):
+        session = session_of(job)
+    return session.probe(token), session.expert.device.type
 
 
 def run_shard(name: str, key: str, shard: int) -> None:
@@ -69,6 +82,9 @@ def run_shard(name: str, key: str, shard: int) -> None:
     Args:
         name: name of the :class:`ShardPlugin`.
         key: key of this task.
+
+    Raises:
+        FD3DError: this worker differs from the main process or from the worker of the first frame, in one line with its name.
     """
     worker = get_worker()
     plugin: Any = worker.plugins[name]  # the ShardPlugin
@@ -84,7 +100,13 @@ def run_shard(name: str, key: str, shard: int) -> None:
     try:
         with plugin.inferring:
             report(0)
-            session, tokens = session_of(plugin.job), shard_tokens(plugin.writer, shard)
+            with named(worker):
+                check_store(plugin.writer)
+                session, tokens = session_of(plugin.job), shard_tokens(plugin.writer, shard)
+                if (here := session.expert.device.type) != plugin.device:
+                    raise FD3DError(
+                        f"the expert runs on its {here}, on that of the first frame on the {plugin.device}; use workers of one kind"
+                    )
             result = session.infer(plugin.writer.schema, tokens, session.decoded(tokens), report)
             plugin.writing.acquire()
         try:
@@ -175,13 +197,14 @@ class DaskEngine:
 
     def probe(self, job: Job, token: str) -> tuple[StoreSchema, dict[str, np.ndarray]]:
         """See :class:`~pipeline.dumping.engine.Engine`."""
-        return self._result(self.client.submit(probe, job, token, pure=False), "the first frame")
+        found, self.device = self._result(self.client.submit(probe, job, token, pure=False), "the first frame")
+        return found
 
     def run(self, job: Job, writer: ShardWriter, shards: Sequence[int], report: Report) -> None:
         """See :class:`~pipeline.dumping.engine.Engine`."""
         name = f"fd3d-{uuid.uuid4().hex[:8]}"
         self.client.subscribe_topic(name, lambda event: report(event[1]["shard"], event[1]["frames"]))
-        self.client.register_plugin(ShardPlugin(name, job, writer), name=name)
+        self.client.register_plugin(ShardPlugin(name, job, writer, self.device), name=name)
         keys = {f"{name}-{shard}": shard for shard in shards}
         futures = [self.client.submit(run_shard, name, key, shard, key=key) for key, shard in keys.items()]
         try:

@@ -17,9 +17,10 @@ from pipeline.dumping.moments import join_moments
 from pipeline.dumping.recipe import library_versions, make_manifest, scene_rows
 from pipeline.dumping.session import Job, shard_tokens
 from pipeline.dumping.settings import ClusterSettings, DumpSettings
+from pipeline.dumping.shared import Shared, code_sha256
 from pipeline.errors import FD3DError
 from pipeline.expert import build_adapter
-from pipeline.models.build import load_config
+from pipeline.models.build import file_sha256, load_config
 from store_schema import OtherStoreError, StoreWriter, open_storage
 from store_schema.layout import check_scenes
 from store_schema.storage import Storage
@@ -85,7 +86,13 @@ def dump(
     }
     check_scenes(tokens, settings.frames_per_shard)
     versions = tuple(library_versions().items())
-    job = Job(cfg.pretty_text, checkpoint, source, settings, cluster.threads_per_worker, workers, versions)
+    shared = None
+    if not cluster.in_process:
+        files = [(source.index, index.sha256)]
+        if checkpoint is not None and checkpoint.is_file():  # a worker says that it is not there
+            files.append((checkpoint, file_sha256(checkpoint)))
+        shared = Shared(tuple(files), code_sha256())
+    job = Job(cfg.pretty_text, checkpoint, source, settings, cluster.threads_per_worker, workers, versions, shared)
     with make_engine(cluster) as engine:
         schema, constants = engine.probe(job, next(iter(tokens.values()))[0])
         manifest = make_manifest(cfg, config, checkpoint, index, source, settings)

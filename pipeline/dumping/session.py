@@ -21,6 +21,7 @@ from pipeline.dumping.coverage import Annotated, Counts, frame_coverage, join_co
 from pipeline.dumping.moments import shard_moments
 from pipeline.dumping.recipe import library_versions, schema_of
 from pipeline.dumping.settings import DumpSettings
+from pipeline.dumping.shared import Shared
 from pipeline.errors import FD3DError
 from pipeline.expert import ExpertFrame
 from pipeline.expert.load import load_expert
@@ -39,6 +40,7 @@ class Job:
         threads: torch threads. The last bits of sums on a CPU depend on this number, so all processes have the same.
         decoders: threads or processes that decode images ahead.
         libraries: versions that every worker must have, name and version.
+        shared: what every worker compares with its own; None in the main process.
     """
 
     config: str
@@ -48,6 +50,7 @@ class Job:
     threads: int
     decoders: int
     libraries: tuple[tuple[str, str], ...]
+    shared: Shared | None = None
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Session:
     """The expert on this process's device, and the frames that it runs over.
 
     Raises:
-        FD3DError: library versions differ from the main process's, or a file cannot be read here.
+        FD3DError: versions of libraries or code or a file differ from the main process's, or a file cannot be read here.
     """
 
     def __init__(self, job: Job) -> None:
@@ -70,6 +73,8 @@ class Session:
         for name, wanted in job.libraries:
             if here[name] != wanted:
                 raise FD3DError(f"a worker has {name} {here[name]}, the dump {wanted}; use one environment for all")
+        if job.shared is not None:
+            job.shared.check()
         torch.set_num_threads(job.threads)
         self.job, self.cfg = job, Config.fromstring(job.config, ".py")
         init_default_scope("mmdet3d")

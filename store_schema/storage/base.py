@@ -92,6 +92,11 @@ class Storage(ABC):
         """Remove files that killed writers left half written."""
 
     @property
+    def lists(self) -> bool:
+        """Whether the files that are there can be listed."""
+        return True
+
+    @property
     def is_root(self) -> bool:
         """Whether the store has a whole bucket for its folder."""
         return False

@@ -33,8 +33,8 @@ class Leasable(Protocol):
 class Lease:
     """A file that its owner rewrites every sixth of ``seconds``.
 
-    The file is created only where there is none (a conditional PUT on S3 and Google Cloud Storage). A file of
-    another owner is watched: a change means that its owner lives, and this dump is refused; no change for
+    The file is created only where there is none (a conditional PUT on S3 and Google Cloud Storage; a server without
+    conditions gets a plain PUT, and the owner looks again a beat later). A file of another owner is watched: a change means that its owner lives, and this dump is refused; no change for
     ``seconds`` means that its owner is dead, and the lock is taken over. No clocks are compared.
     """
 
@@ -59,10 +59,11 @@ class Lease:
             return None
 
     def _acquire(self) -> None:
-        with suppress(FileExistsError):
-            self.storage.create(self.name, self._content())
-            return
-        seen, since = self._read(), time.monotonic()
+        if (seen := self._read()) is None:  # a server that ignores the condition of a PUT would replace what is there
+            with suppress(FileExistsError):
+                return self._create()
+            seen = self._read()
+        since = time.monotonic()
         while time.monotonic() - since < self.seconds:
             time.sleep(self.beat / 2)
             now = self._read()
@@ -70,8 +71,20 @@ class Lease:
                 return self._acquire()
             if now != seen:
                 raise is_held(self.storage, now.decode().split(" ", 2)[2])
+        self._write_and_wait()
+
+    def _create(self) -> None:
+        try:
+            self.storage.create(self.name, self._content())
+        except StoreError:  # a server that refuses conditions; one that refuses all is told by the next line
+            self._write_and_wait()
+        if not self._mine():
+            raise is_held(self.storage)
+
+    def _write_and_wait(self) -> None:
+        """Take the lease without a condition: of several that do so at once the last to write has it."""
         self.storage.write(self.name, self._content())
-        time.sleep(self.beat)  # of several that take over at once the last to write has it
+        time.sleep(self.beat)
         if not self._mine():
             raise is_held(self.storage)
 

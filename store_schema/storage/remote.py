@@ -63,6 +63,14 @@ class RemoteStorage(Storage):
         return StoreError(f"store {self} cannot be {verb}: {_first_line(error)}; check URL and access, then run again")
 
     @property
+    def _is_http(self) -> bool:
+        return self.url.split("://")[0].split("::")[-1] in ("http", "https")
+
+    @property
+    def lists(self) -> bool:
+        return not self._is_http  # of some servers fsspec reads the page of links
+
+    @property
     def is_root(self) -> bool:
         scheme = self.url.split("://")[0].split("::")[-1]
         root = self.filesystem()[1].strip("/")
@@ -130,18 +138,28 @@ class RemoteStorage(Storage):
 
     def stamp(self, name: str) -> Any:
         with self._requests("read") as (fs, root), suppress(FileNotFoundError):
-            return fs.ukey(f"{root}/{name}")
+            if not self._is_http:
+                return fs.ukey(f"{root}/{name}")
+            facts = fs.info(f"{root}/{name}")
+            told = [facts.get(key) for key in ("ETag", "Last-Modified")]
+            return (*told, facts["size"]) if any(told) else self.checksum(name)
         return None
 
     def checksum(self, name: str) -> dict[str, str]:
         with self._requests("read") as (fs, root):
             path = f"{root}/{name}"
-            size = fs.info(path)["size"]
+            size = None if self._is_http else fs.info(path)["size"]
+            if size is None:
+                return checksums([fs.cat_file(path)])
             blocks = ((start, min(start + BLOCK, size)) for start in range(0, size, BLOCK))
             return checksums(fs.cat_file(path, start=start, end=end) for start, end in blocks)
 
     @contextmanager
     def lock(self) -> Iterator[Callable[[], None]]:
+        if self._is_http:
+            raise StoreError(
+                f"store {self} can only be read, since HTTP has no way to write; dump to a folder or an object store, and serve that"
+            )
         lease = Lease(self, LOCK, LEASE_SECONDS)
         try:
             yield lease.check

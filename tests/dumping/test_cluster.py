@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 from distributed import Client, LocalCluster
@@ -11,6 +12,7 @@ from pipeline.dumping import cluster, engine
 from pipeline.dumping.dump import dump
 from pipeline.dumping.settings import ClusterSettings
 from pipeline.errors import FD3DError
+from store_schema import open_storage
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,43 @@ def test_a_worker_with_other_libraries_is_refused(scenes, settings, expert_confi
     monkeypatch.setattr("pipeline.dumping.dump.library_versions", lambda: {"torch": "1.0"})
     with pytest.raises(FD3DError, match=r"a worker has torch .*, the dump 1.0; use one environment"):
         dump(expert_config, None, scenes, tmp_path / "s", settings, 1, cluster=ClusterSettings(address=scheduler))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("store", "worker tcp://.*: store .* is not there; mount the folder"),
+        ("other store", "worker tcp://.*: store .* is another store here"),
+        ("code", "worker tcp://.*: the code of fd3d is another version here"),
+        ("file", "worker tcp://.*index.npz is another file here: its SHA-256 is .*, the dump's 000000000000"),
+        ("device", "worker tcp://.*: the expert runs on its cpu, on that of the first frame on the cuda"),
+    ],
+)
+def test_a_worker_that_differs_is_named_before_it_infers_a_frame(
+    scenes, settings, expert_config, scheduler, progress, monkeypatch, tmp_path, changed, message
+):
+    """The worker sees what it sees; the main process is made to see something else."""
+    out = tmp_path / "s"
+    if changed == "code":
+        monkeypatch.setattr("pipeline.dumping.dump.code_sha256", lambda: "0")
+    if changed == "file":
+        monkeypatch.setattr("pipeline.data.index.FrameIndex.sha256", "0" * 64)
+    run = cluster.DaskEngine.run
+
+    def elsewhere(self, job, writer, shards, report):
+        if changed == "device":
+            self.device = "cuda"
+        elif changed == "store":
+            writer = replace(writer, storage=open_storage(tmp_path / "unseen"))
+        elif changed == "other store":
+            writer = replace(writer, fingerprint="0")
+        run(self, job, writer, shards, report)
+
+    monkeypatch.setattr(cluster.DaskEngine, "run", elsewhere)
+    with pytest.raises(FD3DError, match=message) as told:
+        dump(expert_config, None, scenes, out, settings, 1, cluster=ClusterSettings(address=scheduler))
+    assert "\n" not in str(told.value)
+    assert not progress.made or not any(progress.made[-1].frames.values())
 
 
 def test_an_unreachable_scheduler_gets_one_line(scenes, settings, expert_config, monkeypatch, tmp_path):

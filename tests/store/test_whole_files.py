@@ -192,3 +192,18 @@ def test_a_shard_file_of_another_store_is_not_taken_for_its_own(copy, whole, tmp
             write(copy)
         write(copy)
         assert digest(copy) == digest(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [
+        (".done/arrays", ".done/constants"),
+        (".done/constants", ".done/arrays"),
+        (".done/shard-00000.json", ".done/shard-00001.json"),
+    ],
+)
+def test_a_marker_is_not_taken_for_another(copy, whole, name, by):
+    """Both are whole and of this dump."""
+    shutil.copy(whole / by, copy / name)
+    write(copy)
+    assert digest(copy) == digest(whole)

@@ -1,0 +1,72 @@
+"""What all processes of a dump must have in common, compared on every worker before a frame is inferred there."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from pipeline.errors import FD3DError
+from pipeline.models.build import file_sha256
+from store_schema import ShardWriter, StoreError
+from store_schema.manifest import RECIPE, fingerprint, unseal
+
+_CODE = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Files and code as the main process sees them.
+
+    Attributes:
+        files: path and SHA-256 of the checkpoint and the index.
+        code: SHA-256 of the project's code.
+    """
+
+    files: tuple[tuple[Path, str], ...]
+    code: str
+
+    def check(self) -> None:
+        """Compare with what this process sees.
+
+        Raises:
+            FD3DError: a file is missing or another one here, or the code is another version.
+        """
+        if self.code != code_sha256():
+            raise FD3DError("the code of fd3d is another version here than in the dump; install one version everywhere")
+        for path, wanted in self.files:
+            if not path.is_file():
+                raise FD3DError(f"{path} is not there; mount the dump's folders on every worker")
+            if (here := file_sha256(path)) != wanted:
+                raise FD3DError(
+                    f"{path} is another file here: its SHA-256 is {here[:12]}, the dump's {wanted[:12]}; mount the dump's folders "
+                    "on every worker"
+                )
+
+
+@lru_cache(maxsize=1)
+def code_sha256() -> str:
+    """SHA-256 of the files of the packages ``pipeline`` and ``store_schema``."""
+    total = hashlib.sha256()
+    for package in ("pipeline", "store_schema"):
+        for file in sorted((_CODE / package).rglob("*.py")):
+            total.update(file.relative_to(_CODE).as_posix().encode() + b"\0" + file.read_bytes())
+    return total.hexdigest()
+
+
+def check_store(writer: ShardWriter) -> None:
+    """Refuse to infer a shard for a store that this process does not see.
+
+    Raises:
+        FD3DError: there is no such store here, or another one.
+    """
+    try:
+        recipe = unseal(writer.storage.read(RECIPE))
+    except FileNotFoundError:
+        recipe = None
+    except StoreError as error:
+        raise FD3DError(str(error)) from error
+    if recipe is None or fingerprint(recipe) != writer.fingerprint:
+        what = "is not there" if recipe is None else "is another store here"
+        raise FD3DError(
+            f"store {writer.storage} {what}; mount the folder of the dump's store on every worker, or use a URL"
+        )
