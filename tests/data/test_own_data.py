@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.data.devkit import open_scenes
 from pipeline.data.geometry import can_bus_delta
 from pipeline.data.index import FrameIndex, build_index
 from pipeline.data.source import FrameSource
@@ -254,6 +255,8 @@ def test_boxes_that_cannot_be_are_named_and_do_not_count(own: Path, world_index:
     index, (line,) = indexed(own)
     assert line.startswith("1 boxes cannot be") and f"first annotation {broken[0]} of scene-8000" in line
     assert [len(f.labels) for f in before] == [len(f.labels) + (f.token == token) for f in index]
+    row = open_scenes(own, VERSION, ["scene-8000"]).get("sample_annotation", broken[0])  # nor does it for the devkit
+    assert row["num_lidar_pts"] == row["num_radar_pts"] == 0
     assert judged(own, "world_val")["mAP"] > 50
 
 
