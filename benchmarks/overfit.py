@@ -18,9 +18,9 @@ from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes, load_gt_of_sample_tokens
 from nuscenes.eval.detection.data_classes import DetectionBox
 
+from pipeline.data.devkit import open_scenes
 from pipeline.data.index import build_index
 from pipeline.data.source import FrameSource
-from pipeline.data.tables import open_scenes
 from pipeline.distill.apprentice import train_apprentice
 from pipeline.distill.settings import DistillSettings
 from pipeline.dumping.dump import dump

@@ -28,12 +28,30 @@ def write_atomically(path: Path, write: Callable[[Any], object], binary: bool = 
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        raise FD3DError(
-            f"{path} cannot be written: {error.strerror or error}; free some space or give another place"
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that could not be written after long work; makes the folder.
+
+    Raises:
+        FD3DError: the folder cannot be made or written, or a folder stands in the file's place.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> FD3DError:
+    return FD3DError(f"{path} cannot be written: {error.strerror or error}; free some space or give another place")
 
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

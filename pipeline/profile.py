@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.source import FrameSource, check_different, check_splits
+from pipeline.data.source import FrameSource, check_classes, check_different, check_splits
 from pipeline.data.world.config import WorldConfig
 from pipeline.distill.settings import FD3D, METHODS, PLAIN, DistillSettings, MethodSettings, PlainSettings
 from pipeline.dumping.settings import ClusterSettings, DumpSettings
@@ -41,8 +41,11 @@ class DataSettings:
     """Split that settings are chosen on, so that ``val`` decides nothing; none for a profile whose settings are chosen already."""
     generate: tuple[str, ...] = ()
     """Embedded data sets to generate below ``data/``; none for data of your own."""
+    classes: dict[str, str | None] = field(default_factory=dict)
+    """Detection class of the data set's categories, over nuScenes' own mapping; null for a category that is no class."""
 
     def __post_init__(self) -> None:
+        check_classes(self.classes)
         check_different(self._chosen, self.version)
         if self.generated and self.root.name not in self.generate:
             raise FD3DError(
@@ -56,14 +59,7 @@ class DataSettings:
         return bool(self.generate) and self.root.parent == Path("data")
 
     def check_splits(self, splits: Mapping[str, Collection[str]]) -> None:
-        """Refuse splits that an index lacks, or that share a scene.
-
-        Args:
-            splits: scene names by split.
-
-        Raises:
-            FD3DError: naming setting and split.
-        """
+        """Refuse splits that an index (scene names by split) lacks, or that share a scene, by an FD3DError."""
         check_splits(self._chosen, splits, f"{self.root}/{self.version}")
 
     @property
@@ -73,14 +69,14 @@ class DataSettings:
         return {setting: split for setting, split in named.items() if split is not None}
 
     def source(self, split: str) -> FrameSource:
-        """Frames of the split ``train``, ``dev`` or ``val``.
+        """Frames of the split that the setting ``train``, ``dev`` or ``val`` names, or of any other split by its own name.
 
         Raises:
-            FD3DError: the data has no such split.
+            FD3DError: the setting ``dev`` is asked for, but names none.
         """
-        if (name := self._chosen.get(f"data.{split}")) is None:
-            raise FD3DError(f"data.{split} names no split; the profile has {', '.join(self._chosen)}")
-        return FrameSource(self.index, self.root, name)
+        if split == "dev" and self.dev is None:
+            raise FD3DError(f"data.dev names no split; the profile has {', '.join(self._chosen)}")
+        return FrameSource(self.index, self.root, self._chosen.get(f"data.{split}", split))
 
     @property
     def validation(self) -> Validation:

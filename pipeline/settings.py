@@ -92,6 +92,11 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         (other,) = (kind for kind in inner if kind is not types.NoneType)
         return None if value is None else _converted(value, other, where)
+    if origin is dict:
+        entries = mapping(value, where)
+        if odd := [name for name in entries if not isinstance(name, str)]:
+            raise FD3DError(f"{where} has {odd[0]!r}; its names must be texts")
+        return {name: _converted(entry, inner[1], f"{where}.{name}") for name, entry in entries.items()}
     if dataclasses.is_dataclass(hint):
         return from_mapping(hint, value, where)
     if origin is tuple:
@@ -109,7 +114,7 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
         raise TypeError(f"{where}: settings have no type {hint}")
     if not fits[hint]:
         raise FD3DError(f"{where} is {value!r:.80}; it must be {_WORDS[hint]}")
-    return hint(value)
+    return Path(value).expanduser() if hint is Path else hint(value)
 
 
 def _is_path(text: str) -> bool:

@@ -16,6 +16,9 @@ def index(
         str | None, typer.Option(help="Folder of the data set's tables; default: the profile's.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="File to write; default: the profile's, or runs/index.npz.")] = None,
+    skip_incomplete: Annotated[
+        bool, typer.Option("--skip-incomplete", help="Frames that lack a camera or the LiDAR left out.")
+    ] = False,
     params: Annotated[Path, typer.Option(help="Profile, checked whole; not read with --root and --version.")] = Path(
         "params.yaml"
     ),
@@ -27,10 +30,14 @@ def index(
         profile.check_checkpoints()
         root, version, out = root or profile.data.root, version or profile.data.version, out or profile.data.index
     from pipeline.data.index import build_index
+    from pipeline.data.source import check_boxes
 
-    made = build_index(root, version, out or Path("runs/index.npz"))
+    out = out or Path("runs/index.npz")
+    made = build_index(root, version, out, profile.data.classes if profile else None, skip_incomplete, print)
     if profile is not None and made.version == profile.data.version:
         profile.data.check_splits(made.splits)
+        named = {"data.train": profile.data.train, "data.val": profile.data.val}
+        check_boxes({key: (split, made.boxes_of(made.select(split))[1]) for key, split in named.items()})
     print(
         f"{out}: {len(made)} frames in {len(made.scenes)} scenes, splits {', '.join(made.splits)}, sha256 {made.sha256[:12]}"
     )

@@ -102,7 +102,7 @@ EDITS = {
     "pipeline/data/world/render.py": ALL_BUT_WORLD | {"world"},
     "pipeline/models/bevformer/encoder.py": {"expert", "dump", *TRAINED, "evaluate"},
     "pipeline/focal/areas.py": {"dump", "apprentice-fd3d"},
-    "pipeline/expert/rows.py": {"dump", "apprentice-fd3d"},
+    "pipeline/expert/rows.py": {"expert", "dump", *TRAINED, "evaluate"},
     "pipeline/dumping/recipe.py": {"dump"},
     "pipeline/distill/losses.py": {"apprentice-fd3d"},
     "pipeline/training/run.py": {"expert", *TRAINED},

@@ -17,7 +17,14 @@ class EgoStates:
         self.folder = root / "can_bus"
         self.derived: set[str] = set()
 
-    def of(self, scene: str, timestamps: np.ndarray, ego2global: np.ndarray, real_parts: np.ndarray) -> np.ndarray:
+    def of(
+        self,
+        scene: str,
+        timestamps: np.ndarray,
+        ego2global: np.ndarray,
+        real_parts: np.ndarray,
+        turns: np.ndarray | float = 0.0,
+    ) -> np.ndarray:
         """(n, 18) states of a scene's key frames.
 
         Layout (BEVFormer's data code): position 3, orientation 4, acceleration 3, rotation rate 3, velocity 3, yaw in
@@ -29,6 +36,8 @@ class EgoStates:
             timestamps: (n,) microseconds, in order.
             ego2global: (n, 4, 4).
             real_parts: (n,) real parts of the ego poses' quaternions as recorded.
+            turns: (n,) radians by which the LiDAR is turned against nuScenes'. The yaw is turned too: BEVFormer's shift of the
+                history takes the yaw for the heading of the BEV map's y axis.
 
         Raises:
             FD3DError: the scene's messages cannot be read.
@@ -37,7 +46,7 @@ class EgoStates:
         if states is None:
             self.derived.add(scene)
             states = _from_poses(timestamps, ego2global)
-        yaws = np.array([yaw_of(pose) % (2 * np.pi) for pose in ego2global])
+        yaws = (np.array([yaw_of(pose) for pose in ego2global]) + turns) % (2 * np.pi)
         turned = np.stack([yaws, np.degrees(yaws)], 1)
         return np.concatenate([ego2global[:, :3, 3], np.tile(real_parts[:, None], 4), states, turned], 1)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.data.can_bus import EgoStates
 from pipeline.data.geometry import arctan2_of, invert, move_boxes, product, transform
-from pipeline.data.tables import LIDAR, Chain, FrameTables
+from pipeline.data.tables import LIDAR, Chain, FrameTables, lidar_turn
 from pipeline.errors import FD3DError
 
 _MAX_GAP = 1.5  # seconds between key frames, above which the devkit gives a box no velocity
@@ -22,32 +22,36 @@ def scene_columns(tables: FrameTables, chain: Chain, states: EgoStates, root: Pa
     Raises:
         FD3DError: a pose or a calibration is no number, or an annotation's neighbour is missing.
     """
-    rows, count = slice(chain.start, chain.stop), chain.stop - chain.start
+    rows = chain.rows(tables.complete)
+    count, before = len(rows), int(tables.complete[: chain.start].sum())
     poses, sensors, files = tables.poses[rows], tables.sensors[rows], tables.files[rows]
     to_global, mounts = transform(poses[..., :3], poses[..., 3:]), tables.mounts[sensors]
     sensor2global = product(to_global, mounts)
     lidar2global = sensor2global[:, LIDAR]
     lidar2cam = product(invert(sensor2global[:, :LIDAR]), lidar2global[:, None])
+    turns = np.array([lidar_turn(mount) for mount in mounts[:, LIDAR]])
     bad = np.flatnonzero(~np.isfinite(lidar2cam).all((1, 2, 3)))
     if len(bad):
-        raise FD3DError(f"poses or calibrations of sample {tables.tokens[chain.start + bad[0]]} are no rigid motions")
-    order = np.arange(chain.start, chain.stop)
+        raise FD3DError(f"poses or calibrations of sample {tables.tokens[rows[bad[0]]]} are no rigid motions")
+    order = before + np.arange(count)
     return {
-        "token": np.array(tables.tokens[rows], dtype=np.bytes_),
+        "token": np.array([tables.tokens[row] for row in rows], dtype=np.bytes_),
         "scene_token": np.array([chain.token] * count, dtype=np.bytes_),
         "scene_name": np.array([chain.name.encode()] * count, dtype=np.bytes_),
         "order": np.arange(count, dtype=np.int32),
-        "prev": np.where(order > chain.start, order - 1, -1).astype(np.int32),
-        "next": np.where(order + 1 < chain.stop, order + 1, -1).astype(np.int32),
+        "prev": np.where(order > before, order - 1, -1).astype(np.int32),
+        "next": np.where(order + 1 < before + count, order + 1, -1).astype(np.int32),
         "timestamp": tables.timestamps[rows],
         "image_paths": np.array([[path.encode() for path in six] for six in files], dtype=np.bytes_),
         "image_sizes": tables.sizes[rows],
-        "image_bytes": np.array([[_file_bytes(f"{root}/{path}") for path in six] for six in files], dtype=np.int64),
+        "image_bytes": np.array(
+            [[_file_bytes(os.path.join(root, path)) for path in six] for six in files], dtype=np.int64
+        ),
         "intrinsics": tables.intrinsics[sensors[:, :LIDAR]],
         "lidar2cam": lidar2cam,
         "lidar2ego": mounts[:, LIDAR],
         "ego2global": to_global[:, LIDAR],
-        "can_bus": states.of(chain.name, tables.timestamps[rows], to_global[:, LIDAR], poses[:, LIDAR, 3]),
+        "can_bus": states.of(chain.name, tables.timestamps[rows], to_global[:, LIDAR], poses[:, LIDAR, 3], turns),
         **_boxes(tables, chain, invert(lidar2global)),
     }
 
@@ -67,12 +71,16 @@ def _boxes(tables: FrameTables, chain: Chain, global2lidar: np.ndarray) -> dict[
     yaws = arctan2_of(turns[:, 1, 0], turns[:, 0, 0])
     motion = _velocities(found, tables.times[found["frame"]])
     boxes = np.column_stack([found["place"][:, :3], length, width, height, yaws, motion])
+    complete = tables.complete[chain.start : chain.stop]
+    frames = found["frame"] - chain.start
+    kept = found["possible"] & complete[frames]  # only now: velocities are differences to any neighbour
+    place = (np.cumsum(complete) - 1)[frames[kept]]
     return {
-        "boxes": move_boxes(boxes, global2lidar[found["frame"] - chain.start]).astype(np.float32),
-        "labels": found["label"],
-        "num_lidar_pts": found["num_lidar_pts"],
-        "num_radar_pts": found["num_radar_pts"],
-        "visibility": found["visibility"],
+        "boxes": move_boxes(boxes[kept], global2lidar[place]).astype(np.float32),
+        "labels": found["label"][kept],
+        "num_lidar_pts": found["num_lidar_pts"][kept],
+        "num_radar_pts": found["num_radar_pts"][kept],
+        "visibility": found["visibility"][kept],
     }
 
 

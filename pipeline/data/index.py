@@ -4,7 +4,7 @@ import hashlib
 import json
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,11 @@ from tqdm import tqdm
 
 from pipeline.data import GENERATED_BY
 from pipeline.data.can_bus import EgoStates
+from pipeline.data.categories import Categories
 from pipeline.data.columns import scene_columns
 from pipeline.data.npz import map_arrays, write_arrays
-from pipeline.data.tables import FrameTables, split_scenes, table_folder
+from pipeline.data.splits import own_splits, split_scenes
+from pipeline.data.tables import FrameTables, Tell, table_folder
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 
@@ -198,6 +200,10 @@ class FrameIndex:
             raise FD3DError(f"the index has no frame {token}; it was made from {self.version}")
         return self._rows[token]
 
+    def has(self, token: str) -> bool:
+        """Whether there is a frame of a sample token."""
+        return token in self._rows
+
     @cached_property
     def scenes(self) -> dict[str, list[int]]:
         """Rows by scene name, in time order."""
@@ -211,13 +217,26 @@ class FrameIndex:
         """Scene names by split, of those splits that have a scene here."""
         return {k: v for k, v in json.loads(str(self.arrays["splits"])).items() if v}
 
+    @cached_property
+    def classes(self) -> dict[str, str | None]:
+        """Detection class by category, over nuScenes' mapping; the profile's ``data.classes`` when the index was made."""
+        return dict(json.loads(str(self.arrays["classes"]))) if "classes" in self.arrays else {}
+
+    def boxes_of(self, rows: Sequence[int]) -> tuple[int, int]:
+        """Number of boxes of some rows, and of those among them that count: with at least one LiDAR or radar point."""
+        offsets = self.arrays["box_offsets"]
+        counted = np.concatenate([[0], np.cumsum(self.arrays["num_lidar_pts"] + self.arrays["num_radar_pts"] > 0)])
+        chosen = np.asarray(rows, dtype=np.int64)
+        start, stop = offsets[chosen], offsets[chosen + 1]
+        return int((stop - start).sum()), int((counted[stop] - counted[start]).sum())
+
     def select(self, split: str) -> list[int]:
-        """Rows of a split, scene by scene; ``all`` is every frame.
+        """Rows of a split, scene by scene; ``all`` is every frame, unless the data set has a split of this name.
 
         Raises:
             FD3DError: no scene of that split is here.
         """
-        if split == "all":
+        if split == "all" and split not in self.splits:
             return list(range(len(self)))
         if split not in self.splits:
             raise FD3DError(f"split '{split}' has no scene in this index; it has {', '.join(self.splits)} and all")
@@ -236,21 +255,39 @@ def _reopened(path: Path, stamp: tuple[int, int]) -> FrameIndex:
     return index
 
 
-def build_index(root: str | Path, version: str, out: str | Path) -> FrameIndex:
+def build_index(
+    root: str | Path,
+    version: str,
+    out: str | Path,
+    classes: Mapping[str, str | None] | None = None,
+    skip_incomplete: bool = False,
+    tell: Tell = lambda line: None,
+) -> FrameIndex:
     """Index a data set and write the file ``out``, the same bytes for the same data set on every machine.
 
     The index covers the images by their sizes in bytes, and the settings of a generated data set.
 
+    Args:
+        classes: detection class by category, over nuScenes' mapping; None for a category that is no class.
+        skip_incomplete: leave out frames that lack a camera or the LiDAR.
+        tell: called with a line for everything that does not count: categories, boxes, cameras, frames.
+
     Raises:
-        FD3DError: a table is missing or damaged, or a frame lacks a camera.
+        FD3DError: a table or ``splits.json`` is missing or damaged, a frame lacks a camera, a scene's times do not increase, or
+            there are annotations and none counts.
     """
     folder = table_folder(root, version)
+    root = folder.parent
     known_splits = split_scenes(root, version)
-    tables, states = FrameTables(folder), EgoStates(Path(root))
+    categories = Categories(classes or {})
+    tables, states = FrameTables(folder, categories, skip_incomplete, tell), EgoStates(root)
+    own_splits(folder, {chain.name for chain in tables.chains})
     bar = tqdm(total=len(tables.tokens), unit="frame", disable=None)
-    scenes = []
+    scenes, here = [], set()
     for chain in tables.chains:
-        scenes.append(scene_columns(tables, chain, states, Path(root)))
+        if len(chain.rows(tables.complete)):
+            scenes.append(scene_columns(tables, chain, states, root))
+            here.add(chain.name)
         bar.update(chain.stop - chain.start)
     bar.close()
     arrays = {name: np.concatenate([scene.pop(name) for scene in scenes]) for name in (*_PER_FRAME, *_PER_BOX)}
@@ -258,14 +295,15 @@ def build_index(root: str | Path, version: str, out: str | Path) -> FrameIndex:
         warnings.warn(f"{missing} image files of {root} are missing; frames that need them will fail", stacklevel=2)
     states.warn()
     generator = folder / GENERATED_BY
-    here = {chain.name for chain in tables.chains}
     splits = {k: [n for n in names if n in here] for k, names in known_splits.items()}
     arrays |= {
-        "box_offsets": tables.counts,
+        "box_offsets": tables.box_offsets,
         "format": np.array(FORMAT),
         "version": np.array(version),
         "generator": np.array(generator.read_text() if generator.is_file() else ""),
         "splits": np.array(json.dumps({k: v for k, v in splits.items() if v})),
     }
+    if classes:  # not in an index with nuScenes' own mapping, which stays as it was before there was the setting
+        arrays["classes"] = np.array(json.dumps(dict(classes), sort_keys=True))
     write_atomically(Path(out), lambda file: write_arrays(file, arrays), binary=True)
     return FrameIndex.load(out, root)

@@ -102,5 +102,5 @@ def rows_of(path: Path) -> Iterator[Any]:
     Raises:
         OSError, ValueError: the file is missing or damaged.
     """
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:  # Windows tools begin a file with a mark
         yield from JSONStream(file).items()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from pipeline.data import CLASSES
 from pipeline.errors import FD3DError
 
 
@@ -18,6 +19,37 @@ class FrameSource:
     """Root of the nuScenes-format data set that the index describes."""
     split: str
     """Devkit split, one of the data set's ``splits.json``, or ``all``."""
+
+
+def check_classes(classes: Mapping[str, str | None]) -> None:
+    """Refuse classes of categories that no detector has.
+
+    Args:
+        classes: class by category, None for a category that is no class.
+
+    Raises:
+        FD3DError: naming the category.
+    """
+    for category, name in classes.items():
+        if name is not None and name not in CLASSES:
+            raise FD3DError(f"data.classes.{category} is '{name}'; use null or one of {', '.join(CLASSES)}")
+
+
+def check_boxes(counts: Mapping[str, tuple[str, int]]) -> None:
+    """Refuse splits without a box that counts, which nothing can be trained or judged on.
+
+    Args:
+        counts: split and number of its boxes that count, by the setting that names it.
+
+    Raises:
+        FD3DError: naming setting and split.
+    """
+    for setting, (split, count) in counts.items():
+        if not count:
+            raise FD3DError(
+                f"{setting} '{split}' has no box that counts; name a split with annotations, or give --root, --version and --out to "
+                "index frames that are only detected on"
+            )
 
 
 def check_different(chosen: Mapping[str, str], version: str) -> None:
@@ -49,7 +81,7 @@ def check_splits(chosen: Mapping[str, str], splits: Mapping[str, Collection[str]
     Raises:
         FD3DError: naming setting and split.
     """
-    known = {**splits, "all": {name for names in splits.values() for name in names}}
+    known = dict(splits) | {"all": splits.get("all", {name for names in splits.values() for name in names})}
     for setting, split in chosen.items():
         if split not in known:
             raise FD3DError(f"{setting} is '{split}', of which {where} has no scene; there are {', '.join(known)}")

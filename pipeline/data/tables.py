@@ -1,19 +1,19 @@
-"""Tables of a nuScenes-format data set: by the devkit, or row by row with only the columns that are needed."""
+"""Tables of a nuScenes-format data set, row by row with only the columns that are needed."""
 
-import json
-from collections.abc import Callable, Collection, Iterator
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nuscenes.eval.detection.utils import category_to_detection_name
-from nuscenes.nuscenes import NuScenes
-from nuscenes.utils.splits import create_splits_scenes
 
 from pipeline.data import CAMERAS, CLASSES
-from pipeline.data.geometry import transform
+from pipeline.data.annotations import Annotations
+from pipeline.data.categories import Categories
+from pipeline.data.geometry import transform, yaw_of
 from pipeline.data.json_stream import rows_of
 from pipeline.errors import FD3DError
 
@@ -21,7 +21,11 @@ Row = dict[str, Any]
 CHANNELS = (*CAMERAS, "LIDAR_TOP")
 LIDAR = len(CAMERAS)
 """Number of the LiDAR in ``CHANNELS``."""
+Tell = Callable[[str], object]
+"""Callback that takes a line on what of the data set does not count."""
 _BLOCK = 20_000  # rows of annotations that are held as Python objects
+_MAX_TILT = 20.0  # degrees between the LiDAR's and the car's z axes
+_MAX_TURN = 10.0  # degrees, up to which a LiDAR that looks along the car's y axis counts as nuScenes', whose x axis is to the right
 
 
 def table_folder(root: str | Path, version: str) -> Path:
@@ -30,78 +34,10 @@ def table_folder(root: str | Path, version: str) -> Path:
     Raises:
         FD3DError: the root has no such version.
     """
-    folder = Path(root) / version
+    folder = Path(root).expanduser() / version
     if not folder.is_dir():
         raise FD3DError(f"{root} has no folder {version}; give the data set's root and one of its versions")
     return folder
-
-
-def split_scenes(root: str | Path, version: str) -> dict[str, list[str]]:
-    """Scene names by split: the devkit's, and those of the data set's own ``splits.json``."""
-    splits = dict(create_splits_scenes())
-    custom = Path(root) / version / "splits.json"
-    if custom.exists():
-        splits |= json.loads(custom.read_text())
-    return splits
-
-
-class _SceneTables(NuScenes):
-    """The devkit's tables with the rows of some scenes, and with no sensor data but the LiDAR's key frames."""
-
-    def __init__(self, folder: Path, scenes: Collection[str]) -> None:
-        self._folder, self._scenes = folder, frozenset(scenes)
-        self._kept: dict[str, list[Row]] = {}
-        super().__init__(version=folder.name, dataroot=str(folder.parent), verbose=False)
-
-    def __load_table__(self, table_name: str) -> list[Row]:
-        return self._rows_of(table_name)
-
-    def _rows_of(self, name: str) -> list[Row]:
-        if name not in self._kept:
-            chosen = self._chosen(name)
-            self._kept[name] = [row for row in rows_of(self._folder / f"{name}.json") if chosen(row)]
-        return self._kept[name]
-
-    def _tokens(self, name: str, column: str = "token") -> frozenset[str]:
-        return frozenset(row[column] for row in self._rows_of(name))
-
-    def _chosen(self, name: str) -> Callable[[Row], bool]:
-        if name == "scene":
-            return lambda row: row["name"] in self._scenes
-        if name == "sample":
-            scenes = self._tokens("scene")
-            return lambda row: row["scene_token"] in scenes
-        if name == "sample_annotation":
-            samples = self._tokens("sample")
-            return lambda row: row["sample_token"] in samples
-        if name == "sample_data":
-            samples = self._tokens("sample")
-            sensors = {row["token"] for row in self._rows_of("sensor") if row["channel"] == "LIDAR_TOP"}
-            calibrated = self._rows_of("calibrated_sensor")
-            lidars = {row["token"] for row in calibrated if row["sensor_token"] in sensors}
-            return lambda row: (
-                row["is_key_frame"] and row["calibrated_sensor_token"] in lidars and row["sample_token"] in samples
-            )
-        if name == "ego_pose":
-            poses = self._tokens("sample_data", "ego_pose_token")
-            return lambda row: row["token"] in poses
-        return lambda row: True
-
-
-def open_scenes(root: str | Path, version: str, scenes: Collection[str]) -> NuScenes:
-    """The devkit's tables as far as the annotations of some scenes need them; a part of the memory of all tables.
-
-    Args:
-        scenes: names.
-
-    Raises:
-        FD3DError: the root has no such version, or a table is missing or damaged.
-    """
-    folder = table_folder(root, version)
-    try:
-        return _SceneTables(folder, scenes)
-    except (OSError, AssertionError, KeyError, ValueError) as error:
-        raise FD3DError(f"the tables in {folder} cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -113,12 +49,19 @@ class Chain:
     start: int
     stop: int
 
+    def rows(self, complete: np.ndarray) -> np.ndarray:
+        """Rows of the scene's complete frames."""
+        return self.start + np.flatnonzero(complete[self.start : self.stop])
+
 
 class FrameTables:
     """Columns that the frame index needs, key frames in the order of scene names and of time.
 
     Args:
         folder: of the tables.
+        categories: detection classes of the data set's categories.
+        skip_incomplete: leave out frames that lack a camera or the LiDAR.
+        tell: told what does not count: cameras, frames, categories and boxes.
 
     Attributes:
         chains: scenes.
@@ -134,23 +77,35 @@ class FrameTables:
         annotations: columns of the annotations of the ten classes, in the order of key frames: frame, label, token, prev and
             next (bytes), place (translation, size as (width, length, height), quaternion), points, visibility.
         counts: (n + 1,) offsets of the key frames' annotations.
+        complete: (n,) which frames have all sensors.
+        box_offsets: (m + 1,) offsets of the complete frames' possible boxes.
 
     Raises:
-        FD3DError: a table is missing or damaged, or a frame lacks a camera.
+        FD3DError: a table is missing or damaged, a frame lacks a sensor, a scene's times do not increase, a camera has no
+            intrinsics, the LiDAR is tilted, or no box counts.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, categories: Categories, skip_incomplete: bool, tell: Tell) -> None:
+        self.folder, self.categories, self.tell = folder, categories, tell
         self._read_samples()
         self._read_sensor_data()
+        self._check_complete(skip_incomplete)
+        self._check_times()
+        self._check_mounts()
         self._read_poses()
         self.annotations, self.counts = self._read_annotations()
+        found = self.annotations
+        kept = found["frame"][found["possible"] & self.complete[found["frame"]]]
+        counts = np.bincount(kept, minlength=len(self.tokens))[self.complete]
+        self.box_offsets = np.concatenate([[0], np.cumsum(counts)])
 
     @contextmanager
     def _table(self, name: str) -> Iterator[Iterator[Row]]:
         path = self.folder / f"{name}.json"
         try:
             yield rows_of(path)
+        except FD3DError:
+            raise
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise FD3DError(f"the tables in {self.folder} cannot be read: {path.name}: {reason}") from error
@@ -169,16 +124,21 @@ class FrameTables:
                 while token:
                     self.tokens.append(token)
                     token = samples[token][1]
+                    if len(self.tokens) > len(samples):
+                        raise FD3DError(f"samples of {scene['name']} in {self.folder} follow each other in a ring")
                 self.chains.append(Chain(scene["name"], scene["token"], start, len(self.tokens)))
             self.times = np.array([samples[token][0] for token in self.tokens], dtype=np.int64)
         self._number = {token: number for number, token in enumerate(self.tokens)}
 
     def _read_sensor_data(self) -> None:
         with self._table("sensor") as rows:
-            channels = {row["token"]: row["channel"] for row in rows}
+            sensors = list(rows)
+        channels = {row["token"]: row["channel"] for row in sensors}
+        cameras, ignored = {row["channel"] for row in sensors if row.get("modality") == "camera"}, Counter[str]()
         with self._table("calibrated_sensor") as rows:
             mounts = list(rows)
-            channel_of = [CHANNELS.index(c) if (c := channels[m["sensor_token"]]) in CHANNELS else -1 for m in mounts]
+            names = [channels[mount["sensor_token"]] for mount in mounts]
+            channel_of = [CHANNELS.index(name) if name in CHANNELS else -1 for name in names]
             self.mounts = transform([m["translation"] for m in mounts], [m["rotation"] for m in mounts])
             self.intrinsics = np.array([m["camera_intrinsic"] or np.zeros((3, 3)) for m in mounts], dtype=np.float64)
         number_of = {mount["token"]: number for number, mount in enumerate(mounts)}
@@ -196,6 +156,7 @@ class FrameTables:
                 mount = number_of[row["calibrated_sensor_token"]]
                 channel = channel_of[mount]
                 if channel < 0:
+                    ignored[names[mount]] += 1
                     continue
                 self.sensors[frame, channel] = mount
                 pose = self._pose_tokens.setdefault(row["ego_pose_token"], len(self._pose_tokens))
@@ -205,10 +166,61 @@ class FrameTables:
                 else:
                     self.files[frame, channel] = row["filename"]
                     self.sizes[frame, channel] = row["height"], row["width"]
-        for frame, channel in np.argwhere(self.sensors < 0)[:1]:
-            scene = next(chain.name for chain in self.chains if chain.start <= frame < chain.stop)
+        if other := [f"{name} ({count} key frames)" for name, count in ignored.items() if name in cameras]:
+            self.tell(f"ignored cameras: {', '.join(other)}; those that count are {', '.join(CAMERAS)}")
+
+    def _check_complete(self, skip: bool) -> None:
+        self.complete = (self.sensors >= 0).all(1)
+        if self.complete.all():
+            return
+        lacking, frame = (~self.complete).sum(), int(np.argmin(self.complete))
+        channel = int(np.argmin(self.sensors[frame] >= 0))
+        by_channel = zip(CHANNELS, (self.sensors < 0).sum(0).tolist(), strict=True)
+        counts = ", ".join(f"{name} {count}" for name, count in by_channel if count)
+        told = f"{lacking} of {len(self.tokens)} frames of {self.folder} lack a sensor ({counts})"
+        if not skip or not self.complete.any():
+            way_out = "; --skip-incomplete drops such frames" if self.complete.any() else ""
             raise FD3DError(
-                f"sample {self.tokens[frame]} of {scene} has no {CHANNELS[channel]}; six cameras and LIDAR_TOP are needed"
+                f"{told}, first sample {self.tokens[frame]} of {self._scene_of(frame)} has no {CHANNELS[channel]}; six cameras and LIDAR_TOP "
+                f"are needed{way_out}"
+            )
+        self.tell(f"{told} and are skipped")
+
+    def _scene_of(self, frame: int) -> str:
+        return next(chain.name for chain in self.chains if chain.start <= frame < chain.stop)
+
+    def _check_times(self) -> None:
+        """Refuse times that stand still or go back, by which speeds would be divided."""
+        for chain in self.chains:
+            rows = chain.rows(self.complete)
+            for table, times in (("sample", self.times[rows]), ("sample_data", self.timestamps[rows])):
+                if len(wrong := np.flatnonzero(np.diff(times) <= 0)):
+                    first, second = rows[wrong[0]], rows[wrong[0] + 1]
+                    raise FD3DError(
+                        f"{self.folder.name}/{table}.json has timestamp {times[wrong[0]]} for sample {self.tokens[first]} of {chain.name} and "
+                        f"{times[wrong[0] + 1]} for the next, {self.tokens[second]}; times of a scene's frames must increase ({len(wrong)} do not)"
+                    )
+
+    def _check_mounts(self) -> None:
+        """Refuse cameras without intrinsics and tilted LiDARs; tell of LiDARs whose axes are not nuScenes'."""
+        sensors, intrinsics = self.sensors[self.complete], self.intrinsics
+        usable = np.isfinite(intrinsics).all((1, 2)) & (intrinsics[:, [0, 1], [0, 1]] > 0).all(1)
+        for frame, channel in np.argwhere(~usable[sensors[:, :LIDAR]])[:1]:
+            token = np.array(self.tokens)[self.complete][frame]
+            raise FD3DError(
+                f"{CHANNELS[channel]} of sample {token} has no camera_intrinsic in calibrated_sensor.json; give its 3 x 3 matrix in pixels"
+            )
+        for lidar in np.unique(sensors[:, LIDAR]):
+            tilt = math.degrees(math.acos(max(-1.0, min(1.0, self.mounts[lidar, 2, 2]))))
+            if tilt > _MAX_TILT:
+                raise FD3DError(
+                    f"LIDAR_TOP's z axis in calibrated_sensor.json is {tilt:.0f} degrees off the car's; boxes need an upright LiDAR, turn its data"
+                )
+        turns = np.degrees([lidar_turn(self.mounts[lidar]) for lidar in np.unique(sensors[:, LIDAR])])
+        if (turns != 0).any():
+            self.tell(
+                f"LIDAR_TOP is turned by {', '.join(f'{turn:.0f}' for turn in np.unique(turns[turns != 0].round()))} degrees against nuScenes', "
+                "whose y axis looks ahead; boxes and history follow its own axes"
             )
 
     def _read_poses(self) -> None:
@@ -225,59 +237,77 @@ class FrameTables:
 
     def _read_annotations(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         with self._table("category") as rows:
-            names = {row["token"]: category_to_detection_name(row["name"]) for row in rows}
+            names = {row["token"]: row["name"] for row in rows}
+        self.categories.check(set(names.values()), self.folder)
         with self._table("instance") as rows:
             kinds = {row["token"]: names[row["category_token"]] for row in rows}
-        labels = {token: -1 if name is None else CLASSES.index(name) for token, name in kinds.items()}
-        blocks, block = [], _Annotations()
+        classes = {name: self.categories.class_of(name) for name in names.values()}
+        labels = {name: -1 if kind is None else CLASSES.index(kind) for name, kind in classes.items()}
+        levels = self._visibility_levels()
+        blocks, block, unmapped, pointless = [], Annotations(), Counter[str](), 0
         with self._table("sample_annotation") as rows:
             for row in rows:
-                frame, label = self._number.get(row["sample_token"]), labels[row["instance_token"]]
-                if frame is None or label < 0:
+                frame, category = self._number.get(row["sample_token"]), kinds[row["instance_token"]]
+                if frame is None:
                     continue
-                block.add(frame, label, row)
+                if (label := labels[category]) < 0:
+                    unmapped[category] += 1
+                    continue
+                pointless += row.get("num_lidar_pts") is None
+                block.add(frame, label, row, levels)
                 if len(block.frame) == _BLOCK:
                     blocks.append(block.columns())
-                    block = _Annotations()
+                    block = Annotations()
             blocks.append(block.columns())
         order = np.argsort(np.concatenate([columns["frame"] for columns in blocks]), kind="stable")
         columns = {name: np.concatenate([made.pop(name) for made in blocks])[order] for name in list(blocks[0])}
         counts = np.concatenate([[0], np.cumsum(np.bincount(columns["frame"], minlength=len(self.tokens)))])
+        self._tell_boxes(columns, unmapped, pointless)
         return columns, counts
 
+    def _visibility_levels(self) -> dict[str, str]:
+        """Names of visibility levels by token; none without the table, as levels are often their own tokens."""
+        if not (self.folder / "visibility.json").is_file():
+            return {}
+        with self._table("visibility") as rows:
+            return {str(row["token"]): str(row.get("level", "")) for row in rows}
 
-class _Annotations:
-    """Annotations as flat lists, from which the columns are made: rows as they are would keep the garbage collector busy."""
+    def _tell_boxes(self, found: dict[str, np.ndarray], unmapped: Counter[str], pointless: int) -> None:
+        """Say which boxes do not count.
 
-    def __init__(self) -> None:
-        self.frame: list[int] = []
-        self.label: list[int] = []
-        self.tokens: list[str] = []
-        self.place: list[float] = []
-        self.facts: list[int] = []
+        Raises:
+            FD3DError: there are annotations, but none is of a class, or none of those counts.
+        """
+        mapped, left = len(found["frame"]), unmapped.total()
+        if left:
+            kinds = ", ".join(f"{name} ({count})" for name, count in unmapped.most_common(8))
+            more = ", ..." if len(unmapped) > 8 else ""
+            told = f"{left} of {mapped + left} boxes of {len(unmapped)} categories are not mapped: {kinds}{more}"
+            if not mapped:
+                raise FD3DError(
+                    f"{told}; name the class of a category under data.classes, such as {{{next(iter(unmapped))}: car}}"
+                )
+            self.tell(told)
+        if pointless:
+            self.tell(f"{pointless} boxes have no num_lidar_pts; each counts as one with a LiDAR point")
+        bad = np.flatnonzero(~found["possible"])
+        if len(bad):
+            first = bad[0]
+            size = ", ".join(f"{number:g}" for number in found["place"][first, 3:6])
+            self.tell(
+                f"{len(bad)} boxes cannot be (a size that is not above 0, or numbers that are not finite) and do not count, first "
+                f"annotation {found['token'][first].decode()} of {self._scene_of(found['frame'][first])}, size {size}"
+            )
+        points = found["num_lidar_pts"] + found["num_radar_pts"]
+        if mapped and not (found["possible"] & (points > 0) & self.complete[found["frame"]]).any():
+            raise FD3DError(
+                f"none of the {mapped} boxes of {self.folder} counts: num_lidar_pts and num_radar_pts are 0, or the box cannot be; where points "
+                "were not counted, leave num_lidar_pts out of sample_annotation.json"
+            )
 
-    def add(self, frame: int, label: int, row: Row) -> None:
-        """Append a row of the table."""
-        self.frame.append(frame)
-        self.label.append(label)
-        self.tokens += row["token"], row["prev"], row["next"]
-        self.place += row["translation"]
-        self.place += row["size"]
-        self.place += row["rotation"]
-        self.facts += row["num_lidar_pts"], row["num_radar_pts"], int(row["visibility_token"] or 0)
 
-    def columns(self) -> dict[str, np.ndarray]:
-        """Columns of the rows."""
-        tokens = np.array(self.tokens, dtype=np.bytes_).reshape(-1, 3)
-        facts = np.array(self.facts, dtype=np.int32).reshape(-1, 3)
-        return {
-            "frame": np.array(self.frame, dtype=np.int32),
-            "label": np.array(self.label, dtype=np.uint8),
-            "token": tokens[:, 0],
-            "prev": tokens[:, 1],
-            "next": tokens[:, 2],
-            "place": np.array(self.place, dtype=np.float64).reshape(-1, 10),
-            "num_lidar_pts": facts[:, 0],
-            "num_radar_pts": facts[:, 1],
-            "visibility": facts[:, 2].astype(np.uint8),
-        }
+def lidar_turn(mount: np.ndarray) -> float:
+    """Radians by which a LiDAR (mount (4, 4), to the ego frame) is turned against nuScenes', whose x axis is to the right; 0
+    up to a small angle of mounting, which official checkpoints have learned with."""
+    turn = math.remainder(yaw_of(mount) + math.pi / 2, 2 * math.pi)
+    return turn if abs(math.degrees(turn)) > _MAX_TURN else 0.0

@@ -190,7 +190,7 @@ class PackFrames(BaseTransform):
     """Resize and stack the queue's images and gather metainfo.
 
     Gives ``inputs.img`` (Q, V, 3, H, W), uint8, or of a wider type where resized or augmented in floating point, and a
-    Det3DDataSample with ``token``, ``frames`` (per frame: token, scene_token, timestamp, lidar2img, img_hw, can_bus,
+    Det3DDataSample with ``token``, ``frames`` (per frame: token, scene_token, timestamp, lidar2img, lidar2cam, img_hw, can_bus,
     has_history) and, where loaded, ``gt_instances_3d`` and ``expert``.
 
     Args:
@@ -218,6 +218,7 @@ class PackFrames(BaseTransform):
                     "scene_token": frame.scene_token,
                     "timestamp": frame.timestamp,
                     "lidar2img": entry["lidar2img"].astype(np.float32),
+                    "lidar2cam": frame.lidar2cam,
                     "img_hw": img.shape[1:3],
                     "can_bus": entry["can_bus"].astype(np.float32),
                     "has_history": entry["has_history"],

@@ -10,21 +10,19 @@ from typing import Any
 
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.data_classes import EvalBoxes
-from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes, load_gt, load_gt_of_sample_tokens
+from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes, load_gt_of_sample_tokens
 from nuscenes.eval.detection.data_classes import DetectionBox, DetectionMetricDataList
 from nuscenes.eval.detection.evaluate import DetectionEval
 from nuscenes.nuscenes import NuScenes
-from nuscenes.utils.splits import is_predefined_split
 
-from pipeline.data.json_stream import JSONStream
-from pipeline.data.tables import open_scenes, split_scenes, table_folder
+from pipeline.data.devkit import TABLES, open_scenes
+from pipeline.data.index import FrameIndex
+from pipeline.data.json_stream import JSONStream, rows_of
+from pipeline.data.splits import split_scenes
+from pipeline.data.tables import table_folder
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 
-# the devkit's tables, and the versions that it evaluates its own splits on
-_TABLES = "attribute calibrated_sensor category ego_pose instance log map sample sample_annotation sample_data scene sensor visibility"
-_VERSIONS = {"train": "trainval", "val": "trainval", "mini_train": "mini", "mini_val": "mini", "test": "test"}
-_VERSIONS |= {"train_detect": "trainval", "train_track": "trainval"}
 # the devkit's names of the true-positive errors and the benchmark's
 ERRORS = {"trans_err": "mATE", "scale_err": "mASE", "orient_err": "mAOE", "vel_err": "mAVE", "attr_err": "mAAE"}
 METRICS = ("NDS", "mAP", *ERRORS.values())
@@ -32,21 +30,25 @@ METRICS = ("NDS", "mAP", *ERRORS.values())
 
 
 def evaluated_scenes(root: Path, version: str, split: str) -> list[str]:
-    """Names of a split's scenes, of a split that the devkit can evaluate on these tables; reads no table.
+    """Names of a split's scenes that the tables have; ``all`` is every scene, unless the data set has a split of this name.
 
     Raises:
-        FD3DError: a table is missing, the split is unknown, or the devkit has the split for another version.
+        FD3DError: a table is missing, or the split is unknown or has no scene here.
     """
     folder = table_folder(root, version)
-    for name in _TABLES.split():
+    for name in TABLES:
         if not (folder / f"{name}.json").is_file():
             raise FD3DError(f"{folder} has no {name}.json, which the devkit needs to evaluate; copy the tables again")
-    splits = split_scenes(root, version)
+    try:
+        here = sorted(row["name"] for row in rows_of(folder / "scene.json"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FD3DError(f"{folder}/scene.json cannot be read: {error!r}; copy the tables again") from error
+    splits = {"all": here} | split_scenes(root, version)
     if split not in splits:
         raise FD3DError(f"split '{split}' is unknown; the data set has {', '.join(splits)}")
-    if is_predefined_split(split) and not version.endswith(wanted := _VERSIONS.get(split, "")):
-        raise FD3DError(f"the devkit evaluates split '{split}' on v1.0-{wanted}, not on {version}; name another split")
-    return splits[split]
+    if not (scenes := [name for name in splits[split] if name in here]):
+        raise FD3DError(f"split '{split}' has no scene in {folder}; name another split")
+    return scenes
 
 
 def evaluate(
@@ -56,12 +58,14 @@ def evaluate(
     split: str,
     work_dir: Path | None = None,
     scenes: Sequence[str] | None = None,
+    index: FrameIndex | None = None,
 ) -> dict[str, Any]:
     """Evaluate a submission by ``detection_cvpr_2019``.
 
     Args:
         work_dir: folder for ``pr.csv``, precision over recall per class at 2 m; None writes none.
         scenes: names of the split's scenes that the submission covers; None is the whole split.
+        index: index whose frames and classes count; None is every frame and nuScenes' classes.
 
     Returns:
         NDS and mAP in percent, the five mean errors (m, 1 - IoU, rad, m/s, 1 - accuracy), AP in percent and errors by class.
@@ -72,9 +76,12 @@ def evaluate(
     known = evaluated_scenes(root, version, split)
     if scenes is not None and (unknown := sorted(set(scenes) - set(known))):
         raise FD3DError(f"split '{split}' has no scene {unknown[0]}; name scenes of the split")
-    nusc = open_scenes(root, version, known if scenes is None else scenes)
+    nusc = open_scenes(root, version, known if scenes is None else scenes, index.classes if index else None)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        metrics, curves = _SplitEval(nusc, submission, split).evaluate()
+        try:
+            metrics, curves = _SplitEval(nusc, submission, split, index).evaluate()
+        except (AssertionError, KeyError, TypeError) as error:  # what the devkit raises for a record that cannot be
+            raise FD3DError(f"submission {submission} cannot be evaluated: {type(error).__name__}: {error}") from error
     found = metrics.serialize()
     if work_dir is not None:
         _write_curves(curves, work_dir / "pr.csv")
@@ -94,16 +101,14 @@ class _SplitEval(DetectionEval):
 
     Args:
         nusc: tables of the split's scenes.
+        index: index whose frames count; None is every frame.
     """
 
-    def __init__(self, nusc: NuScenes, submission: Path, split: str) -> None:
+    def __init__(self, nusc: NuScenes, submission: Path, split: str, index: FrameIndex | None) -> None:
         self.nusc, self.cfg, self.verbose = nusc, config_factory("detection_cvpr_2019"), False
-        wanted = [sample["token"] for sample in nusc.sample]
+        wanted = [sample["token"] for sample in nusc.sample if index is None or index.has(sample["token"])]
         self.pred_boxes = self._predictions(submission, split, wanted)
-        predefined = is_predefined_split(split)
-        truth = (
-            load_gt(nusc, split, DetectionBox) if predefined else load_gt_of_sample_tokens(nusc, wanted, DetectionBox)
-        )
+        truth = load_gt_of_sample_tokens(nusc, wanted, DetectionBox)
         self.gt_boxes = self._counted(truth)
         self.sample_tokens = self.gt_boxes.sample_tokens
 

@@ -9,10 +9,10 @@ import torch
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
-from pipeline.evaluation.metrics import evaluate
+from pipeline.evaluation.metrics import evaluate, evaluated_scenes
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.submission import write_submission
-from pipeline.files import write_atomically
+from pipeline.files import check_writable, write_atomically
 from pipeline.models.build import load_config
 from pipeline.models.load import load_detector
 
@@ -29,19 +29,58 @@ def evaluate_detector(
         workers: processes that decode images.
 
     Returns:
-        metrics as of :func:`~pipeline.evaluation.metrics.evaluate`.
+        metrics as of :func:`score`.
 
     Raises:
-        FD3DError: a file is missing or does not fit, or a detection is not finite.
+        FD3DError: a file is missing or does not fit, the split cannot be evaluated, a place cannot be written, or a detection
+            is not finite; all but the last before the detector runs.
     """
     if not checkpoint.is_file():
         raise FD3DError(f"checkpoint {checkpoint} does not exist; run 'dvc repro', or give another by --checkpoint")
+    index = check_evaluation(source, version, out, metrics)
     torch.set_num_threads(1)
     cfg = load_config(config)
     model = load_detector(cfg, checkpoint)
-    index, detections = FrameIndex.load(source.index, source.root), predict(cfg, model, source, workers)
+    detections = predict(cfg, model, source, workers)
     write_submission(out / "submission.json", index, detections)
     del model, detections  # the metrics need their memory
-    found = evaluate(out / "submission.json", source.root, version, source.split, out)
+    return score(out / "submission.json", index, source, out, metrics)
+
+
+def check_evaluation(source: FrameSource, version: str, out: Path, metrics: Path) -> FrameIndex:
+    """The index of frames that can be evaluated; arguments as of :func:`evaluate_detector`.
+
+    Raises:
+        FD3DError: index, tables or split do not fit each other, the split has boxes of which none counts, or a place cannot be
+            written.
+    """
+    index = FrameIndex.load(source.index, source.root)
+    if index.version != version:
+        raise FD3DError(
+            f"index {source.index} was made from {index.version}, but the tables to evaluate on are {version}; make it again with 'fd3d index'"
+        )
+    boxes, counted = index.boxes_of(index.select(source.split))
+    evaluated_scenes(source.root, version, source.split)
+    if boxes and not counted:
+        raise FD3DError(
+            f"none of the {boxes} boxes of split '{source.split}' has a LiDAR or radar point, so none counts; name another split"
+        )
+    for path in (out / "submission.json", out / "pr.csv", metrics):
+        check_writable(path)
+    return index
+
+
+def score(submission: Path, index: FrameIndex, source: FrameSource, out: Path, metrics: Path) -> dict[str, Any]:
+    """Evaluate a submission and write the metrics; arguments as of :func:`evaluate_detector`.
+
+    Returns:
+        metrics as of :func:`~pipeline.evaluation.metrics.evaluate`; none, and none written, for a split without annotations.
+
+    Raises:
+        FD3DError: the submission is missing or damaged, or does not cover the split.
+    """
+    if not index.boxes_of(index.select(source.split))[0]:
+        return {}
+    found = evaluate(submission, source.root, index.version, source.split, out, index=index)
     write_atomically(metrics, lambda file: json.dump(found, file, indent=1))
     return found

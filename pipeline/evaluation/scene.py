@@ -15,7 +15,7 @@ from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.submission import to_submission
-from pipeline.files import write_atomically
+from pipeline.files import check_writable, write_atomically
 from pipeline.models.build import load_config
 from pipeline.models.load import load_detector
 from pipeline.report.figures import beside, bev_figure, camera_sheet, jpeg
@@ -67,6 +67,7 @@ def detect_scene(
     """
     if frames < 1:
         raise FD3DError(f"frames is {frames}; it must be at least 1")
+    check_writable(out / "submission.json")
     cfg = load_config(config)
     model = load_detector(cfg, checkpoint)
     if index is None:

@@ -1,6 +1,8 @@
 """The expert seen from outside: a detector run frame by frame, tapped by module path through an adapter."""
 
-from .adapters import BEVFormerAdapter, DetectorAdapter, DETR3DAdapter, ExpertAdapter
+from .adapters import BEVFormerAdapter, DETR3DAdapter, ExpertAdapter
+from .detections import Detections
+from .foreign import DetectorAdapter, MonocularAdapter, MultiViewAdapter
 from .frame import BEVReading, CameraReading, ExpertFrame
 from .tapped import TappedExpert, build_adapter
 
@@ -9,9 +11,12 @@ __all__ = [
     "BEVReading",
     "CameraReading",
     "DETR3DAdapter",
+    "Detections",
     "DetectorAdapter",
     "ExpertAdapter",
     "ExpertFrame",
+    "MonocularAdapter",
+    "MultiViewAdapter",
     "TappedExpert",
     "build_adapter",
 ]

@@ -1,8 +1,8 @@
-"""Adapters through which stage 1 reads experts of each family.
+"""Adapters through which stage 1 reads this project's experts; those of other detectors are in :mod:`pipeline.expert.foreign`.
 
-To bring another mmdet3d detector: register a class with the methods of :class:`ExpertAdapter` in mmdet3d's ``TASK_UTILS``
-(most often a subclass of :class:`DetectorAdapter` that overrides ``prepare``), import the class's module by the
-config's ``custom_imports`` and name the class in the config: ``adapter = dict(type="MyAdapter", bev="my_neck")``.
+To bring another mmdet3d detector: register a class with the methods of :class:`ExpertAdapter` in mmdet3d's ``TASK_UTILS`` (most
+often a subclass of :class:`~pipeline.expert.foreign.DetectorAdapter` that overrides ``prepare``), import the class's module by
+the config's ``custom_imports`` and name the class in the config: ``adapter = dict(type="MyAdapter", bev="my_neck")``.
 """
 
 from abc import ABC, abstractmethod
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipeline.errors import FD3DError
 from pipeline.models.boxes import decode_boxes, to_metres
 
+from .detections import Detections, class_numbers, detections
 from .frame import BEVReading, CameraReading, ExpertFrame
 
 Seen = dict[str, tuple[tuple[Any, ...], Any]]
@@ -32,59 +33,14 @@ class ExpertAdapter(Protocol):
         """The project's batch (``inputs.img``: per sample (1, V, 3, H, W) uint8; ``data_samples`` with the metainfo of
         :class:`~pipeline.data.transforms.PackFrames`) as the model's data preprocessor takes it."""
 
+    def detections(self, samples: list[Det3DDataSample]) -> list[Detections]:
+        """Boxes of each frame, from what the model's ``predict`` returned; what is evaluated and drawn."""
+
     def read(self, model: nn.Module, seen: Seen, samples: list[Det3DDataSample], num_queries: int) -> list[ExpertFrame]:
-        """One :class:`ExpertFrame` per sample, from what the taps saw and what the model's ``predict`` returned."""
+        """One :class:`ExpertFrame` per frame, from what the taps saw and what the model's ``predict`` returned."""
 
     def constants(self, model: nn.Module) -> dict[str, Tensor]:
         """Arrays of the store that do not depend on the frame, by path; float32 on the CPU."""
-
-
-@TASK_UTILS.register_module()
-class DetectorAdapter:
-    """Adapter of any mmdet3d detector: maps by module path, boxes of the detector's own predictions as queries.
-
-    Args:
-        bev: path of a module that returns the BEV map (B, C, H, W), or a sequence that starts with it.
-        pv: path of a module that returns pyramid levels (B*V, C, Hl, Wl).
-    """
-
-    def __init__(self, bev: str | None = None, pv: str | None = None) -> None:
-        if bev is None and pv is None:
-            raise FD3DError("the adapter taps neither 'bev' nor 'pv'; give the module path of at least one")
-        self.paths = {name: path for name, path in (("bev", bev), ("pv", pv)) if path is not None}
-
-    def taps(self, model: nn.Module) -> dict[str, str]:
-        """The paths as given."""
-        return self.paths
-
-    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch unchanged."""
-        return batch
-
-    def constants(self, model: nn.Module) -> dict[str, Tensor]:
-        """None."""
-        return {}
-
-    def read(self, model: nn.Module, seen: Seen, samples: list[Det3DDataSample], num_queries: int) -> list[ExpertFrame]:
-        """Boxes of ``pred_instances_3d``; frames with fewer than K are filled with boxes of score 0."""
-        frames = []
-        for b, sample in enumerate(samples):
-            found = sample.pred_instances_3d
-            boxes = torch.cat([found.bboxes_3d.gravity_center, found.bboxes_3d.tensor[:, 3:]], -1).float()
-            boxes = nn.functional.pad(boxes, (0, 9 - boxes.shape[1]))  # detectors without velocity
-            score, order = found.scores_3d.float().sort(descending=True, stable=True)
-            order, missing = order[:num_queries], max(num_queries - len(order), 0)
-            frames.append(
-                ExpertFrame(
-                    boxes=nn.functional.pad(boxes[order], (0, 0, 0, missing)),
-                    score=nn.functional.pad(score[:num_queries], (0, missing)),
-                    label=nn.functional.pad(found.labels_3d[order], (0, missing)),
-                    bev=_first(seen["bev"][1])[b].float() if "bev" in seen else None,
-                    pv=_levels(seen["pv"][1], b, len(samples)) if "pv" in seen else [],
-                    image_hw=_padded_hw(sample),
-                )
-            )
-        return frames
 
 
 class QueryAdapter(ABC):
@@ -125,6 +81,10 @@ class QueryAdapter(ABC):
         """None."""
         return {}
 
+    def detections(self, samples: list[Det3DDataSample]) -> list[Detections]:
+        """Boxes of each frame as predicted."""
+        return [detections(sample.pred_instances_3d, class_numbers(None)) for sample in samples]
+
     def read(self, model: nn.Module, seen: Seen, samples: list[Det3DDataSample], num_queries: int) -> list[ExpertFrame]:
         """The K queries with the best class scores of the last layer."""
         frames, out = [], seen["head"][1]
@@ -137,7 +97,7 @@ class QueryAdapter(ABC):
                     score=score,
                     label=label[kept],
                     bev=self._bev(model, seen, b),
-                    pv=_levels(seen["pv"][1], b, len(samples)),
+                    pv=levels_of(seen["pv"][1], b, len(samples)),
                     image_hw=sample.frames[-1]["pad_hw"],
                     reference=out.references[-1, b, kept].float(),
                     features=out.states[-1, b, kept].float(),
@@ -224,17 +184,18 @@ def submodule(model: nn.Module, path: str) -> Any:
         raise FD3DError(f"the expert has no module '{path}'; give the tap's path in the config's adapter") from error
 
 
-def _padded_hw(sample: Det3DDataSample) -> tuple[int, int] | None:
+def padded_hw(sample: Det3DDataSample) -> tuple[int, int] | None:
     """Rows and columns of the padded image: as noted by this project's data preprocessor, or by mmdet3d's."""
     frames = sample.metainfo.get("frames")
     return (frames[-1] if frames else {}).get("pad_hw") or sample.metainfo.get("batch_input_shape")
 
 
-def _first(output: Any) -> Tensor:
+def first_tensor(output: Any) -> Tensor:
+    """A module's output, or the first of several."""
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _levels(output: Any, b: int, batch: int) -> list[Tensor]:
+def levels_of(output: Any, b: int, batch: int) -> list[Tensor]:
     """Levels (B*V, C, H, W) of a module's output to those of one sample, (V, C, H, W)."""
     levels = [output] if isinstance(output, Tensor) else output
     return [level.unflatten(0, (batch, -1))[b].float() for level in levels]

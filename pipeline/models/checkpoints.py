@@ -104,10 +104,13 @@ def _detector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return student or {name: tensor for name, tensor in plain.items() if name not in averages}
 
 
-def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
+def load_checkpoint(model: nn.Module, path: str | Path, adapter: Mapping[str, Any] | None = None) -> Checkpoint:
     """Load a checkpoint strictly, and return what was read.
 
     A BEVFormer whose config does not say ``shift_current`` takes the setting from a converted checkpoint's notes.
+
+    Args:
+        adapter: as of :func:`check_conventions`.
 
     Raises:
         FD3DError: listing missing, unexpected and mismatched keys; or boxes, classes or ``shift_current`` of the file follow
@@ -115,7 +118,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
     """
     found = read_checkpoint(path)
     _check_fit(model, found, path)
-    check_conventions(model, found, path)
+    check_conventions(model, found, path, adapter)
     if isinstance(shift := found.meta.get("shift_current"), bool):
         for encoder in _encoders(model):
             _check_shift(encoder, shift, path, found.meta.get("shift_told_by", "its notes"))
@@ -124,19 +127,25 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
     return found
 
 
-def check_conventions(model: nn.Module, found: Checkpoint, path: str | Path) -> None:
+def check_conventions(
+    model: nn.Module, found: Checkpoint, path: str | Path, adapter: Mapping[str, Any] | None = None
+) -> None:
     """Refuse a checkpoint whose boxes or classes are not known to follow this project's conventions.
 
     Args:
-        model: detector to load; one with a head of another project is not asked for what its notes tell.
+        model: detector to load. A head of another project keeps its conventions, which its adapter declares.
+        adapter: settings of the adapter in the detector's config.
 
     Raises:
         FD3DError: the conventions are others, or not told.
     """
     if found.training:
         return
+    if not isinstance(getattr(model, "pts_bbox_head", None), QueryHead):
+        _check_declared(found, path, adapter or {})
+        return
     boxes = box_convention(found.meta)[0]
-    if boxes is None and isinstance(getattr(model, "pts_bbox_head", None), QueryHead):
+    if boxes is None:
         raise FD3DError(
             f"checkpoint {path} does not tell its conventions of boxes and classes (no meta, no training); state them in "
             f"'fd3d convert {path} OUT --config CONFIG --boxes old|new --classes NAME,...', or for the expert in the profile "
@@ -146,6 +155,31 @@ def check_conventions(model: nn.Module, found: Checkpoint, path: str | Path) -> 
         raise FD3DError(
             f"checkpoint {path} has boxes of mmdet3d before 1.0 or classes in another order; "
             f"convert it with 'fd3d convert {path} OUT --config CONFIG'"
+        )
+
+
+def _check_declared(found: Checkpoint, path: str | Path, adapter: Mapping[str, Any]) -> None:
+    """Compare the notes of another project's checkpoint with what the config's adapter declares.
+
+    Raises:
+        FD3DError: the boxes are of mmdet3d before 1.0, or the classes are in another order than declared.
+    """
+    boxes, witness = box_convention(found.meta)
+    if boxes == "old" and adapter.get("boxes") != "new":
+        raise FD3DError(
+            f"checkpoint {path} was made by mmdet3d before 1.0 ({witness}), whose LiDAR boxes were others; take the file of today's model zoo, or say "
+            "adapter = dict(boxes=\"new\", ...) in the config where the file fits today's detector (boxes in a camera's frame have stayed)"
+        )
+    told, declared = told_classes(found.meta), tuple(adapter.get("classes") or CLASSES)
+    if told is None:
+        return
+    other = len(told) != len(declared) or any(
+        a in CLASSES and b not in (a, None) for a, b in zip(told, declared, strict=True)
+    )
+    if other or ("classes" not in adapter and told != CLASSES):
+        raise FD3DError(
+            f"checkpoint {path} has the classes {', '.join(told)}; declare them in the config's adapter: classes=[...], in this order, each by a "
+            "name of this project or None"
         )
 
 

@@ -29,7 +29,7 @@ def load_detector(cfg: Config, checkpoint: Path | None, seed: int = 0) -> nn.Mod
     torch.manual_seed(seed)
     model = build_detector(cfg)
     if checkpoint is not None:
-        load_checkpoint(model, checkpoint)
+        load_checkpoint(model, checkpoint, cfg.get("adapter"))
     return _ready(cfg, model).to(best_device())
 
 

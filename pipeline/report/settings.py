@@ -67,7 +67,7 @@ def section(name: str, kind: Any) -> list[str]:
             continue
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
-            default = f"see `{field.name}`"
+            default = {} if field.default_factory is dict else f"see `{field.name}`"
         shown = "required" if default is dataclasses.MISSING else _plain(default)
         rows.append(f"| `{field.name}` | {_type(hints[field.name])} | {shown} | {_prose(texts[field.name])} |")
     about = " ".join((inspect.getdoc(kind) or "").split())
@@ -76,6 +76,8 @@ def section(name: str, kind: Any) -> list[str]:
 
 
 def _type(hint: Any) -> str:
+    if typing.get_origin(hint) is dict:
+        return "mapping"
     if isinstance(hint, type):
         return {float: "number", int: "whole number", bool: "true or false", str: "text", Path: "path"}.get(
             hint, "mapping"
@@ -87,6 +89,8 @@ def _type(hint: Any) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, str) and value.startswith("see "):
         return value
+    if value == {}:
+        return "`{}`"
     shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return f"`{list(value)}`" if isinstance(value, tuple) else f"`{shown}`"
 

@@ -66,7 +66,7 @@ def take_or_train(
         write_config(cfg, out.with_name("config.py"))
         facts = {"checkpoint": str(checkpoint)} | {name: notes[name] for name in ("boxes", "classes")}
     else:
-        found = load_checkpoint(build_detector(cfg), checkpoint)
+        found = load_checkpoint(build_detector(cfg), checkpoint, cfg.get("adapter"))
         with open(checkpoint, "rb") as source_file:
             write_atomically(out, partial(shutil.copyfileobj, source_file), binary=True)
         write_config(cfg, out.with_name("config.py"))

@@ -116,6 +116,10 @@ def train(
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise FD3DError("train.tensorboard is set, but there is no TensorBoard: pip install fd3d[tensorboard]")
     schedule, index = read_schedule(cfg), FrameIndex.load(source.index, source.root)
+    if not index.boxes_of(index.select(source.split))[1]:
+        raise FD3DError(
+            f"split '{source.split}' has no box that counts, so nothing can be trained on it; name another split"
+        )
     torch.set_num_threads(settings.threads)
     validator = prepare_validation(cfg, settings, validation, out.parent)
     processes, data = join_processes(), frame_dataset(cfg, source, True, targets)

@@ -108,7 +108,8 @@ class Validator:
         found = sorted((frame for part in parts for frame in part), key=lambda frame: places[index.row(frame[0])])
         try:
             write_submission(self.submission, index, found)
-            metrics = evaluate(self.submission, self.source.root, self.version, self.source.split, scenes=self.scenes)
+            place = self.source.root, self.version, self.source.split
+            metrics = evaluate(self.submission, *place, scenes=self.scenes, index=index)
         finally:
             self.submission.unlink(missing_ok=True)
         return {name: float(metrics[name]) for name in METRICS} | {"scenes": len(self.scenes)}
@@ -141,10 +142,14 @@ def prepare_validation(
             f"index {source.index} was made from {index.version}, but the tables to validate on are {version}; "
             "make it again with 'fd3d index'"
         )
-    index.select(source.split)  # names the splits that have scenes here
-    known = set(evaluated_scenes(source.root, version, source.split))
-    here = [name for name in index.splits[source.split] if name in known]
-    scenes = spread(here, settings.validate_scenes)
+    rows = index.select(source.split)  # names the splits that have scenes here
+    if not index.boxes_of(rows)[1]:
+        raise FD3DError(
+            f"split '{source.split}' has no box that counts, so nothing can be validated on it; name another split"
+        )
+    evaluated_scenes(source.root, version, source.split)
+    names = index.arrays["scene_name"][rows].tolist()
+    scenes = spread([name.decode() for name in dict.fromkeys(names)], settings.validate_scenes)
     return Validator(cfg, source, version, scenes, settings.workers, folder / SUBMISSION)
 
 

@@ -143,16 +143,8 @@ def test_sensor_data_between_key_frames_and_poses_of_none_change_nothing(small: 
 @pytest.mark.parametrize(
     ("table", "change", "message"),
     [
-        (
-            "sample_annotation",
-            lambda rows: rows[0].pop("num_lidar_pts"),
-            "sample_annotation.json: KeyError..num_lidar_pts",
-        ),
-        (
-            "sample_annotation",
-            lambda rows: rows[0].update(visibility_token="v80-100"),
-            "sample_annotation.json: .*v80-100",
-        ),
+        ("sample_annotation", lambda rows: rows[0].pop("size"), "sample_annotation.json: KeyError..size"),
+        ("sample_annotation", lambda rows: rows[0].update(attribute_tokens=["a", "b"]), "has 2 attributes; the devkit"),
         ("sample_annotation", lambda rows: rows[0].update(prev="none"), "names none as its prev"),
         ("ego_pose", lambda rows: rows.clear(), "have no ego pose"),
         ("ego_pose", lambda rows: rows[0].update(rotation=[0, 0, 0, 0]), "no rigid motions"),

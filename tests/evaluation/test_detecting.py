@@ -81,13 +81,16 @@ def test_weights_are_a_checkpoint_or_random(world, scene, expert_config, expert_
         ({"index": "nowhere.npz"}, "index nowhere.npz does not exist"),
         ({"checkpoint": "nowhere.pth"}, "checkpoint nowhere.pth does not exist"),
         ({"frames": 0}, "frames is 0; it must be at least 1"),
+        ({"out": __file__}, "test_detecting.py/submission.json cannot be written"),
     ],
 )
 def test_bad_input_is_named(world, world_index, scene, expert_config, expert_checkpoint, tmp_path, changes, message):
     from pathlib import Path
 
     given = {"config": expert_config, "checkpoint": expert_checkpoint, "root": world, "scene": scene, "out": tmp_path}
-    given |= {k: Path(v) if k in ("root", "index", "checkpoint") and v is not True else v for k, v in changes.items()}
+    given |= {
+        k: Path(v) if k in ("root", "index", "checkpoint", "out") and v is not True else v for k, v in changes.items()
+    }
     if given.get("index") is True:
         given["index"] = world_index
     with pytest.raises(FD3DError, match=message):

@@ -9,8 +9,8 @@ from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection.evaluate import DetectionEval
 from nuscenes.nuscenes import NuScenes
 
+from pipeline.data.devkit import open_scenes
 from pipeline.data.index import FrameIndex
-from pipeline.data.tables import open_scenes
 from pipeline.errors import FD3DError
 from pipeline.evaluation.metrics import evaluate
 from pipeline.evaluation.submission import to_submission, write_submission

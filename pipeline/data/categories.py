@@ -1,0 +1,66 @@
+"""Detection classes of a data set's categories: nuScenes' own mapping, with entries of the profile's ``data.classes``."""
+
+from collections.abc import Collection, Mapping
+
+from nuscenes.eval.detection.utils import category_to_detection_name
+
+from pipeline.data.source import check_classes
+from pipeline.errors import FD3DError
+
+# a category of nuScenes for each class, under which the devkit's evaluation counts a box of the class
+_DEVKIT = {
+    "car": "vehicle.car",
+    "truck": "vehicle.truck",
+    "construction_vehicle": "vehicle.construction",
+    "bus": "vehicle.bus.rigid",
+    "trailer": "vehicle.trailer",
+    "barrier": "movable_object.barrier",
+    "motorcycle": "vehicle.motorcycle",
+    "bicycle": "vehicle.bicycle",
+    "pedestrian": "human.pedestrian.adult",
+    "traffic_cone": "movable_object.trafficcone",
+}
+_UNMAPPED = "unmapped"  # no category of the devkit's, so its boxes count for no class
+
+
+class Categories:
+    """Mapping from categories to detection classes.
+
+    Args:
+        given: class by category, over nuScenes' mapping; None for a category that is no class.
+
+    Raises:
+        FD3DError: a class is none of ``CLASSES``.
+    """
+
+    def __init__(self, given: Mapping[str, str | None]) -> None:
+        check_classes(given)
+        self.given = dict(given)
+
+    def class_of(self, category: str) -> str | None:
+        """Detection class of a category, None where the category is none."""
+        if category in self.given:
+            return self.given[category]
+        return category_to_detection_name(category)
+
+    def devkit_name(self, category: str) -> str:
+        """Category that the devkit maps to the same class; categories that ``given`` leaves alone keep their names."""
+        if category not in self.given:
+            return category
+        name = self.given[category]
+        return _UNMAPPED if name is None else _DEVKIT[name]
+
+    def check(self, known: Collection[str], where: object) -> None:
+        """Refuse entries for categories that a data set lacks.
+
+        Args:
+            known: category names of the data set.
+            where: the data set in messages.
+
+        Raises:
+            FD3DError: naming the category.
+        """
+        if unknown := [category for category in self.given if category not in known]:
+            raise FD3DError(
+                f"data.classes has '{unknown[0]}', no category of {where}; there are {', '.join(sorted(known))}"
+            )

@@ -1,0 +1,103 @@
+"""``fd3d index`` and ``fd3d evaluate`` on data sets of one's own."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from pipeline.data.index import FrameIndex, build_index
+from pipeline.errors import FD3DError
+from pipeline.evaluation.submission import write_submission
+from stages.cli import app
+
+VERSION = "v1.0-world"
+
+
+def fd3d(*arguments: object) -> str:
+    """Output of a command that succeeds."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.fixture
+def own(world: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set with splits ``train`` and ``val``, below a folder with its profile, which is the working folder."""
+    root = tmp_path / "data"
+    shutil.copytree(world / VERSION, root / VERSION)
+    for folder in ("samples", "can_bus"):
+        (root / folder).symlink_to(world / folder)
+    scenes = [row["name"] for row in json.loads((root / VERSION / "scene.json").read_text())]
+    (root / VERSION / "splits.json").write_text(json.dumps({"train": scenes[:2], "val": scenes[2:]}))
+    (tmp_path / "configs").symlink_to(project / "configs")
+    (tmp_path / "checkpoints").symlink_to(project / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    profile(project, {})
+    return root
+
+
+def profile(project: Path, data: dict[str, Any]) -> None:
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    own = {"root": "data", "index": "index.npz", "train": "train", "val": "val", "generate": []}
+    params["data"] |= own | data
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+
+
+def repeated(index: FrameIndex, split: str, path: Path) -> Path:
+    """A submission that repeats the annotations of a split."""
+    frames = [index[row] for row in index.select(split)]
+    found = [(f.token, np.nan_to_num(f.boxes), np.linspace(1, 0.5, len(f.labels)), f.labels) for f in frames]
+    write_submission(path, index, found)
+    return path
+
+
+def test_a_submission_is_scored_on_own_splits_without_a_detector(own: Path) -> None:
+    assert "index.npz: 9 frames in 3 scenes, splits train, val" in fd3d("index")
+    for split in ("val", "train", "all"):
+        file = repeated(FrameIndex.load("index.npz"), split, Path("given.json"))
+        said = fd3d("evaluate", "--submission", file, "--split", split, "--out", "out", "--metrics", "out/m.json")
+        found = json.loads(Path("out/m.json").read_text())
+        assert found["mAP"] > 50 and f"given.json: NDS {found['NDS']}, mAP {found['mAP']}" in said
+        assert Path("out/pr.csv").is_file()
+    place = ("--out", "out", "--metrics", "out/m.json")
+    with pytest.raises(FD3DError, match="given.json has 9 of the 3 samples of val|has .* samples of val and 6 others"):
+        fd3d("evaluate", "--submission", "given.json", *place)
+    for both in ((), ("--submission", "given.json", "--checkpoint", "checkpoints/world_expert.pth")):
+        with pytest.raises(FD3DError, match="give one of --checkpoint and --submission"):
+            fd3d("evaluate", *both, *place)
+
+
+def test_a_split_without_annotations_is_detected_on_and_said_so(own: Path, project: Path) -> None:
+    fd3d("index")
+    for table in ("sample_annotation", "instance"):
+        (own / VERSION / f"{table}.json").write_text("[]")
+    with pytest.raises(
+        FD3DError, match="data.train 'train' has no box that counts; name a split with annotations, or give"
+    ):
+        fd3d("index")
+    fd3d("index", "--root", "data", "--version", VERSION, "--out", "test.npz")
+    detector = ("--checkpoint", "checkpoints/world_expert.pth", "--config", "configs/world/expert.py", "--workers", 0)
+    place = ("--index", "test.npz", "--out", "out", "--metrics", "out/m.json")
+    said = fd3d("evaluate", *detector, *place)
+    assert "split 'val' has no annotations, so there are no metrics; out/submission.json is the submission" in said
+    assert len(json.loads(Path("out/submission.json").read_text())["results"]) == 3
+    assert not Path("out/m.json").exists()
+
+
+def test_the_index_prints_what_does_not_count(own: Path, project: Path) -> None:
+    path = own / VERSION / "category.json"
+    path.write_text(path.read_text().replace("vehicle.car", "Kfz"))
+    assert "boxes of 1 categories are not mapped: Kfz (" in fd3d("index")
+    profile(project, {"classes": {"Kfz": "car"}})
+    assert "not mapped" not in fd3d("index")
+    index = FrameIndex.load("index.npz")
+    file = repeated(index, "val", Path("given.json"))
+    fd3d("evaluate", "--submission", file, "--out", "out", "--metrics", "out/m.json")
+    assert json.loads(Path("out/m.json").read_text())["AP"]["car"] > 50
+    build_index("data", VERSION, "plain.npz")
+    assert index.sha256 != FrameIndex.load("plain.npz").sha256

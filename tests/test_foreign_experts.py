@@ -1,0 +1,265 @@
+"""mmdet3d's own detectors as experts: their checkpoints, boxes and classes, from the expert stage to the report."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from mmdet3d.structures import Box3DMode, CameraInstance3DBoxes, Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.structures import InstanceData
+from typer.testing import CliRunner
+
+from pipeline.data import CLASSES
+from pipeline.data.frames import frame_batches
+from pipeline.data.index import FrameIndex
+from pipeline.data.source import FrameSource
+from pipeline.errors import FD3DError
+from pipeline.evaluation.predict import predict
+from pipeline.expert import DetectorAdapter, MonocularAdapter, MultiViewAdapter
+from pipeline.expert.detections import class_numbers, detections, joined, lidar_boxes
+from pipeline.models.build import build_detector, load_config
+from pipeline.models.load import load_detector
+from stages.cli import app
+from store_schema import StoreReader
+from tests import foreign
+
+
+def fd3d(*arguments: object) -> str:
+    """Output of a command that succeeds."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Configs and checkpoints of the foreign detectors, of an epoch that mmengine or mmcv saved."""
+    folder = tmp_path_factory.mktemp("foreign")
+    for name in foreign.CONFIGS:
+        torch.manual_seed(0)
+        model = build_detector(load_config(foreign.write_foreign(folder, name)))
+        if name == "fcos3d":
+            foreign.mmcv_file(model, folder / f"{name}.pth")
+        else:
+            foreign.mmengine_file(model, folder / f"{name}.pth", averaged=name == "multiview")
+    return folder
+
+
+@pytest.fixture(scope="module", params=list(foreign.CONFIGS))
+def run(request, files: Path, project: Path, world: Path, world_index: Path, tmp_path_factory) -> Any:
+    """A folder in which the stages of ``dvc.yaml`` have run with a foreign expert."""
+    name, folder = request.param, tmp_path_factory.mktemp(request.param)
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["data"] |= {"root": str(world), "index": str(folder / "index.npz"), "generate": []}
+    shutil.copy(world_index, folder / "index.npz")
+    small = {"max_iters": 4, "workers": 0}
+    params["families"] = {
+        name: {
+            "expert": {"config": str(files / f"{name}.py"), "checkpoint": str(files / f"{name}.pth")},
+            "apprentice": {"config": str(project / "configs/world/apprentice.py"), "train": small},
+            "distill": {},
+        }
+    }
+    params["focal"] |= {"num_queries": 20, "min_score": 0.0}
+    params["distill"] |= {"inherit": [], "trust_threshold": 0.0}
+    params["distill"]["rule"] |= {"num_queries": 20, "min_score": 0.0}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        fd3d("expert")
+        fd3d("dump", "--workers", 0)
+        for method in ("plain", "fd3d"):
+            fd3d("train", "--method", method)
+        for role in ("expert", "plain", "fd3d"):
+            out, metrics = f"runs/evaluate/{name}/{role}", f"metrics/detectors/{name}/{role}.json"
+            detector = f"runs/{name}/{role}/detector.pth"
+            fd3d("evaluate", "--checkpoint", detector, "--out", out, "--metrics", metrics, "--workers", 0)
+        fd3d("report")
+        yield name, folder
+
+
+def test_the_stages_run_to_the_report(run: Any) -> None:
+    name, folder = run
+    summary = json.loads((folder / "metrics/summary.json").read_text())
+    assert {"expert", "plain", "fd3d"} <= set(summary) and (folder / "report/index.html").stat().st_size > 10_000
+    assert all(np.isfinite(summary[role]["NDS"]) for role in ("expert", "plain", "fd3d"))
+    with open(folder / f"runs/{name}/fd3d/losses.csv") as file:
+        header = file.readline()
+    assert ("loss_pv" in header) is (name == "fcos3d") and ("loss_bev" in header) is (name != "fcos3d")
+
+
+def test_the_store_has_the_experts_boxes_in_our_classes_and_recomputes(
+    run: Any, files: Path, world: Path, world_index: Path
+) -> None:
+    name, folder = run
+    assert "cells that differ" in fd3d("verify", f"runs/{name}/store", "--recompute", 2)
+    cfg = load_config(files / f"{name}.py")
+    model, source = load_detector(cfg, files / f"{name}.pth"), FrameSource(world_index, world, "world_train")
+    reader = StoreReader(folder / f"runs/{name}/store")
+    for token, boxes, scores, labels in predict(cfg, model, source, 0, [0, 3]):
+        row = reader.read(token)
+        best = np.argsort(-scores, kind="stable")[:20]
+        kept = row["query/score"] > 0
+        np.testing.assert_allclose(row["query/score"][kept], scores[best], rtol=1e-4)
+        np.testing.assert_allclose(row["query/boxes"][0], boxes[best[0]], rtol=1e-3, atol=1e-3)
+        assert row["query/label"][0] == labels[best[0]]
+
+
+def test_a_scene_is_detected_and_drawn(run: Any, files: Path, world: Path, world_index: Path, tmp_path: Path) -> None:
+    name, _ = run
+    index = FrameIndex.load(world_index)
+    scene = index.splits["world_val"][0]
+    options = ("--scene", scene, "--index", world_index, "--frames", 1, "--out", tmp_path, "--min-score", 0)
+    fd3d("detect", files / f"{name}.py", files / f"{name}.pth", world, *options)
+    (records,) = json.loads((tmp_path / "submission.json").read_text())["results"].values()
+    assert len(records) > 0 and len(list(tmp_path.glob("*.jpg"))) == 1
+
+
+def test_labels_are_turned_from_mmdet3ds_order(files: Path, world: Path, world_index: Path) -> None:
+    cfg = load_config(files / "multiview.py")
+    model, source = load_detector(cfg, files / "multiview.pth"), FrameSource(world_index, world, "world_val")
+    with torch.no_grad():  # the detector's third class is the trailer, our fifth
+        bias = model.bbox_head_3d.conv_cls.bias
+        bias.fill_(-10).view(-1, 10)[:, 2] = 2.0
+    assert CLASSES[4] == foreign.CLASSES[2] == "trailer"
+    for _, _, scores, labels in predict(cfg, model, source, 0):
+        assert len(scores) and set(labels[scores > 0.5].tolist()) == {4}
+
+
+# Checkpoints
+
+
+def test_a_checkpoint_of_another_class_order_must_be_declared(files: Path, tmp_path: Path) -> None:
+    ours = load_config(foreign.write_foreign(tmp_path, "imvoxelnet", CLASSES))
+    message = (
+        r"imvoxelnet.pth has the classes car, truck, trailer, bus, .*; declare them in the config's adapter: classes="
+    )
+    with pytest.raises(FD3DError, match=message) as caught:
+        load_detector(ours, files / "imvoxelnet.pth")
+    assert "convert" not in str(caught.value) and "\n" not in str(caught.value)
+    del ours.adapter["classes"]
+    with pytest.raises(FD3DError, match=message):
+        load_detector(ours, files / "imvoxelnet.pth")
+
+
+def test_averages_of_mmengine_and_buffers_of_mmcv_are_left_out(files: Path) -> None:
+    for name in foreign.CONFIGS:
+        cfg = load_config(files / f"{name}.py")
+        torch.manual_seed(0)
+        want, found = build_detector(cfg).state_dict(), load_detector(cfg, files / f"{name}.pth").state_dict()
+        assert all(torch.equal(found[key], tensor) for key, tensor in want.items())
+
+
+def test_a_checkpoint_from_before_the_boxes_changed_needs_a_word(files: Path, tmp_path: Path) -> None:
+    cfg = load_config(files / "fcos3d.py")
+    path = foreign.mmcv_file(build_detector(cfg), tmp_path / "old.pth", version="0.17.1")
+    with pytest.raises(
+        FD3DError, match=r"was made by mmdet3d before 1.0 \(mmdet3d_version 0.17.1\).* adapter = dict\(boxes="
+    ):
+        load_detector(cfg, path)
+    cfg.adapter["boxes"] = "new"
+    load_detector(cfg, path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"classes": ["car", "van"]}, "adapter.classes has 'van', unknown; use each of car"),
+        ({"classes": ["car", "bus", "car"]}, "adapter.classes has 'car', twice"),
+        ({"boxes": "old"}, "adapter.boxes is 'old'; leave it out, or say 'new'"),
+    ],
+)
+def test_a_wrong_declaration_is_named(settings: dict, told: str) -> None:
+    with pytest.raises(FD3DError, match=told):
+        DetectorAdapter(pv="neck", **settings)
+
+
+def test_a_detector_without_an_adapter_is_refused_before_it_runs(files: Path, world: Path, world_index: Path) -> None:
+    cfg = load_config(files / "imvoxelnet.py")
+    model = load_detector(cfg, files / "imvoxelnet.pth")
+    del cfg["adapter"]
+    with pytest.raises(FD3DError, match="imvoxelnet.py has no 'adapter'"):
+        next(predict(cfg, model, FrameSource(world_index, world, "world_val"), 0))
+
+
+# Boxes
+
+
+def test_boxes_of_a_camera_are_those_of_the_lidar(world: Path, world_index: Path) -> None:
+    """Annotations put into each camera's frame as mmdet3d does, and turned back, are what they were."""
+    frame = FrameIndex.load(world_index)[4]
+    want = torch.from_numpy(np.nan_to_num(frame.boxes))
+    for lidar2cam in frame.lidar2cam:
+        turn = lidar2cam[:3, :3]
+        centre = frame.boxes[:, :3] @ turn.T + lidar2cam[:3, 3]
+        heading = np.stack([np.cos(frame.boxes[:, 6]), np.sin(frame.boxes[:, 6]), 0 * frame.boxes[:, 6]], -1) @ turn.T
+        motion = np.concatenate([want[:, 7:], 0 * want[:, :1]], -1) @ turn.T
+        yaw = np.arctan2(-heading[:, 2], heading[:, 0])  # mmdet3d's: along x at 0, towards -z at pi / 2
+        length, width, height = frame.boxes[:, 3:6].T
+        tensor = np.column_stack([centre, length, height, width, yaw, motion[:, 0], motion[:, 2]])
+        boxes = CameraInstance3DBoxes(torch.from_numpy(tensor), box_dim=9, origin=(0.5, 0.5, 0.5))
+        found = lidar_boxes(boxes, torch.from_numpy(np.linalg.inv(lidar2cam)))
+        torch.testing.assert_close(found[:, :6], want[:, :6], atol=1e-3, rtol=0)
+        # cameras lean by up to two degrees, which upright boxes forget
+        torch.testing.assert_close(torch.cos(found[:, 6] - want[:, 6]), torch.ones(len(want)), atol=2e-3, rtol=0)
+        torch.testing.assert_close(found[:, 7:], want[:, 7:], atol=0.3, rtol=0.05)
+    # the same heading by mmdet3d's own conversion between its default camera and LiDAR axes
+    boxes = CameraInstance3DBoxes(torch.tensor([[1.0, 2.0, 8.0, 4.0, 1.5, 2.0, 0.7]]))
+    to_lidar = torch.tensor([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
+    theirs = boxes.convert_to(Box3DMode.LIDAR)
+    ours = lidar_boxes(boxes, torch.block_diag(to_lidar, torch.ones(1, 1)))
+    torch.testing.assert_close(ours[:, :3], theirs.gravity_center)
+    torch.testing.assert_close(ours[:, 3:7], theirs.tensor[:, 3:7])
+
+
+def test_boxes_of_seven_values_stand_still_and_unknown_classes_are_left_out() -> None:
+    tensor = torch.tensor([[1.0, 2.0, 3.0, 4.0, 2.0, 1.0, 0.5], [5.0, 6.0, 7.0, 1.0, 1.0, 2.0, -0.5]])
+    found = InstanceData(
+        bboxes_3d=LiDARInstance3DBoxes(tensor), scores_3d=torch.tensor([0.2, 0.7]), labels_3d=torch.tensor([0, 1])
+    )
+    one = detections(found, class_numbers([None, "pedestrian"]))
+    assert one.boxes.tolist() == [[5, 6, 8, 1, 1, 2, -0.5, 0, 0]] and one.labels.tolist() == [8]
+    with pytest.raises(FD3DError, match=r"gave class 1, but 1 classes are declared; list all in the config's adapter"):
+        detections(found, class_numbers(["pedestrian"]))
+    camera = InstanceData(bboxes_3d=CameraInstance3DBoxes(tensor), scores_3d=found.scores_3d, labels_3d=found.labels_3d)
+    with pytest.raises(FD3DError, match="boxes are in a camera's frame; use an adapter .*: MonocularAdapter"):
+        detections(camera, class_numbers(None))
+
+
+def test_an_object_that_two_cameras_see_is_one_box() -> None:
+    def part(x: float, score: float, label: int) -> Any:
+        boxes = torch.zeros(1, 9)
+        boxes[:, 0] = x
+        return detections(
+            InstanceData(
+                bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=9),
+                scores_3d=torch.tensor([score]),
+                labels_3d=torch.tensor([label]),
+            ),
+            class_numbers(None),
+        )
+
+    found = joined([part(0, 0.3, 0), part(0.5, 0.8, 0), part(0.6, 0.5, 8), part(3, 0.4, 0)], 1.0)
+    assert found.scores.tolist() == pytest.approx([0.8, 0.5, 0.4]) and found.labels.tolist() == [0, 8, 0]
+
+
+def test_cameras_are_given_as_mmdet3d_names_them(files: Path, world: Path, world_index: Path) -> None:
+    cfg = load_config(files / "fcos3d.py")
+    frame = FrameIndex.load(world_index)[0]
+    source = FrameSource(world_index, world, "all")
+    (batch,) = frame_batches(cfg, source, [0], 0)
+    single = MonocularAdapter(pv="neck").prepare(batch)["data_samples"]
+    (all_views,) = MultiViewAdapter(bev="neck_3d").prepare(batch)["data_samples"]
+    (front,) = MultiViewAdapter(bev="neck_3d", views=1).prepare(batch)["data_samples"]
+    assert len(single) == all_views.num_views == 6 and front.img_shape == (160, 288)
+    for view, sample in enumerate(single):
+        np.testing.assert_allclose(sample.cam2img[:3, :3], frame.intrinsics[view], atol=1e-3)
+        np.testing.assert_allclose(sample.cam2img[3], [0, 0, 0, 1], atol=1e-6)
+        for meta in (sample.metainfo, {name: all_views.metainfo[name][view] for name in ("cam2img", "lidar2cam")}):
+            np.testing.assert_allclose(meta["cam2img"] @ meta["lidar2cam"], sample.lidar2img, atol=1e-3)
+    np.testing.assert_allclose(front.lidar2img, single[0].lidar2img)
+    assert isinstance(batch["data_samples"][0], Det3DDataSample) and "cam2img" not in batch["data_samples"][0].metainfo
