@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import StoreError
-from .schema import SAMPLING_RANGE, ArraySpec, StoreSchema
+from .schema import SAMPLING_RANGE, StoreSchema
+from .specs import ArraySpec
 
 
 def check_frame(schema: StoreSchema, token: str, frame: Mapping[str, NDArray[Any]]) -> None:
@@ -82,7 +83,7 @@ def _check_focal(token: str, path: str, values: NDArray[Any], index: NDArray[Any
         )
     if spec.dtype == "uint8" and values.dtype != np.uint8:
         raise StoreError(
-            f"frame {token}: {path} has type {values.dtype}, expected uint8; store_schema.quantise makes it"
+            f"frame {token}: {path} has type {values.dtype}, expected uint8; store_schema.quantise or the store's codes make it"
         )
     if len(values) > kmax:
         raise StoreError(

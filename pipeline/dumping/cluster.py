@@ -60,6 +60,11 @@ def probe(job: Job, token: str) -> tuple[StoreSchema, dict[str, np.ndarray]]:
     return session_of(job).probe(token)
 
 
+def learn(job: Job, schema: StoreSchema, scenes: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+    """Task: see :meth:`~pipeline.dumping.session.Session.learn`."""
+    return session_of(job).learn(schema, scenes, lambda frames: None)
+
+
 def run_shard(name: str, key: str, shard: int) -> None:
     """Task: infer and write a shard; the next one's inference starts while this one is written.
 
@@ -82,7 +87,7 @@ def run_shard(name: str, key: str, shard: int) -> None:
         with plugin.inferring:
             report(0)
             session, tokens = session_of(plugin.job), shard_tokens(plugin.writer, shard)
-            result = session.infer(plugin.writer.schema, tokens, session.decoded(tokens), report)
+            result = session.infer(plugin.writer, tokens, session.decoded(tokens), report)
             plugin.writing.acquire()
         try:
             report(len(tokens))
@@ -157,6 +162,16 @@ class DaskEngine:
     def probe(self, job: Job, token: str) -> tuple[StoreSchema, dict[str, np.ndarray]]:
         """See :class:`~pipeline.dumping.engine.Engine`."""
         return self._result(self.client.submit(probe, job, token, pure=False), "the first frame")
+
+    def learn(
+        self, job: Job, schema: StoreSchema, scenes: Sequence[Sequence[str]], report: Callable[[int], None]
+    ) -> dict[str, np.ndarray]:
+        """See :class:`~pipeline.dumping.engine.Engine`; one worker learns, and reports at the end."""
+        found: dict[str, np.ndarray] = self._result(
+            self.client.submit(learn, job, schema, scenes, pure=False), "learning the codes"
+        )
+        report(sum(map(len, scenes)))
+        return found
 
     def run(self, job: Job, writer: ShardWriter, shards: Sequence[int], report: Report) -> None:
         """See :class:`~pipeline.dumping.engine.Engine`."""
