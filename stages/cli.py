@@ -21,6 +21,7 @@ from stages.index import index
 from stages.inspect import inspect
 from stages.plan import plan
 from stages.report import report
+from stages.stopping import MESSAGE, Stopped, stoppable
 from stages.sweep import sweep
 from stages.train import train
 from stages.verify import verify
@@ -37,11 +38,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (*STAGES, *TOOLS):
-    app.command(help=command.__doc__)(command)
+    app.command(help=command.__doc__)(stoppable(command))
 
 
 def main() -> None:
-    """Run a command; bad input ends with one line and exit status 1."""
+    """Run a command; bad input ends with one line and exit status 1, a signal with one line and 128 and its number."""
     warnings.filterwarnings("ignore", module=r"(mmengine|mmcv|mmdet|mmdet3d|torch|numba|zarr)(\.|$)")
     try:
         with space_errors():
@@ -49,9 +50,9 @@ def main() -> None:
     except (FD3DError, StoreError) as error:
         print(f"fd3d: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("fd3d: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except Stopped as stopped:
+        print(f"fd3d: {MESSAGE}", file=sys.stderr)
+        sys.exit(stopped.status)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """Shared fixtures: a tiny embedded world, its index, and the optional real excerpt."""
 
 import os
+import signal
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,3 +83,33 @@ def store(source, expert_config: Path, expert_checkpoint: Path, tmp_path_factory
     path = tmp_path_factory.mktemp("store") / "store"
     dump(expert_config, expert_checkpoint, source, path, DumpSettings(FocalRule(), frames_per_shard=3), workers=0)
     return path
+
+
+@pytest.fixture(scope="session")
+def session():
+    """Processes of a session (``start_new_session``) by the number of the session's first."""
+    return SimpleNamespace(alive=_alive, ends=_ends)
+
+
+def _alive(leader: int) -> dict[int, str]:
+    """Command lines of the processes that have not ended."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, number = (path / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(number) == leader and state != "Z":
+                found[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+    return found
+
+
+def _ends(leader: int, seconds: float = 1.0) -> None:
+    """Fail unless all processes have ended after some time, of which a busy machine is given more."""
+    deadline = time.monotonic() + seconds * max(1.0, os.getloadavg()[0])
+    while left := _alive(leader):
+        if time.monotonic() > deadline:
+            for number in left:
+                os.kill(number, signal.SIGKILL)
+            pytest.fail(f"these live on: {left}")
+        time.sleep(0.05)

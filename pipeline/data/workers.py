@@ -27,6 +27,7 @@ def loader_options(workers: int, prefetch: int = 2) -> dict[str, Any]:
     """
     if not workers:
         return {}
+    multiprocessing.set_forkserver_preload(["pipeline.data.fork_server"])
     # A fork would copy the locks of torch's and OpenCV's threads in whatever state they are.
     return {
         "multiprocessing_context": "forkserver",

@@ -129,7 +129,7 @@ class Distiller(BaseModel):
         reader = StoreReader(store)
         self.store, self.schema, self.manifest = store, reader.schema, reader.manifest
         self.constants, self.stored_codes = reader.constants, reader.codes
-        self.codes = nn.ModuleDict({name: FeatureCode(code) for name, code in reader.codes.items()})
+        self._codes = nn.ModuleDict({name: FeatureCode(code) for name, code in reader.codes.items()})
         self.online: OnlineExpert | None = None
         if self.settings.expert == "online":
             self.online = self._online(expert)
@@ -153,6 +153,11 @@ class Distiller(BaseModel):
         needed = {"pv": bool(self.levels), "bev": self.bev_size is not None, "head": self.reads_head}
         paths = _TAPS | (taps or {})
         self.taps = Taps(self.student, {name: path for name, path in paths.items() if needed[name]})
+
+    @property
+    def codes(self) -> dict[str, FeatureCode]:
+        """Codes by map, on this module's device; empty for a store whose features are not coded."""
+        return {name: code for name, code in self._codes.items() if isinstance(code, FeatureCode)}
 
     @property
     def restores_residually(self) -> bool:

@@ -113,6 +113,10 @@ class DistillSettings(MethodSettings):
     size_power: float = 0.0
     """Exponent of the number of an area's cells by which a query's weight in a cell is divided: 0 counts cells alike, so that
     lorries outweigh pedestrians, 1 counts objects alike."""
+    drawn_share: float = 1.0
+    """Share of the areas' cells and of the queries whose errors a step computes, drawn anew in every step: cells in blocks, so that
+    few neighbours are needed. On average the losses stay what they are (PointRend, Kirillov et al., CVPR 2020, trains masks at
+    drawn points). 1 computes all."""
     layers: tuple[int, ...] | None = None
     """Decoder layers of the fine-grained loss; default: all."""
     areas: str = "queries"
@@ -135,7 +139,8 @@ class DistillSettings(MethodSettings):
         super().__post_init__()
         for name in ("trust_power", "size_power"):
             self._at_least(name, 0)
-        self._share("mask_ratio", "trust_threshold")
+        self._share("mask_ratio", "trust_threshold", "drawn_share")
+        self._positive("drawn_share")
         for name, known in (("areas", AREAS), ("head", HEADS)):
             if getattr(self, name) not in known:
                 raise FD3DError(f"distill.{name} is '{getattr(self, name)}'; use {' or '.join(known)}")

@@ -13,11 +13,13 @@ from store_schema import StoreSchema
 
 from .cells import Cells
 from .geometry import Anchors, reanchored
-from .losses import query_trust
+from .losses import block_mask, query_trust
 from .placing import place_queries, student_positions
 from .settings import DistillSettings
 from .stored import CachedFrame, Codes, StoredCells, stored_cells
 
+_DRAWN = 8
+"""Side of a block of drawn cells: two convolutions of such a block read 2.25 times its cells."""
 # arrays (L, K, ...) that say what queries read
 _READ = {"bev": ("sampling", "attention"), "cameras": ("points", "camera_weights", "sampled"), "none": ()}
 
@@ -50,11 +52,13 @@ class CellTargets:
         cells: n stored cells with weight; masks are (N, H, W), N = B for BEV maps and B * V for a pyramid level.
         values: (n, C) standardised, in the order of the cells.
         weight: (n,) trust of every cell, above 0.
+        area: bool (N, H, W), the area that the cells are drawn from, in which blocks are hidden.
     """
 
     cells: Cells
     values: Tensor
     weight: Tensor
+    area: Tensor
 
     def weight_map(self) -> Tensor:
         """Weights as maps (N, H, W), 0 at the other cells."""
@@ -80,6 +84,7 @@ class ExpertTargets:
         share: share of the batch's trust that annotations leave, scalar; None where annotations are ignored. Losses are
             normalised by ``placed``, and then scaled by this share.
         anchors: per sample where the queries belong; None where annotations are ignored.
+        drawn: bool (B, K), queries whose readings this step compares; None for all.
     """
 
     trust: Tensor
@@ -91,6 +96,12 @@ class ExpertTargets:
     student: dict[str, Tensor] = field(default_factory=dict)
     share: Tensor | None = None
     anchors: list[Anchors] | None = None
+    drawn: Tensor | None = None
+
+    @property
+    def reading(self) -> Tensor:
+        """(B, K) trust of the queries whose readings this step compares, 0 of the others."""
+        return self.placed if self.drawn is None else self.placed * self.drawn
 
 
 @dataclass
@@ -100,10 +111,12 @@ class Spans:
     Attributes:
         boxes: (n, 9) LiDAR frame.
         trust: (n,) trust of each box.
+        number: (n,) numbers of the boxes' queries; None where the boxes are not those of queries.
     """
 
     boxes: Tensor
     trust: Tensor
+    number: Tensor | None = None
 
 
 def rectangle_trust(rows: Tensor, columns: Tensor, trust: Tensor, size_power: float) -> Tensor:
@@ -162,48 +175,59 @@ def make_targets(
     standing: list[Spans | None] = []
     for b, frame in enumerate(frames):
         boxes = torch.from_numpy(frame["query/boxes"][:kept]).to(device)
-        score = torch.from_numpy(frame["query/score"][:kept]).to(device)
+        score = torch.from_numpy(frame["query/score"][:kept])
         trust = query_trust(score, max(settings.trust_threshold, rule.min_score), settings.trust_power)
+        # areas are of the queries with trust, often few; found before a device would have to be waited for
+        trusted, trust = trust.nonzero()[:, 0].to(device), trust.to(device)
         trusts.append(trust)
         placed.append(trust)
-        seen.append(Spans(boxes, trust) if spans is None else spans[b])
+        seen.append(Spans(boxes[trusted], trust[trusted], trusted) if spans is None else spans[b])
         standing.append(seen[b])
         if geometry.asks and truth is not None:
             label = torch.from_numpy(frame["query/label"][:kept]).to(device)
             found, weight = place_queries(boxes, label, trust, truth[0][b], truth[1][b], metas[b], geometry)
             anchors.append(found)
-            placed[b], standing[b] = weight, Spans(found.target if geometry.reanchor else boxes, weight)
+            there = found.target[trusted]
+            placed[b] = weight
+            standing[b] = Spans(there if geometry.reanchor else boxes[trusted], weight[trusted], trusted)
             if geometry.pyramid:
-                seen[b] = Spans(found.target, trust)
+                seen[b] = Spans(there, trust[trusted], trusted)
     bev = bev_read = None
     if schema.bev:
         height, width = schema.bev[:2]
         bev_read = stored_cells(frames, schema, "bev", height * width, device, codes)
         weights, owners = _bev_trust(standing, schema, pc_range, settings, device)
         if geometry.reanchor and anchors:
-            bev = _reanchored(bev_read, scales["bev"], weights, owners, anchors, pc_range)
+            bev = _reanchored(bev_read, scales["bev"], weights, owners, anchors, pc_range, settings.drawn_share)
         else:
-            bev = _at_cells(bev_read, scales["bev"], weights)
+            bev = _at_cells(bev_read, scales["bev"], weights, settings.drawn_share)
     pv = []
     for level, trust in zip(levels, _pv_trust(seen, metas, schema, settings, levels, device), strict=True):
         rows, columns = schema.pv[level][:2]
         stored = stored_cells(frames, schema, f"pv/{level}", len(schema.cameras) * rows * columns, device, codes)
-        pv.append(_at_cells(stored, scales[f"pv/{level}"], trust))
+        pv.append(_at_cells(stored, scales[f"pv/{level}"], trust, settings.drawn_share))
     queries = {
         name: torch.from_numpy(np.stack([f[f"query/{name}"][:, :kept] for f in frames])).to(device).float()
         for name in _READ[schema.reading]
     }
+    trust_of_all = torch.stack(trusts)
     return ExpertTargets(
-        trust=torch.stack(trusts),
+        trust=trust_of_all,
         placed=torch.stack(placed),
         pv=pv,
         bev=bev,
         bev_read=bev_read,
         queries=queries,
         student=student_positions(queries, anchors, pc_range) if geometry.reanchor else {},
-        share=torch.stack(placed).sum() / torch.stack(trusts).sum().clamp(min=1e-6) if anchors else None,
+        share=torch.stack(placed).sum() / trust_of_all.sum().clamp(min=1e-6) if anchors else None,
         anchors=anchors or None,
+        drawn=None if settings.drawn_share == 1 else torch.rand_like(trust_of_all) < settings.drawn_share,
     )
+
+
+def _drawn(area: Tensor, share: float) -> Tensor:
+    """About a ``share`` of an area, bool (N, H, W), in blocks drawn at random."""
+    return area if share == 1 else area & (block_mask(area, 1 - share, _DRAWN) > 0)
 
 
 def _bev_trust(
@@ -222,8 +246,9 @@ def _bev_trust(
             maps.append(torch.ones(size, device=device))
             continue
         footprints = bev_footprints(span.boxes, pc_range, size, settings.rule.bev_margin)
-        if settings.geometry.reanchor:
-            most, owners[-1] = query_weights(footprints, span.trust, settings.size_power).max(0)
+        if settings.geometry.reanchor and span.number is not None and len(span.number):
+            most, owner = query_weights(footprints, span.trust, settings.size_power).max(0)
+            owners[-1] = span.number[owner]
             maps.append(most)
         else:
             maps.append(trust_map(footprints, span.trust, settings.size_power))
@@ -254,11 +279,12 @@ def _pv_trust(
     return [torch.cat(level) for level in maps]
 
 
-def _at_cells(stored: StoredCells, scale: ChannelScale, trust: Tensor) -> CellTargets:
-    """Targets at the stored cells where trust (N, H, W) is above 0."""
-    cells = Cells((trust > 0) & (stored.row < len(stored.values)).view_as(trust))
+def _at_cells(stored: StoredCells, scale: ChannelScale, trust: Tensor, share: float) -> CellTargets:
+    """Targets at a share of the stored cells where trust (N, H, W) is above 0."""
+    area = (trust > 0) & (stored.row < len(stored.values)).view_as(trust)
+    cells = Cells(_drawn(area, share))
     values = stored.values.index_select(0, stored.row[cells.index])
-    return CellTargets(cells, scale.standardise_rows(values), trust.flatten()[cells.index])
+    return CellTargets(cells, scale.standardise_rows(values), trust.flatten()[cells.index], area)
 
 
 def _reanchored(
@@ -268,8 +294,11 @@ def _reanchored(
     owners: Tensor,
     anchors: Sequence[Anchors],
     pc_range: Sequence[float],
+    share: float,
 ) -> CellTargets:
-    """Targets at the annotations; see :func:`~pipeline.distill.geometry.reanchored`."""
-    mask, values = reanchored(stored.values, stored.row, weights, owners, anchors, pc_range)
+    """Targets at a share of the annotations' cells; see :func:`~pipeline.distill.geometry.reanchored`."""
+    drawn = weights * _drawn(weights > 0, share)
+    mask, values = reanchored(stored.values, stored.row, drawn, owners, anchors, pc_range)
     cells = Cells(mask)
-    return CellTargets(cells, scale.standardise_rows(values), weights.flatten()[cells.index])
+    area = mask if share == 1 else weights > 0
+    return CellTargets(cells, scale.standardise_rows(values), weights.flatten()[cells.index], area)

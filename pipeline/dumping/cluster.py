@@ -1,21 +1,24 @@
 """The dump on dask.distributed: a task is a shard, a worker process loads the expert once."""
 
 import asyncio
+import atexit
 import logging
 import signal
 import threading
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import dask
 import distributed
 import numpy as np
 from distributed import CancelledError, Client, LocalCluster, WorkerPlugin, as_completed, get_worker, secede
+from distributed.deploy.spec import close_clusters
 from distributed.scheduler import KilledWorker
 
 from pipeline.dumping.engine import Report
+from pipeline.dumping.guard import MARK, guarded
 from pipeline.dumping.session import Job, forget_sessions, session_of, shard_tokens, write
 from pipeline.dumping.settings import ClusterSettings
 from pipeline.errors import FD3DError
@@ -117,15 +120,23 @@ class DaskEngine:
         self.settings = cluster
 
     def __enter__(self) -> "DaskEngine":
+        with ExitStack() as stack:
+            self._start(stack)
+            self._exit = stack.pop_all()
+        return self
+
+    def _start(self, stack: ExitStack) -> None:
         address = self.settings.address
         self.local: LocalCluster | None = None
         if address is None:
             # Ctrl-C is this process's to handle: threads and processes that start under the mask inherit it
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            environment = "distributed.nanny.pre-spawn-environ"
             # dask has workers give memory back at every free, which makes tensors pay for fresh pages every time
-            trimming = "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_"
+            changes: dict[str, str | None] = {f"{environment}.MALLOC_TRIM_THRESHOLD_": None}
+            changes[f"{environment}.{MARK}"] = stack.enter_context(guarded())
             try:
-                with dask.config.set({trimming: None}):
+                with dask.config.set(changes):
                     self.local = LocalCluster(
                         n_workers=self.settings.workers,
                         threads_per_worker=1,
@@ -135,6 +146,11 @@ class DaskEngine:
                         memory_limit=None,
                         silence_logs=logging.CRITICAL,
                     )
+            except BaseException:
+                # dask cannot close a cluster that is half started; the workers are guarded
+                atexit.unregister(close_clusters)
+                logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+                raise
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
@@ -148,11 +164,14 @@ class DaskEngine:
         try:
             self.client.wait_for_workers(1, timeout=WORKERS)
         except TimeoutError as error:
-            self.__exit__()
+            self._close()
             raise FD3DError(f"the scheduler at {address} has no workers; start some with 'dask worker'") from error
-        return self
 
     def __exit__(self, *error: object) -> None:
+        with self._exit:
+            self._close()
+
+    def _close(self) -> None:
         # whatever does not answer in time ends with this process
         with suppress(TimeoutError):
             self.client.close(timeout=10)

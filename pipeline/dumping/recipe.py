@@ -60,7 +60,7 @@ def schema_of(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
     )
 
 
-def _code(settings: DumpSettings, channels: int) -> dict[str, int]:
+def _code(settings: DumpSettings, channels: int) -> dict[str, Any]:
     """Size of a cell's code, for maps of that many channels at least."""
     if settings.values not in CODED:
         return {}

@@ -119,8 +119,8 @@ def _packed(
         return packed | {f"{name}/values": codes[name].encode(cells).cpu().numpy()}
     if values != "uint8":
         return packed | {f"{name}/values": cells.to(getattr(torch, values)).cpu().numpy()}
-    codes, affine = quantise(cells.float().cpu().numpy())
-    return packed | {f"{name}/values": codes, f"{name}/affine": affine}
+    bytes_, affine = quantise(cells.float().cpu().numpy())
+    return packed | {f"{name}/values": bytes_, f"{name}/affine": affine}
 
 
 def store_row(

@@ -63,7 +63,9 @@ class Queue:
         pending = list(tasks)
         waiting = {task.name for task in pending}
         running: dict[Future, Task] = {}
-        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        previous = signal.getsignal(signal.SIGTERM)
+        if previous is signal.SIG_DFL:  # the command line has a handler of its own
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             with ThreadPoolExecutor(self.jobs) as pool:
                 try:

@@ -2,33 +2,14 @@
 
 import pytest
 import torch
-from mmdet3d.registry import DATASETS, MODELS
 
-from pipeline.data.frames import collate, frame_dataset
-from pipeline.distill.build import distiller_config
-from pipeline.distill.loading import cached_targets
 from pipeline.distill.losses import agreement
 from pipeline.distill.settings import DistillSettings
 from pipeline.distill.targets import Spans, make_targets
 from pipeline.errors import FD3DError
 from pipeline.focal.areas import bev_footprints, project_boxes, pv_rectangles_to_cells, union
-from pipeline.models.build import load_config
 from pipeline.models.detector import gt_tensors
-
-APPRENTICES = {"bevformer": "apprentice", "detr3d": "detr3d_apprentice"}
-
-
-def distiller(project, store, family="bevformer", **settings):
-    cfg = load_config(project / f"configs/world/{APPRENTICES[family]}.py")
-    torch.manual_seed(0)
-    model = MODELS.build(distiller_config(cfg, store, "fd3d", DistillSettings.from_dict(settings)))
-    model.init_weights()
-    return cfg, model.train()
-
-
-def batch_of(model, cfg, source, store):
-    data = DATASETS.build(frame_dataset(cfg, source, True, targets=cached_targets(store)))
-    return model.data_preprocessor(collate([data[1], data[5]]), True)
+from tests.distill.steps import APPRENTICES, batch_of, distiller
 
 
 @pytest.fixture
