@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .codes import MapCode
 from .errors import StoreError
 from .schema import SAMPLING_RANGE, StoreSchema
 from .specs import ArraySpec
@@ -166,3 +167,14 @@ def dequantise(codes: NDArray[Any], affine: NDArray[Any]) -> NDArray[Any]:
     values *= affine[:, :1]
     values += affine[:, 1:]
     return values
+
+
+def decoded(frame: Mapping[str, NDArray[Any]], codes: Mapping[str, MapCode]) -> dict[str, NDArray[Any]]:
+    """A frame with its coded features as float32; ``codes`` as of :attr:`StoreReader.codes`."""
+    out = {path: array for path, array in frame.items() if not path.endswith("/affine")}
+    for name, code in codes.items():
+        out[f"{name}/values"] = code.decode(frame[f"{name}/values"])
+    for path in frame.keys() - out.keys():
+        values = path.replace("/affine", "/values")
+        out[values] = dequantise(frame[values], frame[path])
+    return out

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .cache import FrameCache
 from .checksum import fault
 from .codes import MapCode
-from .coding import as_stored, dequantise, unpack_sampling
+from .coding import as_stored, decoded, unpack_sampling
 from .direct import DirectArray, direct_arrays
 from .errors import StoreError
 from .layout import DONE, StoreLayout, shard_file
@@ -286,17 +286,6 @@ def _count_array(arrays: Mapping[str, zarr.Array[Any] | DirectArray], path: str)
 def _focal_maps(schema: StoreSchema) -> list[str]:
     """Names of the maps stored by focal cells: ``bev``, ``pv/0``, ..."""
     return [path.removesuffix("/count") for path, spec in schema.arrays().items() if spec.kind == "count"]
-
-
-def decoded(frame: Mapping[str, NDArray[Any]], codes: Mapping[str, MapCode]) -> dict[str, NDArray[Any]]:
-    """A frame with its coded features as float32; ``codes`` as of :attr:`StoreReader.codes`."""
-    out = {path: array for path, array in frame.items() if not path.endswith("/affine")}
-    for name, code in codes.items():
-        out[f"{name}/values"] = code.decode(frame[f"{name}/values"])
-    for path in frame.keys() - out.keys():
-        values = path.replace("/affine", "/values")
-        out[values] = dequantise(frame[values], frame[path])
-    return out
 
 
 def read_row(

@@ -17,7 +17,7 @@ from pipeline.focal.codes import FeatureCode
 from pipeline.focal.rule import FocalRule
 from pipeline.models.build import load_config
 from store_schema import StoreReader
-from store_schema.reader import decoded
+from store_schema.coding import decoded
 
 
 @dataclass
