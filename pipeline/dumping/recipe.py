@@ -64,7 +64,8 @@ def _code(settings: DumpSettings, channels: int) -> dict[str, Any]:
     """Size of a cell's code, for maps of that many channels at least."""
     if settings.values not in CODED:
         return {}
-    size = settings.code_bytes or max(channels // {"pq": 8, "pca": 4}[settings.values], 1)
+    quarter = max(channels // 4, 1)
+    size = settings.code_bytes or (min(quarter, 32) if settings.values == "pq" else quarter)
     return {"code_bytes": size, "code_bits": settings.code_bits or (4 if settings.values == "pca" else 8)}
 
 

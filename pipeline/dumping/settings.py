@@ -21,7 +21,7 @@ class DumpSettings:
     ``focal`` only, ``uint8`` with a scale and an offset per cell and half the bytes, or codes of ``code_bytes`` a cell: ``pq``
     (product quantisation) and ``pca`` (principal components)."""
     code_bytes: int | None = None
-    """Bytes of a cell for ``pq`` and ``pca``; default: an eighth of the channels for ``pq``, a quarter for ``pca``."""
+    """Bytes of a cell for ``pq`` and ``pca``; default: a quarter of the channels, of ``pq`` at most 32."""
     code_bits: int | None = None
     """Bits of a component for ``pca``, 8 or 4; default: 4."""
     code_frames: int = 100
