@@ -22,7 +22,7 @@ from pipeline.models.build import load_config
 from store_schema import StoreReader, verify
 from store_schema.codes import Code
 
-KINDS = {"pq": dict(values="pq", code_bytes=32), "pca": dict(values="pca", code_bytes=32, code_bits=8)}
+KINDS = {"pq": dict(values="pq"), "pca": dict(values="pca", code_bytes=32, code_bits=8)}
 
 
 def settings_of(kind: str) -> DumpSettings:
