@@ -3,11 +3,13 @@
 The package needs numpy, zarr, numcodecs and google-crc32c only.
 """
 
+from .codes import MapCode
 from .coding import dequantise, quantise
 from .errors import OtherStoreError, StoreError
 from .reader import StoreReader, describe, read_back
-from .schema import SCHEMA_VERSION, ArraySpec, StoreSchema
+from .schema import SCHEMA_VERSION, StoreSchema
 from .shards import ShardWriter
+from .specs import ArraySpec
 from .storage import open_storage
 from .verify import Verification, verify
 from .writer import StoreWriter
@@ -15,6 +17,7 @@ from .writer import StoreWriter
 __all__ = [
     "SCHEMA_VERSION",
     "ArraySpec",
+    "MapCode",
     "OtherStoreError",
     "ShardWriter",
     "StoreError",

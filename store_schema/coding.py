@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .codes import MapCode
 from .errors import StoreError
-from .schema import SAMPLING_RANGE, ArraySpec, StoreSchema
+from .schema import SAMPLING_RANGE, StoreSchema
+from .specs import ArraySpec
 
 
 def check_frame(schema: StoreSchema, token: str, frame: Mapping[str, NDArray[Any]]) -> None:
@@ -82,7 +84,7 @@ def _check_focal(token: str, path: str, values: NDArray[Any], index: NDArray[Any
         )
     if spec.dtype == "uint8" and values.dtype != np.uint8:
         raise StoreError(
-            f"frame {token}: {path} has type {values.dtype}, expected uint8; store_schema.quantise makes it"
+            f"frame {token}: {path} has type {values.dtype}, expected uint8; store_schema.quantise or the store's codes make it"
         )
     if len(values) > kmax:
         raise StoreError(
@@ -165,3 +167,14 @@ def dequantise(codes: NDArray[Any], affine: NDArray[Any]) -> NDArray[Any]:
     values *= affine[:, :1]
     values += affine[:, 1:]
     return values
+
+
+def decoded(frame: Mapping[str, NDArray[Any]], codes: Mapping[str, MapCode]) -> dict[str, NDArray[Any]]:
+    """A frame with its coded features as float32; ``codes`` as of :attr:`StoreReader.codes`."""
+    out = {path: array for path, array in frame.items() if not path.endswith("/affine")}
+    for name, code in codes.items():
+        out[f"{name}/values"] = code.decode(frame[f"{name}/values"])
+    for path in frame.keys() - out.keys():
+        values = path.replace("/affine", "/values")
+        out[values] = dequantise(frame[values], frame[path])
+    return out

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
 from .checksum import crc32c_bytes
-from .schema import ArraySpec
+from .specs import ArraySpec
 
 MISSING = 2**64 - 1
 """Offset and length of a chunk that is left out."""

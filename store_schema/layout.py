@@ -14,7 +14,8 @@ from zarr.core.buffer import Buffer
 
 from .encoding import compressor
 from .errors import StoreError
-from .schema import ArraySpec, StoreSchema
+from .schema import StoreSchema
+from .specs import ArraySpec
 
 DONE = ".done"
 """Folder of the done-markers."""

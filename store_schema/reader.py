@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from .cache import FrameCache
 from .checksum import fault
-from .coding import as_stored, dequantise, unpack_sampling
+from .codes import MapCode
+from .coding import as_stored, decoded, unpack_sampling
 from .direct import DirectArray, direct_arrays
 from .errors import StoreError
 from .layout import DONE, StoreLayout, shard_file
 from .manifest import MANIFEST, RECIPE, differing, identity, manifest_checksum, read_manifest
-from .schema import SCHEMA_VERSION, StoreSchema
+from .schema import OLDEST_VERSION, SCHEMA_VERSION, StoreSchema
 from .storage import LocalStorage, Storage, open_storage
 from .whole import WholeStore
 
@@ -64,9 +65,10 @@ class StoreReader:
 
     def _read_manifest(self) -> dict[str, Any]:
         manifest = read_manifest(self.storage)
-        if manifest.get("schema_version") != SCHEMA_VERSION:
+        if manifest.get("schema_version") not in (OLDEST_VERSION, SCHEMA_VERSION):
             raise StoreError(
-                f"store {self.storage} has schema version {manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}; dump it again"
+                f"store {self.storage} has schema version {manifest.get('schema_version')}, this program reads {OLDEST_VERSION} to "
+                f"{SCHEMA_VERSION}; dump it again"
             )
         if manifest.get("crc32c") != manifest_checksum(manifest):
             raise StoreError(
@@ -186,8 +188,9 @@ class StoreReader:
         """All arrays of a frame, writable; focal cells without padding, sampling locations as float32.
 
         Args:
-            decode: give uint8 features as float32. Otherwise features come as they are stored, with each cell's scale
-                and offset in ``X/affine`` (k, 2): a quarter of the bytes to bring to the device that decodes them.
+            decode: give coded features as float32. Otherwise features come as they are stored: ``uint8`` with each cell's scale
+                and offset in ``X/affine`` (k, 2), a quarter of the bytes to bring to the device that decodes them; ``pq`` and
+                ``pca`` as codes, which :attr:`codes` decode.
 
         Raises:
             StoreError: the frame is unknown, or a shard is damaged.
@@ -196,7 +199,7 @@ class StoreReader:
         if frame is None:
             frame = self._read_stored(token)
             self.cache.put(token, frame)
-        return decoded(frame) if decode else frame
+        return decoded(frame, self.codes) if decode else frame
 
     def _read_stored(self, token: str) -> dict[str, NDArray[Any]]:
         row, size = self.row(token), self.layout.frames_per_shard
@@ -240,6 +243,11 @@ class StoreReader:
                 raise ValueError(f"{name} {problem}")
 
     @cached_property
+    def codes(self) -> dict[str, MapCode]:
+        """Codes by map; empty where features are not coded."""
+        return self.schema.codes(self.constants) if self.schema.code else {}
+
+    @cached_property
     def constants(self) -> dict[str, NDArray[Any]]:
         """Arrays without a frame dimension.
 
@@ -279,15 +287,6 @@ def _count_array(arrays: Mapping[str, zarr.Array[Any] | DirectArray], path: str)
 def _focal_maps(schema: StoreSchema) -> list[str]:
     """Names of the maps stored by focal cells: ``bev``, ``pv/0``, ..."""
     return [path.removesuffix("/count") for path, spec in schema.arrays().items() if spec.kind == "count"]
-
-
-def decoded(frame: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """A frame with its uint8 features as float32."""
-    out = {path: array for path, array in frame.items() if not path.endswith("/affine")}
-    for path in frame.keys() - out.keys():
-        values = path.replace("/affine", "/values")
-        out[values] = dequantise(frame[values], frame[path])
-    return out
 
 
 def read_row(

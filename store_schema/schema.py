@@ -1,44 +1,22 @@
 """Names, dimensions, types and units of every array in a store; no other module defines an array."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from .codes import CODED, Code, MapCode, map_codes
 from .errors import StoreError
+from .specs import ArraySpec, code_arrays, focal_arrays
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION, OLDEST_VERSION = 3, 2
+"""Newest and oldest version that this program reads. Version 3 has coded features; other stores are written as version 2."""
 READINGS = ("bev", "cameras", "none")
-VALUES = ("float16", "float32", "uint8")
-CHUNK_CELLS = 1024
-# Cell numbers and affine maps are small, so more of them make a chunk: a sixteenth of a row, of which focal areas fill
-# one or two. Whole rows would be mostly padding to decode.
-CHUNKS_OF_NUMBERS = 16
+VALUES = ("float16", "float32", "uint8", *CODED)
 # Sampling locations are 16-bit fixed point over this range of the BEV extent: finer than float16 near 1, and positions
 # farther out read nothing but zeros anyway. The attributes follow the CF conventions, so xarray decodes them.
 SAMPLING_RANGE = (-0.5, 1.5)
 _BOX = "x y z dx dy dz yaw vx vy, LiDAR frame, z of the centre"
-
-
-@dataclass(frozen=True)
-class ArraySpec:
-    """One array of the store.
-
-    Attributes:
-        shape: without the leading frame dimension for arrays with ``per_frame``.
-        dims: names of ``shape``'s dimensions.
-        chunk: shape of a chunk within ``shape``; a chunk never spans two frames.
-        kind: ``values`` (focal cells), ``affine`` (their maps), ``index``, ``count`` or ``plain``.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    dims: tuple[str, ...]
-    dtype: str
-    chunk: tuple[int, ...]
-    kind: str = "plain"
-    units: str = ""
-    about: str = ""
-    attributes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,7 +39,8 @@ class StoreSchema:
     layout: str = "focal"
     """``focal`` (cells in areas) or ``dense`` (whole maps)."""
     values: str = "float16"
-    """Features of the maps as ``float16`` or ``float32``; those of focal cells also as ``uint8`` with an affine map per cell."""
+    """Features of the maps as ``float16`` or ``float32``; those of focal cells also as ``uint8`` with an affine map per cell, or
+    as codes, ``pq`` or ``pca`` (:mod:`store_schema.codes`)."""
     reading: str = "bev"
     """Source that queries read: ``bev`` (positions on the BEV map), ``cameras`` (projected points) or ``none`` (not known)."""
     layers: int = 0
@@ -72,6 +51,10 @@ class StoreSchema:
     """Sampled points per head, for ``bev``."""
     query_channels: int = 0
     """Channels of a query state, and of what queries read from cameras; 0 where states are not known."""
+    code_bytes: int = 0
+    """Bytes of a cell's code, for ``pq`` and ``pca``."""
+    code_bits: int = 8
+    """Bits of a component, for ``pca``."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pv", [(*level[:3], _pair(level[3])) for level in self.pv])
@@ -79,9 +62,9 @@ class StoreSchema:
             raise StoreError(f"schema.layout is '{self.layout}'; use focal or dense")
         if self.values not in VALUES:
             raise StoreError(f"schema.values is '{self.values}'; use {', '.join(VALUES)}")
-        if self.values == "uint8" and self.layout == "dense":
+        if self.layout == "dense" and not self.values.startswith("float"):
             raise StoreError(
-                "schema.values is uint8 but schema.layout is dense; dense maps are float16 or float32, or use layout focal"
+                f"schema.values is {self.values} but schema.layout is dense; dense maps are float16 or float32, or use layout focal"
             )
         if len(self.pv) != len(self.pv_kmax):
             raise StoreError(
@@ -102,6 +85,30 @@ class StoreSchema:
         for i, (kmax, cells) in enumerate(zip(self.pv_kmax, self.pv_cells, strict=True)):
             if not 1 <= kmax <= cells:
                 raise StoreError(f"schema.pv_kmax[{i}] is {kmax}; it must be in 1..{cells}")
+
+        if self.code is not None:
+            for name, channels in self.maps.items():
+                self.code.check(name, channels)
+
+    @property
+    def version(self) -> int:
+        """Oldest schema version that has these arrays; readers of that version read the store."""
+        return SCHEMA_VERSION if self.code else OLDEST_VERSION
+
+    @property
+    def code(self) -> Code | None:
+        """How features are coded; None for features that are not."""
+        return Code(self.values, self.code_bytes, self.code_bits) if self.values in CODED else None
+
+    @property
+    def maps(self) -> dict[str, int]:
+        """Channels by map: ``bev``, ``pv/0``, ..."""
+        bev = {"bev": self.bev[2]} if self.bev else {}
+        return bev | {f"pv/{i}": level[2] for i, level in enumerate(self.pv)}
+
+    def codes(self, constants: Mapping[str, Any]) -> dict[str, MapCode]:
+        """Codes by map from a store's constants; empty for features that are not coded."""
+        return map_codes(self.code, self.maps, constants)
 
     @property
     def bev_cells(self) -> int:
@@ -130,6 +137,8 @@ class StoreSchema:
     def to_dict(self) -> dict[str, Any]:
         """Entry of a manifest."""
         plain = asdict(self)
+        if self.code is None:  # as written before features were coded, so that such stores keep their fingerprints
+            del plain["code_bytes"], plain["code_bits"]
         bev = list(self.bev) if self.bev else None
         return plain | {
             "bev": bev,
@@ -159,7 +168,8 @@ class StoreSchema:
                     )
                 )
             else:
-                specs += self._focal("bev", self.bev_kmax, channels, height * width, "row * columns + column")
+                formula = "row * columns + column"
+                specs += focal_arrays("bev", self.bev_kmax, channels, height * width, formula, self.values, self.code)
         for i, (rows, cols, depth, stride) in enumerate(self.pv):
             if self.layout == "dense":
                 shape = (len(self.cameras), rows, cols, depth)
@@ -176,7 +186,8 @@ class StoreSchema:
                 )
             else:
                 about = f"(camera * {rows} + row) * {cols} + column"
-                specs += self._focal(f"pv/{i}", self.pv_kmax[i], depth, self.pv_cells[i], about, list(stride))
+                kmax, cells = self.pv_kmax[i], self.pv_cells[i]
+                specs += focal_arrays(f"pv/{i}", kmax, depth, cells, about, self.values, self.code, list(stride))
         return {spec.path: spec for spec in specs}
 
     def _states(self) -> list[ArraySpec]:
@@ -257,79 +268,19 @@ class StoreSchema:
             ]
         return []
 
-    def _focal(
-        self, name: str, kmax: int, channels: int, cells: int, formula: str, stride: list[float] | None = None
-    ) -> list[ArraySpec]:
-        dim = name.replace("/", "_") + "_cell"
-        small = "uint16" if cells <= 2**16 else "uint32"
-        attributes = {"cells": cells} | ({"stride": stride} if stride else {})
-        chunk = min(CHUNK_CELLS, kmax)
-        numbers = max(chunk, -(-kmax // CHUNKS_OF_NUMBERS))
-        coded = self.values == "uint8"
-        values = ArraySpec(
-            f"{name}/values",
-            (kmax, channels),
-            (dim, f"{name.replace('/', '_')}_channel"),
-            self.values,
-            (chunk, channels),
-            "values",
-            about="expert features of the stored cells" + (", coded" if coded else ""),
-            attributes=attributes
-            | ({"decoded": f"{name}/affine[.., 0] * values + {name}/affine[.., 1]"} if coded else {}),
-        )
-        affine = ArraySpec(
-            f"{name}/affine",
-            (kmax, 2),
-            (dim, "affine"),
-            "float32",
-            (numbers, 2),
-            "affine",
-            about="scale and offset of the stored cells: feature = scale * value + offset",
-            attributes=attributes | {"affine": ["scale", "offset"]},
-        )
-        index = ArraySpec(
-            f"{name}/index",
-            (kmax,),
-            (dim,),
-            small,
-            (numbers,),
-            "index",
-            about=f"flat cell number: {formula}",
-            attributes=attributes,
-        )
-        count = ArraySpec(
-            f"{name}/count",
-            (),
-            (),
-            "int32",
-            (),
-            "count",
-            about="stored cells; the rest of a row is padding",
-            attributes=attributes,
-        )
-        return [values, *([affine] if coded else []), index, count]
-
     def constants(self) -> dict[str, ArraySpec]:
         """Arrays without a frame dimension by path."""
-        if self.reading != "bev" or self.bev is None:
-            return {}
-        depth = self.bev[2]
-        return {
-            spec.path: spec
-            for spec in (
-                ArraySpec(
-                    "decoder/value_proj_weight",
-                    (self.layers, depth, depth),
-                    ("layer", "out", "in"),
-                    "float32",
-                    (self.layers, depth, depth),
-                    about="value projection that a layer's queries read BEV features through",
-                ),
-                ArraySpec(
-                    "decoder/value_proj_bias", (self.layers, depth), ("layer", "out"), "float32", (self.layers, depth)
-                ),
-            )
-        }
+        specs = []
+        if self.code is not None:
+            specs += [spec for name, channels in self.maps.items() for spec in code_arrays(name, channels, self.code)]
+        if self.reading == "bev" and self.bev is not None:
+            shape = (self.layers, self.bev[2], self.bev[2])
+            about = "value projection that a layer's queries read BEV features through"
+            specs += [
+                ArraySpec("decoder/value_proj_weight", shape, ("layer", "out", "in"), "float32", shape, about=about),
+                ArraySpec("decoder/value_proj_bias", shape[:2], ("layer", "out"), "float32", shape[:2]),
+            ]
+        return {spec.path: spec for spec in specs}
 
     def frame_keys(self) -> set[str]:
         """Paths of the arrays that a frame given to the writer includes."""

@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checksum import entry
+from .codes import MapCode
 from .coding import as_stored, check_frame
 from .encoding import TAG, encode_shard, index_bytes, tag_of
 from .errors import StoreError
 from .layout import StoreLayout, shard_file
 from .manifest import MANIFEST, seal
-from .schema import ArraySpec, StoreSchema
+from .schema import StoreSchema
+from .specs import ArraySpec
 from .storage import Storage
 
 
@@ -26,12 +28,16 @@ class ShardWriter:
         layout: rows and files of the store.
         fingerprint: the dump's, kept in done-markers.
         libraries: versions that make the rows, by name, kept in done-markers.
+        codes: codes by map, for coded features.
+        code_tag: checksum of the codes' constants, kept in done-markers.
     """
 
     storage: Storage
     layout: StoreLayout
     fingerprint: str
     libraries: Mapping[str, str] = field(default_factory=dict)
+    codes: Mapping[str, MapCode] = field(default_factory=dict)
+    code_tag: str | None = None
 
     @property
     def schema(self) -> StoreSchema:
@@ -56,6 +62,8 @@ class ShardWriter:
             raise StoreError(
                 f"shard {shard} holds {len(tokens)} frames, {len(frames)} were given; the first that differs is {odd}"
             )
+        if self.schema.code is not None and self.code_tag is None:
+            raise StoreError(f"store {self.storage} has coded features; write its constants before the first shard")
         for token in tokens:
             check_frame(self.schema, token, frames[token])
         if self.storage.exists(MANIFEST):
@@ -64,6 +72,8 @@ class ShardWriter:
         files: dict[str, dict[str, Any]] = {}
         self.storage.write_all(self._files(shard, [frames[token] for token in tokens], files))
         marker = {"shard": shard, "fingerprint": self.fingerprint, "files": files, "sums": dict(sums or {})}
+        if self.code_tag is not None:
+            marker["code"] = self.code_tag
         self.storage.write(self.layout.marker(shard), seal(marker | {"libraries": dict(self.libraries)}))
 
     def _files(

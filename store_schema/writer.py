@@ -8,6 +8,7 @@ is there and every file has its checksum. What a kill leaves at each moment stan
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,12 +19,13 @@ from numpy.typing import NDArray
 from zarr.core.buffer import Buffer
 
 from .checksum import entry, fault, mismatch
+from .codes import code_tag
 from .coding import check_constants
 from .errors import OtherStoreError, StoreError
 from .layout import ARRAYS, CONSTANTS, DONE, StoreLayout, check_scenes
 from .manifest import MANIFEST, RECIPE, fingerprint, refuse_difference, seal, unseal
 from .provenance import check_versions, is_of_earlier_revision, joined_versions
-from .schema import SCHEMA_VERSION, StoreSchema
+from .schema import StoreSchema
 from .shards import ShardWriter
 from .storage import LEASE, LOCK, TEMPORARY, Storage, open_storage
 
@@ -65,7 +67,7 @@ class StoreWriter:
         self.storage, self.schema = open_storage(path, options), schema
         self.layout = StoreLayout(schema, scenes, frames_per_shard)
         self.manifest = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": schema.version,
             "schema": schema.to_dict(),
             "frames_per_shard": frames_per_shard,
             "scenes": self.layout.scenes,
@@ -182,13 +184,17 @@ class StoreWriter:
         return [m if m is not None and is_own(shard, m) else None for shard, m in enumerate(markers)]
 
     def pending(self) -> list[int]:
-        """Shards without a valid done-marker, which has this dump's fingerprint and names files of full length."""
-        markers = self._markers()
+        """Shards without a valid done-marker, which has this dump's fingerprint and codes and names files of full length."""
+        markers, tag = self._markers(), self.shards.code_tag
+        if self.schema.code is not None and tag is None and (held := self.constants()) is not None:
+            tag = code_tag(self.schema.codes(held))
         sizes = self.storage.sizes(name for marker in markers if marker for name in marker["files"])
         return [
             shard
             for shard, marker in enumerate(markers)
-            if marker is None or any(sizes.get(name) != listed["bytes"] for name, listed in marker["files"].items())
+            if marker is None
+            or marker.get("code") != tag
+            or any(sizes.get(name) != listed["bytes"] for name, listed in marker["files"].items())
         ]
 
     def _is_whole(self, marker: str) -> bool:
@@ -224,6 +230,7 @@ class StoreWriter:
         self._check_held()
         check_constants(self.schema, constants)
         if self._is_whole(CONSTANTS):
+            self._know_codes(self.constants() or {})
             return
         files: dict[str, Buffer] = {}
         group = zarr.create_group(zarr.storage.MemoryStore(files), zarr_format=3)
@@ -242,6 +249,22 @@ class StoreWriter:
         self._write_marked(
             CONSTANTS, {name: buffer.to_bytes() for name, buffer in files.items() if name != "zarr.json"}
         )
+        self._know_codes(
+            {path: np.asarray(constants[path], spec.dtype) for path, spec in self.schema.constants().items()}
+        )
+
+    def constants(self) -> dict[str, NDArray[Any]] | None:
+        """The constants that the store has; None where these are missing or damaged."""
+        if not self._is_whole(CONSTANTS):
+            return None
+        group = zarr.open_group(self.storage.zarr_store(), mode="r")
+        return {path: np.asarray(group[path]) for path in self.schema.constants()}
+
+    def _know_codes(self, constants: Mapping[str, NDArray[Any]]) -> None:
+        """Keep the codes for the shards that are written from now on."""
+        if self.schema.code is not None:
+            codes = self.schema.codes(constants)
+            self.shards = replace(self.shards, codes=codes, code_tag=code_tag(codes))
 
     def write_shard(self, shard: int, frames: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
         """Write all frames of a shard, see :meth:`ShardWriter.write`."""

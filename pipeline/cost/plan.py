@@ -161,7 +161,7 @@ def plan_store(schema: StoreSchema, frames: int, frames_per_shard: int, measured
         frame = raw_bytes(spec, measured.coverage) * ratio
         dense = 0.0
         if spec.kind == "values":
-            dense = spec.attributes["cells"] * spec.shape[1] * 2.0
+            dense = spec.attributes["cells"] * schema.maps[path.rsplit("/", 1)[0]] * 2.0
         elif spec.kind == "plain":
             dense = raw_bytes(spec, {})
         total = frame * frames + shards * index_bytes(spec, frames_per_shard)

@@ -10,6 +10,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from pipeline.errors import FD3DError
+from pipeline.focal.codes import FeatureCode
 from store_schema import StoreReader
 
 from .generators import RestoreBEV
@@ -127,7 +128,8 @@ class Distiller(BaseModel):
         self.settings: Any = self.settings_type.from_dict(settings)
         reader = StoreReader(store)
         self.store, self.schema, self.manifest = store, reader.schema, reader.manifest
-        self.constants = reader.constants
+        self.constants, self.stored_codes = reader.constants, reader.codes
+        self._codes = nn.ModuleDict({name: FeatureCode(code) for name, code in reader.codes.items()})
         self.online: OnlineExpert | None = None
         if self.settings.expert == "online":
             self.online = self._online(expert)
@@ -153,6 +155,11 @@ class Distiller(BaseModel):
         self.taps = Taps(self.student, {name: path for name, path in paths.items() if needed[name]})
 
     @property
+    def codes(self) -> dict[str, FeatureCode]:
+        """Codes by map, on this module's device; empty for a store whose features are not coded."""
+        return {name: code for name, code in self._codes.items() if isinstance(code, FeatureCode)}
+
+    @property
     def restores_residually(self) -> bool:
         """Whether the restored BEV map starts as the student's, interpolated."""
         return False
@@ -164,7 +171,9 @@ class Distiller(BaseModel):
             )
         from .online import OnlineExpert  # here, so that training from the store needs nothing of the expert
 
-        return OnlineExpert(**expert, manifest=self.manifest, schema=self.schema, store=self.store)
+        return OnlineExpert(
+            **expert, manifest=self.manifest, schema=self.schema, codes=self.stored_codes, store=self.store
+        )
 
     def chosen(self, name: str, count: int, holder: str = "the store") -> tuple[int, ...]:
         """Numbers of the holder's ``count`` levels or layers that the setting ``name`` chooses; None chooses all.

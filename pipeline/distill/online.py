@@ -18,10 +18,11 @@ from pipeline.data.frames import frame_dataset
 from pipeline.data.source import FrameSource
 from pipeline.expert.load import check_identity, load_expert
 from pipeline.expert.rows import focal_cells, store_row
+from pipeline.focal.codes import FeatureCode
 from pipeline.focal.rule import FocalRule
 from pipeline.models.build import load_config
 from pipeline.models.detector import MultiCameraDetector
-from store_schema import StoreSchema, read_back
+from store_schema import MapCode, StoreSchema, read_back
 
 from .stored import CachedFrame
 
@@ -34,7 +35,7 @@ class OnlineExpert:
 
     Args:
         config, checkpoint: config and checkpoint of the expert that made the store.
-        manifest, schema: manifest and schema of the store.
+        manifest, schema, codes: of the store.
         store: name of the store in messages.
 
     Attributes:
@@ -50,6 +51,7 @@ class OnlineExpert:
         checkpoint: str | Path,
         manifest: Mapping[str, Any],
         schema: StoreSchema,
+        codes: Mapping[str, MapCode],
         store: object,
     ):
         cfg, made_by = load_config(config), manifest["expert"]
@@ -58,6 +60,7 @@ class OnlineExpert:
         self.pc_range = manifest["coordinates"]["pc_range"]
         with torch.random.fork_rng():
             self.expert = load_expert(cfg, Path(checkpoint), self.rule.num_queries, made_by["autocast"])
+        self.codes = {name: FeatureCode.on(code, self.expert.device) for name, code in codes.items()}
         self.passes = 0
 
     @torch.no_grad()
@@ -80,7 +83,7 @@ class OnlineExpert:
         self.passes += len(metas)
         lidar2img = torch.as_tensor(metas[-1]["lidar2img"], dtype=torch.float32, device=self.expert.device)
         cells = focal_cells(frame, self.rule, self.pc_range, lidar2img, self.schema.layers)
-        return read_back(self.schema, store_row(frame, cells, self.schema))
+        return read_back(self.schema, store_row(frame, cells, self.schema, self.codes))
 
 
 def _one_frame(img: torch.Tensor, metas: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:

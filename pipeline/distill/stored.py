@@ -7,9 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.focal.codes import FeatureCode
 from store_schema import StoreSchema
 
 CachedFrame = Mapping[str, np.ndarray]
+Codes = Mapping[str, FeatureCode]
+"""Codes by map of a store with coded features, on the training device."""
 
 
 @dataclass
@@ -25,9 +28,14 @@ class StoredCells:
     row: Tensor
 
 
-def stored_values(frame: CachedFrame, name: str, device: torch.device) -> Tensor:
-    """Features (m, C) float32 of the stored cells of map ``name`` in their order; uint8 is decoded on ``device``."""
-    values = torch.from_numpy(frame[f"{name}/values"]).to(device).float()
+def stored_values(frame: CachedFrame, name: str, device: torch.device, codes: Codes | None = None) -> Tensor:
+    """Features (m, C) float32 of the stored cells of map ``name`` in their order; codes are decoded on ``device``."""
+    if codes and name in codes and frame[f"{name}/values"].dtype == np.uint8:
+        return codes[name].decode(torch.from_numpy(frame[f"{name}/values"]).to(device))
+    values = torch.from_numpy(frame[f"{name}/values"]).to(device)
+    if values.dtype == torch.uint8 and f"{name}/affine" not in frame:
+        raise ValueError(f"{name} has codes, and no code was given to decode them")
+    values = values.float()
     if f"{name}/affine" in frame:
         scale, offset = torch.from_numpy(frame[f"{name}/affine"]).to(device).split(1, dim=1)
         values = values.mul_(scale).add_(offset)
@@ -50,14 +58,19 @@ def scatter_cells(frame: CachedFrame, name: str, cells: int, device: torch.devic
 
 
 def stored_cells(
-    frames: Sequence[CachedFrame], schema: StoreSchema, name: str, cells: int, device: torch.device
+    frames: Sequence[CachedFrame],
+    schema: StoreSchema,
+    name: str,
+    cells: int,
+    device: torch.device,
+    codes: Codes | None = None,
 ) -> StoredCells:
     """Stored cells of map ``name``, which has that many cells in every frame."""
     if schema.layout == "dense":
         whole = [torch.from_numpy(frame[f"{name}/dense"]).to(device).float().flatten(0, -2) for frame in frames]
         values = torch.cat(whole)
         return StoredCells(values, torch.arange(len(values), device=device))
-    values = torch.cat([stored_values(frame, name, device) for frame in frames])
+    values = torch.cat([stored_values(frame, name, device, codes) for frame in frames])
     index = torch.cat([stored_index(frame, name, device) + b * cells for b, frame in enumerate(frames)])
     row = torch.full((len(frames) * cells,), len(values), device=device)
     row[index] = torch.arange(len(values), device=device)

@@ -16,7 +16,7 @@ from .geometry import Anchors, reanchored
 from .losses import block_mask, query_trust
 from .placing import place_queries, student_positions
 from .settings import DistillSettings
-from .stored import CachedFrame, StoredCells, stored_cells
+from .stored import CachedFrame, Codes, StoredCells, stored_cells
 
 _DRAWN = 8
 """Side of a block of drawn cells: two convolutions of such a block read 2.25 times its cells."""
@@ -149,6 +149,7 @@ def make_targets(
     device: torch.device,
     spans: Sequence[Spans | None] | None = None,
     truth: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
+    codes: Codes | None = None,
 ) -> ExpertTargets:
     """Targets of a batch.
 
@@ -163,6 +164,7 @@ def make_targets(
         levels: pyramid levels wanted.
         spans: per sample the boxes that span the areas in place of the expert's queries, None for all cells with trust 1.
         truth: per sample annotated boxes (n, 9), LiDAR frame, and class numbers (n,), for ``settings.geometry``.
+        codes: by map, for frames with coded features.
     """
     rule, geometry = settings.rule, settings.geometry
     kept = rule.num_queries
@@ -193,7 +195,7 @@ def make_targets(
     bev = bev_read = None
     if schema.bev:
         height, width = schema.bev[:2]
-        bev_read = stored_cells(frames, schema, "bev", height * width, device)
+        bev_read = stored_cells(frames, schema, "bev", height * width, device, codes)
         weights, owners = _bev_trust(standing, schema, pc_range, settings, device)
         if geometry.reanchor and anchors:
             bev = _reanchored(bev_read, scales["bev"], weights, owners, anchors, pc_range, settings.drawn_share)
@@ -202,7 +204,7 @@ def make_targets(
     pv = []
     for level, trust in zip(levels, _pv_trust(seen, metas, schema, settings, levels, device), strict=True):
         rows, columns = schema.pv[level][:2]
-        stored = stored_cells(frames, schema, f"pv/{level}", len(schema.cameras) * rows * columns, device)
+        stored = stored_cells(frames, schema, f"pv/{level}", len(schema.cameras) * rows * columns, device, codes)
         pv.append(_at_cells(stored, scales[f"pv/{level}"], trust, settings.drawn_share))
     queries = {
         name: torch.from_numpy(np.stack([f[f"query/{name}"][:, :kept] for f in frames])).to(device).float()

@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -76,6 +76,11 @@ def probe(job: Job, token: str) -> tuple[tuple[StoreSchema, dict[str, np.ndarray
     return session.probe(token), session.expert.device.type
 
 
+def learn(job: Job, schema: StoreSchema, scenes: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+    """Task: see :meth:`~pipeline.dumping.session.Session.learn`."""
+    return session_of(job).learn(schema, scenes, lambda frames: None)
+
+
 def run_shard(name: str, key: str, shard: int) -> None:
     """Task: infer and write a shard; the next one's inference starts while this one is written.
 
@@ -107,7 +112,7 @@ def run_shard(name: str, key: str, shard: int) -> None:
                     raise FD3DError(
                         f"the expert runs on its {here}, on that of the first frame on the {plugin.device}; use workers of one kind"
                     )
-            result = session.infer(plugin.writer.schema, tokens, session.decoded(tokens), report)
+            result = session.infer(plugin.writer, tokens, session.decoded(tokens), report)
             plugin.writing.acquire()
         try:
             report(len(tokens))
@@ -198,6 +203,16 @@ class DaskEngine:
     def probe(self, job: Job, token: str) -> tuple[StoreSchema, dict[str, np.ndarray]]:
         """See :class:`~pipeline.dumping.engine.Engine`."""
         found, self.device = self._result(self.client.submit(probe, job, token, pure=False), "the first frame")
+        return found
+
+    def learn(
+        self, job: Job, schema: StoreSchema, scenes: Sequence[Sequence[str]], report: Callable[[int], None]
+    ) -> dict[str, np.ndarray]:
+        """See :class:`~pipeline.dumping.engine.Engine`; one worker learns, and reports at the end."""
+        found: dict[str, np.ndarray] = self._result(
+            self.client.submit(learn, job, schema, scenes, pure=False), "learning the codes"
+        )
+        report(sum(map(len, scenes)))
         return found
 
     def run(self, job: Job, writer: ShardWriter, shards: Sequence[int], report: Report) -> None:

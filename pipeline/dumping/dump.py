@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.dumping.coverage import join_counts
-from pipeline.dumping.engine import InProcess, Progress
+from pipeline.dumping.engine import Engine, InProcess, Progress
+from pipeline.dumping.learning import sample_frames
 from pipeline.dumping.moments import join_moments
 from pipeline.dumping.recipe import library_versions, make_manifest, scene_rows
 from pipeline.dumping.session import Job, shard_tokens
@@ -99,7 +101,7 @@ def dump(
         rows = settings.frames_per_shard
         writer = StoreWriter(storage, schema, manifest, tokens, rows, allow_versions=allow_versions)
         with opened(writer, replace_other):
-            writer.write_constants(constants)
+            writer.write_constants(constants | learned(engine, job, writer, settings))
             pending = writer.pending()
             total = sum(map(len, tokens.values()))
             progress = Progress(total, total - sum(len(shard_tokens(writer.shards, shard)) for shard in pending))
@@ -108,6 +110,19 @@ def dump(
             sums = writer.sums()
             writer.finalise(join_moments(shard["moments"] for shard in sums))
     return {"frames": total, "coverage": join_counts(shard["coverage"] for shard in sums)}
+
+
+def learned(engine: Engine, job: Job, writer: StoreWriter, settings: DumpSettings) -> dict[str, np.ndarray]:
+    """Constants of the codes: those that the store has, or learned now; none where features are not coded."""
+    schema = writer.schema
+    if schema.code is None:
+        return {}
+    if (held := writer.constants()) is not None:
+        return {path: array for path, array in held.items() if path.startswith("code/")}
+    scenes = sample_frames(writer.scenes, settings.code_frames)
+    progress = Progress(sum(map(len, scenes)), 0, "frame of the codes")
+    with progress.bar:
+        return engine.learn(job, schema, scenes, lambda frames: progress(0, frames))
 
 
 @contextmanager

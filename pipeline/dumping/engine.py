@@ -22,6 +22,11 @@ class Engine(Protocol):
     def probe(self, job: Job, token: str) -> tuple[StoreSchema, dict[str, np.ndarray]]:
         """See :meth:`~pipeline.dumping.session.Session.probe`."""
 
+    def learn(
+        self, job: Job, schema: StoreSchema, scenes: Sequence[Sequence[str]], report: Callable[[int], None]
+    ) -> dict[str, np.ndarray]:
+        """See :meth:`~pipeline.dumping.session.Session.learn`."""
+
     def run(self, job: Job, writer: ShardWriter, shards: Sequence[int], report: Report) -> None:
         """Write shards; on an error the finished shards stay."""
 
@@ -39,6 +44,12 @@ class InProcess:
         """See :class:`Engine`."""
         return session_of(job).probe(token)
 
+    def learn(
+        self, job: Job, schema: StoreSchema, scenes: Sequence[Sequence[str]], report: Callable[[int], None]
+    ) -> dict[str, np.ndarray]:
+        """See :class:`Engine`."""
+        return session_of(job).learn(schema, scenes, report)
+
     def run(self, job: Job, writer: ShardWriter, shards: Sequence[int], report: Report) -> None:
         """See :class:`Engine`."""
         session = session_of(job)
@@ -48,7 +59,7 @@ class InProcess:
         # leaving the pool waits for the last shard, also after an error or Ctrl-C
         with ThreadPoolExecutor(1) as pool:
             for shard in shards:
-                result = session.infer(writer.schema, shard_tokens(writer, shard), batches, partial(report, shard))
+                result = session.infer(writer, shard_tokens(writer, shard), batches, partial(report, shard))
                 if writing is not None:
                     writing.result()
                 writing = pool.submit(write, writer, shard, result)
@@ -63,10 +74,11 @@ class Progress:
     Args:
         total: frames of the store.
         initial: frames that an earlier dump has written.
+        unit: of the bar.
     """
 
-    def __init__(self, total: int, initial: int) -> None:
-        self.bar = tqdm(total=total, initial=initial, unit="frame", disable=None)
+    def __init__(self, total: int, initial: int, unit: str = "frame") -> None:
+        self.bar = tqdm(total=total, initial=initial, unit=unit, disable=None)
         self.frames: dict[int, int] = {}
 
     def __call__(self, shard: int, frames: int) -> None:

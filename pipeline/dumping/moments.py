@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from pipeline.expert.rows import stored_values
+from store_schema import MapCode
 
 
 @dataclass
@@ -50,12 +51,14 @@ class RunningMoments:
         return {"mean": mean.tolist(), "std": std.tolist()}
 
 
-def shard_moments(rows: Iterable[dict[str, np.ndarray]]) -> dict[str, dict[str, Any]]:
-    """Sums over a shard's rows by map, as plain values; JSON keeps every bit of them."""
+def shard_moments(
+    rows: Iterable[dict[str, np.ndarray]], codes: Mapping[str, MapCode] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Sums over a shard's rows by map, as plain values; JSON keeps every bit of them. ``codes`` by map, of coded features."""
     moments: dict[str, RunningMoments] = {}
     for row in rows:
         for name in sorted({key.rsplit("/", 1)[0] for key in row if not key.startswith("query/")}):
-            values = stored_values(row, name)
+            values = stored_values(row, name, codes or {})
             moments.setdefault(name, RunningMoments.zero(values.shape[-1])).add(values)
     return {name: {"count": m.count, "sum": m.sum.tolist(), "square": m.square.tolist()} for name, m in moments.items()}
 

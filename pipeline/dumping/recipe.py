@@ -11,6 +11,7 @@ from mmengine.config import Config
 from pipeline.data import CAMERAS
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
+from pipeline.dumping.learning import SAMPLE
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.expert import BEVReading, CameraReading, ExpertFrame
@@ -18,6 +19,7 @@ from pipeline.expert.load import identity
 from pipeline.expert.rows import ALGORITHM, padded_size
 from pipeline.focal.areas import cell_size
 from store_schema import StoreSchema
+from store_schema.codes import CODED
 
 
 def schema_of(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
@@ -41,6 +43,7 @@ def schema_of(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
             f"dump.layers is {layers}, but the expert's reading is known of {known} layers; use null for all"
         )
     bev = None if frame.bev is None else (*frame.bev.shape[-2:], frame.bev.shape[0])
+    channels = [level[2] for level in levels] + ([bev[2]] if bev else [])
     return StoreSchema(
         bev=bev,
         pv=levels,
@@ -52,8 +55,18 @@ def schema_of(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
         layers=layers,
         bev_kmax=0 if bev is None else bev[0] * bev[1],
         pv_kmax=[len(CAMERAS) * h * w for h, w, _, _ in levels],
+        **_code(settings, min(channels, default=0)),
         **reading,
     )
+
+
+def _code(settings: DumpSettings, channels: int) -> dict[str, Any]:
+    """Size of a cell's code, for maps of that many channels at least."""
+    if settings.values not in CODED:
+        return {}
+    quarter = max(channels // 4, 1)
+    size = settings.code_bytes or (min(quarter, 32) if settings.values == "pq" else quarter)
+    return {"code_bytes": size, "code_bits": settings.code_bits or (4 if settings.values == "pca" else 8)}
 
 
 def make_manifest(
@@ -86,6 +99,7 @@ def make_manifest(
             "pc_range": list(cfg.pc_range),
         },
         "focal": settings.rule.to_dict(),
+        **({"code": {"frames": settings.code_frames, "cells": SAMPLE}} if settings.values in CODED else {}),
         "algorithm": ALGORITHM,
         "libraries": library_versions(),
     }

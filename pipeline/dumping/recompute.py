@@ -13,10 +13,11 @@ from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.expert.load import check_identity, load_expert
 from pipeline.expert.rows import focal_cells, store_row
+from pipeline.focal.codes import FeatureCode
 from pipeline.focal.rule import FocalRule
 from pipeline.models.build import load_config
 from store_schema import StoreReader
-from store_schema.reader import decoded
+from store_schema.coding import decoded
 
 
 @dataclass
@@ -74,6 +75,7 @@ def recompute(
     position = {row: i for i, row in enumerate(frames.select(source.split))}
     rule = FocalRule(**made["focal"])
     expert = load_expert(cfg, checkpoint, rule.num_queries, made["expert"]["autocast"])
+    codes = {name: FeatureCode.on(code, expert.device) for name, code in reader.codes.items()}
     errors: dict[str, ArrayError] = {}
     for batch in frame_batches(cfg, source, [position[row] for row in rows], 0):
         (frame,), _ = expert.run(batch)
@@ -81,7 +83,8 @@ def recompute(
         if token in chosen:
             lidar2img = torch.as_tensor(meta["lidar2img"], dtype=torch.float32, device=expert.device)
             cells = focal_cells(frame, rule, cfg.pc_range, lidar2img, reader.schema.layers)
-            _compare(errors, reader.read(token), decoded(store_row(frame, cells, reader.schema)))
+            again = decoded(store_row(frame, cells, reader.schema, codes), reader.codes)
+            _compare(errors, reader.read(token), again)
     return errors
 
 

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +18,7 @@ from mmengine.registry import init_default_scope
 from pipeline.data.frames import collate, frame_dataset
 from pipeline.data.source import FrameSource
 from pipeline.dumping.coverage import Annotated, Counts, frame_coverage, join_counts, to_plain
+from pipeline.dumping.learning import SAMPLE, CellSample, learn_code
 from pipeline.dumping.moments import shard_moments
 from pipeline.dumping.recipe import library_versions, schema_of
 from pipeline.dumping.settings import DumpSettings
@@ -25,7 +26,15 @@ from pipeline.dumping.shared import Shared
 from pipeline.errors import FD3DError
 from pipeline.expert import ExpertFrame
 from pipeline.expert.load import load_expert
-from pipeline.expert.rows import areas_beside, check_finite, joined_cells, store_row, stored_constants
+from pipeline.expert.rows import (
+    areas_beside,
+    check_finite,
+    focal_cells,
+    joined_cells,
+    store_row,
+    stored_constants,
+)
+from pipeline.focal.codes import FeatureCode
 from store_schema import ShardWriter, StoreSchema
 
 
@@ -92,9 +101,46 @@ class Session:
         schema = schema_of(frame, self.job.settings)
         return schema, stored_constants(constants, schema)
 
+    def learn(
+        self, schema: StoreSchema, scenes: Sequence[Sequence[str]], report: Callable[[int], None]
+    ) -> dict[str, np.ndarray]:
+        """Constants of the codes of all maps, from running the expert over some scenes.
+
+        Args:
+            scenes: tokens of each scene in time order.
+            report: called with the number of frames done.
+
+        Raises:
+            FD3DError: features that are not finite, or too few cells.
+        """
+        assert schema.code is not None
+        torch.set_num_threads(self.job.threads)
+        tokens = [token for scene in scenes for token in scene]
+        samples = {name: CellSample(-(-SAMPLE // len(tokens))) for name in schema.maps}
+        for done, (token, batch) in enumerate(zip(tokens, self.decoded(tokens), strict=True), 1):
+            (frame,), _ = self.expert.run(batch)
+            check_finite(frame, token)
+            bev, levels = self._cells(schema, frame, batch["data_samples"][0].frames[-1])
+            if frame.bev is not None and bev is not None:
+                samples["bev"].add(frame.bev, bev)
+            for i, pair in enumerate(zip(frame.pv, levels, strict=True)):
+                samples[f"pv/{i}"].add(*pair)
+            report(done)
+        constants: dict[str, np.ndarray] = {}
+        for name, sample in samples.items():
+            constants |= learn_code(name, schema.code, sample.features()).constants(name)
+        return constants
+
+    def _cells(
+        self, schema: StoreSchema, frame: ExpertFrame, meta: dict[str, Any]
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        """Cells that are stored of a frame."""
+        lidar2img = torch.as_tensor(meta["lidar2img"], dtype=torch.float32, device=self.expert.device)
+        return focal_cells(frame, self.job.settings.rule, self.cfg.pc_range, lidar2img, schema.layers)
+
     def infer(
         self,
-        schema: StoreSchema,
+        writer: ShardWriter,
         tokens: Sequence[str],
         batches: Iterator[dict[str, Any]],
         report: Callable[[int], None],
@@ -102,7 +148,7 @@ class Session:
         """Run the expert over a shard.
 
         Args:
-            schema: schema of the store.
+            writer: writer of the store.
             tokens: tokens of the shard's frames; whole scenes in time order.
             batches: collated batches, one per token in the same order.
             report: called with the number of frames done.
@@ -113,6 +159,7 @@ class Session:
         # OpenMP keeps this number per thread
         torch.set_num_threads(self.job.threads)
         result, converting = ShardResult({}, []), None
+        codes = {name: FeatureCode.on(code, self.expert.device) for name, code in writer.codes.items()}
         # a thread makes a frame's row while the next frame is inferred; at most one frame waits for it
         with ThreadPoolExecutor(1, "rows", torch.set_num_threads, (self.job.threads,)) as pool:
             for done, token in enumerate(tokens, 1):
@@ -121,7 +168,7 @@ class Session:
                 if converting is not None:
                     converting.result()
                 converting = pool.submit(
-                    self._convert, schema, frame, batch["data_samples"][0].frames[-1], token, result
+                    self._convert, writer.schema, codes, frame, batch["data_samples"][0].frames[-1], token, result
                 )
                 report(done)
             if converting is not None:
@@ -129,7 +176,13 @@ class Session:
         return result
 
     def _convert(
-        self, schema: StoreSchema, frame: ExpertFrame, meta: dict[str, Any], token: str, into: ShardResult
+        self,
+        schema: StoreSchema,
+        codes: Mapping[str, FeatureCode],
+        frame: ExpertFrame,
+        meta: dict[str, Any],
+        token: str,
+        into: ShardResult,
     ) -> None:
         """Check a frame and add it to a shard's result."""
         check_finite(frame, token)
@@ -139,7 +192,7 @@ class Session:
         boxes = torch.from_numpy(annotated.boxes).to(self.expert.device)
         areas, around = areas_beside(frame, rule, boxes, pc_range, lidar2img)
         cells = joined_cells(frame, areas, rule, schema.layers)
-        into.rows[token] = store_row(frame, cells, schema)
+        into.rows[token] = store_row(frame, cells, schema, codes)
         into.counts.append(frame_coverage(frame, areas, around, cells, annotated, pc_range))
 
     def decoded(self, tokens: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -165,7 +218,10 @@ def shard_tokens(writer: ShardWriter, shard: int) -> list[str]:
 
 def write(writer: ShardWriter, shard: int, result: ShardResult) -> None:
     """Write a shard, with the sums over its rows in its done-marker."""
-    sums = {"moments": shard_moments(result.rows.values()), "coverage": to_plain(join_counts(result.counts))}
+    sums = {
+        "moments": shard_moments(result.rows.values(), writer.codes),
+        "coverage": to_plain(join_counts(result.counts)),
+    }
     writer.write(shard, result.rows, sums)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import FD3DError
 from pipeline.focal.rule import FocalRule
+from store_schema.codes import CODED
 from store_schema.schema import VALUES
 
 
@@ -17,7 +18,14 @@ class DumpSettings:
     """Layout of the maps: ``focal`` stores only the areas, ``dense`` the whole maps."""
     values: str = "float16"
     """Precision of the stored features: ``float16``; ``float32`` with twice the bytes and no rounding; or, in layout
-    ``focal`` only, ``uint8`` with a scale and an offset per cell and half the bytes."""
+    ``focal`` only, ``uint8`` with a scale and an offset per cell and half the bytes, or codes of ``code_bytes`` a cell: ``pq``
+    (product quantisation) and ``pca`` (principal components)."""
+    code_bytes: int | None = None
+    """Bytes of a cell for ``pq`` and ``pca``; default: a quarter of the channels, of ``pq`` at most 32."""
+    code_bits: int | None = None
+    """Bits of a component for ``pca``, 8 or 4; default: 4."""
+    code_frames: int = 100
+    """Number of frames, at least, that codes are learned from, in whole scenes."""
     layers: int | None = None
     """Number of last decoder layers whose readings are stored with the cells that they read; default: all."""
     frames_per_shard: int = 40
@@ -32,10 +40,22 @@ class DumpSettings:
             raise FD3DError(f"dump.layout is '{self.layout}'; use focal or dense")
         if self.values not in VALUES:
             raise FD3DError(f"dump.values is '{self.values}'; use {', '.join(VALUES)}")
-        if self.values == "uint8" and self.layout == "dense":
+        if self.layout == "dense" and not self.values.startswith("float"):
             raise FD3DError(
-                "dump.values is uint8 but dump.layout is dense; dense maps are float16 or float32, or use layout focal"
+                f"dump.values is {self.values} but dump.layout is dense; dense maps are float16 or float32, or use layout focal"
             )
+        if self.code_bytes is not None and self.values not in CODED:
+            raise FD3DError(
+                f"dump.code_bytes is {self.code_bytes}, but dump.values is {self.values}; it is for pq and pca"
+            )
+        if self.code_bits is not None and self.values != "pca":
+            raise FD3DError(f"dump.code_bits is {self.code_bits}, but dump.values is {self.values}; it is for pca")
+        if self.code_bits not in (None, 4, 8):
+            raise FD3DError(f"dump.code_bits is {self.code_bits}; use 8 or 4")
+        if self.code_bytes is not None and self.code_bytes < 1:
+            raise FD3DError(f"dump.code_bytes is {self.code_bytes}; it must be at least 1")
+        if self.code_frames < 1:
+            raise FD3DError(f"dump.code_frames is {self.code_frames}; it must be at least 1")
         if self.frames_per_shard < 1:
             raise FD3DError(f"dump.frames_per_shard is {self.frames_per_shard}; it must be at least 1")
         if self.autocast not in (None, "bf16", "fp16"):

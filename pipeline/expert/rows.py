@@ -10,8 +10,9 @@ from torch import Tensor
 from pipeline.errors import FD3DError
 from pipeline.expert import BEVReading, CameraReading, ExpertFrame
 from pipeline.focal.areas import bev_footprints, project_boxes, pv_spans, sampling_neighbours, spans_union, union
+from pipeline.focal.codes import FeatureCode
 from pipeline.focal.rule import FocalRule
-from store_schema import StoreSchema, dequantise, quantise
+from store_schema import MapCode, StoreSchema, dequantise, quantise
 
 ALGORITHM = 2
 """Number of the algorithm that makes rows, in every store's fingerprint; raised with each change of the code after which the
@@ -106,22 +107,29 @@ def padded_size(frame: ExpertFrame) -> tuple[int, int]:
     return frame.image_hw
 
 
-def _packed(name: str, feature: Tensor, mask: Tensor, values: str) -> dict[str, np.ndarray]:
+def _packed(
+    name: str, feature: Tensor, mask: Tensor, values: str, codes: Mapping[str, FeatureCode]
+) -> dict[str, np.ndarray]:
     """The True cells of a map, channel last, as the store's arrays of that map; feature (..., C, H, W)."""
     last = feature.movedim(-3, -1)
     index = mask.flatten().nonzero()[:, 0]
     cells = last.reshape(-1, last.shape[-1])[index]
     packed = {f"{name}/index": index.cpu().numpy()}
+    if name in codes:
+        return packed | {f"{name}/values": codes[name].encode(cells).cpu().numpy()}
     if values != "uint8":
         return packed | {f"{name}/values": cells.to(getattr(torch, values)).cpu().numpy()}
-    codes, affine = quantise(cells.float().cpu().numpy())
-    return packed | {f"{name}/values": codes, f"{name}/affine": affine}
+    bytes_, affine = quantise(cells.float().cpu().numpy())
+    return packed | {f"{name}/values": bytes_, f"{name}/affine": affine}
 
 
 def store_row(
-    frame: ExpertFrame, cells: tuple[Tensor | None, list[Tensor]], schema: StoreSchema
+    frame: ExpertFrame,
+    cells: tuple[Tensor | None, list[Tensor]],
+    schema: StoreSchema,
+    codes: Mapping[str, FeatureCode] | None = None,
 ) -> dict[str, np.ndarray]:
-    """One frame as the store's writer takes it."""
+    """One frame as the store's writer takes it; ``codes`` by map on the frame's device, for coded features."""
     tensors = {"boxes": frame.boxes, "score": frame.score, "label": frame.label}
     if frame.features is not None and frame.reference is not None:
         tensors |= {"reference": frame.reference, "features": frame.features.half()}
@@ -144,9 +152,9 @@ def store_row(
         return row | {path: level.cpu().numpy() for path, level in levels.items()}
     bev, masks = cells
     if frame.bev is not None and bev is not None:
-        row |= _packed("bev", frame.bev, bev, schema.values)
+        row |= _packed("bev", frame.bev, bev, schema.values, codes or {})
     for i, (feature, mask) in enumerate(zip(frame.pv, masks, strict=True)):
-        row |= _packed(f"pv/{i}", feature, mask, schema.values)
+        row |= _packed(f"pv/{i}", feature, mask, schema.values, codes or {})
     return row
 
 
@@ -155,8 +163,10 @@ def stored_constants(constants: Mapping[str, Tensor], schema: StoreSchema) -> di
     return {path: tensor[-schema.layers :].numpy() for path, tensor in constants.items()}
 
 
-def stored_values(row: dict[str, np.ndarray], name: str) -> np.ndarray:
+def stored_values(row: dict[str, np.ndarray], name: str, codes: Mapping[str, MapCode]) -> np.ndarray:
     """Features (n, C) that a row holds of ``bev`` or of a pyramid level, in any layout, as readers decode them."""
+    if name in codes:
+        return codes[name].decode(row[f"{name}/values"])
     if f"{name}/affine" in row:
         return dequantise(row[f"{name}/values"], row[f"{name}/affine"])
     values = row[f"{name}/values"] if f"{name}/values" in row else row[f"{name}/dense"]

@@ -46,7 +46,7 @@ def online_data(pair, source, history):
 def expert_of(pair) -> OnlineExpert:
     reader = StoreReader(pair[2])
     config, checkpoint = pair[0]
-    return OnlineExpert(config, checkpoint, reader.manifest, reader.schema, pair[2])
+    return OnlineExpert(config, checkpoint, reader.manifest, reader.schema, reader.codes, pair[2])
 
 
 def test_streamed_from_the_scenes_start_every_array_is_the_stores(pairs, source):
@@ -160,10 +160,12 @@ def test_an_expert_that_did_not_make_the_store_is_refused(pairs, project):
     (config, checkpoint), cfg, store = pairs["bevformer"]
     reader = StoreReader(store)
     with pytest.raises(FD3DError, match=rf"store {store} was not made by checkpoint .*: the SHA-256 here is"):
-        OnlineExpert(config, pairs["detr3d"][0][1], reader.manifest, reader.schema, store)
+        OnlineExpert(config, pairs["detr3d"][0][1], reader.manifest, reader.schema, reader.codes, store)
     with pytest.raises(FD3DError, match=r"was not made by config .*apprentice.py"):
-        OnlineExpert(project / "configs/world/apprentice.py", checkpoint, reader.manifest, reader.schema, store)
+        OnlineExpert(
+            project / "configs/world/apprentice.py", checkpoint, reader.manifest, reader.schema, reader.codes, store
+        )
     with pytest.raises(FD3DError, match="none.pth does not exist; give the one that made store"):
-        OnlineExpert(config, Path("none.pth"), reader.manifest, reader.schema, store)
+        OnlineExpert(config, Path("none.pth"), reader.manifest, reader.schema, reader.codes, store)
     with pytest.raises(FD3DError, match="but no expert is given"):
         MODELS.build(distiller_config(cfg, store, "fd3d", DistillSettings(expert="online", history="queue")))

@@ -22,7 +22,8 @@ def schema_of(values: str) -> StoreSchema:
     sizes: dict[str, Any] = dict(
         bev=(50, 60, 4), pv=[(20, 30, 3, (8, 8))], cameras=("A", "B"), queries=3, bev_kmax=2600, pv_kmax=[1200]
     )
-    return StoreSchema(**sizes, values=values, layers=1, heads=2, points=2, query_channels=4)
+    coded = {"code_bytes": 1} if values == "pq" else {}
+    return StoreSchema(**sizes, **coded, values=values, layers=1, heads=2, points=2, query_channels=4)
 
 
 def make_frame(token: str, schema: StoreSchema) -> dict[str, np.ndarray]:
@@ -38,12 +39,14 @@ def make_frame(token: str, schema: StoreSchema) -> dict[str, np.ndarray]:
         values = rng.normal(size=(count, channels)).astype(np.float16)
         frame[f"{name}/index"] = np.sort(rng.choice(cells, count, replace=False))
         frame[f"{name}/values"] = values
+        if schema.values == "pq":
+            frame[f"{name}/values"] = rng.integers(0, 256, (count, 1), dtype=np.uint8)
         if schema.values == "uint8":
             frame[f"{name}/values"], frame[f"{name}/affine"] = quantise(values)
     return frame
 
 
-@pytest.fixture(scope="module", params=["float16", "uint8"])
+@pytest.fixture(scope="module", params=["float16", "uint8", "pq"])
 def store(request, tmp_path_factory) -> Path:
     path, schema = tmp_path_factory.mktemp(request.param) / "store", schema_of(request.param)
     with StoreWriter(path, schema, {"expert": {}, "focal": {}}, SCENES, 2) as writer:

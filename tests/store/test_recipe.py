@@ -35,16 +35,21 @@ def make_frame(seed: int, kind: str) -> dict[str, np.ndarray]:
     values = rng.normal(size=(len(cells), 3)).astype(np.float16)
     if kind == "float16":
         return plain | {"bev/values": values, "bev/index": cells}
+    if kind == "pq":
+        return plain | {"bev/values": rng.integers(0, 256, (len(cells), 3), dtype=np.uint8), "bev/index": cells}
     codes, affine = quantise(values.astype(np.float32))
     return plain | {"bev/values": codes, "bev/affine": affine, "bev/index": cells}
 
 
-@pytest.fixture(scope="module", params=["float16", "uint8"])
+@pytest.fixture(scope="module", params=["float16", "uint8", "pq"])
 def store(request, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "store"
     manifest = {"expert": {}, "focal": {}, "coordinates": {"pc_range": PC_RANGE}}
-    with StoreWriter(path, replace(SCHEMA, values=request.param), manifest, SCENES, 3) as writer:
-        writer.write_constants({name: np.ones(spec.shape, np.float32) for name, spec in SCHEMA.constants().items()})
+    schema = replace(SCHEMA, values=request.param, code_bytes=3 * (request.param == "pq"))
+    rng = np.random.default_rng(0)
+    with StoreWriter(path, schema, manifest, SCENES, 3) as writer:
+        constants = {name: rng.normal(size=spec.shape).astype(np.float32) for name, spec in schema.constants().items()}
+        writer.write_constants(constants)
         for shard in writer.pending():
             tokens = [token for name in writer.shard_scenes(shard) for token in SCENES[name]]
             writer.write_shard(shard, {token: make_frame(ord(token[0]) - ord("a"), request.param) for token in tokens})

@@ -66,8 +66,9 @@ class FocalDistiller(Distiller):
         if self.settings.residual:
             self._start_as_identity(bev_channels, pv_channels)
         for path, constant in self.constants.items() if self.head is None else ():
-            name = path.removeprefix("decoder/")
-            self.register_buffer(name, torch.from_numpy(constant[list(self.layers)]), persistent=False)
+            if path.startswith("decoder/"):
+                name = path.removeprefix("decoder/")
+                self.register_buffer(name, torch.from_numpy(constant[list(self.layers)]), persistent=False)
 
     def _check_reanchoring(self, stored: FocalRule) -> None:
         """Refuse a store whose areas end before the cells that re-anchored targets are interpolated from.
@@ -182,7 +183,7 @@ class FocalDistiller(Distiller):
         scales = {name: self.scale(name) for name in self.scaled}
         pc_range = self.manifest["coordinates"]["pc_range"]
         return make_targets(
-            frames, metas, self.schema, scales, pc_range, self.settings, self.levels, device, spans, truth
+            frames, metas, self.schema, scales, pc_range, self.settings, self.levels, device, spans, truth, self.codes
         )
 
     def focal_losses(

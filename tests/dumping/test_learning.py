@@ -1,0 +1,154 @@
+"""Dumps whose features are coded: learning the codes, resuming, and what a student reads."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmdet3d.registry import DATASETS, MODELS
+
+from pipeline.data.frames import collate, frame_dataset
+from pipeline.distill.build import distiller_config
+from pipeline.distill.loading import cached_targets
+from pipeline.distill.settings import DistillSettings
+from pipeline.dumping.dump import dump
+from pipeline.dumping.learning import learn_code, sample_frames
+from pipeline.dumping.recompute import recompute
+from pipeline.dumping.settings import DumpSettings
+from pipeline.errors import FD3DError
+from pipeline.focal.rule import FocalRule
+from pipeline.models.build import load_config
+from store_schema import StoreReader, verify
+from store_schema.codes import Code
+
+KINDS = {"pq": dict(values="pq"), "pca": dict(values="pca", code_bytes=32, code_bits=8)}
+
+
+def settings_of(kind: str) -> DumpSettings:
+    return DumpSettings(FocalRule(), frames_per_shard=3, code_frames=4, **KINDS.get(kind, dict(values=kind)))
+
+
+@pytest.fixture(scope="module")
+def stores(source, expert_config, expert_checkpoint, tmp_path_factory):
+    """Stores of the tiny world by kind of values."""
+    made = {}
+    for kind in ("float32", *KINDS):
+        made[kind] = tmp_path_factory.mktemp(kind) / "store"
+        dump(expert_config, expert_checkpoint, source, made[kind], settings_of(kind), workers=0)
+    return made
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("pq", 0.15), ("pca", 0.25)])
+def test_features_are_near_the_experts(stores, kind, limit):
+    exact, coded = StoreReader(stores["float32"]), StoreReader(stores[kind])
+    assert verify(stores[kind]).problems == []
+    for name in coded.schema.maps:
+        pairs = [(coded.read(t)[f"{name}/values"], exact.read(t)[f"{name}/values"]) for t in coded.tokens]
+        have, want = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        error = np.sqrt(((have - want) ** 2).sum() / ((want - want.mean(0)) ** 2).sum())
+        print(kind, name, f"{error:.3f}")
+        assert 0.001 < error < limit
+        found = coded.manifest["statistics"][name]
+        np.testing.assert_allclose(found["mean"], have.astype(np.float64).mean(0), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found["std"], have.astype(np.float64).std(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dump_goes_on_with_the_codes_that_it_has(
+    stores, kind, source, expert_config, expert_checkpoint, tmp_path, monkeypatch
+):
+    settings = settings_of(kind)
+    path = tmp_path / "s"
+    dump(expert_config, expert_checkpoint, source, path, settings, workers=0)
+    first = StoreReader(stores[kind])
+    for name, array in StoreReader(path).constants.items():
+        np.testing.assert_array_equal(array, first.constants[name])  # the same codes in every dump
+
+    def forbidden(*args):
+        raise AssertionError("codes were learned again")
+
+    (path / "manifest.json").unlink()
+    next(iter(sorted((path / ".done").glob("shard-*")))).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.dumping.session.learn_code", forbidden)
+        dump(expert_config, expert_checkpoint, source, path, settings, workers=0)
+    assert json.loads((path / "manifest.json").read_text())["shards"] == first.manifest["shards"]
+    damaged = path / "code" / "bev_mean" / "c" / "0"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
+    dump(expert_config, expert_checkpoint, source, path, settings, workers=0)
+    assert verify(path).problems == []
+
+
+def test_recomputed_frames_have_the_same_codes(stores, source, expert_config, expert_checkpoint):
+    reader = StoreReader(stores["pq"])
+    errors = recompute(reader, expert_config, expert_checkpoint, source.index, source.root, 2)
+    assert {"bev/values", "pv/0/values"} <= errors.keys()
+    assert all(error.relative < 1e-3 and error.cells == 0 for error in errors.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_near_those_of_exact_features(stores, kind, source, project):
+    found = {}
+    cfg = load_config(project / "configs/world/apprentice.py")
+    data = DATASETS.build(frame_dataset(cfg, source, True, targets=cached_targets(stores["float32"])))
+    items = [data[1], data[4]]
+    for name in ("float32", kind):
+        torch.manual_seed(0)
+        model = MODELS.build(distiller_config(cfg, stores[name], "fd3d", DistillSettings()))
+        model.init_weights()
+        model.train()
+        batch = model.data_preprocessor(collate(copy.deepcopy(items)), True)
+        for sample in batch["data_samples"]:
+            sample.set_metainfo({"expert": StoreReader(stores[name]).read(sample.token, decode=False)})
+        torch.manual_seed(0)
+        losses = model(**batch, mode="loss")
+        sum(losses[f"loss_{term}"] for term in ("pv", "bev", "fine")).backward()
+        own = [p.grad.flatten() for p in model.student.img_neck.parameters() if p.grad is not None]
+        found[name] = torch.cat(own)
+        assert not any(key.startswith("_codes") for key in model.state_dict())
+    error = (found[kind] - found["float32"]).norm() / found["float32"].norm()
+    print(kind, f"gradient {error:.3f}")
+    assert 0 < error < 0.05
+
+
+def test_codes_are_learned_from_whole_scenes_all_over_the_split():
+    scenes = {f"s{i}": [f"{i}-{k}" for k in range(10)] for i in range(20)}
+    chosen = sample_frames(scenes, 35)
+    assert [len(tokens) for tokens in chosen] == [10] * 4
+    assert [tokens[0] for tokens in chosen] == ["0-0", "13-0", "18-0", "5-0"]  # by names: s0, s1, s10, ...
+    assert len(sample_frames(scenes, 10_000)) == 20
+
+
+def test_pq_spreads_the_variance_over_its_bytes():
+    rng = np.random.default_rng(0)
+    features = (rng.normal(size=(3000, 8)) * [8, 4, 2, 1, 0.5, 0.25, 0.1, 0.05]).astype(np.float32)
+    code = learn_code("bev", Code("pq", 4), features)
+    spread = ((features - code.mean) @ code.basis.T).std(0).reshape(4, 2).prod(1)
+    assert spread.max() / spread.min() < 1.5  # 8 * 0.05, 4 * 0.1, 2 * 0.25, 1 * 0.5
+    np.testing.assert_allclose(code.basis @ code.basis.T, np.eye(8), atol=1e-5)
+
+
+def test_few_or_equal_features():
+    with pytest.raises(FD3DError, match="200 stored cells of bev .* fewer than 256; raise dump.code_frames"):
+        learn_code("bev", Code("pq", 2), np.zeros((200, 4), np.float32))
+    constant = learn_code("bev", Code("pq", 2), np.full((400, 4), 3, np.float32))
+    np.testing.assert_allclose(constant.decode(np.zeros((1, 2), np.uint8)), np.full((1, 4), 3.0), atol=1e-5)
+    constant = learn_code("bev", Code("pca", 1, 4), np.full((400, 4), 3, np.float32))
+    np.testing.assert_allclose(constant.decode(np.zeros((1, 1), np.uint8)), np.full((1, 4), 3.0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(values="float16", code_bytes=8), "dump.code_bytes is 8, but dump.values is float16"),
+        (dict(values="pq", code_bits=4), "dump.code_bits is 4, but dump.values is pq"),
+        (dict(values="pca", code_bits=6), "dump.code_bits is 6; use 8 or 4"),
+        (dict(values="pq", code_bytes=0), "dump.code_bytes is 0; it must be at least 1"),
+        (dict(values="pq", code_frames=0), "dump.code_frames is 0; it must be at least 1"),
+        (dict(values="pq", layout="dense"), "dump.values is pq but dump.layout is dense"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings, message):
+    with pytest.raises(FD3DError, match=message):
+        DumpSettings(FocalRule(), **settings)
