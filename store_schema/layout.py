@@ -90,6 +90,23 @@ class StoreLayout:
         frame[:] = tokens
         return {name: buffer.to_bytes() for name, buffer in files.items()}
 
+    def constant_files(self, constants: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
+        """Files of the arrays without a frame dimension; the root's metadata is with the other arrays."""
+        files: dict[str, Buffer] = {}
+        group = zarr.create_group(zarr.storage.MemoryStore(files), zarr_format=3)
+        for path, spec in self.schema.constants().items():
+            array = zarr.create_array(
+                group.store_path / path,
+                shape=spec.shape,
+                chunks=spec.shape,
+                dtype=spec.dtype,
+                dimension_names=spec.dims,
+                overwrite=True,
+                attributes={"about": spec.about},
+            )
+            array[:] = constants[path]
+        return {name: buffer.to_bytes() for name, buffer in files.items() if name != "zarr.json"}
+
     def token_rows(self) -> NDArray[Any]:
         """``frame/token``, (rows, 32) uint8: ASCII filled up with blanks, zero for padding rows."""
         tokens = np.zeros((self.rows_total, TOKEN), np.uint8)

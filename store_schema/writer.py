@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.core.buffer import Buffer
 
 from .checksum import entry, fault, mismatch
 from .codes import code_tag
@@ -232,23 +231,7 @@ class StoreWriter:
         if self._is_whole(CONSTANTS):
             self._know_codes(self.constants() or {})
             return
-        files: dict[str, Buffer] = {}
-        group = zarr.create_group(zarr.storage.MemoryStore(files), zarr_format=3)
-        for path, spec in self.schema.constants().items():
-            array = zarr.create_array(
-                group.store_path / path,
-                shape=spec.shape,
-                chunks=spec.shape,
-                dtype=spec.dtype,
-                dimension_names=spec.dims,
-                overwrite=True,
-                attributes={"about": spec.about},
-            )
-            array[:] = constants[path]
-        # the root's metadata is there
-        self._write_marked(
-            CONSTANTS, {name: buffer.to_bytes() for name, buffer in files.items() if name != "zarr.json"}
-        )
+        self._write_marked(CONSTANTS, self.layout.constant_files(constants))
         self._know_codes(
             {path: np.asarray(constants[path], spec.dtype) for path, spec in self.schema.constants().items()}
         )

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from pipeline.models.build import load_config
 from store_schema import StoreReader, verify
 from store_schema.codes import Code
 
-KINDS = {"pq": dict(values="pq"), "pca": dict(values="pca", code_bytes=32, code_bits=8)}
+KINDS: dict[str, dict[str, Any]] = {"pq": dict(values="pq"), "pca": dict(values="pca", code_bytes=32, code_bits=8)}
 
 
 def settings_of(kind: str) -> DumpSettings:

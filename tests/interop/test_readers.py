@@ -22,8 +22,9 @@ def schema_of(values: str) -> StoreSchema:
     sizes: dict[str, Any] = dict(
         bev=(50, 60, 4), pv=[(20, 30, 3, (8, 8))], cameras=("A", "B"), queries=3, bev_kmax=2600, pv_kmax=[1200]
     )
-    coded = {"code_bytes": 1} if values == "pq" else {}
-    return StoreSchema(**sizes, **coded, values=values, layers=1, heads=2, points=2, query_channels=4)
+    return StoreSchema(
+        **sizes, code_bytes=int(values == "pq"), values=values, layers=1, heads=2, points=2, query_channels=4
+    )
 
 
 def make_frame(token: str, schema: StoreSchema) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from store_schema import MapCode, StoreError, StoreReader, StoreSchema, StoreWri
 from store_schema.codes import Code
 
 TOKENS = ["a" * 32, "b" * 32]
-SIZES = dict(
+SIZES: dict[str, Any] = dict(
     bev=(40, 50, 8), pv=[(4, 5, 4, (8, 8))], cameras=("A", "B"), queries=2, bev_kmax=2000, pv_kmax=[40], reading="none"
 )
 CODES = [Code("pq", 2), Code("pq", 4), Code("pca", 4), Code("pca", 2, 4), Code("pca", 1, 8)]
@@ -35,7 +36,7 @@ def map_code(code: Code, channels: int, seed: int = 0) -> MapCode:
 
 def make_frame(code: Code | None, count: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(count)
-    frame = {
+    frame: dict[str, np.ndarray] = {
         "query/boxes": np.ones((2, 9), np.float32),
         "query/score": np.ones(2, np.float32),
         "query/label": np.zeros(2, np.uint8),
@@ -114,9 +115,10 @@ def test_any_zarr_tool_decodes_by_the_attribute(tmp_path):
         path = write(tmp_path / f"{code.kind}{code.bits}", code)
         group = zarr.open_group(path, mode="r")
         row = StoreReader(path).row(TOKENS[0])
-        k = int(group["bev/count"][row])
-        values = group["bev/values"][row][:k]
-        recipe = group["bev/values"].attrs["decoded"]
+        arrays: dict[str, Any] = {path: group[path] for path in ("bev/count", "bev/values")}
+        k = int(arrays["bev/count"][row])
+        values = arrays["bev/values"][row][:k]
+        recipe = arrays["bev/values"].attrs["decoded"]
         for name in ("mean", "basis", "book"):
             recipe = recipe.replace(f"code/bev_{name}", name)
         recipe = recipe.replace("for all j", f"for j in range({code.bytes})").replace("concatenate(", "np.concatenate(")
@@ -134,9 +136,9 @@ def test_stores_without_codes_are_as_before(tmp_path):
 
 
 def test_a_shard_needs_codes_first(tmp_path):
-    with writer_of(tmp_path / "s", schema_of(CODES[0])) as store:
-        with pytest.raises(StoreError, match="coded features; write its constants before the first shard"):
-            store.write_shard(0, {TOKENS[0]: make_frame(CODES[0], 5)})
+    first = pytest.raises(StoreError, match="coded features; write its constants before the first shard")
+    with writer_of(tmp_path / "s", schema_of(CODES[0])) as store, first:
+        store.write_shard(0, {TOKENS[0]: make_frame(CODES[0], 5)})
 
 
 def test_shards_of_other_codes_are_written_anew(tmp_path):

@@ -505,6 +505,7 @@ def test_the_shipped_grid_is_readable(project, monkeypatch):
         ("imperfect", "val"),
         ("ablations", "val"),
         ("dev", "dev"),
+        ("coding", "dev"),
     }
     for training in grid.trainings:  # no student copies a part of the expert but its head
         if training.method != "expert":
