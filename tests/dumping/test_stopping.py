@@ -15,6 +15,7 @@ import signal, sys, time
 from stages.stopping import stoppable
 from stages import cli
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes ignore
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
 def wait(): print("ready", flush=True); time.sleep(60)
 cli.app.command()(stoppable(wait))
 sys.argv = ["fd3d", "wait"]
