@@ -229,7 +229,8 @@ class StoreWriter:
         self._check_held()
         check_constants(self.schema, constants)
         if self._is_whole(CONSTANTS):
-            self._know_codes(self.constants() or {})
+            if self.schema.code is not None:
+                self._know_codes(self.constants() or {})
             return
         self._write_marked(CONSTANTS, self.layout.constant_files(constants))
         self._know_codes(
@@ -240,8 +241,9 @@ class StoreWriter:
         """The constants that the store has; None where these are missing or damaged."""
         if not self._is_whole(CONSTANTS):
             return None
-        group = zarr.open_group(self.storage.zarr_store(), mode="r")
-        return {path: np.asarray(group[path]) for path in self.schema.constants()}
+        # array by array: the root's metadata may be damaged, which finalising mends
+        store = self.storage.zarr_store()
+        return {path: np.asarray(zarr.open_array(store, path=path, mode="r")) for path in self.schema.constants()}
 
     def _know_codes(self, constants: Mapping[str, NDArray[Any]]) -> None:
         """Keep the codes for the shards that are written from now on."""
