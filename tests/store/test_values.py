@@ -107,7 +107,7 @@ def test_padding_takes_no_room(tmp_path):
         (
             "bev/values",
             lambda a: a.astype(np.float32),
-            "has type float32, expected uint8; store_schema.quantise makes it",
+            "has type float32, expected uint8; store_schema.quantise or",
         ),
         ("bev/affine", lambda a: a[:5], r"bev/affine has shape \(5, 2\) for \(700,\) cell numbers"),
         ("bev/affine", lambda a: a * np.nan, "bev/affine holds NaN or infinite values"),
