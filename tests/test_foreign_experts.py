@@ -181,7 +181,7 @@ def test_a_wrong_declaration_is_named(settings: dict, told: str) -> None:
 def test_a_detector_without_an_adapter_is_refused_before_it_runs(files: Path, world: Path, world_index: Path) -> None:
     cfg = load_config(files / "imvoxelnet.py")
     model = load_detector(cfg, files / "imvoxelnet.pth")
-    del cfg["adapter"]
+    cfg.pop("adapter")
     with pytest.raises(FD3DError, match="imvoxelnet.py has no 'adapter'"):
         next(predict(cfg, model, FrameSource(world_index, world, "world_val"), 0))
 
