@@ -4,22 +4,10 @@ from collections.abc import Collection, Mapping
 
 from nuscenes.eval.detection.utils import category_to_detection_name
 
+from pipeline.data import CATEGORIES
 from pipeline.data.source import check_classes
 from pipeline.errors import FD3DError
 
-# a category of nuScenes for each class, under which the devkit's evaluation counts a box of the class
-_DEVKIT = {
-    "car": "vehicle.car",
-    "truck": "vehicle.truck",
-    "construction_vehicle": "vehicle.construction",
-    "bus": "vehicle.bus.rigid",
-    "trailer": "vehicle.trailer",
-    "barrier": "movable_object.barrier",
-    "motorcycle": "vehicle.motorcycle",
-    "bicycle": "vehicle.bicycle",
-    "pedestrian": "human.pedestrian.adult",
-    "traffic_cone": "movable_object.trafficcone",
-}
 _UNMAPPED = "unmapped"  # no category of the devkit's, so its boxes count for no class
 
 
@@ -48,7 +36,7 @@ class Categories:
         if category not in self.given:
             return category
         name = self.given[category]
-        return _UNMAPPED if name is None else _DEVKIT[name]
+        return _UNMAPPED if name is None else CATEGORIES[name]
 
     def check(self, known: Collection[str], where: object) -> None:
         """Refuse entries for categories that a data set lacks.

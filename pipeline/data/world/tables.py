@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.data import CAMERAS, GENERATED_BY
+from pipeline.data import CAMERAS, CATEGORIES, GENERATED_BY
 from pipeline.data.geometry import cos_sin
 from pipeline.files import write_atomically
 
@@ -18,18 +18,6 @@ from .config import WorldConfig
 from .rig import LIDAR_POSITION, LIDAR_ROTATION, rig
 from .scene import VEHICLES
 
-CATEGORIES = {
-    "car": "vehicle.car",
-    "truck": "vehicle.truck",
-    "construction_vehicle": "vehicle.construction",
-    "bus": "vehicle.bus.rigid",
-    "trailer": "vehicle.trailer",
-    "barrier": "movable_object.barrier",
-    "motorcycle": "vehicle.motorcycle",
-    "bicycle": "vehicle.bicycle",
-    "pedestrian": "human.pedestrian.adult",
-    "traffic_cone": "movable_object.trafficcone",
-}
 ATTRIBUTES = (
     "vehicle.moving",
     "vehicle.stopped",
