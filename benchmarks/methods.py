@@ -31,6 +31,7 @@ from benchmarks.cost import PAIRS, published_cases  # noqa: E402
 from benchmarks.online import make_world  # noqa: E402
 from pipeline.data.frames import frame_dataset  # noqa: E402
 from pipeline.data.source import FrameSource  # noqa: E402
+from pipeline.distill.base import Distiller  # noqa: E402
 from pipeline.distill.build import distiller_config  # noqa: E402
 from pipeline.distill.loading import cached_targets  # noqa: E402
 from pipeline.distill.methods import method_names  # noqa: E402
@@ -84,12 +85,19 @@ def time_steps(
     warm_up = len(next(iter(items.values())))
     for i in range(warm_up + steps):
         for method, (model, optimizer, store) in models.items():
+            if isinstance(model, Distiller):
+                model.begin_update(i)
             started = time.perf_counter()
             model.train_step(items[store][i % len(items[store])], optimizer)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             seconds[method].append(time.perf_counter() - started)
     return {method: found[warm_up:] for method, found in seconds.items()}
+
+
+def _means(seconds: list[float], count: int) -> list[float]:
+    """Means of ``count`` steps each; a rest is left out."""
+    return [statistics.mean(seconds[k : k + count]) for k in range(0, len(seconds) - count + 1, count)]
 
 
 @app.command()
@@ -107,7 +115,7 @@ def main(
     steps: Annotated[int, typer.Option(help="Number of timed steps of each method.", min=1)] = 20,
     params: Annotated[Path, typer.Option(help="Profile.")] = Path("params.yaml"),
 ) -> None:
-    """Print medians and, turn by turn, the ratio to the plain student."""
+    """Print medians and, turn by turn, the ratio to the plain student; a step is the mean over as many as ``every`` says."""
     torch.set_num_threads(1)
     profile = read_profile(params)
     pair = profile.family(family)
@@ -128,7 +136,9 @@ def main(
     size, threads = cfg.schedule.batch_size, torch.get_num_threads()
     print(f"{name}: {size} frames a step, {steps} steps of each by turns, {threads} thread, {best_device()}")
     for method, found in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(found, seconds[PLAIN], strict=True))
+        every = 1 if method == PLAIN else stores[method][1].every
+        found, plain = (_means(times, every) for times in (found, seconds[PLAIN]))
+        ratio = statistics.median(a / b for a, b in zip(found, plain, strict=True))
         print(f"{method:10} {statistics.median(found) * 1e3:8.1f} ms a step, {ratio:.3f} x plain")
 
 

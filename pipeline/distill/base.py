@@ -61,6 +61,10 @@ class Taps:
             raise FD3DError(f"the student's tap '{name}' saw nothing; does its module run in training?")
         return self.seen.pop(name)
 
+    def forget(self) -> None:
+        """Let go of the outputs that nothing has read."""
+        self.seen.clear()
+
 
 @dataclass
 class StudentOutputs:
@@ -98,6 +102,7 @@ class Distiller(BaseModel):
         levels: pyramid levels that are distilled.
         scaled: maps whose channel statistics :meth:`scale` knows.
         bev_size: as above, None when expert or student has no BEV map.
+        distils: whether losses are computed; :meth:`begin_update` sets it for an update.
         restore: module that brings the student's BEV map to the expert's size; absent without ``bev_size``.
 
     Raises:
@@ -126,6 +131,7 @@ class Distiller(BaseModel):
         self.student = MODELS.build(student)
         self.data_preprocessor = self.student.data_preprocessor
         self.settings: Any = self.settings_type.from_dict(settings)
+        self.distils = True
         reader = StoreReader(store)
         self.store, self.schema, self.manifest = store, reader.schema, reader.manifest
         self.constants, self.stored_codes = reader.constants, reader.codes
@@ -197,8 +203,16 @@ class Distiller(BaseModel):
         if mode != "loss":
             return self.student(inputs, data_samples, mode=mode)
         losses = self.student(inputs, data_samples, mode="loss")
+        if not self.distils:
+            self.taps.forget()
+            return losses
         frames = self.expert_frames(inputs, data_samples)
-        return losses | self.distillation_losses(self.student_outputs(), frames, data_samples)
+        found = self.distillation_losses(self.student_outputs(), frames, data_samples)
+        return losses | {name: self.settings.every * loss for name, loss in found.items()}
+
+    def begin_update(self, number: int) -> None:
+        """Distil in update ``number``, from 0 on, or leave it a plain one, as the setting ``every`` says."""
+        self.distils = number % self.settings.every == 0
 
     def expert_frames(self, inputs: dict[str, Tensor], data_samples: list[Det3DDataSample]) -> list[CachedFrame]:
         """Rows of the expert for every sample's current frame: read from the store by the data pipeline, or made now by an

@@ -77,7 +77,7 @@ def block_mask(area: Tensor, ratio: float, block: int, generator: torch.Generato
 
 
 @in_float32
-def fine_grained_loss(sampled_s: Tensor, sampled_t: Tensor, trust: Tensor, drawn: Tensor | None = None) -> Tensor:
+def fine_grained_loss(sampled_s: Tensor, sampled_t: Tensor, trust: Tensor) -> Tensor:
     """Error between the values that queries read on the student's and on the expert's map, in units of the expert's scale.
 
     Per layer ``sum_k trust_k * mean_c (S - T)^2 / (sum_k trust_k * var_T)`` with ``var_T`` the trust-weighted variance
@@ -87,15 +87,11 @@ def fine_grained_loss(sampled_s: Tensor, sampled_t: Tensor, trust: Tensor, drawn
     Args:
         sampled_s, sampled_t: (L, B, K, C).
         trust: (B, K).
-        drawn: bool (B, K), queries whose error counts, default all. The variance is that of all, since few queries may have none.
     """
     weight = trust[None, :, :, None]
     total = weight.sum((1, 2), keepdim=True).clamp(min=1e-6)
     mean = (sampled_t * weight).sum((1, 2), keepdim=True) / total
     variance = ((sampled_t - mean) ** 2 * weight).sum((1, 2)) / total[:, 0, 0]
-    if drawn is not None:
-        weight = weight * drawn[None, :, :, None]
-        total = weight.sum((1, 2), keepdim=True).clamp(min=1e-6)
     error = ((sampled_s - sampled_t) ** 2 * weight).sum((1, 2)) / total[:, 0, 0]
     return (error.mean(-1) / variance.mean(-1).clamp(min=1e-6)).mean()
 

@@ -38,6 +38,9 @@ class MethodSettings:
     """Pyramid levels to distil; default: all."""
     expert: str = "cached"
     """Source of the expert's targets: ``cached`` reads the store's frames, ``online`` runs the expert in the training step."""
+    every: int = 1
+    """Updates from one that distils to the next. The losses of such an update are multiplied by it, so that over the training they
+    weigh the same, and the updates between cost what plain ones do (lazy regularisation, Karras et al., CVPR 2020)."""
     history: str | None = None
     """Frames that an online expert sees: ``scene``, all from the scene's start as in stage 1, or the student's ``queue``."""
 
@@ -53,6 +56,7 @@ class MethodSettings:
             raise FD3DError(
                 f"{self.section}.expert is online but {self.section}.history is {self.history!r}; use scene or queue"
             )
+        self._at_least("every", 1)
         for name in ("levels", "layers"):
             numbers = getattr(self, name, None)
             if numbers is None:
@@ -113,10 +117,6 @@ class DistillSettings(MethodSettings):
     size_power: float = 0.0
     """Exponent of the number of an area's cells by which a query's weight in a cell is divided: 0 counts cells alike, so that
     lorries outweigh pedestrians, 1 counts objects alike."""
-    drawn_share: float = 1.0
-    """Share of the areas' cells and of the queries whose errors a step computes, drawn anew in every step: cells in blocks, so that
-    few neighbours are needed. On average the losses stay what they are (PointRend, Kirillov et al., CVPR 2020, trains masks at
-    drawn points). 1 computes all."""
     layers: tuple[int, ...] | None = None
     """Decoder layers of the fine-grained loss; default: all."""
     areas: str = "queries"
@@ -139,8 +139,7 @@ class DistillSettings(MethodSettings):
         super().__post_init__()
         for name in ("trust_power", "size_power"):
             self._at_least(name, 0)
-        self._share("mask_ratio", "trust_threshold", "drawn_share")
-        self._positive("drawn_share")
+        self._share("mask_ratio", "trust_threshold")
         for name, known in (("areas", AREAS), ("head", HEADS)):
             if getattr(self, name) not in known:
                 raise FD3DError(f"distill.{name} is '{getattr(self, name)}'; use {' or '.join(known)}")

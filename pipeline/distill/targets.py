@@ -13,13 +13,11 @@ from store_schema import StoreSchema
 
 from .cells import Cells
 from .geometry import Anchors, reanchored
-from .losses import block_mask, query_trust
+from .losses import query_trust
 from .placing import place_queries, student_positions
 from .settings import DistillSettings
 from .stored import CachedFrame, Codes, StoredCells, stored_cells
 
-_DRAWN = 8
-"""Side of a block of drawn cells: two convolutions of such a block read 2.25 times its cells."""
 # arrays (L, K, ...) that say what queries read
 _READ = {"bev": ("sampling", "attention"), "cameras": ("points", "camera_weights", "sampled"), "none": ()}
 
@@ -52,13 +50,11 @@ class CellTargets:
         cells: n stored cells with weight; masks are (N, H, W), N = B for BEV maps and B * V for a pyramid level.
         values: (n, C) standardised, in the order of the cells.
         weight: (n,) trust of every cell, above 0.
-        area: bool (N, H, W), the area that the cells are drawn from, in which blocks are hidden.
     """
 
     cells: Cells
     values: Tensor
     weight: Tensor
-    area: Tensor
 
     def weight_map(self) -> Tensor:
         """Weights as maps (N, H, W), 0 at the other cells."""
@@ -84,7 +80,6 @@ class ExpertTargets:
         share: share of the batch's trust that annotations leave, scalar; None where annotations are ignored. Losses are
             normalised by ``placed``, and then scaled by this share.
         anchors: per sample where the queries belong; None where annotations are ignored.
-        drawn: bool (B, K), queries whose readings this step compares; None for all.
     """
 
     trust: Tensor
@@ -96,12 +91,6 @@ class ExpertTargets:
     student: dict[str, Tensor] = field(default_factory=dict)
     share: Tensor | None = None
     anchors: list[Anchors] | None = None
-    drawn: Tensor | None = None
-
-    @property
-    def reading(self) -> Tensor:
-        """(B, K) trust of the queries whose readings this step compares, 0 of the others."""
-        return self.placed if self.drawn is None else self.placed * self.drawn
 
 
 @dataclass
@@ -198,14 +187,14 @@ def make_targets(
         bev_read = stored_cells(frames, schema, "bev", height * width, device, codes)
         weights, owners = _bev_trust(standing, schema, pc_range, settings, device)
         if geometry.reanchor and anchors:
-            bev = _reanchored(bev_read, scales["bev"], weights, owners, anchors, pc_range, settings.drawn_share)
+            bev = _reanchored(bev_read, scales["bev"], weights, owners, anchors, pc_range)
         else:
-            bev = _at_cells(bev_read, scales["bev"], weights, settings.drawn_share)
+            bev = _at_cells(bev_read, scales["bev"], weights)
     pv = []
     for level, trust in zip(levels, _pv_trust(seen, metas, schema, settings, levels, device), strict=True):
         rows, columns = schema.pv[level][:2]
         stored = stored_cells(frames, schema, f"pv/{level}", len(schema.cameras) * rows * columns, device, codes)
-        pv.append(_at_cells(stored, scales[f"pv/{level}"], trust, settings.drawn_share))
+        pv.append(_at_cells(stored, scales[f"pv/{level}"], trust))
     queries = {
         name: torch.from_numpy(np.stack([f[f"query/{name}"][:, :kept] for f in frames])).to(device).float()
         for name in _READ[schema.reading]
@@ -221,13 +210,7 @@ def make_targets(
         student=student_positions(queries, anchors, pc_range) if geometry.reanchor else {},
         share=torch.stack(placed).sum() / trust_of_all.sum().clamp(min=1e-6) if anchors else None,
         anchors=anchors or None,
-        drawn=None if settings.drawn_share == 1 else torch.rand_like(trust_of_all) < settings.drawn_share,
     )
-
-
-def _drawn(area: Tensor, share: float) -> Tensor:
-    """About a ``share`` of an area, bool (N, H, W), in blocks drawn at random."""
-    return area if share == 1 else area & (block_mask(area, 1 - share, _DRAWN) > 0)
 
 
 def _bev_trust(
@@ -279,12 +262,11 @@ def _pv_trust(
     return [torch.cat(level) for level in maps]
 
 
-def _at_cells(stored: StoredCells, scale: ChannelScale, trust: Tensor, share: float) -> CellTargets:
-    """Targets at a share of the stored cells where trust (N, H, W) is above 0."""
-    area = (trust > 0) & (stored.row < len(stored.values)).view_as(trust)
-    cells = Cells(_drawn(area, share))
+def _at_cells(stored: StoredCells, scale: ChannelScale, trust: Tensor) -> CellTargets:
+    """Targets at the stored cells where trust (N, H, W) is above 0."""
+    cells = Cells((trust > 0) & (stored.row < len(stored.values)).view_as(trust))
     values = stored.values.index_select(0, stored.row[cells.index])
-    return CellTargets(cells, scale.standardise_rows(values), trust.flatten()[cells.index], area)
+    return CellTargets(cells, scale.standardise_rows(values), trust.flatten()[cells.index])
 
 
 def _reanchored(
@@ -294,11 +276,8 @@ def _reanchored(
     owners: Tensor,
     anchors: Sequence[Anchors],
     pc_range: Sequence[float],
-    share: float,
 ) -> CellTargets:
-    """Targets at a share of the annotations' cells; see :func:`~pipeline.distill.geometry.reanchored`."""
-    drawn = weights * _drawn(weights > 0, share)
-    mask, values = reanchored(stored.values, stored.row, drawn, owners, anchors, pc_range)
+    """Targets at the annotations' cells; see :func:`~pipeline.distill.geometry.reanchored`."""
+    mask, values = reanchored(stored.values, stored.row, weights, owners, anchors, pc_range)
     cells = Cells(mask)
-    area = mask if share == 1 else weights > 0
-    return CellTargets(cells, scale.standardise_rows(values), weights.flatten()[cells.index], area)
+    return CellTargets(cells, scale.standardise_rows(values), weights.flatten()[cells.index])

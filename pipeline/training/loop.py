@@ -1,7 +1,7 @@
 """The training loop: updates of several batches each, and no replay of past data."""
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
@@ -10,6 +10,16 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 from pipeline.models.positives import positives_of_update
+
+from .checkpoints import unwrapped
+
+
+@runtime_checkable
+class TakesUpdates(Protocol):
+    """A model that does not do the same in every update."""
+
+    def begin_update(self, number: int) -> None:
+        """Prepare for update ``number``, from 0 on."""
 
 
 @LOOPS.register_module()
@@ -32,6 +42,8 @@ class UpdateLoop(IterBasedTrainLoop):
         self.runner.call_hook("before_train_epoch")
         while self._iter < self._max_iters:
             batches = [next(self.dataloader_iterator) for _ in range(self.accumulate)]
+            if isinstance(learner := unwrapped(self.runner.model), TakesUpdates):
+                learner.begin_update(self._iter // self.accumulate)
             with positives_of_update(_mean_boxes(batches)) if self.accumulate > 1 else nullcontext():
                 for batch in batches:
                     self.runner.model.train()

@@ -21,11 +21,12 @@ UPDATES = 7
 
 @pytest.fixture(scope="module")
 def whole(project: Path, source, store, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """An undisturbed FD3D training: two batches an update, colours and hidden blocks drawn at random, a data worker."""
+    """An undisturbed FD3D training: two batches an update, every second update distilled, colours and hidden blocks drawn at random,
+    a data worker."""
     folder = tmp_path_factory.mktemp("whole")
     config = write_config(project, "bevformer", folder / "config.py")
     run = dict(max_iters=UPDATES, workers=1, checkpoint_every=1, curve_every=3)
-    job = Job(config, source, folder / "run/detector.pth", run, store, {"inherit": []})
+    job = Job(config, source, folder / "run/detector.pth", run, store, {"inherit": [], "every": 2})
     process = start(job)
     process.join(300)
     assert process.exitcode == 0

@@ -220,11 +220,11 @@ class FocalDistiller(Distiller):
         for name, (generator, read, target) in maps.items():
             reading, scale = readings.get(name), self.scale(name)
             inside, size = target.cells.mask, tuple(target.cells.mask.shape)
-            needed = inside if reading is None else inside | reading.mask(targets.reading, size)
+            needed = inside if reading is None else inside | reading.mask(targets.placed, size)
             if name == "bev" and relations is not None:
-                needed = needed | relations[0].mask(targets.reading, size)
+                needed = needed | relations[0].mask(targets.placed, size)
             cells = target.cells if needed is inside else Cells(needed)
-            visible = block_mask(target.area, s.mask_ratio, s.block) > 0
+            visible = block_mask(inside, s.mask_ratio, s.block) > 0
             generated = generator.at(read, visible, cells)
             if s.residual:
                 own = scale.standardise_rows(read(cells))
@@ -244,7 +244,7 @@ class FocalDistiller(Distiller):
             losses["loss_bev"] = s.w_bev * share * errors["bev"]
         if readings:
             read_s, read_t = self._what_queries_saw(sums, readings, targets, projection)
-            losses["loss_fine"] = s.w_fine * share * fine_grained_loss(read_s, read_t, targets.placed, targets.drawn)
+            losses["loss_fine"] = s.w_fine * share * fine_grained_loss(read_s, read_t, targets.placed)
         if "relation" in errors:
             losses["loss_relation"] = s.geometry.w_relation * share * errors["relation"]
         return losses
@@ -294,7 +294,7 @@ class FocalDistiller(Distiller):
             values = self.scale("bev").standardise_rows(targets.bev_read.values)
             theirs = relations[1].of(values, targets.bev_read.row)
         matched = torch.stack([anchors.matched for anchors in targets.anchors])
-        return relation_loss(ours[:, 0], theirs[:, 0], targets.reading * matched)
+        return relation_loss(ours[:, 0], theirs[:, 0], targets.placed * matched)
 
     def _what_queries_saw(
         self,
