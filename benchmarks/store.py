@@ -22,12 +22,24 @@ for _name, _value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE")):
 import torch  # noqa: E402
 import typer  # noqa: E402
 
-from benchmarks.store_contenders import READERS, Cost, Source, read, settings_of, write  # noqa: E402
-from benchmarks.store_frames import JITTER, real_frames  # noqa: E402
+from benchmarks.store_contenders import (  # noqa: E402
+    READERS,
+    Cost,
+    Source,
+    frames_of,
+    learned,
+    read,
+    settings_of,
+    stored_maps,
+    write,
+    written,
+)
+from benchmarks.store_frames import CENTRE, JITTER  # noqa: E402
 from pipeline.dumping.recipe import schema_of  # noqa: E402
 from pipeline.dumping.settings import DumpSettings  # noqa: E402
 from pipeline.expert import ExpertFrame  # noqa: E402
 from pipeline.expert.rows import focal_cells, store_row  # noqa: E402
+from pipeline.focal.codes import FeatureCode  # noqa: E402
 from pipeline.focal.rule import FocalRule  # noqa: E402
 from pipeline.models.build import load_config  # noqa: E402
 from store_schema import dequantise  # noqa: E402
@@ -46,8 +58,9 @@ def main(
     ),
     out: Annotated[Path, typer.Option(help="JSON file for the figures.")] = PROJECT / "benchmarks/results/store.json",
     queries: Annotated[int, typer.Option(help="Number of queries kept per frame.")] = 300,
-    bev_margin: Annotated[float, typer.Option(help="Margin around footprints, metres.")] = 0.0,
-    pv_margin: Annotated[float, typer.Option(help="Margin around projected boxes, as a share of a box's size.")] = 0.0,
+    bev_margin: Annotated[float, typer.Option(help="Margin around footprints, metres.")] = 0.5,
+    pv_margin: Annotated[float, typer.Option(help="Margin around projected boxes, as a share of a box's size.")] = 0.1,
+    centre: Annotated[float, typer.Option(help="Standard deviation of a false box's centre, metres.")] = CENTRE,
     focal_frames: Annotated[int, typer.Option(help="Number of frames of a focal store.")] = 40,
     dense_frames: Annotated[int, typer.Option(help="Number of frames of a dense store.")] = 10,
     reads: Annotated[int, typer.Option(help="Number of timed warm reads.")] = 60,
@@ -57,29 +70,29 @@ def main(
     torch.set_num_threads(1)
     rule = FocalRule(queries, 0.05, bev_margin, pv_margin)
     settings = DumpSettings(rule, values="uint8", layers=1)
-    source = Source(config, root, version, scratch, settings, focal_frames, dense_frames)
-    for _ in real_frames(config, root, version, scratch / "frames", queries):
+    source = Source(config, root, version, scratch, settings, centre, focal_frames, dense_frames)
+    for _ in frames_of(source):
         pass  # runs the expert where its outputs are not there yet
     areas = apart(areas_and_errors, source)
+    areas["relative_error_of_codes"] = {name: apart(code_errors, source, name) for name in ("focal pq", "focal pca")}
     costs: dict[str, Any] = {}
     for name in READERS:
         if "hdf5" in name and find_spec("h5py") is None:
             print("h5py is not installed: no row for HDF5")
             continue
-        written: dict[str, float] = {}
-        if not name.endswith("zarr-python"):
+        if name == written(name):
             shutil.rmtree(source.folder(name), ignore_errors=True)
-            written = apart(write, source, name)
+            writing = apart(write, source, name)
         else:
-            first = costs[name.removesuffix(", zarr-python")]
-            written = {key: asdict(first)[key] for key in ("bytes_per_frame", "write_mb_s", "write_peak_mib")}
-        costs[name] = Cost(**written, **apart(read, source, name, reads, cold_reads))
+            first = asdict(costs[written(name)])
+            writing = {key: first[key] for key in ("bytes_per_frame", "write_mb_s", "write_peak_mib")}
+        costs[name] = Cost(**writing, **apart(read, source, name, reads, cold_reads))
     naive = areas["naive_bytes_per_frame"]
     lines = table(costs, naive)
     print("\n".join(lines))
     for name in costs:
         shutil.rmtree(source.folder(name), ignore_errors=True)
-    ours, dense = costs["focal uint8"], costs["dense zarr"]
+    ours, dense = costs["focal pq"], costs["dense zarr"]
     figures = {
         "all": {"bytes_per_frame": ours.bytes_per_frame},
         "ratios": {
@@ -88,11 +101,11 @@ def main(
             "cold_read_over_pread": ours.cold_ms / ours.pread_cold_ms,
             "faster_than_dense_zarr_warm": dense.warm_ms / ours.warm_ms,
             "faster_than_dense_pread_warm": dense.pread_warm_ms / ours.warm_ms,
-            "faster_than_zarr_python_warm": costs["focal uint8, zarr-python"].warm_ms / ours.warm_ms,
+            "faster_than_zarr_python_warm": costs["focal uint8, zarr-python"].warm_ms / costs["focal uint8"].warm_ms,
         },
         "areas": areas,
         "rule": rule.to_dict(),
-        "jitter": JITTER,
+        "jitter": JITTER | {"centre": centre},
         "contenders": {name: asdict(cost) for name, cost in costs.items()},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +119,7 @@ def areas_and_errors(source: Source) -> dict[str, Any]:
     cfg, settings = load_config(source.config), settings_of(source, "focal uint8")
     rule, frames = settings.rule, []
     naive = 0.0
-    for frame in real_frames(source.config, source.root, source.version, source.scratch / "frames", rule.num_queries):
+    for frame in frames_of(source):
         schema = schema_of(frame.expert, settings)
         bev, levels = focal_cells(frame.expert, rule, cfg.pc_range, frame.lidar2img, schema.layers)
         truth = replace(frame.expert, boxes=frame.truth.float(), score=torch.ones(len(frame.truth)), reading=None)
@@ -140,6 +153,18 @@ def areas_and_errors(source: Source) -> dict[str, Any]:
         name: {key: sum(frame[name][key] for frame in frames) / len(frames) for key in found[name]} for name in found
     }
     return {"naive_bytes_per_frame": naive, "real_frames": len(frames), "maps": maps}
+
+
+def code_errors(source: Source, name: str) -> dict[str, float]:
+    """Relative error by map of the last real frame's coded cells; the codes are learned from the other frames."""
+    torch.set_num_threads(1)
+    *_, frame = frames_of(source)
+    schema, errors = schema_of(frame.expert, settings_of(source, name)), {}
+    codes, maps = schema.codes(learned(source, schema, leave_out=1)), stored_maps(source, frame, schema)
+    for path, (feature, cells) in maps.items():
+        true, code = feature.movedim(-3, -1)[cells], FeatureCode(codes[path])
+        errors[path] = float((code.decode(code.encode(true)) - true).norm() / true.norm())
+    return errors
 
 
 def naive_bytes(frame: ExpertFrame, queries: int) -> float:

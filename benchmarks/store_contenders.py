@@ -1,7 +1,8 @@
 """Ways to keep an expert's frames on disk, each with a writer and a reader of one frame by number.
 
-``focal uint8``, ``focal float16`` and ``focal uint8, zarr-python`` are the project's store; ``dense ...`` include every cell
-as float16 with the same queries, the way features are usually cached.
+``focal ...`` are the project's store, named by ``dump.values``: read as a training reads it, with what follows the comma decoded in
+the reading process, or read by zarr-python. ``dense ...`` include every cell as float16 with the same queries, the way features
+are usually cached.
 """
 
 import os
@@ -16,13 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 import zarr
+from torch import Tensor
 
-from benchmarks.store_frames import real_frames
+from benchmarks.store_frames import RealFrame, real_frames
+from pipeline.dumping.learning import SAMPLE, CellSample, learn_code
 from pipeline.dumping.recipe import schema_of
 from pipeline.dumping.settings import DumpSettings
 from pipeline.expert.rows import focal_cells, store_row
+from pipeline.focal.codes import FeatureCode
 from pipeline.models.build import load_config
-from store_schema import StoreReader, StoreWriter
+from store_schema import StoreReader, StoreSchema, StoreWriter
 from store_schema.reader import open_arrays, read_counts, read_row
 
 Row = dict[str, np.ndarray]
@@ -31,13 +35,14 @@ Read = Callable[[int], Any]
 
 @dataclass(frozen=True)
 class Source:
-    """Source of the benchmark's frames, and settings of the store."""
+    """Source of the benchmark's frames, and settings of the store; ``centre`` as of ``real_frames``."""
 
     config: Path
     root: Path
     version: str
     scratch: Path
     settings: DumpSettings
+    centre: float
     focal_frames: int
     dense_frames: int
 
@@ -46,8 +51,13 @@ class Source:
         return self.focal_frames if name.startswith("focal") else self.dense_frames
 
     def folder(self, name: str) -> Path:
-        """Folder of a contender; the two readers of one store share the folder."""
-        return self.scratch / name.removesuffix(", zarr-python").replace(" ", "-")
+        """Folder of a contender; several readers of one store share the folder."""
+        return self.scratch / written(name).replace(" ", "-")
+
+
+def written(name: str) -> str:
+    """The contender whose files a contender reads: what stands before the comma."""
+    return name.partition(",")[0]
 
 
 @dataclass(frozen=True)
@@ -76,20 +86,51 @@ def settings_of(source: Source, name: str) -> DumpSettings:
     """Settings by which a contender's store is dumped."""
     if name.startswith("dense"):
         return replace(source.settings, layout="dense", values="float16", frames_per_shard=source.dense_frames)
-    values = "float16" if "float16" in name else "uint8"
+    values = written(name).removeprefix("focal ")
     return replace(source.settings, values=values, frames_per_shard=source.focal_frames)
 
 
-def rows(source: Source, name: str) -> tuple[Any, dict[str, Row]]:
-    """Schema, and the real frames as store rows by token."""
+def frames_of(source: Source) -> Iterator[RealFrame]:
+    """The real frames."""
+    frames, queries = source.scratch / "frames", source.settings.rule.num_queries
+    return real_frames(source.config, source.root, source.version, frames, queries, source.centre)
+
+
+def stored_maps(source: Source, frame: RealFrame, schema: StoreSchema) -> dict[str, tuple[Tensor, Tensor]]:
+    """Feature (..., C, H, W) and stored cells (..., H, W) by map."""
+    rule, pc_range = source.settings.rule, load_config(source.config).pc_range
+    bev, levels = focal_cells(frame.expert, rule, pc_range, frame.lidar2img, schema.layers)
+    assert frame.expert.bev is not None and bev is not None
+    features, cells = [frame.expert.bev, *frame.expert.pv], [bev, *levels]
+    return dict(zip(schema.maps, zip(features, cells, strict=True), strict=True))
+
+
+def learned(source: Source, schema: StoreSchema, leave_out: int = 0) -> Row:
+    """Constants of the features' codes, learned from the real frames but the last ``leave_out``; none where features are not coded."""
+    if schema.code is None:
+        return {}
+    frames = list(frames_of(source))
+    frames = frames[: len(frames) - leave_out]
+    samples = {name: CellSample(-(-SAMPLE // len(frames))) for name in schema.maps}
+    for frame in frames:
+        for name, (feature, cells) in stored_maps(source, frame, schema).items():
+            samples[name].add(feature, cells)
+    codes = (learn_code(name, schema.code, sample.features()).constants(name) for name, sample in samples.items())
+    return {path: array for constants in codes for path, array in constants.items()}
+
+
+def rows(source: Source, name: str) -> tuple[Any, dict[str, Row], Row]:
+    """Schema, the real frames as store rows by token, and the codes' constants."""
     settings, cfg = settings_of(source, name), load_config(source.config)
-    schema, made = None, {}
-    frames = source.scratch / "frames"
-    for frame in real_frames(source.config, source.root, source.version, frames, settings.rule.num_queries):
-        schema = schema or schema_of(frame.expert, settings)
+    schema, made, constants, codes = None, {}, {}, {}
+    for frame in frames_of(source):
+        if schema is None:
+            schema = schema_of(frame.expert, settings)
+            constants = learned(source, schema)
+            codes = {path: FeatureCode(code) for path, code in schema.codes(constants).items()}
         cells = focal_cells(frame.expert, settings.rule, cfg.pc_range, frame.lidar2img, schema.layers)
-        made[frame.token] = store_row(frame.expert, cells, schema)
-    return schema, made
+        made[frame.token] = store_row(frame.expert, cells, schema, codes)
+    return schema, made, constants
 
 
 def repeated(made: dict[str, Row], count: int) -> Iterator[tuple[str, Row]]:
@@ -102,10 +143,10 @@ def repeated(made: dict[str, Row], count: int) -> Iterator[tuple[str, Row]]:
 
 def write(source: Source, name: str) -> dict[str, float]:
     """Write a contender's files; meant for a process of its own."""
-    schema, made = rows(source, name)
+    schema, made, codes = rows(source, name)
     folder, count = source.folder(name), source.frames_of(name)
     start = time.perf_counter()
-    WRITERS[name.removesuffix(", zarr-python")](folder, schema, made, count)
+    WRITERS[name](folder, schema, made, codes, count)
     for path in files(folder):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -164,9 +205,9 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def _write_store(folder: Path, schema: Any, made: dict[str, Row], count: int) -> None:
+def _write_store(folder: Path, schema: Any, made: dict[str, Row], codes: Row, count: int) -> None:
     frames = dict(repeated(made, count))
-    constants = {path: np.ones(spec.shape, spec.dtype) for path, spec in schema.constants().items()}
+    constants = {path: np.ones(spec.shape, spec.dtype) for path, spec in schema.constants().items()} | codes
     manifest = {"expert": {"weights": "random"}, "focal": {}}
     with StoreWriter(folder, schema, manifest, {"scene": list(frames)}, count) as writer:
         writer.write_constants(constants)
@@ -174,7 +215,7 @@ def _write_store(folder: Path, schema: Any, made: dict[str, Row], count: int) ->
         writer.finalise({})
 
 
-def _write_npy(folder: Path, schema: Any, made: dict[str, Row], count: int) -> None:
+def _write_npy(folder: Path, schema: Any, made: dict[str, Row], codes: Row, count: int) -> None:
     folder.mkdir(parents=True)
     arrays: dict[str, np.memmap] = {}
     for i, (_, row) in enumerate(repeated(made, count)):
@@ -187,13 +228,13 @@ def _write_npy(folder: Path, schema: Any, made: dict[str, Row], count: int) -> N
         memory.flush()
 
 
-def _write_torch(folder: Path, schema: Any, made: dict[str, Row], count: int) -> None:
+def _write_torch(folder: Path, schema: Any, made: dict[str, Row], codes: Row, count: int) -> None:
     folder.mkdir(parents=True)
     for i, (_, row) in enumerate(repeated(made, count)):
         torch.save({path: torch.from_numpy(array) for path, array in row.items()}, folder / f"{i}.pt")
 
 
-def _write_hdf5(folder: Path, schema: Any, made: dict[str, Row], count: int) -> None:
+def _write_hdf5(folder: Path, schema: Any, made: dict[str, Row], codes: Row, count: int) -> None:
     import h5py
 
     folder.mkdir(parents=True)
@@ -236,7 +277,15 @@ def _read_hdf5(folder: Path) -> Read:
     return lambda i: [file[name][i] for name in names]
 
 
-WRITERS: dict[str, Callable[[Path, Any, dict[str, Row], int], None]] = {
+def _read_decoded(folder: Path) -> Read:
+    reader = StoreReader(folder)
+    tokens = reader.tokens
+    return lambda i: reader.read(tokens[i])
+
+
+WRITERS: dict[str, Callable[[Path, Any, dict[str, Row], Row, int], None]] = {
+    "focal pq": _write_store,
+    "focal pca": _write_store,
     "focal uint8": _write_store,
     "focal float16": _write_store,
     "dense zarr": _write_store,
@@ -245,6 +294,9 @@ WRITERS: dict[str, Callable[[Path, Any, dict[str, Row], int], None]] = {
     "dense hdf5": _write_hdf5,
 }
 READERS: dict[str, Callable[[Path], Read]] = {
+    "focal pq": _read_store,
+    "focal pq, decoded": _read_decoded,
+    "focal pca": _read_store,
     "focal uint8": _read_store,
     "focal uint8, zarr-python": _read_by_zarr,
     "focal float16": _read_store,

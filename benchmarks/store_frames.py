@@ -4,7 +4,7 @@ No trained expert is at hand. The features come from the config's detector with 
 queries only what does not depend on training is kept (states, attention weights, offsets); where they stand is set here:
 
 - a query on every annotated box that detectors are trained on: centre in the BEV extent, a LiDAR or radar point inside;
-- two false ones per annotated box, moved, turned and resized at random (``JITTER``), so that areas are as generous as an
+- two false ones per annotated box, moved, turned and resized at random (``CENTRE``, ``JITTER``), so that areas are as generous as an
   imperfect expert's;
 - the rest, up to K, are the detector's own with scores that span no area, as most of a real expert's K are.
 """
@@ -27,9 +27,11 @@ from pipeline.expert import BEVReading, ExpertFrame, TappedExpert, build_adapter
 from pipeline.models.build import build_detector, load_config
 from pipeline.models.fold import fold_batchnorm
 
-# Standard deviations of a false box: metres of the centre's x and y, radians of yaw, log of the sizes. On average that is
-# as far off as BEVFormer-Base's published mATE of 0.67 m, mAOE of 0.37 rad and mASE of 0.27.
-JITTER = {"centre": 0.54, "yaw": 0.46, "size": 0.13}
+CENTRE = 1.0
+"""Standard deviation of a false box's centre, metres of x and y. BEVFormer-Base's published mATE of 0.67 m would be 0.54."""
+# Standard deviations of a false box's yaw, radians, and of the logarithm of its sizes. On average that is as far off as
+# BEVFormer-Base's published mAOE of 0.37 rad and mASE of 0.27.
+JITTER = {"yaw": 0.46, "size": 0.13}
 
 
 @dataclass
@@ -48,8 +50,14 @@ class RealFrame:
     truth: Tensor
 
 
-def real_frames(config: Path, root: Path, version: str, scratch: Path, queries: int) -> Iterator[RealFrame]:
-    """Every key frame below ``root``; the detector's outputs are kept in ``scratch`` and reused."""
+def real_frames(
+    config: Path, root: Path, version: str, scratch: Path, queries: int, centre: float = CENTRE
+) -> Iterator[RealFrame]:
+    """Every key frame below ``root``; the detector's outputs are kept in ``scratch`` and reused.
+
+    Args:
+        centre: standard deviation of a false box's centre, metres.
+    """
     cfg = load_config(config)
     scratch.mkdir(parents=True, exist_ok=True)
     index_file = scratch / "index.npz"
@@ -66,7 +74,7 @@ def real_frames(config: Path, root: Path, version: str, scratch: Path, queries: 
         boxes = torch.from_numpy(np.nan_to_num(found.boxes[found.num_lidar_pts + found.num_radar_pts > 0]))
         x0, y0, _, x1, y1, _ = cfg.pc_range
         inside = (boxes[:, 0] > x0) & (boxes[:, 0] < x1) & (boxes[:, 1] > y0) & (boxes[:, 1] < y1)
-        expert = with_annotated_queries(saved["frame"], boxes[inside], cfg.pc_range, queries)
+        expert = with_annotated_queries(saved["frame"], boxes[inside], cfg.pc_range, queries, centre)
         yield RealFrame(token, expert, saved["lidar2img"], boxes[inside])
 
 
@@ -82,19 +90,22 @@ def _run(cfg: Config, source: FrameSource) -> Iterator[tuple[str, dict]]:
         yield sample.token, {"frame": frame, "lidar2img": torch.as_tensor(sample.frames[-1]["lidar2img"]).float()}
 
 
-def with_annotated_queries(frame: ExpertFrame, truth: Tensor, pc_range: list[float], queries: int) -> ExpertFrame:
+def with_annotated_queries(
+    frame: ExpertFrame, truth: Tensor, pc_range: list[float], queries: int, centre: float = CENTRE
+) -> ExpertFrame:
     """The frame with K queries on annotated boxes (score 0.9), false ones (0.3) and the detector's own (0.01).
 
     A query keeps the offsets of its sampled positions, in cells, and moves to its box.
 
     Args:
         truth: (n, 9) LiDAR frame.
+        centre: standard deviation of a false box's centre, metres.
     """
     assert isinstance(frame.reading, BEVReading) and frame.features is not None and frame.reference is not None
     generator = torch.Generator().manual_seed(0)
     false = truth.repeat(2, 1)
     noise = torch.randn(false.shape, generator=generator)
-    false[:, :2] += JITTER["centre"] * noise[:, :2]
+    false[:, :2] += centre * noise[:, :2]
     false[:, 3:6] *= (JITTER["size"] * noise[:, 3:6]).exp()
     false[:, 6] += JITTER["yaw"] * noise[:, 6]
     placed = torch.cat([truth, false])[:queries]

@@ -1,8 +1,7 @@
 """Stage ``dump``: the expert's targets into the store, and how much of the annotated boxes they cover."""
 
-from dataclasses import replace as with_values
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,7 +12,7 @@ def dump(
     family: Annotated[str | None, typer.Option(help="Family of detectors; default: the profile's first.")] = None,
     config: Annotated[Path | None, typer.Option(help="Expert config; default: the expert stage's.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Expert checkpoint; default: the expert stage's.")] = None,
-    random_weights: Annotated[bool, typer.Option(help="Random weights; the manifest records them.")] = False,
+    random_weights: Annotated[bool, typer.Option(help="Random weights, for a try of data and model.")] = False,
     out: Annotated[str | None, typer.Option(help="Folder or URL of the store; default: runs/FAMILY/store.")] = None,
     index: Annotated[Path | None, typer.Option(help="Frame index; default: the profile's.")] = None,
     root: Annotated[Path | None, typer.Option(help="Data root; default: the profile's.")] = None,
@@ -25,9 +24,7 @@ def dump(
     cluster_workers: Annotated[
         int | None, typer.Option(help="Number of processes that run the expert; default: the profile's.")
     ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Address of a dask scheduler whose workers run the expert.")
-    ] = None,
+    address: Annotated[str | None, typer.Option(help="Address of a dask scheduler to run on.")] = None,
     metrics: Annotated[
         Path | None, typer.Option(help="JSON file for the coverage; default without --out: runs/FAMILY/dump.json.")
     ] = None,
@@ -39,20 +36,23 @@ def dump(
     from pipeline.data.source import FrameSource
     from pipeline.dumping.coverage import lines, write_coverage
     from pipeline.dumping.dump import dump as run_dump
+    from pipeline.files import check_writable
     from pipeline.models.pairs import StudentPlan, planned_student
     from store_schema import open_storage
 
     source = FrameSource(index or data.index, root or data.root, split or data.train)
     target = open_storage(out or pair.store)
-    given: dict[str, Any] = {"workers": cluster_workers, "address": address}
-    cluster = with_values(profile.cluster, **{name: value for name, value in given.items() if value is not None})
+    cluster = profile.cluster.with_given(cluster_workers, address)
     weights = None if random_weights else checkpoint or pair.detector
     made_by = pair.detector.with_name(CONFIG)
     if config is None and weights == pair.detector and weights.is_file():  # the student's training starts hours later
         planned_student(StudentPlan.of(pair.apprentice.config, pair.distill), made_by, weights)
-    run = (profile.dump, workers, scene, cluster, replace, allow_versions)
+    settings = profile.dump.for_trial() if random_weights else profile.dump
+    path = metrics or (pair.folder / "dump.json" if out is None else None)
+    if path is not None:
+        check_writable(path)
+    run = (settings, workers, scene, cluster, replace, allow_versions)
     made = run_dump(config or made_by, weights, source, target, *run)
     print("\n".join([f"{target}: {made['frames']} frames", *lines(made["coverage"])]))
-    path = metrics or (pair.folder / "dump.json" if out is None else None)
     if path is not None:
         write_coverage(path, made["frames"], made["coverage"])

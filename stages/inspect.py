@@ -21,8 +21,11 @@ def inspect(
     frames: Annotated[int, typer.Option(help="Largest number of frames on a page.")] = 40,
     width: Annotated[int, typer.Option(help="Largest width of a page's images, pixels.")] = 640,
     min_score: Annotated[
-        float, typer.Option(help="Score from which queries are drawn; start of a page's slider.")
-    ] = 0.3,
+        float | None,
+        typer.Option(
+            help="Score from which queries are drawn, start of a page's slider; default: 0.3, of random weights 0."
+        ),
+    ] = None,
 ) -> None:
     """Print arrays, bytes, coverage and manifest of a store; draw a frame (--out) or a page of frames (--html)."""
     from pipeline.viewer.words import manifest_lines, table
@@ -37,17 +40,18 @@ def inspect(
 
     from pipeline.data.index import FrameIndex
     from pipeline.viewer.page import write_page
-    from pipeline.viewer.payload import choose_frames
+    from pipeline.viewer.payload import choose_frames, shown_score
     from pipeline.viewer.picture import draw_frame
 
     known = FrameIndex.load(index, root)
     known.check_made(reader.manifest, store)
+    score = shown_score(reader) if min_score is None else min_score
     chosen, more = choose_frames(reader, scene, token, frames)
     if out is not None:
-        draw_frame(reader, chosen[0], known, root, out, min_score)
+        draw_frame(reader, chosen[0], known, root, out, score)
         print(f"drew {chosen[0]} to {out}")
     if html is not None:
-        size = write_page(reader, known, root, chosen, html, min_score, width)
+        size = write_page(reader, known, root, chosen, html, score, width)
         print(f"{html}: {len(chosen)} frames, {size / 1e6:.1f} MB; open it in a browser")
         if more:
             print(f"{more} more frames are not on the page; choose with --scene or --token, or raise --frames")

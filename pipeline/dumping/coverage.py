@@ -185,8 +185,14 @@ def write_coverage(path: Path, frames: int, counts: Counts) -> None:
 
 
 def lines(counts: Counts) -> list[str]:
-    """Lines, one per map: share of the map's cells stored, and share of the annotated boxes covered."""
-    return [
+    """Lines, one per map: share of the map's cells stored, and share of the annotated boxes covered; and one where nothing is stored."""
+    found = summary(counts)
+    told = [
         f"{name}: {shares['cells']:.1%} of all cells, covering {shares['boxes']:.1%} of the annotated boxes"
-        for name, shares in summary(counts).items()
+        for name, shares in found.items()
     ]
+    if found and not any(shares["cells"] for shares in found.values()):
+        told.append(
+            "no query reached focal.min_score, so no cell is stored; look at the expert, or lower focal.min_score"
+        )
+    return told

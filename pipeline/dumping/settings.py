@@ -1,6 +1,7 @@
 """Settings of a dump."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline.errors import FD3DError
 from pipeline.focal.rule import FocalRule
@@ -65,6 +66,10 @@ class DumpSettings:
         if self.layers is not None and self.layers < 1:
             raise FD3DError(f"dump.layers is {self.layers}; it must be at least 1, or null for all layers")
 
+    def for_trial(self) -> "DumpSettings":
+        """Settings for a detector with random weights, see :meth:`~pipeline.focal.rule.FocalRule.for_trial`."""
+        return replace(self, rule=self.rule.for_trial())
+
 
 @dataclass(frozen=True)
 class ClusterSettings:
@@ -83,6 +88,11 @@ class ClusterSettings:
                 raise FD3DError(f"dump.cluster.{name} is {getattr(self, name)}; it is a number of at least 1")
         if self.address is not None and self.workers != 1:
             raise FD3DError("dump.cluster has workers and an address; with an address its scheduler's workers are used")
+
+    def with_given(self, workers: int | None, address: str | None) -> "ClusterSettings":
+        """These settings with what is given, None for what is not."""
+        given: dict[str, Any] = {"workers": workers, "address": address}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     @property
     def in_process(self) -> bool:

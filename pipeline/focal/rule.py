@@ -1,8 +1,10 @@
 """Rule of the focal areas: the queries that count, and the margins around their boxes."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from pipeline.errors import FD3DError, SettingError
+
+_TRIAL_QUERIES = 30  # about as many as a frame has objects
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class FocalRule:
     def of_store(self, layout: str) -> "FocalRule":
         """Rule of the areas that a store made by this rule covers: a store of layout ``dense`` covers every margin and score."""
         return self if layout == "focal" else FocalRule(self.num_queries, 0.0, float("inf"), float("inf"))
+
+    def for_trial(self) -> "FocalRule":
+        """Rule for a detector whose scores mean nothing, as with random weights: the areas of the best queries, whatever their score."""
+        return replace(self, num_queries=min(self.num_queries, _TRIAL_QUERIES), min_score=0.0)
 
     def check_covers(self, wanted: "FocalRule") -> None:
         """Refuse a rule that needs cells which a store made by this rule lacks.

@@ -65,6 +65,11 @@ def stored_bev(stored: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return stored["bev/values"], stored["bev/index"]
 
 
+def shown_score(reader: StoreReader) -> float:
+    """Score from which queries are drawn where none is asked for: 0.3, or 0 in a store of random weights, whose scores mean nothing."""
+    return 0.0 if str(reader.manifest["expert"].get("weights")).startswith("random") else 0.3
+
+
 def page_facts(reader: StoreReader, scales: FeatureScales | None, min_score: float) -> dict[str, Any]:
     """Facts that all frames of a page share.
 

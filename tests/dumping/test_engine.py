@@ -15,6 +15,7 @@ import yaml
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.dumping import session
+from pipeline.dumping.coverage import lines
 from pipeline.dumping.dump import dump
 from pipeline.dumping.moments import RunningMoments, join_moments, shard_moments
 from pipeline.dumping.settings import ClusterSettings, DumpSettings
@@ -22,6 +23,7 @@ from pipeline.errors import FD3DError
 from pipeline.expert import TappedExpert, build_adapter
 from pipeline.focal.rule import FocalRule
 from pipeline.models.build import build_detector, load_config
+from pipeline.viewer.payload import shown_score
 from store_schema import OtherStoreError, StoreReader, verify
 
 
@@ -146,8 +148,8 @@ def test_the_stage_leaves_coverage_and_its_curve(scenes, expert_config, project,
     from stages.dump import dump as stage
 
     params = yaml.safe_load((project / "params.yaml").read_text())
-    params["focal"] |= {"num_queries": 20, "min_score": 0.0}
-    params["distill"]["rule"]["num_queries"] = 20
+    params["focal"] |= {"num_queries": 20, "min_score": 0.9}  # which random weights do not reach
+    params["distill"]["rule"] |= {"num_queries": 20, "min_score": 0.9}
     params["dump"] |= {"frames_per_shard": 2, "cluster": {"workers": 1}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     stage(
@@ -173,7 +175,26 @@ def test_the_stage_leaves_coverage_and_its_curve(scenes, expert_config, project,
     for name, entry in metrics["coverage"].items():
         shares = [float(row[name]) for row in rows]
         assert shares == sorted(shares) and shares[-1] <= entry["boxes"] <= 1
+    assert all(entry["cells"] > 0 for entry in metrics["coverage"].values())
     assert "of the annotated boxes" in capsys.readouterr().out
+    assert shown_score(StoreReader(tmp_path / "store")) == 0.0
+    (tmp_path / "folder").mkdir()
+    before = (tmp_path / "store/manifest.json").stat().st_mtime_ns
+    with pytest.raises(FD3DError, match="folder cannot be written: Is a directory"):
+        stage(
+            config=expert_config,
+            random_weights=True,
+            out=tmp_path / "store",
+            metrics=tmp_path / "folder",
+            params=tmp_path / "params.yaml",
+        )
+    assert (tmp_path / "store/manifest.json").stat().st_mtime_ns == before
+
+
+def test_a_dump_that_stores_nothing_says_so():
+    none = np.zeros(2, np.int64)
+    entry = {"cells": none + [100, 0], "box_cells": none, "boxes": np.zeros((10, 3)), "covered": np.zeros((10, 3))}
+    assert lines({"bev": entry})[-1].startswith("no query reached focal.min_score, so no cell is stored")
 
 
 def test_a_store_of_another_algorithm_is_told_and_redone(
