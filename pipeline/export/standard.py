@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.models import attention
+from pipeline.models import attention, decoder
 from pipeline.models.attention import DeformableSampler, Shapes
 from pipeline.models.bevformer import spatial, temporal, transformer
 from pipeline.models.bevformer.encoder import BEVFormerEncoder
 from pipeline.models.bevformer.grid import CameraHits, grid_points, project_pillars
 from pipeline.models.bevformer.spatial import CameraTokens, SpatialCrossAttention
 from pipeline.models.deform_conv import DeformConv2d
-from pipeline.models.detr3d import queries
+from pipeline.models.detr3d import cross_attention, queries
 
 
 def sample(
@@ -132,6 +132,11 @@ def unproject(pixels: Tensor, depth: Tensor, lidar2img: Tensor) -> Tensor:
     return (columns * seen[..., None, :]).sum(-1) / (a * columns[..., 0]).sum(-1, keepdim=True)
 
 
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Logit of x in 0..1, at most that of 1 - eps, with no clamp of a clamp: torch's optimiser of ONNX graphs breaks such pairs."""
+    return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))
+
+
 def _cross(a: Tensor, b: Tensor) -> Tensor:
     (x, y, z), (u, v, w) = a.unbind(-1), b.unbind(-1)
     return torch.stack([y * w - z * v, z * u - x * w, x * v - y * u], -1)
@@ -149,6 +154,8 @@ _STAND_INS: tuple[tuple[Any, str, Any], ...] = (
     (transformer, "_rotation_grid", rotation_grid),
     (transformer, "ego_shift", ego_shift),
     (queries, "unproject", unproject),
+    (decoder, "inverse_sigmoid", inverse_sigmoid),
+    (cross_attention, "inverse_sigmoid", inverse_sigmoid),
     *((module, "infers_on_cpu", _never) for module in (attention, spatial, temporal)),
 )
 
