@@ -22,9 +22,7 @@ from pipeline.models.deform_conv import DeformConv2d
 from pipeline.models.detr3d import cross_attention, queries
 
 
-def sample(
-    self: nn.Module, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
-) -> Tensor:  # in place of a method
+def sample(self: nn.Module, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """:meth:`DeformableSampler.forward` by one ``grid_sample`` a level."""
     heads = value.shape[2]
     # a point one map's extent outside reads zero as any point further away; ONNX Runtime makes NaN of positions near infinity
@@ -53,9 +51,9 @@ def deform(self: Any, x: Tensor) -> Tensor:
     total = None
     for tap in range(kernel_h * kernel_w):
         at_row, at_col = divmod(tap, kernel_w)
-        y = offset[:, 2 * tap] + (row + at_row * self.dilation[0])[:, None]
-        x_ = offset[:, 2 * tap + 1] + (col + at_col * self.dilation[1])
-        grid = torch.stack([(x_ * 2 + 1) / width - 1, (y * 2 + 1) / height - 1], -1).clamp(-3.0, 3.0)
+        down = offset[:, 2 * tap] + (row + at_row * self.dilation[0])[:, None]
+        across = offset[:, 2 * tap + 1] + (col + at_col * self.dilation[1])
+        grid = torch.stack([(across * 2 + 1) / width - 1, (down * 2 + 1) / height - 1], -1).clamp(-3.0, 3.0)
         read = nn.functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         part = nn.functional.conv2d(read * mask[:, tap, None], self.weight[:, :, at_row, at_col, None, None])
         total = part if total is None else total + part

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -108,7 +109,6 @@ def test_history_goes_through_the_file(files, exported, drives):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_file_has_standard_operators_fixed_shapes_and_notes(family, files, exported):
-    onnx = pytest.importorskip("onnx")
     path, said = exported[family]
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
@@ -193,7 +193,6 @@ def test_another_rig_is_refused(files, exported, drives):
 
 
 def test_a_file_of_another_origin_or_config_is_refused(files, exported, tmp_path):
-    onnx = pytest.importorskip("onnx")
     config, checkpoint = files["bevformer"]
     foreign = onnx.load(exported["bevformer"][0])
     del foreign.metadata_props[:]
