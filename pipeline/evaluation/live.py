@@ -140,7 +140,7 @@ class Detector:
         )
         entry = {
             "frame": frame,
-            "img": stacked if self.cfg.image.to_rgb else stacked[..., ::-1],
+            "img": stacked if self.cfg.image.to_rgb else np.ascontiguousarray(stacked[..., ::-1]),
             "scale": self.cfg.image.scale,
             "lidar2img": lidar2img(calibration.intrinsics, calibration.lidar2cam, self.cfg.image.scale),
             "can_bus": can_bus_delta(state, self._state),

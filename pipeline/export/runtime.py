@@ -34,9 +34,11 @@ class ExportedDetector:
             raise FD3DError(f"{path} does not exist; make it with 'fd3d export'")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
+        options.log_severity_level = 3  # errors
+        present = onnxruntime.get_available_providers()
+        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in present]
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=onnxruntime.get_available_providers())
+            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # ONNX Runtime's errors have no base of their own
             told = str(error).splitlines()[0][:200]
             raise FD3DError(f"{path} cannot be run by ONNX Runtime ({told}); give a file of 'fd3d export'") from error
