@@ -144,6 +144,11 @@ def _never(*tensors: Tensor) -> bool:
     return False
 
 
+def _forget_constants() -> None:
+    for constant in (attention.shapes_tensor, attention.level_starts):
+        constant.cache_clear()
+
+
 _STAND_INS: tuple[tuple[Any, str, Any], ...] = (
     (DeformableSampler, "forward", sample),
     (DeformConv2d, "forward", deform),
@@ -162,10 +167,12 @@ _STAND_INS: tuple[tuple[Any, str, Any], ...] = (
 def standard_operators() -> Iterator[None]:
     """Let this project's detectors compute in operators that ONNX has; for one thread, since classes are changed meanwhile."""
     originals = [getattr(owner, name) for owner, name, _ in _STAND_INS]
+    _forget_constants()
     try:
         for owner, name, stand_in in _STAND_INS:
             setattr(owner, name, stand_in)
         yield
     finally:
+        _forget_constants()  # those of a trace are tensors without numbers
         for (owner, name, _), original in zip(_STAND_INS, originals, strict=True):
             setattr(owner, name, original)
