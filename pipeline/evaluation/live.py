@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,12 +13,11 @@ from mmengine.config import Config
 from pipeline.data.can_bus import EgoStates
 from pipeline.data.frames import collate, frame_pipeline
 from pipeline.data.geometry import can_bus_delta, lidar2img
-from pipeline.data.pixels import levels
 from pipeline.data.tables import lidar_turn
 from pipeline.errors import FD3DError
 from pipeline.evaluation.predict import batch_detector
 from pipeline.export.graph import DetectorGraph
-from pipeline.export.runtime import ExportedDetector
+from pipeline.export.runtime import ExportedDetector, graph_arguments
 from pipeline.models.build import load_config
 from pipeline.models.detector import MultiCameraDetector
 from pipeline.models.load import load_detector
@@ -111,7 +109,9 @@ class Detector:
         if onnx is not None:
             exported = ExportedDetector(Path(onnx))
             exported.notes.check_config(cfg, onnx)
-            return cls(cfg, partial(_run_exported, exported), exported.notes.views, exported.notes.image_hw)
+            return cls(
+                cfg, lambda batch: exported(*graph_arguments(batch)), exported.notes.views, exported.notes.image_hw
+            )
         model = load_detector(cfg, None if checkpoint is None else Path(checkpoint))
         views = DetectorGraph(model).views if isinstance(model, MultiCameraDetector) else None
         detect = batch_detector(cfg, model)
@@ -188,10 +188,3 @@ class Detector:
         real_parts = np.sqrt(np.maximum(1 + np.trace(poses[:, :3, :3], axis1=1, axis2=2), 0)) / 2
         times, turn = np.array([one.timestamp for one in known]), lidar_turn(calibration.lidar2ego)
         return EgoStates(Path()).of("", times, poses, real_parts, turn)[-1]
-
-
-def _run_exported(exported: ExportedDetector, batch: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Detections of a batch of one frame."""
-    frame = batch["data_samples"][0].frames[-1]
-    images = levels(batch["inputs"]["img"][0][-1]).numpy()
-    return exported(images, frame["lidar2img"], frame["can_bus"], frame["has_history"])

@@ -1,10 +1,12 @@
 """An exported detector in ONNX Runtime, one frame after the other."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from pipeline.data.pixels import levels
 from pipeline.errors import FD3DError
 from pipeline.export.graph import INPUTS
 from pipeline.export.notes import Notes
@@ -59,6 +61,16 @@ class ExportedDetector:
         Returns:
             boxes (n, 9) in the LiDAR frame with centres of gravity, scores (n,) falling, labels (n,).
         """
+        found = self._session.run(None, self.inputs(images, lidar2img, ego_motion, has_history))
+        boxes, scores, labels, kept = (array[0] for array in found[:4])
+        if self.notes.bev_shape is not None:
+            self._history = found[4]
+        return boxes[kept], scores[kept], labels[kept]
+
+    def inputs(
+        self, images: np.ndarray, lidar2img: np.ndarray, ego_motion: np.ndarray, has_history: bool
+    ) -> dict[str, np.ndarray]:
+        """Inputs of the graph by name, with the last frame's BEV map as history; arguments as of :meth:`__call__`."""
         inputs = [images[None], lidar2img[None].astype(np.float32)]
         shape = self.notes.bev_shape
         if shape is not None:
@@ -68,8 +80,10 @@ class ExportedDetector:
                 np.zeros((1, *shape), np.float32) if history is None else history,
                 np.array([history is not None]),
             ]
-        found = self._session.run(None, dict(zip(INPUTS, inputs, strict=False)))
-        boxes, scores, labels, kept = (array[0] for array in found[:4])
-        if shape is not None:
-            self._history = found[4]
-        return boxes[kept], scores[kept], labels[kept]
+        return dict(zip(INPUTS, inputs, strict=False))
+
+
+def graph_arguments(batch: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    """Arguments of :class:`ExportedDetector` for a collated batch of one frame."""
+    frame = batch["data_samples"][0].frames[-1]
+    return levels(batch["inputs"]["img"][0][-1]).numpy(), frame["lidar2img"], frame["can_bus"], frame["has_history"]
