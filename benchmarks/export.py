@@ -60,7 +60,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         if checkpoint is None:
             checkpoint, cfg = Path(folder) / "random.pth", load_config(config)
-            torch.save(load_detector(cfg, None).state_dict(), checkpoint)
+            torch.save({"state_dict": load_detector(cfg, None).state_dict(), "training": {"iterations": 0}}, checkpoint)
         file = Path(folder) / "float32.onnx"
         export_detector(config, checkpoint, file, (height, width))
         files = {"PyTorch": checkpoint, "ONNX": file}

@@ -159,9 +159,12 @@ def test_live_frames_are_those_of_evaluation(files, drives, world, world_index):
 def test_the_ego_state_follows_from_poses(drives, files, monkeypatch):
     """Position and yaw, which move the history, are those of the index; a speed is the way since the last frame."""
     detector, seen = Detector.open(*files["bevformer"]), []
-    monkeypatch.setattr(
-        detector, "_detect", lambda batch: seen.append(batch["data_samples"][0].frames[-1]) or [0, 0, 0]
-    )
+
+    def record(batch):
+        seen.append(batch["data_samples"][0].frames[-1])
+        return [0, 0, 0]
+
+    monkeypatch.setattr(detector, "_detect", record)
     for images, calibration, pose in drives[0]:
         detector.step(images, calibration, replace(pose, state=None))
     for (_, _, last), (_, _, pose), meta in zip(drives[0], drives[0][1:], seen[1:], strict=False):
