@@ -17,6 +17,7 @@ from stages.dump import dump
 from stages.evaluate import evaluate
 from stages.evidence import evidence
 from stages.expert import expert
+from stages.export import export
 from stages.index import index
 from stages.inspect import inspect
 from stages.plan import plan
@@ -29,13 +30,10 @@ from stages.world import world
 from store_schema.errors import StoreError
 
 STAGES = (world, index, expert, dump, train, evaluate, report)
-TOOLS = (sweep, evidence, inspect, verify, complexity, convert, detect, plan)
+TOOLS = (sweep, evidence, inspect, verify, complexity, convert, detect, export, plan)
 
 app = typer.Typer(
-    name="fd3d",
-    help="FD3D, the Focal Distiller, as an offline two-stage pipeline.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+    name="fd3d", help="FD3D as an offline two-stage pipeline.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 for command in (*STAGES, *TOOLS):
     app.command(help=command.__doc__)(stoppable(command))

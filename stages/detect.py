@@ -13,7 +13,7 @@ def detect(
     *,  # so that CHECKPOINT may be left out although ROOT follows it
     config: Annotated[Path, typer.Argument(help="Detector config.")],
     checkpoint: Annotated[
-        list[Path] | None, typer.Argument(metavar="CHECKPOINT", help="Checkpoint, unless --random-weights.")
+        list[Path] | None, typer.Argument(metavar="CHECKPOINT", help="Checkpoint, unless --onnx or --random-weights.")
     ] = None,
     root: Annotated[Path, typer.Argument(help="Data root in nuScenes format.")],
     scene: Annotated[str, typer.Option(help="Scene name, for example scene-0103.")],
@@ -26,6 +26,7 @@ def detect(
         "runs/detect"
     ),
     min_score: Annotated[float, typer.Option(help="Score from which boxes are drawn and counted.")] = 0.3,
+    onnx: Annotated[Path | None, typer.Option(help="File of 'fd3d export' to run by ONNX Runtime.")] = None,
     random_weights: Annotated[bool, typer.Option(help="Random weights in place of a checkpoint.")] = False,
 ) -> None:
     """Detect on a few frames of a scene in time order; writes a nuScenes submission and drawings."""
@@ -33,13 +34,13 @@ def detect(
 
     from pipeline.evaluation.scene import detect_scene
 
-    if len(checkpoint or []) + random_weights != 1:
-        raise FD3DError("give CONFIG, one CHECKPOINT and ROOT, or CONFIG and ROOT with --random-weights")
+    if len(checkpoint or []) + random_weights + (onnx is not None) != 1:
+        raise FD3DError("give CONFIG, one CHECKPOINT and ROOT, or CONFIG and ROOT with --onnx or with --random-weights")
     weights = checkpoint[0] if checkpoint else None
     found = detect_scene(
-        config, weights, root, scene, out, version=version, index=index, frames=frames, min_score=min_score
+        config, weights, root, scene, out, version=version, index=index, frames=frames, min_score=min_score, onnx=onnx
     )
     for frame in tqdm(found, total=frames, unit="frame", disable=None):
         tqdm.write(f"{frame.token}  {frame.seconds:.2f} s  {frame.boxes} boxes from score {min_score}  {frame.drawing}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts KiB
-    print(f"{out / 'submission.json'}: {weights or 'RANDOM weights, seed 0'}; peak memory {peak:.2f} GB")
+    print(f"{out / 'submission.json'}: {weights or onnx or 'RANDOM weights, seed 0'}; peak memory {peak:.2f} GB")

@@ -77,6 +77,7 @@ FORBIDDEN = (
     ),
     ("pipeline/models/", ("pipeline/expert/", "pipeline/dumping/", "pipeline/distill/", "pipeline/training/")),
     ("pipeline/expert/", ("pipeline/dumping/", "pipeline/distill/", "pipeline/training/")),
+    ("pipeline/export/", ("pipeline/evaluation/", "pipeline/expert/", "pipeline/distill/", "pipeline/dumping/")),
     ("pipeline/training/", ("pipeline/distill/", "pipeline/dumping/", "store_schema/")),
     ("pipeline/evaluation/", ("pipeline/distill/", "pipeline/dumping/", "pipeline/training/")),
     ("tests/", ("benchmarks/",)),

@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.index import Frame, FrameIndex, build_index
-from pipeline.data.source import FrameSource
+from pipeline.data.transforms import LoadMultiViewImages
 from pipeline.errors import FD3DError
-from pipeline.evaluation.predict import predict
+from pipeline.evaluation.live import Calibration, Detector, EgoPose
 from pipeline.evaluation.submission import to_submission
 from pipeline.files import check_writable, write_atomically
-from pipeline.models.build import load_config
-from pipeline.models.load import load_detector
 from pipeline.report.figures import beside, bev_figure, camera_sheet, jpeg
 
 
@@ -48,6 +46,7 @@ def detect_scene(
     index: Path | None = None,
     frames: int = 4,
     min_score: float = 0.3,
+    onnx: Path | None = None,
 ) -> Iterator[DetectedFrame]:
     """Detect on the first frames of a scene, in time order with streamed history.
 
@@ -61,6 +60,7 @@ def detect_scene(
         index: frame index of the root; default: ``out/index.npz``, which is made.
         frames: largest number of frames.
         min_score: score from which boxes are drawn and counted.
+        onnx: exported file that runs in place of a checkpoint.
 
     Raises:
         FD3DError: bad input, among it an unknown scene, or images that are missing.
@@ -68,8 +68,7 @@ def detect_scene(
     if frames < 1:
         raise FD3DError(f"frames is {frames}; it must be at least 1")
     check_writable(out / "submission.json")
-    cfg = load_config(config)
-    model = load_detector(cfg, checkpoint)
+    detector = Detector.open(config, checkpoint, onnx)
     if index is None:
         index = out / "index.npz"
         build_index(root, version or _only_version(root), index)
@@ -80,18 +79,20 @@ def detect_scene(
         raise FD3DError(f"scene '{scene}' is not in {root}; it has {', '.join(list(known.scenes)[:5])}, ...")
     rows = known.scenes[scene][:frames]
     submission: dict[str, Any] = {}
-    found = predict(cfg, model, FrameSource(index, root, "all"), 0, rows)
+    decode = LoadMultiViewImages(to_rgb=True)
     for row in rows:
-        started = time.perf_counter()
-        detection = token, boxes, scores, _ = next(found)
+        frame, started = known[row], time.perf_counter()
+        images = decode.transform({"root": root, "frames": [{"frame": frame}]})["frames"][0]["img"]
+        calibration = Calibration(frame.intrinsics, frame.lidar2cam, frame.lidar2ego)
+        found = detector.step(images, calibration, EgoPose(frame.ego2global, frame.timestamp, frame.can_bus))
         seconds = time.perf_counter() - started
-        made = to_submission(known, [detection])
+        made = to_submission(known, [(frame.token, *found)])
         submission = made | {"results": submission.get("results", {}) | made["results"]}
         write_atomically(out / "submission.json", partial(json.dump, submission))
-        kept, frame = boxes[scores >= min_score], known[row]
-        drawing = out / f"{frame.order:03d}_{token}.jpg"
-        _draw(drawing, root, frame, kept, cfg.pc_range[3])
-        yield DetectedFrame(token, seconds, len(kept), drawing)
+        kept = found.boxes[found.scores >= min_score]
+        drawing = out / f"{frame.order:03d}_{frame.token}.jpg"
+        _draw(drawing, root, frame, kept, detector.cfg.pc_range[3])
+        yield DetectedFrame(frame.token, seconds, len(kept), drawing)
 
 
 def _draw(path: Path, root: Path, frame: Frame, boxes: np.ndarray, extent: float) -> None:

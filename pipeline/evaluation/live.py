@@ -1,0 +1,190 @@
+"""A detector on live frames: arrays in, boxes out, history streamed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+from mmcv.transforms import Compose
+from mmengine.config import Config
+
+from pipeline.data.can_bus import EgoStates
+from pipeline.data.frames import collate, frame_pipeline
+from pipeline.data.geometry import can_bus_delta, lidar2img
+from pipeline.data.tables import lidar_turn
+from pipeline.errors import FD3DError
+from pipeline.evaluation.predict import batch_detector
+from pipeline.export.graph import DetectorGraph
+from pipeline.export.runtime import ExportedDetector, graph_arguments
+from pipeline.models.build import load_config
+from pipeline.models.detector import MultiCameraDetector
+from pipeline.models.load import load_detector
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration of a rig of V cameras.
+
+    Attributes:
+        intrinsics: (V, 3, 3) pixels of the original images.
+        lidar2cam: (V, 4, 4) reference frame to camera frame. The reference frame is the LiDAR's, whose x axis looks to the right
+            and y axis ahead on nuScenes' car; motion between the exposures may be part of it, as in an index.
+        lidar2ego: (4, 4) mount of the LiDAR.
+    """
+
+    intrinsics: np.ndarray
+    lidar2cam: np.ndarray
+    lidar2ego: np.ndarray
+
+
+@dataclass(frozen=True)
+class EgoPose:
+    """Pose of the car at the time of a frame.
+
+    Attributes:
+        ego2global: (4, 4), metres, in any frame that does not move while frames are streamed.
+        timestamp: microseconds.
+        state: (18,) absolute ego state of :class:`~pipeline.data.can_bus.EgoStates`, where measured. None derives velocity and turn
+            rate from this pose and the one before.
+    """
+
+    ego2global: np.ndarray
+    timestamp: int
+    state: np.ndarray | None = None
+
+
+class Boxes(NamedTuple):
+    """Detections of a frame.
+
+    Attributes:
+        boxes: (n, 9) float32 (x, y, z, dx, dy, dz, yaw, vx, vy) in the reference frame: centre of gravity, metres, radians, m/s.
+        scores: (n,) falling.
+        labels: (n,) numbers in ``pipeline.data.CLASSES``.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+class Detector:
+    """A detector that takes frame after frame; made by :meth:`open`.
+
+    ::
+
+        detector = Detector.open("runs/bevformer/fd3d/config.py", "runs/bevformer/fd3d/detector.pth")
+        for images, pose in drive:
+            boxes, scores, labels = detector.step(images, calibration, pose)
+
+    Attributes:
+        cfg: the detector's config.
+    """
+
+    def __init__(
+        self, cfg: Config, detect: Callable[[dict[str, Any]], Any], views: int | None, image_hw: tuple[int, int] | None
+    ) -> None:
+        self.cfg, self._detect, self._views, self._image_hw = cfg, detect, views, image_hw
+        self._pack = Compose(frame_pipeline(cfg, train=False)[1:])
+        self._drive = 0
+        self._last: EgoPose | None = None
+        self._state: np.ndarray | None = None
+
+    @classmethod
+    def open(
+        cls, config: str | Path, checkpoint: str | Path | None = None, onnx: str | Path | None = None
+    ) -> "Detector":
+        """A detector in PyTorch on the best device, or in ONNX Runtime.
+
+        Args:
+            config: the detector's config.
+            checkpoint: the checkpoint; None runs random weights.
+            onnx: file that ``fd3d export`` made with the config, in place of a checkpoint.
+
+        Raises:
+            FD3DError: a file is missing, damaged, or does not fit the config; or ONNX Runtime is missing.
+        """
+        cfg = load_config(config)
+        if onnx is not None:
+            exported = ExportedDetector(Path(onnx))
+            exported.notes.check_config(cfg, onnx)
+            return cls(
+                cfg, lambda batch: exported(*graph_arguments(batch)), exported.notes.views, exported.notes.image_hw
+            )
+        model = load_detector(cfg, None if checkpoint is None else Path(checkpoint))
+        views = DetectorGraph(model).views if isinstance(model, MultiCameraDetector) else None
+        detect = batch_detector(cfg, model)
+        return cls(cfg, lambda batch: detect(batch)[0][1:], views, None)
+
+    def reset(self) -> None:
+        """Forget the frames so far: the next one starts another drive."""
+        self._drive, self._last, self._state = self._drive + 1, None, None
+
+    def step(self, images: Sequence[np.ndarray] | np.ndarray, calibration: Calibration, pose: EgoPose) -> Boxes:
+        """Detect on the next frame.
+
+        Args:
+            images: V images (H, W, 3) uint8 RGB of one original size, in the order of cameras that the detector was trained with
+                (``pipeline.data.CAMERAS``).
+
+        Raises:
+            FD3DError: another rig than the detector's, arrays of other shapes, or a frame that is not after the last one.
+        """
+        self._check(images, calibration, pose)
+        state = self._ego_state(calibration, pose) if pose.state is None else pose.state
+        stacked = np.stack([np.asarray(image) for image in images])
+        token = f"{self._drive}/{pose.timestamp}"
+        frame = SimpleNamespace(
+            token=token, scene_token=str(self._drive), timestamp=pose.timestamp, lidar2cam=calibration.lidar2cam
+        )
+        entry = {
+            "frame": frame,
+            "img": stacked if self.cfg.image.to_rgb else np.ascontiguousarray(stacked[..., ::-1]),
+            "scale": self.cfg.image.scale,
+            "lidar2img": lidar2img(calibration.intrinsics, calibration.lidar2cam, self.cfg.image.scale),
+            "can_bus": can_bus_delta(state, self._state),
+            "has_history": self._last is not None,
+        }
+        found = Boxes(*self._detect(collate([self._pack({"token": token, "frames": [entry]})])))
+        self._last, self._state = pose, state
+        return found
+
+    def _check(self, images: Sequence[np.ndarray] | np.ndarray, calibration: Calibration, pose: EgoPose) -> None:
+        views = len(images)
+        if self._views not in (None, views):
+            raise FD3DError(f"a frame has {views} images, the detector {self._views} cameras; give it its own rig")
+        shapes = {np.shape(image) for image in images}
+        if len(shapes) != 1 or {np.asarray(image).dtype for image in images} != {np.dtype(np.uint8)}:
+            raise FD3DError("the images of a frame differ in size or are not uint8; give (H, W, 3) uint8 of one size")
+        (shape,) = shapes
+        if len(shape) != 3 or shape[2] != 3:
+            raise FD3DError(f"an image has shape {shape}; give (H, W, 3), RGB")
+        if self._image_hw not in (None, shape[:2]):
+            assert self._image_hw is not None
+            raise FD3DError(
+                f"a frame's images are {shape[0]}x{shape[1]}, the file was exported for {self._image_hw[0]}x{self._image_hw[1]}; export "
+                "the detector for this rig"
+            )
+        given = {
+            "calibration.intrinsics": (calibration.intrinsics, (views, 3, 3)),
+            "calibration.lidar2cam": (calibration.lidar2cam, (views, 4, 4)),
+            "calibration.lidar2ego": (calibration.lidar2ego, (4, 4)),
+            "pose.ego2global": (pose.ego2global, (4, 4)),
+            "pose.state": (np.zeros(18) if pose.state is None else pose.state, (18,)),
+        }
+        for name, (array, wanted) in given.items():
+            if np.shape(array) != wanted or not np.isfinite(array).all():
+                raise FD3DError(f"{name} has shape {np.shape(array)} or numbers that are not finite; give {wanted}")
+        if self._last is not None and pose.timestamp <= self._last.timestamp:
+            raise FD3DError(
+                f"frame {pose.timestamp} is not after the last one, {self._last.timestamp}; call reset() before another drive"
+            )
+
+    def _ego_state(self, calibration: Calibration, pose: EgoPose) -> np.ndarray:
+        """The state (18,) that an index without CAN bus has for the last of its scene's frames."""
+        known = [pose] if self._last is None else [self._last, pose]
+        poses = np.stack([np.asarray(one.ego2global, np.float64) for one in known])
+        real_parts = np.sqrt(np.maximum(1 + np.trace(poses[:, :3, :3], axis1=1, axis2=2), 0)) / 2
+        times, turn = np.array([one.timestamp for one in known]), lidar_turn(calibration.lidar2ego)
+        return EgoStates(Path()).of("", times, poses, real_parts, turn)[-1]

@@ -1,0 +1,84 @@
+"""What an exported file says about itself: how images become its inputs, and for which rig."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from mmengine.config import Config
+
+from pipeline.errors import FD3DError
+
+KEY = "fd3d"
+"""Key of the notes in the file's metadata."""
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Notes of an ONNX file.
+
+    Attributes:
+        detector: class of the detector.
+        views: number of cameras.
+        image_hw: rows and columns of the cameras' images before they are resized.
+        scale, to_rgb: section ``image`` of the detector's config.
+        pc_range: the config's, metres.
+        bev_shape: cells and channels of the BEV map that is given back as history; None without history.
+        checkpoint_sha256: of the checkpoint's bytes.
+    """
+
+    detector: str
+    views: int
+    image_hw: tuple[int, int]
+    scale: float
+    to_rgb: bool
+    pc_range: tuple[float, ...]
+    bev_shape: tuple[int, int] | None
+    checkpoint_sha256: str
+
+    @property
+    def resized_hw(self) -> tuple[int, int]:
+        """Rows and columns of the images that the graph takes."""
+        height, width = (round(n * self.scale) for n in self.image_hw)
+        return height, width
+
+    def dumped(self) -> str:
+        """The notes as text."""
+        return json.dumps({"format": FORMAT} | asdict(self))
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str], path: object) -> "Notes":
+        """Notes in a file's metadata.
+
+        Raises:
+            FD3DError: the file has none, or notes of another format.
+        """
+        try:
+            values = json.loads(metadata[KEY])
+            found = values.pop("format")
+            if found != FORMAT:
+                raise FD3DError(f"{path} has format {found}, this program reads {FORMAT}; export the detector again")
+            values |= {name: tuple(values[name]) for name in ("image_hw", "pc_range")}
+            values["bev_shape"] = values["bev_shape"] and tuple(values["bev_shape"])
+            return cls(**values)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, FD3DError):
+                raise
+            raise FD3DError(f"{path} is no file of 'fd3d export'; give one that 'fd3d export' made") from error
+
+    def check_config(self, cfg: Config, path: object) -> None:
+        """Refuse a config that a file was not exported with.
+
+        Raises:
+            FD3DError: naming the first difference.
+        """
+        own = {"model.type": self.detector, "image.scale": self.scale, "image.to_rgb": self.to_rgb}
+        own["pc_range"] = list(self.pc_range)
+        given = {"model.type": cfg.model.type, "image.scale": cfg.image.scale, "image.to_rgb": cfg.image.to_rgb}
+        given["pc_range"] = list(cfg.pc_range)
+        for name, value in own.items():
+            if value != given[name]:
+                raise FD3DError(
+                    f"{path} was exported with {name} {value}, the config has {given[name]}; give the config that the file was "
+                    "exported with"
+                )

@@ -1,0 +1,59 @@
+"""``export``: a detector as an ONNX file, for ONNX Runtime, TensorRT and others."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import FD3DError
+
+
+def export(
+    config: Annotated[Path, typer.Argument(help="Detector config.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the detector.")],
+    out: Annotated[Path, typer.Argument(help="ONNX file to write.")],
+    index: Annotated[
+        Path | None, typer.Option(help="Frame index that has the rig's cameras; default: the profile's.")
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(min=1, help="Rows of the original images, in place of an index.")
+    ] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Columns of the original images, likewise.")] = None,
+    int8: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of training frames to calibrate int8 convolutions on; default: float32."),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Data root of the frames for --int8; default: the profile's.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the frames for --int8, as in 'fd3d evaluate'.")] = "train",
+    params: Annotated[Path, typer.Option(help="Profile; its section 'data' is used.")] = Path("params.yaml"),
+) -> None:
+    """Write a detector as one ONNX file of standard operators, history in and out; 'fd3d detect --onnx' runs the file."""
+    if (height is None) != (width is None) or (index is not None and height is not None):
+        raise FD3DError("give --height and --width together, or --index, or neither for the profile's index")
+    from pipeline.data.index import FrameIndex
+    from pipeline.export.quantise import calibration_frames, quantise
+    from pipeline.export.write import OPSET, export_detector
+    from pipeline.profile import read_profile
+
+    if int8 is not None and height is not None:
+        raise FD3DError("--int8 calibrates on frames of an index; leave out --height and --width")
+    if height is not None and width is not None:
+        image_hw, views = (height, width), None
+    else:
+        sizes = FrameIndex.load(index or read_profile(params).data.index).arrays["image_sizes"][0]
+        image_hw, views = (int(sizes[0, 0]), int(sizes[0, 1])), len(sizes)
+    frames = None
+    if int8 is not None:
+        given = read_profile(params).data.source(split)
+        frames = calibration_frames(replace(given, index=index or given.index, root=root or given.root), int8)
+    notes, nodes = export_detector(config, checkpoint, out, image_hw, views)
+    if frames is not None:
+        nodes = quantise(out, config, frames)
+    history = "" if notes.bev_shape is None else ", history {}x{} in and out".format(*notes.bev_shape)
+    print(
+        f"{out}: {notes.detector}, {notes.views} cameras of {image_hw[0]}x{image_hw[1]}{history}; opset {OPSET}, {nodes.total()} nodes of "
+        f"{len(nodes)} operators, {out.stat().st_size / 1e6:.1f} MB"
+    )
