@@ -35,7 +35,9 @@ def object_cells(
             masks.append(bev_footprints(boxes, pc_range, schema.bev[:2]))
             continue
         meta = sample.frames[-1]
-        rectangles, valid = project_boxes(boxes, torch.as_tensor(meta["lidar2img"], device=device), meta["pad_hw"])
+        rectangles, valid = project_boxes(
+            boxes, torch.as_tensor(meta["lidar2img"], device=device), meta.get("view_hw", meta["pad_hw"])
+        )
         masks.append(pv_rectangles_to_cells(rectangles, valid, schema.pv[level][:2], meta["pad_hw"]))
     return masks
 

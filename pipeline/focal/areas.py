@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,13 +48,13 @@ def bev_footprints(
     return inside | own
 
 
-def project_boxes(boxes: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def project_boxes(boxes: Tensor, lidar2img: Tensor, image_hw: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
     """Rectangles around the projected boxes, the parts behind a camera cut off at its near plane.
 
     Args:
         boxes: (K, 9) in the LiDAR frame.
         lidar2img: (V, 4, 4) to pixels.
-        image_hw: rows and columns that rectangles are clipped to.
+        image_hw: rows and columns that rectangles are clipped to; of all cameras (2,) or of each (V, 2).
 
     Returns:
         (K, V, 4) x0, y0, x1, y1 in pixels, and bool (K, V) where some of the box is in the image.
@@ -76,7 +77,7 @@ def project_boxes(boxes: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]) -
     uv = points[:2] / points[2].clamp(min=_NEAR / 2)
     low = torch.where(usable, uv, float("inf")).amin(1)
     high = torch.where(usable, uv, float("-inf")).amax(1)
-    limit = uv.new_tensor([image_hw[1], image_hw[0]])[:, None, None]
+    limit = torch.as_tensor(image_hw).to(uv).view(-1, 2).T.flip(0)[:, :, None]  # x and y, (2, V or 1, 1)
     valid = usable.any(0) & ((high > 0) & (low < limit)).all(0)
     rectangles = torch.cat([low.clamp(min=0).minimum(limit), high.clamp(min=0).minimum(limit)])
     return torch.where(valid, rectangles, 0.0).permute(2, 1, 0).contiguous(), valid.T.contiguous()

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import FD3DError
+
 from ..decoder import DetectionDecoder
 from ..precision import in_float32
 from .cross_attention import BEVDeformableAttention
@@ -150,6 +152,11 @@ class PerceptionTransformer(nn.Module):
             maps = history.transpose(1, 2).unflatten(-1, bev_hw)
             maps = rotate_bev(maps, can_bus[:, -1], self.rotate_center, self.rotate_mode)
             history = maps.flatten(2).transpose(1, 2)
+        if (views := features[0].shape[1]) != len(self.cams_embeds):
+            raise FD3DError(
+                f"the detector has embeddings of {len(self.cams_embeds)} cameras, the data {views}; set num_cams={views} in the config's "
+                "transformer and train it, or name the detector's cameras under data.cameras"
+            )
         embeddings = self.cams_embeds[:, None] + self.level_embeds[: len(features)]
         return self.encoder(
             query,
