@@ -160,16 +160,16 @@ class FrameTables:
                 if frame is None:
                     continue
                 mount = number_of[row["calibrated_sensor_token"]]
-                if not (channels := columns_of[mount]):
+                if not (columns := columns_of[mount]):
                     ignored[names[mount]] += 1
                     continue
                 pose = self._pose_tokens.setdefault(row["ego_pose_token"], len(self._pose_tokens))
-                self.sensors[frame, channels], self._pose_rows[frame, channels] = mount, pose
-                if channels[-1] == views or (reference == EGO and channels[0] == 0):
+                self.sensors[frame, columns], self._pose_rows[frame, columns] = mount, pose
+                if columns[-1] == views or (reference == EGO and columns[0] == 0):
                     self.timestamps[frame] = row["timestamp"]
-                if channels[0] < views:
-                    self.files[frame, channels[0]] = row["filename"]
-                    self.sizes[frame, channels[0]] = row["height"], row["width"]
+                if columns[0] < views:
+                    self.files[frame, columns[0]] = row["filename"]
+                    self.sizes[frame, columns[0]] = row["height"], row["width"]
         if reference == EGO:
             self.mounts = np.concatenate([self.mounts, np.eye(4)[None]])
             self.intrinsics = np.concatenate([self.intrinsics, np.zeros((1, 3, 3))])
