@@ -18,7 +18,7 @@ from pipeline.data.can_bus import EgoStates
 from pipeline.data.categories import Categories
 from pipeline.data.columns import scene_columns
 from pipeline.data.npz import map_arrays, write_arrays
-from pipeline.data.rig import Rig
+from pipeline.data.rig import EGO, Rig
 from pipeline.data.splits import own_splits, split_scenes
 from pipeline.data.tables import FrameTables, Tell, table_folder
 from pipeline.errors import FD3DError
@@ -226,6 +226,12 @@ class FrameIndex:
         return tuple(json.loads(str(self.arrays["cameras"]))) if "cameras" in self.arrays else CAMERAS
 
     @cached_property
+    def pose_sensor(self) -> str:
+        """Sensor at whose time boxes are: the frame of reference, or the first camera where this is the ego frame."""
+        reference = str(self.arrays["reference"]) if "reference" in self.arrays else "LIDAR_TOP"
+        return self.cameras[0] if reference == EGO else reference
+
+    @cached_property
     def classes(self) -> dict[str, str | None]:
         """Detection class by category, over nuScenes' mapping; the profile's ``data.classes`` when the index was made."""
         return dict(json.loads(str(self.arrays["classes"]))) if "classes" in self.arrays else {}
@@ -317,5 +323,7 @@ def build_index(
         arrays["classes"] = np.array(json.dumps(dict(classes), sort_keys=True))
     if tables.cameras != CAMERAS:  # likewise
         arrays["cameras"] = np.array(json.dumps(tables.cameras))
+    if tables.channels[-1] != "LIDAR_TOP":
+        arrays["reference"] = np.array(tables.channels[-1])
     write_atomically(Path(out), lambda file: write_arrays(file, arrays), binary=True)
     return FrameIndex.load(out, root)

@@ -257,7 +257,9 @@ def _pv_trust(
             if span is None:
                 maps[slot].append(torch.ones(len(schema.cameras), *size, device=device))
                 continue
-            rows, columns = pv_spans(rectangles, valid, size, meta["pad_hw"], settings.rule.pv_margin)
+            rows, columns = pv_spans(
+                rectangles, valid, size, meta["pad_hw"], settings.rule.pv_margin, meta.get("view_hw")
+            )
             maps[slot].append(rectangle_trust(rows, columns, span.trust, settings.size_power))
     return [torch.cat(level) for level in maps]
 

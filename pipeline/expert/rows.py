@@ -66,7 +66,7 @@ def areas_beside(
         rectangles, valid = project_boxes(together, lidar2img, image_hw if frame.view_hw is None else frame.view_hw)
         for level in frame.pv:
             height, width = level.shape[-2:]
-            spans.append(pv_spans(rectangles, valid, (height, width), image_hw, margin))
+            spans.append(pv_spans(rectangles, valid, (height, width), image_hw, margin, frame.view_hw))
     everything = Areas(bev, spans, rectangles, valid)
     return everything[first], everything[slice(len(queries), None)]
 

@@ -94,15 +94,25 @@ def cell_size(size: Sequence[int], image_hw: Sequence[int]) -> tuple[float, floa
 
 
 def pv_rectangles_to_cells(
-    rectangles: Tensor, valid: Tensor, size: tuple[int, int], image_hw: tuple[int, int], margin: float = 0.0
+    rectangles: Tensor,
+    valid: Tensor,
+    size: tuple[int, int],
+    image_hw: tuple[int, int],
+    margin: float = 0.0,
+    view_hw: np.ndarray | None = None,
 ) -> Tensor:
     """Cells of a pyramid level that a rectangle touches, bool (K, V, Hl, Wl); arguments as of :func:`pv_spans`."""
-    rows, columns = pv_spans(rectangles, valid, size, image_hw, margin)
+    rows, columns = pv_spans(rectangles, valid, size, image_hw, margin, view_hw)
     return _outer(rows[..., :, None], columns[..., None, :])
 
 
 def pv_spans(
-    rectangles: Tensor, valid: Tensor, size: tuple[int, int], image_hw: tuple[int, int], margin: float | Tensor = 0.0
+    rectangles: Tensor,
+    valid: Tensor,
+    size: tuple[int, int],
+    image_hw: tuple[int, int],
+    margin: float | Tensor = 0.0,
+    view_hw: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rows and columns of a pyramid level that a rectangle touches; a cell is touched when its row and column are.
 
@@ -112,6 +122,7 @@ def pv_spans(
         size: rows and columns of the level.
         image_hw: rows and columns of the padded image that the level divides.
         margin: margin on every side, as a share of the rectangle's width and height; one number, or (K, 1, 1).
+        view_hw: (V, 2) rows and columns of each camera's own image, beyond which there are no cells; None where all images have one size.
 
     Returns:
         bool (K, V, Hl), none where not ``valid``, and bool (K, V, Wl).
@@ -123,6 +134,9 @@ def pv_spans(
     cols = torch.arange(size[1], device=rectangles.device)
     row = (rows + 1 > low[..., 1, None]) & (rows < high[..., 1, None])
     col = (cols + 1 > low[..., 0, None]) & (cols < high[..., 0, None])
+    if view_hw is not None:
+        own = torch.as_tensor(view_hw).to(rectangles) / step.flip(0)  # rows and columns of cells
+        row, col = row & (rows < own[:, :1]), col & (cols < own[:, 1:])
     return row & valid[..., None], col
 
 

@@ -19,9 +19,12 @@ matplotlib.use("Agg")
 
 Boxes = np.ndarray
 _EDGES = [(a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ b).count("1") == 1]
-CAMERA_GRID = (2, 0, 1, 4, 3, 5)
-"""Slots of ``CAMERAS`` as drawn: front left, front, front right; back left, back, back right."""
 _NEAR = 0.1  # metres
+
+
+def camera_grid(cameras: Sequence[str]) -> tuple[int, ...]:
+    """Slots of cameras as drawn, in rows of three: of nuScenes' front left, front, front right; back left, back, back right."""
+    return (2, 0, 1, 4, 3, 5) if tuple(cameras) == CAMERAS else tuple(range(len(cameras)))
 
 
 def corners(boxes: Boxes) -> np.ndarray:
@@ -60,8 +63,7 @@ def camera_sheet(
     """
     projections = lidar2img(frame.intrinsics, frame.lidar2cam)
     tiles = []
-    slots = CAMERA_GRID if frame.cameras == CAMERAS else range(len(frame.cameras))
-    for slot in slots:
+    for slot in camera_grid(frame.cameras):
         image = cv2.imread(str(root / frame.image_paths[slot]))
         if image is None:
             raise FD3DError(f"image {root / frame.image_paths[slot]} cannot be read; is the data root complete?")

@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmdet3d.registry import DATASETS
 from pyquaternion import Quaternion
 
@@ -16,13 +17,13 @@ from pipeline.data.geometry import lidar2img
 from pipeline.data.index import build_index
 from pipeline.data.rig import Rig
 from pipeline.data.source import FrameSource
-from pipeline.dumping.dump import dump
-from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
-from pipeline.focal.areas import project_boxes
-from pipeline.focal.rule import FocalRule
+from pipeline.focal.areas import project_boxes, pv_rectangles_to_cells
+from pipeline.models.bevformer.grid import project_pillars
 from pipeline.models.build import build_detector, load_config
-from store_schema import StoreReader
+from pipeline.models.detr3d.cross_attention import project_points
+from pipeline.models.detr3d.queries import ImageHeatmapQueries
+from pipeline.models.views import own_cells
 
 VERSION = "v1.0-world"
 LANDSCAPE, PORTRAIT = (64, 96), (96, 64)
@@ -113,8 +114,6 @@ def test_projections_are_those_of_brute_force(world: Path, tmp_path: Path, sizes
 
 
 def test_a_rectangle_ends_where_the_cameras_own_image_ends(world: Path, tmp_path: Path) -> None:
-    import torch
-
     root = another_rig(world, tmp_path / "own", [LANDSCAPE, PORTRAIT], None)
     frame = build_index(root, VERSION, root / "index.npz")[0]
     matrices = torch.from_numpy(lidar2img(frame.intrinsics, frame.lidar2cam)).float()
@@ -137,26 +136,77 @@ def test_sensors_that_are_not_there_are_named(world: Path, tmp_path: Path) -> No
     assert index.cameras == ("ring_1",) and (index.arrays["lidar2ego"] == np.eye(4)).all()
 
 
-def test_five_cameras_of_two_sizes_are_dumped(world: Path, tmp_path: Path, project: Path) -> None:
+def test_smaller_images_are_padded_and_the_padding_is_blank(world: Path, tmp_path: Path, project: Path) -> None:
     root = another_rig(world, tmp_path / "own", [PORTRAIT, *[LANDSCAPE] * 4], None)
     index = build_index(root, VERSION, root / "index.npz")
     for frame in index:
         for path, size in zip(frame.image_paths, frame.image_sizes, strict=True):
             cv2.imwrite(str(root / path), np.full((*size, 3), 200, np.uint8))
-    index = build_index(root, VERSION, root / "index.npz")
+    build_index(root, VERSION, root / "index.npz")
     source = FrameSource(root / "index.npz", root, "world_train")
-    cfg = load_config(project / "configs/world/detr3d_expert.py")
-    model = build_detector(cfg)
+    cfg = load_config(project / "configs/world/five_apprentice.py")  # half the images' size
     item = DATASETS.build(frame_dataset(cfg, source, train=False))[0]
-    img = model.data_preprocessor(collate([item]))["inputs"]["img"][0, 0]
-    rows, columns = (round(n * cfg.image.scale) for n in PORTRAIT)
-    assert (img[0, :, :rows, :columns] != 0).all() and (img[0, :, :, columns:] == 0).all()
-    with pytest.raises(FD3DError, match="embeddings of 6 cameras, the data 5; set num_cams=5"):
-        dump(project / "configs/world/expert.py", None, source, tmp_path / "six", DumpSettings(FocalRule()), workers=0)
-    config = tmp_path / "five.py"
-    base = project / "configs/world/expert.py"
-    config.write_text(f"_base_ = {str(base)!r}\nmodel = dict(pts_bbox_head=dict(transformer=dict(num_cams=5)))\n")
-    settings = DumpSettings(FocalRule(min_score=0.0))
-    dump(config, None, source, tmp_path / "store", settings, workers=0)
-    reader = StoreReader(tmp_path / "store")
-    assert reader.schema.cameras == index.cameras
+    batch = build_detector(cfg).data_preprocessor(collate([item]))
+    img, (meta,) = batch["inputs"]["img"][0, 0], batch["data_samples"][0].frames
+    assert img.shape[-2:] == meta["pad_hw"] == (48, 48)
+    assert meta["view_hw"].tolist() == [[48, 32], *[[32, 48]] * 4]
+    assert (img[0, :, :, :32] != 0).all() and (img[0, :, :, 32:] == 0).all()
+    assert (img[1:, :, :32] != 0).all() and (img[1:, :, 32:] == 0).all()
+
+
+IMAGE = (64, 64)  # padded
+VIEWS = torch.tensor([[[64.0, 32.0], [32.0, 64.0]]])
+
+
+def looking_ahead() -> torch.Tensor:
+    """Two cameras (1, 2, 4, 4) along x with the optical centre at pixel (16, 16)."""
+    matrix = torch.tensor([[16.0, -32, 0, 0], [16, 0, -32, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+    return matrix.expand(1, 2, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("point", "seen"),
+    [
+        ([4.0, 1.0, 0.0], [True, True]),  # pixel (8, 16)
+        ([4.0, -4.0, 0.0], [False, True]),  # pixel (48, 16), right of the portrait image
+        ([4.0, 0.0, -4.0], [True, False]),  # pixel (16, 48), below the landscape image
+        ([4.0, -4.0, -4.0], [False, False]),  # pixel (48, 48), in no image
+        ([4.0, 3.0, 0.0], [False, False]),  # pixel (-8, 16)
+    ],
+)
+def test_no_point_is_projected_into_padding(point: list[float], seen: list[bool]) -> None:
+    uv, mask = project_points(torch.tensor([[point]]), looking_ahead(), IMAGE, VIEWS)
+    assert mask[0, :, 0].tolist() == seen
+    torch.testing.assert_close(uv[0, 0, 0], torch.tensor([16 - 8 * point[1], 16 - 8 * point[2]]) / 64)
+    # BEVFormer's pillars: one cell, the point as its only height
+    low, high = torch.tensor(point) - 1, torch.tensor(point) + 1
+    half = torch.tensor([[0.5, 0.5]])
+    _, pillar = project_pillars(half, half[0, :1], torch.cat([low, high]), looking_ahead(), IMAGE, VIEWS)
+    assert pillar[0, :, 0, 0].tolist() == seen
+
+
+def test_areas_and_proposals_end_with_the_cameras_own_image() -> None:
+    rectangles = torch.tensor([[[20.0, 0, 32, 64], [0, 20.0, 64, 32]]])  # up to the border of each image
+    valid = torch.ones(1, 2, dtype=torch.bool)
+    (cells,) = pv_rectangles_to_cells(rectangles, valid, (8, 8), IMAGE, 0.5, VIEWS[0].numpy())
+    assert cells[0, :, :4].any() and not cells[0, :, 4:].any()  # the margin would reach into the padding
+    assert cells[1, :4].any() and not cells[1, 4:].any()
+    own = own_cells(VIEWS, (8, 8), IMAGE)[0]
+    assert own.sum((1, 2)).tolist() == [32, 32] and own[0, :, :4].all() and own[1, :4].all()
+    torch.manual_seed(0)
+    heatmap = ImageHeatmapQueries(48, [-40.0, -40, -5, 40, 40, 3], embed_dims=8)
+    heatmap.init_weights()
+    found = heatmap(torch.randn(1, 2, 8, 8, 8), looking_ahead() + torch.eye(4), IMAGE, VIEWS)
+    inside = found.heatmap.amax(2)[0] > -10
+    assert torch.equal(inside, own)
+
+
+@pytest.mark.parametrize("config", ["expert", "detr3d_expert"])
+def test_a_detector_refuses_another_number_of_cameras(config: str, project: Path) -> None:
+    head = build_detector(load_config(project / f"configs/world/{config}.py")).pts_bbox_head
+    levels, cameras = [torch.zeros(1, 5, 64, 2, 2)] * 3, torch.eye(4).expand(1, 5, 4, 4)
+    given = (torch.zeros(1, 18), None, torch.zeros(1, dtype=torch.bool))
+    with pytest.raises(
+        FD3DError, match="weights for 6 cameras, the data 5; set num_cams=5 .* or name the detector's 6"
+    ):
+        head.encode(levels, cameras, IMAGE, *given) if config == "expert" else head(levels, cameras, IMAGE)
