@@ -43,6 +43,10 @@ class DataSettings:
     """Embedded data sets to generate below ``data/``; none for data of your own."""
     classes: dict[str, str | None] = field(default_factory=dict)
     """Detection class of the data set's categories, over nuScenes' own mapping; null for a category that is no class."""
+    cameras: tuple[str, ...] = ()
+    """Cameras that count, in this order; none for all of the data set's, nuScenes' own first."""
+    reference: str | None = None
+    """Sensor whose frame boxes and BEV maps are in, or ``ego``; null for LIDAR_TOP, or the ego frame where there is none."""
 
     def __post_init__(self) -> None:
         check_classes(self.classes)

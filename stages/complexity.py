@@ -15,7 +15,7 @@ def complexity(
     index: Annotated[Path | None, typer.Option(help="Frame index to take cameras from; default: the rig.")] = None,
     token: Annotated[str | None, typer.Option(help="Frame of the index; default: the first.")] = None,
 ) -> None:
-    """Print parameters and multiply-adds by part, for one sample of six cameras and no history."""
+    """Print parameters and multiply-adds by part, for one sample of all cameras and no history."""
     from pipeline.cost.complexity import count, frame_cameras, markdown, rig_cameras
     from pipeline.models.build import load_config
 

@@ -30,10 +30,13 @@ def index(
         profile.check_checkpoints()
         root, version, out = root or profile.data.root, version or profile.data.version, out or profile.data.index
     from pipeline.data.index import build_index
+    from pipeline.data.rig import Rig
     from pipeline.data.source import check_boxes
 
     out = out or Path("runs/index.npz")
-    made = build_index(root, version, out, profile.data.classes if profile else None, skip_incomplete, print)
+    classes = profile.data.classes if profile else None
+    rig = Rig(profile.data.cameras, profile.data.reference) if profile else None
+    made = build_index(root, version, out, classes, skip_incomplete, rig, print)
     if profile is not None and made.version == profile.data.version:
         profile.data.check_splits(made.splits)
         named = {"data.train": profile.data.train, "data.val": profile.data.val}

@@ -28,23 +28,29 @@ def plan(
     coverage: Annotated[
         list[str] | None, typer.Option(help="Share of a map's cells stored, MAP=SHARE as in bev=0.05, repeatable.")
     ] = None,
-    height: Annotated[int, typer.Option(min=1, help="Rows of the original images.")] = 900,
-    width: Annotated[int, typer.Option(min=1, help="Columns of the original images.")] = 1600,
+    height: Annotated[int | None, typer.Option(min=1, help="Rows of the original images; default: 900.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Columns of the original images; default: 1600.")] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="Frame index to take cameras from; default: nuScenes' rig.")
+    ] = None,
     params: Annotated[Path, typer.Option(help="Profile.")] = Path("params.yaml"),
 ) -> None:
     """Print bytes, files and expert hours of a store beside online distillation; for families also training memory and hours."""
+    if index is not None and (height is not None or width is not None):
+        raise FD3DError("--index brings its images' size; leave out --height and --width")
     profile = read_profile(params)
     if config is not None and family:
         raise FD3DError(f"--family is of the profile, but {config} is given; leave one of them out")
     pairs = [profile.family(name) for name in family or profile.families]
-    from pipeline.cost.complexity import rig_cameras
+    from pipeline.cost.complexity import frame_cameras, rig_cameras
     from pipeline.cost.outlook import Outlook, config_lines, family_lines, frames_of
     from pipeline.models.build import load_config
 
     gpus = (workers,) if workers else (1,) if config else (1, 8)
     shared = dict(students=students, epochs=epochs, like=like, coverage=coverage)
     count = frames or frames_of(profile)
-    outlook = Outlook(count, rig_cameras(height, width), rate, train_rate, gpus, **shared)  # type: ignore[arg-type]
+    cameras = rig_cameras(height or 900, width or 1600) if index is None else frame_cameras(index)
+    outlook = Outlook(count, cameras, rate, train_rate, gpus, **shared)  # type: ignore[arg-type]
     if config is not None:
         print("\n".join(config_lines(load_config(config), profile.dump, outlook)))
     for pair in pairs if config is None else ():

@@ -25,6 +25,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from pipeline.cost.counting import PARTS, REPEATED, Counts, counting, part_of
+from pipeline.data import CAMERAS
 from pipeline.data.geometry import invert, lidar2img, transform
 from pipeline.data.index import FrameIndex
 from pipeline.data.world.rig import LIDAR_POSITION, LIDAR_ROTATION, rig
@@ -55,15 +56,17 @@ class Cameras:
 
     Attributes:
         source: origin of the calibration, in words.
-        image_hw: rows and columns of the original images.
+        image_hw: rows and columns of the original images, the largest of all cameras.
         intrinsics: (V, 3, 3) pixels of the original images.
         lidar2cam: (V, 4, 4).
+        names: V names.
     """
 
     source: str
     image_hw: tuple[int, int]
     intrinsics: np.ndarray
     lidar2cam: np.ndarray
+    names: tuple[str, ...] = CAMERAS
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,10 @@ def frame_cameras(index: str | Path, token: str | None = None) -> Cameras:
     """
     frames = FrameIndex.load(index)
     frame = frames[0 if token is None else frames.row(token)]
-    height, width = (int(n) for n in frame.image_sizes[0])
-    return Cameras(f"frame {frame.token} of {index}", (height, width), frame.intrinsics, frame.lidar2cam)
+    height, width = (int(n) for n in frame.image_sizes.max(0))  # smaller images are padded
+    return Cameras(
+        f"frame {frame.token} of {index}", (height, width), frame.intrinsics, frame.lidar2cam, frames.cameras
+    )
 
 
 def count(cfg: Config, cameras: Cameras) -> Complexity:

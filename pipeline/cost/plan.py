@@ -149,7 +149,7 @@ def expert_schema(cfg: Config, cameras: Cameras, settings: DumpSettings) -> Stor
         with expert.tapped() as seen:
             model(**batch, mode="tensor")
         (frame,) = adapter.read(model, seen, batch["data_samples"], settings.rule.num_queries)
-    return schema_of(frame, settings)
+    return schema_of(frame, settings, cameras.names)
 
 
 def plan_store(schema: StoreSchema, frames: int, frames_per_shard: int, measured: Measured) -> StorePlan:

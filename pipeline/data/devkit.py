@@ -34,10 +34,11 @@ class _SceneTables(NuScenes):
     """The devkit's tables with the rows of some scenes, and with no sensor data but the LiDAR's key frames.
 
     Rows are as the devkit takes them: mapped categories by nuScenes' names, no attributes of other names, points 0 for boxes that
-    cannot be.
+    cannot be, and where there is no LIDAR_TOP, whose ego pose boxes' distances are from, another sensor under its name.
     """
 
-    def __init__(self, folder: Path, scenes: Collection[str], categories: Categories) -> None:
+    def __init__(self, folder: Path, scenes: Collection[str], categories: Categories, reference: str) -> None:
+        self._reference = reference
         self._folder, self._scenes, self._categories = folder, frozenset(scenes), categories
         self._kept: dict[str, list[Row]] = {}
         super().__init__(version=folder.name, dataroot=str(folder.parent), verbose=False)
@@ -63,6 +64,10 @@ class _SceneTables(NuScenes):
         """Function that gives the devkit's form of a row."""
         if name == "category":
             return lambda row: row | {"name": self._categories.devkit_name(row["name"])}
+        if name == "sensor":
+            channels = [row["channel"] for row in rows_of(self._folder / "sensor.json")]
+            named = "LIDAR_TOP" if "LIDAR_TOP" in channels else self._reference
+            return lambda row: row | {"channel": "LIDAR_TOP"} if row["channel"] == named else row
         if name == "attribute":
             return lambda row: row if row["name"] in ATTRIBUTE_NAMES else row | {"name": ""}
         if name == "sample_annotation":
@@ -107,19 +112,24 @@ def _annotation(row: Row, attributes: Collection[str]) -> Row:
 
 
 def open_scenes(
-    root: str | Path, version: str, scenes: Collection[str], classes: Mapping[str, str | None] | None = None
+    root: str | Path,
+    version: str,
+    scenes: Collection[str],
+    classes: Mapping[str, str | None] | None = None,
+    reference: str = "LIDAR_TOP",
 ) -> NuScenes:
     """The devkit's tables as far as the annotations of some scenes need them; a part of the memory of all tables.
 
     Args:
         scenes: names.
         classes: detection class by category, over nuScenes' mapping.
+        reference: sensor whose ego poses count where the data set has no LIDAR_TOP.
 
     Raises:
         FD3DError: the root has no such version, or a table is missing or damaged.
     """
     folder = table_folder(root, version)
     try:
-        return _SceneTables(folder, scenes, Categories(classes or {}))
+        return _SceneTables(folder, scenes, Categories(classes or {}), reference)
     except (OSError, AssertionError, KeyError, ValueError) as error:
         raise FD3DError(f"the tables in {folder} cannot be read: {error}") from error

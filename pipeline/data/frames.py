@@ -87,7 +87,8 @@ def batch_bytes(cfg: Config, index: FrameIndex, frames: int, items: int, train: 
         train: whether the config's augmentations apply.
     """
     scale = cfg.image.scale
-    pixels = (index.arrays["image_sizes"][0] * scale).round().prod(-1).sum()
+    sizes = index.arrays["image_sizes"][0]
+    pixels = len(sizes) * (sizes.max(0) * scale).round().prod()
     integral = scale == 1 and not (train and read_augment(cfg).photometric_per_image)
     width = 1 if integral else 2 if _unpacks(cfg) else 4
     return int(3 * pixels * width * frames * items)

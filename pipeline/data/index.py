@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.data import GENERATED_BY
+from pipeline.data import CAMERAS, GENERATED_BY
 from pipeline.data.can_bus import EgoStates
 from pipeline.data.categories import Categories
 from pipeline.data.columns import scene_columns
 from pipeline.data.npz import map_arrays, write_arrays
+from pipeline.data.rig import EGO, Rig
 from pipeline.data.splits import own_splits, split_scenes
 from pipeline.data.tables import FrameTables, Tell, table_folder
 from pipeline.errors import FD3DError
@@ -53,11 +54,11 @@ class Frame:
         order: position in its scene, from 0.
         prev, next: rows of the neighbouring frames, -1 at a scene's ends.
         timestamp: of the LiDAR sweep, microseconds.
-        image_paths: six paths relative to the data root, order of ``CAMERAS``.
-        image_sizes: (6, 2) rows and columns.
-        image_bytes: (6,) sizes of the image files in bytes, -1 of one that is missing; so another image is another index.
-        intrinsics: (6, 3, 3) pixels.
-        lidar2cam: (6, 4, 4) LiDAR frame at its time to camera frame at its own time, by way of the global frame.
+        image_paths: V paths relative to the data root, order of ``cameras``.
+        image_sizes: (V, 2) rows and columns.
+        image_bytes: (V,) sizes of the image files in bytes, -1 of one that is missing; so another image is another index.
+        intrinsics: (V, 3, 3) pixels.
+        lidar2cam: (V, 4, 4) LiDAR frame at its time to camera frame at its own time, by way of the global frame.
         lidar2ego, ego2global: (4, 4) at the LiDAR's time.
         can_bus: (18,) absolute ego state in BEVFormer's layout.
         boxes: (n, 9) float32 (x, y, z, dx, dy, dz, yaw, vx, vy) in the LiDAR frame, centres of gravity; unknown
@@ -65,6 +66,7 @@ class Frame:
         labels: (n,) numbers in ``CLASSES``.
         num_lidar_pts, num_radar_pts: (n,).
         visibility: (n,) nuScenes level 1..4, 0 where unknown.
+        cameras: names of the V cameras.
     """
 
     token: str
@@ -87,6 +89,7 @@ class Frame:
     num_lidar_pts: np.ndarray
     num_radar_pts: np.ndarray
     visibility: np.ndarray
+    cameras: tuple[str, ...] = CAMERAS
 
 
 class FrameIndex:
@@ -181,7 +184,7 @@ class FrameIndex:
                 values[name] = value.decode() if value.ndim == 0 else tuple(path.decode() for path in value.tolist())
             elif value.dtype.kind != "f":  # columns are as narrow as their values allow
                 values[name] = value.item() if value.ndim == 0 else value.astype(np.int64)
-        return Frame(**values)
+        return Frame(**values, cameras=self.cameras)
 
     def __iter__(self) -> Iterator[Frame]:
         return (self[row] for row in range(len(self)))
@@ -216,6 +219,17 @@ class FrameIndex:
     def splits(self) -> dict[str, list[str]]:
         """Scene names by split, of those splits that have a scene here."""
         return {k: v for k, v in json.loads(str(self.arrays["splits"])).items() if v}
+
+    @cached_property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras, in the order of all columns."""
+        return tuple(json.loads(str(self.arrays["cameras"]))) if "cameras" in self.arrays else CAMERAS
+
+    @cached_property
+    def pose_sensor(self) -> str:
+        """Sensor at whose time boxes are: the frame of reference, or the first camera where this is the ego frame."""
+        reference = str(self.arrays["reference"]) if "reference" in self.arrays else "LIDAR_TOP"
+        return self.cameras[0] if reference == EGO else reference
 
     @cached_property
     def classes(self) -> dict[str, str | None]:
@@ -261,6 +275,7 @@ def build_index(
     out: str | Path,
     classes: Mapping[str, str | None] | None = None,
     skip_incomplete: bool = False,
+    rig: Rig | None = None,
     tell: Tell = lambda line: None,
 ) -> FrameIndex:
     """Index a data set and write the file ``out``, the same bytes for the same data set on every machine.
@@ -270,6 +285,7 @@ def build_index(
     Args:
         classes: detection class by category, over nuScenes' mapping; None for a category that is no class.
         skip_incomplete: leave out frames that lack a camera or the LiDAR.
+        rig: cameras and frame of reference.
         tell: called with a line for everything that does not count: categories, boxes, cameras, frames.
 
     Raises:
@@ -280,7 +296,7 @@ def build_index(
     root = folder.parent
     known_splits = split_scenes(root, version)
     categories = Categories(classes or {})
-    tables, states = FrameTables(folder, categories, skip_incomplete, tell), EgoStates(root)
+    tables, states = FrameTables(folder, categories, rig or Rig(), skip_incomplete, tell), EgoStates(root)
     own_splits(folder, {chain.name for chain in tables.chains})
     bar = tqdm(total=len(tables.tokens), unit="frame", disable=None)
     scenes, here = [], set()
@@ -305,5 +321,9 @@ def build_index(
     }
     if classes:  # not in an index with nuScenes' own mapping, which stays as it was before there was the setting
         arrays["classes"] = np.array(json.dumps(dict(classes), sort_keys=True))
+    if tables.cameras != CAMERAS:  # likewise
+        arrays["cameras"] = np.array(json.dumps(tables.cameras))
+    if tables.channels[-1] != "LIDAR_TOP":
+        arrays["reference"] = np.array(tables.channels[-1])
     write_atomically(Path(out), lambda file: write_arrays(file, arrays), binary=True)
     return FrameIndex.load(out, root)

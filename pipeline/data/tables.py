@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data import CAMERAS, CLASSES
+from pipeline.data import CLASSES
 from pipeline.data.annotations import Annotations
 from pipeline.data.categories import Categories
 from pipeline.data.geometry import transform, yaw_of
 from pipeline.data.json_stream import rows_of
+from pipeline.data.rig import EGO, Rig
 from pipeline.errors import FD3DError
 
 Row = dict[str, Any]
-CHANNELS = (*CAMERAS, "LIDAR_TOP")
-LIDAR = len(CAMERAS)
-"""Number of the LiDAR in ``CHANNELS``."""
+LIDAR = -1
+"""Column of the sensor that is the frame of reference, the LiDAR by default, behind those of the cameras."""
 Tell = Callable[[str], object]
 """Callback that takes a line on what of the data set does not count."""
 _BLOCK = 20_000  # rows of annotations that are held as Python objects
@@ -60,18 +60,21 @@ class FrameTables:
     Args:
         folder: of the tables.
         categories: detection classes of the data set's categories.
+        rig: cameras and frame of reference.
         skip_incomplete: leave out frames that lack a camera or the LiDAR.
         tell: told what does not count: cameras, frames, categories and boxes.
 
     Attributes:
         chains: scenes.
+        cameras: names of the V cameras.
+        channels: names of the cameras and, last, of the frame of reference, ``ego`` or a sensor.
         tokens: (n,) list of sample tokens.
         times: (n,) int64 times of the samples, microseconds.
-        timestamps: (n,) int64 times of the LiDAR's sweeps, microseconds.
-        files: (n, 6) image paths, objects.
-        sizes: (n, 6, 2) rows and columns.
-        poses: (n, 7, 7) translation and quaternion of the ego pose by channel.
-        sensors: (n, 7) row of ``mounts`` and ``intrinsics`` by channel.
+        timestamps: (n,) int64 times of the reference sensor's data, microseconds.
+        files: (n, V) image paths, objects.
+        sizes: (n, V, 2) rows and columns.
+        poses: (n, V + 1, 7) translation and quaternion of the ego pose by channel.
+        sensors: (n, V + 1) row of ``mounts`` and ``intrinsics`` by channel.
         mounts: (m, 4, 4) sensor frame to ego frame.
         intrinsics: (m, 3, 3), zero for a LiDAR.
         annotations: columns of the annotations of the ten classes, in the order of key frames: frame, label, token, prev and
@@ -85,10 +88,10 @@ class FrameTables:
             intrinsics, the LiDAR is tilted, or no box counts.
     """
 
-    def __init__(self, folder: Path, categories: Categories, skip_incomplete: bool, tell: Tell) -> None:
+    def __init__(self, folder: Path, categories: Categories, rig: Rig, skip_incomplete: bool, tell: Tell) -> None:
         self.folder, self.categories, self.tell = folder, categories, tell
         self._read_samples()
-        self._read_sensor_data()
+        self._read_sensor_data(rig)
         self._check_complete(skip_incomplete)
         self._check_times()
         self._check_mounts()
@@ -130,22 +133,25 @@ class FrameTables:
             self.times = np.array([samples[token][0] for token in self.tokens], dtype=np.int64)
         self._number = {token: number for number, token in enumerate(self.tokens)}
 
-    def _read_sensor_data(self) -> None:
+    def _read_sensor_data(self, rig: Rig) -> None:
         with self._table("sensor") as rows:
             sensors = list(rows)
         channels = {row["token"]: row["channel"] for row in sensors}
-        cameras, ignored = {row["channel"] for row in sensors if row.get("modality") == "camera"}, Counter[str]()
+        optical, ignored = {row["channel"] for row in sensors if row.get("modality") == "camera"}, Counter[str]()
+        self.cameras, reference = rig.found(sensors, self.folder)
+        self.channels = (*self.cameras, reference)
+        views = len(self.cameras)
         with self._table("calibrated_sensor") as rows:
             mounts = list(rows)
             names = [channels[mount["sensor_token"]] for mount in mounts]
-            channel_of = [CHANNELS.index(name) if name in CHANNELS else -1 for name in names]
+            columns_of = [[i for i, known in enumerate(self.channels) if known == name] for name in names]
             self.mounts = transform([m["translation"] for m in mounts], [m["rotation"] for m in mounts])
             self.intrinsics = np.array([m["camera_intrinsic"] or np.zeros((3, 3)) for m in mounts], dtype=np.float64)
         number_of = {mount["token"]: number for number, mount in enumerate(mounts)}
-        shape = (len(self.tokens), len(CHANNELS))
+        shape = (len(self.tokens), views + 1)
         self.sensors, self._pose_rows = np.full(shape, -1, dtype=np.int32), np.full(shape, -1, dtype=np.int32)
-        self.sizes = np.zeros((*shape[:1], LIDAR, 2), dtype=np.int32)
-        self.files = np.empty((*shape[:1], LIDAR), dtype=object)
+        self.sizes = np.zeros((*shape[:1], views, 2), dtype=np.int32)
+        self.files = np.empty((*shape[:1], views), dtype=object)
         self.timestamps = np.zeros(shape[0], dtype=np.int64)
         self._pose_tokens: dict[str, int] = {}
         with self._table("sample_data") as rows:
@@ -154,20 +160,23 @@ class FrameTables:
                 if frame is None:
                     continue
                 mount = number_of[row["calibrated_sensor_token"]]
-                channel = channel_of[mount]
-                if channel < 0:
+                if not (columns := columns_of[mount]):
                     ignored[names[mount]] += 1
                     continue
-                self.sensors[frame, channel] = mount
                 pose = self._pose_tokens.setdefault(row["ego_pose_token"], len(self._pose_tokens))
-                self._pose_rows[frame, channel] = pose
-                if channel == LIDAR:
+                self.sensors[frame, columns], self._pose_rows[frame, columns] = mount, pose
+                if columns[-1] == views or (reference == EGO and columns[0] == 0):
                     self.timestamps[frame] = row["timestamp"]
-                else:
-                    self.files[frame, channel] = row["filename"]
-                    self.sizes[frame, channel] = row["height"], row["width"]
-        if other := [f"{name} ({count} key frames)" for name, count in ignored.items() if name in cameras]:
-            self.tell(f"ignored cameras: {', '.join(other)}; those that count are {', '.join(CAMERAS)}")
+                if columns[0] < views:
+                    self.files[frame, columns[0]] = row["filename"]
+                    self.sizes[frame, columns[0]] = row["height"], row["width"]
+        if reference == EGO:
+            self.mounts = np.concatenate([self.mounts, np.eye(4)[None]])
+            self.intrinsics = np.concatenate([self.intrinsics, np.zeros((1, 3, 3))])
+            self._pose_rows[:, LIDAR] = self._pose_rows[:, 0]
+            self.sensors[:, LIDAR] = np.where(self.sensors[:, 0] < 0, -1, len(mounts))
+        if other := [f"{name} ({count} key frames)" for name, count in ignored.items() if name in optical]:
+            self.tell(f"ignored cameras: {', '.join(other)}; those that count are {', '.join(self.cameras)}")
 
     def _check_complete(self, skip: bool) -> None:
         self.complete = (self.sensors >= 0).all(1)
@@ -175,14 +184,14 @@ class FrameTables:
             return
         lacking, frame = (~self.complete).sum(), int(np.argmin(self.complete))
         channel = int(np.argmin(self.sensors[frame] >= 0))
-        by_channel = zip(CHANNELS, (self.sensors < 0).sum(0).tolist(), strict=True)
+        by_channel = zip(self.channels, (self.sensors < 0).sum(0).tolist(), strict=True)
         counts = ", ".join(f"{name} {count}" for name, count in by_channel if count)
         told = f"{lacking} of {len(self.tokens)} frames of {self.folder} lack a sensor ({counts})"
         if not skip or not self.complete.any():
             way_out = "; --skip-incomplete drops such frames" if self.complete.any() else ""
             raise FD3DError(
-                f"{told}, first sample {self.tokens[frame]} of {self._scene_of(frame)} has no {CHANNELS[channel]}; six cameras and LIDAR_TOP "
-                f"are needed{way_out}"
+                f"{told}, first sample {self.tokens[frame]} of {self._scene_of(frame)} has no {self.channels[channel]}; {len(self.cameras)} "
+                f"cameras and {self.channels[LIDAR]} are needed{way_out}"
             )
         self.tell(f"{told} and are skipped")
 
@@ -208,18 +217,18 @@ class FrameTables:
         for frame, channel in np.argwhere(~usable[sensors[:, :LIDAR]])[:1]:
             token = np.array(self.tokens)[self.complete][frame]
             raise FD3DError(
-                f"{CHANNELS[channel]} of sample {token} has no camera_intrinsic in calibrated_sensor.json; give its 3 x 3 matrix in pixels"
+                f"{self.channels[channel]} of sample {token} has no camera_intrinsic in calibrated_sensor.json; give its 3 x 3 matrix in pixels"
             )
         for lidar in np.unique(sensors[:, LIDAR]):
             tilt = math.degrees(math.acos(max(-1.0, min(1.0, self.mounts[lidar, 2, 2]))))
             if tilt > _MAX_TILT:
                 raise FD3DError(
-                    f"LIDAR_TOP's z axis in calibrated_sensor.json is {tilt:.0f} degrees off the car's; boxes need an upright LiDAR, turn its data"
+                    f"{self.channels[LIDAR]}'s z axis in calibrated_sensor.json is {tilt:.0f} degrees off the car's; boxes need an upright LiDAR, turn its data"
                 )
         turns = np.degrees([lidar_turn(self.mounts[lidar]) for lidar in np.unique(sensors[:, LIDAR])])
         if (turns != 0).any():
             self.tell(
-                f"LIDAR_TOP is turned by {', '.join(f'{turn:.0f}' for turn in np.unique(turns[turns != 0].round()))} degrees against nuScenes', "
+                f"{self.channels[LIDAR]} is turned by {', '.join(f'{turn:.0f}' for turn in np.unique(turns[turns != 0].round()))} degrees against nuScenes', "
                 "whose y axis looks ahead; boxes and history follow its own axes"
             )
 

@@ -25,9 +25,9 @@ Item = dict[str, Any]
 
 @TRANSFORMS.register_module()
 class LoadMultiViewImages(BaseTransform):
-    """Decode the six images of every frame of the queue.
+    """Decode the images of every frame of the queue.
 
-    Sets ``img`` (V, H, W, 3) uint8 of the original size, ``lidar2img`` (V, 4, 4) and ``scale``; resizing is left to
+    Sets ``img`` (V, H, W, 3) uint8 of the original size (smaller images continued at the bottom and right by their last pixels), ``lidar2img`` (V, 4, 4) and ``scale``; resizing is left to
     :class:`PackFrames`, so that colour augmentation sees the original pixels.
 
     Args:
@@ -50,8 +50,14 @@ class LoadMultiViewImages(BaseTransform):
                 self._decode(Path(results["root"]) / path, size)
                 for path, size in zip(frame.image_paths, frame.image_sizes, strict=True)
             ]
-            if len({image.shape for image in images}) > 1:
-                raise FD3DError(f"the images of frame {frame.token} differ in size; six equal cameras are needed")
+            # continued, not black, so that resizing mixes nothing into an image's last pixels; the preprocessor blanks the rest
+            height, width = frame.image_sizes.max(0)
+            images = [
+                np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), "edge")
+                if image.shape[:2] != (height, width)
+                else image
+                for image in images
+            ]
             entry["img"], entry["scale"] = np.stack(images), self.scale
             entry["lidar2img"] = lidar2img(frame.intrinsics, frame.lidar2cam, self.scale)
         return results
@@ -191,7 +197,7 @@ class PackFrames(BaseTransform):
 
     Gives ``inputs.img`` (Q, V, 3, H, W), uint8, or of a wider type where resized or augmented in floating point, and a
     Det3DDataSample with ``token``, ``frames`` (per frame: token, scene_token, timestamp, lidar2img, lidar2cam, img_hw, can_bus,
-    has_history) and, where loaded, ``gt_instances_3d`` and ``expert``.
+    has_history, and view_hw (V, 2) where images differ in size) and, where loaded, ``gt_instances_3d`` and ``expert``.
 
     Args:
         compact: two bytes a value in place of float32, see :mod:`pipeline.data.pixels`.
@@ -224,6 +230,8 @@ class PackFrames(BaseTransform):
                     "has_history": entry["has_history"],
                 }
             )
+            if (frame.image_sizes != frame.image_sizes[0]).any():
+                metas[-1]["view_hw"] = (frame.image_sizes * entry["scale"]).round().astype(np.float32)
         sample = Det3DDataSample(metainfo={"token": results["token"], "frames": metas})
         if "boxes" in results:
             boxes = LiDARInstance3DBoxes(torch.from_numpy(results["boxes"]), box_dim=9, origin=(0.5, 0.5, 0.5))

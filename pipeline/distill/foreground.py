@@ -35,8 +35,10 @@ def object_cells(
             masks.append(bev_footprints(boxes, pc_range, schema.bev[:2]))
             continue
         meta = sample.frames[-1]
-        rectangles, valid = project_boxes(boxes, torch.as_tensor(meta["lidar2img"], device=device), meta["pad_hw"])
-        masks.append(pv_rectangles_to_cells(rectangles, valid, schema.pv[level][:2], meta["pad_hw"]))
+        own, lidar2img = meta.get("view_hw"), torch.as_tensor(meta["lidar2img"], device=device)
+        rectangles, valid = project_boxes(boxes, lidar2img, meta["pad_hw"] if own is None else own)
+        size = schema.pv[level][:2]
+        masks.append(pv_rectangles_to_cells(rectangles, valid, size, meta["pad_hw"], view_hw=own))
     return masks
 
 

@@ -34,7 +34,7 @@ def place_queries(
         weight = weight * agreement(boxes, labels, true_boxes, true_labels) ** geometry.agreement_power
     if geometry.match:
         lidar2img = torch.as_tensor(meta["lidar2img"], device=boxes.device)
-        projected = [project_boxes(b, lidar2img, meta["pad_hw"]) for b in (boxes, true_boxes)]
+        projected = [project_boxes(b, lidar2img, meta.get("view_hw", meta["pad_hw"])) for b in (boxes, true_boxes)]
         overlap = projected_overlap(*projected[0], *projected[1])
         match = match_along_rays(boxes, labels, trust, true_boxes, true_labels, overlap, geometry)
         weight = torch.where(match >= 0, weight, weight * geometry.unmatched)

@@ -251,13 +251,15 @@ def _pv_trust(
     for span, meta in zip(spans, metas, strict=True):
         if span is not None and levels:
             lidar2img = torch.as_tensor(meta["lidar2img"], device=device)
-            rectangles, valid = project_boxes(span.boxes, lidar2img, meta["pad_hw"])
+            rectangles, valid = project_boxes(span.boxes, lidar2img, meta.get("view_hw", meta["pad_hw"]))
         for slot, level in enumerate(levels):
             size = schema.pv[level][:2]
             if span is None:
                 maps[slot].append(torch.ones(len(schema.cameras), *size, device=device))
                 continue
-            rows, columns = pv_spans(rectangles, valid, size, meta["pad_hw"], settings.rule.pv_margin)
+            rows, columns = pv_spans(
+                rectangles, valid, size, meta["pad_hw"], settings.rule.pv_margin, meta.get("view_hw")
+            )
             maps[slot].append(rectangle_trust(rows, columns, span.trust, settings.size_power))
     return [torch.cat(level) for level in maps]
 

@@ -7,6 +7,7 @@ from mmdet3d.structures import Det3DDataSample
 from torch import Tensor, nn
 
 from pipeline.errors import FD3DError
+from pipeline.models.views import own_cells, view_sizes
 
 from .base import Distiller, StudentOutputs
 from .stored import CachedFrame, dense_bev, dense_pv
@@ -77,7 +78,17 @@ class WholeMapDistiller(Distiller):
     def _compare(self, name: str, student: Tensor, expert: Tensor, data_samples: list[Det3DDataSample]) -> Tensor:
         if self.standardise:
             expert = self.scale(name.replace("_", "/")).standardise(expert)
-        return self.map_loss(name, self.align[name](student).float(), expert, data_samples)
+        aligned = self.align[name](student).float()
+        if name != "bev" and (own := self._own(int(name[3:]), data_samples, expert.device)) is not None:
+            aligned, expert = aligned * own, expert * own
+        return self.map_loss(name, aligned, expert, data_samples)
+
+    def _own(self, level: int, data_samples: list[Det3DDataSample], device: torch.device) -> Tensor | None:
+        """Cells (B*V, 1, Hl, Wl) of the cameras' own images, where images differ in size: what is beside is padding."""
+        metas = [sample.frames[-1] for sample in data_samples]
+        if (own := view_sizes(metas, device)) is None:
+            return None
+        return own_cells(own, self.schema.pv[level][:2], metas[0]["pad_hw"]).flatten(0, 1)[:, None]
 
     def map_loss(self, name: str, student: Tensor, expert: Tensor, data_samples: list[Det3DDataSample]) -> Tensor:
         """Loss of one map, a scalar.

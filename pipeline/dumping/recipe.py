@@ -22,12 +22,12 @@ from store_schema import StoreSchema
 from store_schema.codes import CODED
 
 
-def schema_of(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
+def schema_of(frame: ExpertFrame, settings: DumpSettings, cameras: tuple[str, ...] = CAMERAS) -> StoreSchema:
     """The store's shape, from the expert's first frame."""
-    views = [len(f) for f in frame.pv if len(f) != len(CAMERAS)]
+    views = [len(f) for f in frame.pv if len(f) != len(cameras)]
     if views:
         raise FD3DError(
-            f"the expert's pyramid has {views[0]} cameras, a store {len(CAMERAS)} ({', '.join(CAMERAS)}); tap one of all cameras"
+            f"the expert's pyramid has {views[0]} cameras, the data {len(cameras)} ({', '.join(cameras)}); tap one of all cameras"
         )
     levels = [(*f.shape[-2:], f.shape[1], cell_size(f.shape[-2:], padded_size(frame))) for f in frame.pv]
     reading: dict[str, Any] = {"reading": "none"}
@@ -47,14 +47,14 @@ def schema_of(frame: ExpertFrame, settings: DumpSettings) -> StoreSchema:
     return StoreSchema(
         bev=bev,
         pv=levels,
-        cameras=CAMERAS,
+        cameras=cameras,
         queries=len(frame.boxes),
         query_channels=0 if frame.features is None else frame.features.shape[-1],
         layout=settings.layout,
         values=settings.values,
         layers=layers,
         bev_kmax=0 if bev is None else bev[0] * bev[1],
-        pv_kmax=[len(CAMERAS) * h * w for h, w, _, _ in levels],
+        pv_kmax=[len(cameras) * h * w for h, w, _, _ in levels],
         **_code(settings, min(channels, default=0)),
         **reading,
     )

@@ -76,7 +76,8 @@ def evaluate(
     known = evaluated_scenes(root, version, split)
     if scenes is not None and (unknown := sorted(set(scenes) - set(known))):
         raise FD3DError(f"split '{split}' has no scene {unknown[0]}; name scenes of the split")
-    nusc = open_scenes(root, version, known if scenes is None else scenes, index.classes if index else None)
+    count = known if scenes is None else scenes
+    nusc = open_scenes(root, version, count, *([index.classes, index.pose_sensor] if index else []))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             metrics, curves = _SplitEval(nusc, submission, split, index).evaluate()

@@ -99,6 +99,7 @@ class QueryAdapter(ABC):
                     bev=self._bev(model, seen, b),
                     pv=levels_of(seen["pv"][1], b, len(samples)),
                     image_hw=sample.frames[-1]["pad_hw"],
+                    view_hw=sample.frames[-1].get("view_hw"),
                     reference=out.references[-1, b, kept].float(),
                     features=out.states[-1, b, kept].float(),
                     reading=self._reading(model, seen, b, len(samples), kept),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import Tensor
 
 
@@ -44,6 +45,7 @@ class ExpertFrame:
         bev: (C, H, W), row = y, column = x; None for an expert without a BEV map.
         pv: levels of (V, C, Hl, Wl); empty for an expert without a camera pyramid.
         image_hw: rows and columns of the padded image that the pyramid divides.
+        view_hw: (V, 2) rows and columns of each camera's own image, where images differ in size.
         reference: (K, 3) in 0..1, entering the last decoder layer; None where the expert has no queries.
         features: (K, C) query states of the last layer; None where the expert has no queries.
         reading: readings of the queries; None where unknown.
@@ -55,6 +57,7 @@ class ExpertFrame:
     bev: Tensor | None = None
     pv: list[Tensor] = field(default_factory=list)
     image_hw: tuple[int, int] | None = None
+    view_hw: np.ndarray | None = None
     reference: Tensor | None = None
     features: Tensor | None = None
     reading: BEVReading | CameraReading | None = None

@@ -63,10 +63,10 @@ def areas_beside(
     if frame.pv:
         margin[first] = rule.pv_margin
         image_hw = padded_size(frame)
-        rectangles, valid = project_boxes(together, lidar2img, image_hw)
+        rectangles, valid = project_boxes(together, lidar2img, image_hw if frame.view_hw is None else frame.view_hw)
         for level in frame.pv:
             height, width = level.shape[-2:]
-            spans.append(pv_spans(rectangles, valid, (height, width), image_hw, margin))
+            spans.append(pv_spans(rectangles, valid, (height, width), image_hw, margin, frame.view_hw))
     everything = Areas(bev, spans, rectangles, valid)
     return everything[first], everything[slice(len(queries), None)]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,13 +48,13 @@ def bev_footprints(
     return inside | own
 
 
-def project_boxes(boxes: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def project_boxes(boxes: Tensor, lidar2img: Tensor, image_hw: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
     """Rectangles around the projected boxes, the parts behind a camera cut off at its near plane.
 
     Args:
         boxes: (K, 9) in the LiDAR frame.
         lidar2img: (V, 4, 4) to pixels.
-        image_hw: rows and columns that rectangles are clipped to.
+        image_hw: rows and columns that rectangles are clipped to; of all cameras (2,) or of each (V, 2).
 
     Returns:
         (K, V, 4) x0, y0, x1, y1 in pixels, and bool (K, V) where some of the box is in the image.
@@ -76,7 +77,7 @@ def project_boxes(boxes: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]) -
     uv = points[:2] / points[2].clamp(min=_NEAR / 2)
     low = torch.where(usable, uv, float("inf")).amin(1)
     high = torch.where(usable, uv, float("-inf")).amax(1)
-    limit = uv.new_tensor([image_hw[1], image_hw[0]])[:, None, None]
+    limit = torch.as_tensor(image_hw).to(uv).view(-1, 2).T.flip(0)[:, :, None]  # x and y, (2, V or 1, 1)
     valid = usable.any(0) & ((high > 0) & (low < limit)).all(0)
     rectangles = torch.cat([low.clamp(min=0).minimum(limit), high.clamp(min=0).minimum(limit)])
     return torch.where(valid, rectangles, 0.0).permute(2, 1, 0).contiguous(), valid.T.contiguous()
@@ -93,15 +94,25 @@ def cell_size(size: Sequence[int], image_hw: Sequence[int]) -> tuple[float, floa
 
 
 def pv_rectangles_to_cells(
-    rectangles: Tensor, valid: Tensor, size: tuple[int, int], image_hw: tuple[int, int], margin: float = 0.0
+    rectangles: Tensor,
+    valid: Tensor,
+    size: tuple[int, int],
+    image_hw: tuple[int, int],
+    margin: float = 0.0,
+    view_hw: np.ndarray | None = None,
 ) -> Tensor:
     """Cells of a pyramid level that a rectangle touches, bool (K, V, Hl, Wl); arguments as of :func:`pv_spans`."""
-    rows, columns = pv_spans(rectangles, valid, size, image_hw, margin)
+    rows, columns = pv_spans(rectangles, valid, size, image_hw, margin, view_hw)
     return _outer(rows[..., :, None], columns[..., None, :])
 
 
 def pv_spans(
-    rectangles: Tensor, valid: Tensor, size: tuple[int, int], image_hw: tuple[int, int], margin: float | Tensor = 0.0
+    rectangles: Tensor,
+    valid: Tensor,
+    size: tuple[int, int],
+    image_hw: tuple[int, int],
+    margin: float | Tensor = 0.0,
+    view_hw: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rows and columns of a pyramid level that a rectangle touches; a cell is touched when its row and column are.
 
@@ -111,6 +122,7 @@ def pv_spans(
         size: rows and columns of the level.
         image_hw: rows and columns of the padded image that the level divides.
         margin: margin on every side, as a share of the rectangle's width and height; one number, or (K, 1, 1).
+        view_hw: (V, 2) rows and columns of each camera's own image, beyond which there are no cells; None where all images have one size.
 
     Returns:
         bool (K, V, Hl), none where not ``valid``, and bool (K, V, Wl).
@@ -122,6 +134,9 @@ def pv_spans(
     cols = torch.arange(size[1], device=rectangles.device)
     row = (rows + 1 > low[..., 1, None]) & (rows < high[..., 1, None])
     col = (cols + 1 > low[..., 0, None]) & (cols < high[..., 0, None])
+    if view_hw is not None:
+        own = torch.as_tensor(view_hw).to(rectangles) / step.flip(0)  # rows and columns of cells
+        row, col = row & (rows < own[:, :1]), col & (cols < own[:, 1:])
     return row & valid[..., None], col
 
 

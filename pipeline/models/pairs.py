@@ -6,10 +6,12 @@ from typing import Any, Self
 
 from torch import nn
 
+from pipeline.data import CAMERAS
 from pipeline.errors import FD3DError
 
 from .build import build_detector, load_config
 from .pretrained import inherit_weights
+from .query_head import check_cameras
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,17 @@ class StudentPlan:
     def of(cls, config: Path, distill: Any) -> Self:
         """Plan of a student by settings of distillation, which have the fields of a plan."""
         return cls(config, distill.inherit, distill.levels, distill.layers, distill.section)
+
+
+def check_rig(config: Path, views: int) -> None:
+    """Refuse a config of BEVFormer or DETR3D that is made for another number of cameras than the data have.
+
+    Raises:
+        FD3DError: naming the config and both numbers.
+    """
+    head = load_config(config).model.get("pts_bbox_head") or {}
+    if head.get("type") in ("BEVFormerHead", "DETR3DHead"):
+        check_cameras(head["transformer"].get("num_cams", len(CAMERAS)), views, f"config {config}")
 
 
 def planned_student(plan: StudentPlan, expert: Path, weights: Path | None = None) -> nn.Module:

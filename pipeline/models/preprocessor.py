@@ -28,7 +28,8 @@ class FramePreprocessor(BaseDataPreprocessor):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), False)
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """``inputs.img``: B tensors (Q, V, 3, H, W) to one (B, Q, V, 3, Hp, Wp); ``frames[*].pad_hw`` is set to (Hp, Wp)."""
+        """``inputs.img``: B tensors (Q, V, 3, H, W) to one (B, Q, V, 3, Hp, Wp); ``frames[*].pad_hw`` is set to (Hp, Wp); what is
+        outside an image's own ``view_hw`` is zero."""
         data = self.cast_data(data)
         img = data["inputs"]["img"]
         img = torch.stack(list(img)) if not isinstance(img, torch.Tensor) else img
@@ -38,4 +39,8 @@ class FramePreprocessor(BaseDataPreprocessor):
         for sample in data["data_samples"]:
             for frame in sample.frames:
                 frame["pad_hw"] = (height, width)
+        for b, sample in enumerate(data["data_samples"]):
+            for q, frame in enumerate(sample.frames):
+                for v, (rows, columns) in enumerate(frame.get("view_hw", ())):
+                    img[b, q, v, :, int(rows) :], img[b, q, v, :, :, int(columns) :] = 0, 0
         return {"inputs": {"img": img}, "data_samples": data["data_samples"]}

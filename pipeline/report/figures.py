@@ -19,9 +19,12 @@ matplotlib.use("Agg")
 
 Boxes = np.ndarray
 _EDGES = [(a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ b).count("1") == 1]
-CAMERA_GRID = (2, 0, 1, 4, 3, 5)
-"""Slots of ``CAMERAS`` as drawn: front left, front, front right; back left, back, back right."""
 _NEAR = 0.1  # metres
+
+
+def camera_grid(cameras: Sequence[str]) -> tuple[int, ...]:
+    """Slots of cameras as drawn, in rows of three: of nuScenes' front left, front, front right; back left, back, back right."""
+    return (2, 0, 1, 4, 3, 5) if tuple(cameras) == CAMERAS else tuple(range(len(cameras)))
 
 
 def corners(boxes: Boxes) -> np.ndarray:
@@ -53,14 +56,14 @@ def draw_camera(image: np.ndarray, boxes: Boxes, projection: np.ndarray, color: 
 def camera_sheet(
     root: Path, frame: Frame, layers: Sequence[tuple[Boxes, tuple[int, int, int]]], width: int = 480
 ) -> np.ndarray:
-    """The six images (RGB, two rows of three) with layers of boxes in the LiDAR frame, each in a colour.
+    """The images (RGB, rows of three) with layers of boxes in the LiDAR frame, each in a colour.
 
     Raises:
         FD3DError: an image cannot be read.
     """
     projections = lidar2img(frame.intrinsics, frame.lidar2cam)
     tiles = []
-    for slot in CAMERA_GRID:
+    for slot in camera_grid(frame.cameras):
         image = cv2.imread(str(root / frame.image_paths[slot]))
         if image is None:
             raise FD3DError(f"image {root / frame.image_paths[slot]} cannot be read; is the data root complete?")
@@ -71,9 +74,12 @@ def camera_sheet(
         tile = cv2.resize(
             image, (width, height), interpolation=cv2.INTER_AREA if image.shape[1] > width else cv2.INTER_CUBIC
         )
-        cv2.putText(tile, CAMERAS[slot], (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
+        cv2.putText(tile, frame.cameras[slot], (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
         tiles.append(tile)
-    return np.vstack([np.hstack(tiles[:3]), np.hstack(tiles[3:])])
+    tallest, columns = max(len(tile) for tile in tiles), min(3, len(tiles))
+    tiles = [np.pad(tile, ((0, tallest - len(tile)), (0, 0), (0, 0))) for tile in tiles]
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
+    return np.vstack([np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
 
 
 def bev_figure(

@@ -5,11 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.files import write_atomically
 from pipeline.models.build import build_detector, load_config, write_config
 from pipeline.models.checkpoints import convert_checkpoint, load_checkpoint
-from pipeline.models.pairs import StudentPlan, planned_student
+from pipeline.models.pairs import StudentPlan, check_rig, planned_student
 from pipeline.models.pretrained import check_frozen
 from pipeline.training.hooks import start_weights
 from pipeline.training.run import finish, train, write_facts
@@ -48,9 +49,13 @@ def take_or_train(
         facts on the training, also in ``train.json`` beside ``out``.
 
     Raises:
-        FD3DError: a config cannot be read, the checkpoint does not fit, or a loss is not finite.
+        FD3DError: a config cannot be read or is made for another number of cameras, the checkpoint does not fit, or a loss is not finite.
     """
     cfg = load_config(config)
+    if source.index.is_file():
+        views = len(FrameIndex.load(source.index, source.root).cameras)
+        for one in (config, student.config):
+            check_rig(one, views)
     read_schedule(load_config(student.config))
     told = bool(boxes or classes)
     planned = planned_student(student, config, None if told else checkpoint)

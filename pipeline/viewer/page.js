@@ -212,14 +212,15 @@ function dot(context, x, y, radius, fill, opacity = 1) {
 
 function drawCamera(figure, frame, entry, shown, active) {
   const camera = figure.camera;
-  const [context, width, height] = fit(figure.canvas, frame.aspect);
+  const [context, width, height] = fit(figure.canvas, frame.aspect[camera]);
   const image = entry.images[camera];
   if (image.complete) context.drawImage(image, 0, 0, width, height);
   frame.levels.forEach((level, i) => {
     if (!$(`level-${i}`).checked) return;
     const { rows, columns } = store.levels[i];
     context.imageSmoothingEnabled = false;
-    context.drawImage(entry.levels[i][camera], 0, 0, columns * level.size[0] * width, rows * level.size[1] * height);
+    const [across, down] = level.size[camera];
+    context.drawImage(entry.levels[i][camera], 0, 0, columns * across * width, rows * down * height);
     context.imageSmoothingEnabled = true;
   });
   figure.hits = [];

@@ -8,11 +8,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.data import CAMERAS, CLASSES
+from pipeline.data import CLASSES
 from pipeline.data.geometry import lidar2img
 from pipeline.data.index import Frame
 from pipeline.errors import FD3DError
-from pipeline.report.figures import CAMERA_GRID, jpeg
+from pipeline.report.figures import camera_grid, jpeg
 from pipeline.viewer.colours import FeatureScales
 from store_schema import StoreReader
 from store_schema.coding import pack_sampling
@@ -76,22 +76,15 @@ def page_facts(reader: StoreReader, scales: FeatureScales | None, min_score: flo
     Args:
         scales: scales of the BEV features; None for a store without them.
         min_score: start of the score slider.
-
-    Raises:
-        FD3DError: the store's cameras are not those of an index.
     """
     schema = reader.schema
-    if schema.cameras != CAMERAS:
-        raise FD3DError(
-            f"store {reader.storage} has cameras {', '.join(schema.cameras)}; the page shows {', '.join(CAMERAS)}"
-        )
     coverage = reader.manifest["coverage"]
     low, high = SAMPLING_RANGE
     facts: dict[str, Any] = {
         "name": str(reader.storage).rstrip("/").rpartition("/")[2],
         "total": len(reader.tokens),
-        "cameras": CAMERAS,
-        "grid": CAMERA_GRID,
+        "cameras": schema.cameras,
+        "grid": camera_grid(schema.cameras),
         "classes": CLASSES,
         "layout": schema.layout,
         "reading": schema.reading,
@@ -128,11 +121,11 @@ def frame_payload(
         width: width to which wider images are reduced, pixels.
 
     Returns:
-        ``images``: six JPEGs; ``projection``: (6, 12) rows of the 3x4 matrix from the LiDAR frame to shares of the
+        ``images``: V JPEGs and ``aspect``, width over height of each; ``projection``: (V, 12) rows of the 3x4 matrix from the LiDAR frame to shares of the
         image times depth; ``boxes`` (K, 9), ``score``, ``label``, ``reference`` (K, 3) of the queries; ``annotated``
         (n, 9) and ``annotated_label``; ``levels``: per pyramid level the bitmap of stored cells and a cell's size in
-        shares of the image; ``bev``: bitmap and (n, 4) uint8 of the stored cells; ``sampling`` (L, K, M*P, 2) uint16
-        and ``attention`` (L, K, M*P) uint8, or ``points`` (L, K, 3) and ``weights`` (L, K, 6) uint8, with the value
+        shares of each image (V, 2); ``bev``: bitmap and (n, 4) uint8 of the stored cells; ``sampling`` (L, K, M*P, 2) uint16
+        and ``attention`` (L, K, M*P) uint8, or ``points`` (L, K, 3) and ``weights`` (L, K, V) uint8, with the value
         that 255 stands for.
 
     Raises:
@@ -149,7 +142,7 @@ def frame_payload(
         "scene": frame.scene_name,
         "order": frame.order,
         "images": [_image(root / path, width) for path in frame.image_paths],
-        "aspect": round(float(widths[0] / heights[0]), 4),
+        "aspect": np.round(widths / heights, 4).tolist(),
         "projection": [[float(f"{v:.7g}") for v in matrix.ravel()] for matrix in projection],
         "boxes": _rounded(stored["query/boxes"]),
         "score": _rounded(stored["query/score"]),
@@ -163,9 +156,9 @@ def frame_payload(
         out["reference"] = _rounded(pc_range[:3] + stored["query/reference"] * (pc_range[3:] - pc_range[:3]))
     scale = reader.manifest["image"]["scale"]
     for i, (rows, columns, _, stride) in enumerate(_levels(reader)):
-        mask = np.zeros(len(CAMERAS) * rows * columns, bool)
+        mask = np.zeros(len(schema.cameras) * rows * columns, bool)
         mask[stored[f"pv/{i}/index"]] = True
-        cell = [float(stride[1] / (widths[0] * scale)), float(stride[0] / (heights[0] * scale))]
+        cell = np.stack([stride[1] / (widths * scale), stride[0] / (heights * scale)], 1).tolist()
         out["levels"].append({"cells": _packed(np.packbits(mask)), "size": cell})
     if schema.bev and scales:
         values, index = stored_bev(stored)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.data import CAMERAS
 from pipeline.data.devkit import open_scenes
 from pipeline.data.geometry import can_bus_delta
 from pipeline.data.index import FrameIndex, build_index
+from pipeline.data.rig import Rig
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
 from pipeline.evaluation.run import check_evaluation, score
@@ -368,7 +370,9 @@ def test_a_camera_that_is_ignored_is_said_with_its_count(own: Path, world_index:
     change(own, "calibrated_sensor", lambda rows: rows.append(rows[0] | {"token": "c", "sensor_token": "s"}))
     more = {"token": "d", "calibrated_sensor_token": "c"}
     change(own, "sample_data", lambda rows: rows.append(rows[0] | more))
-    index, (line,) = indexed(own)
+    with pytest.raises(FD3DError, match=r"lack a sensor \(CAM_ROOF 8\)"):
+        indexed(own)
+    index, (line,) = indexed(own, rig=Rig(cameras=CAMERAS))
     assert line.startswith("ignored cameras: CAM_ROOF (1 key frames); those that count are CAM_FRONT, ")
     assert index.sha256 == FrameIndex.load(world_index).sha256
 

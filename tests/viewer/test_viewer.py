@@ -95,7 +95,7 @@ def test_a_frame_is_packed_as_documented(reader, index, world):
     np.testing.assert_allclose(reference, stored["query/reference"], atol=1e-3)
     for name, cells in ((packed["levels"][0]["cells"], 4320), (packed["bev"]["cells"], 400)):
         np.testing.assert_array_equal(np.unpackbits(unpacked(name))[:cells].nonzero()[0], np.arange(0, cells, STEP))
-    assert packed["levels"][0]["size"] == [8 / 288, 8 / 160]
+    assert packed["levels"][0]["size"] == [[8 / 288, 8 / 160]] * 6
     np.testing.assert_array_equal(
         unpacked(packed["bev"]["values"]).reshape(-1, 4), scales.quantise(stored["bev/values"])
     )
@@ -114,7 +114,7 @@ def test_cells_of_unequal_sides_cover_the_image(index, world, tmp_path):
     level = (15, 25, 8, (160 / 15, 288 / 25))
     reader = make_store(tmp_path / "s", index, pv=[level], pv_kmax=[2250])
     packed = frame_payload(reader, index[index.row(reader.tokens[0])], world, None, 100)
-    np.testing.assert_allclose(packed["levels"][0]["size"], [1 / 25, 1 / 15])  # shares of width and height
+    np.testing.assert_allclose(packed["levels"][0]["size"], [[1 / 25, 1 / 15]] * 6)  # shares of width and height
     assert page_facts(reader, None, 0.3)["levels"][0]["stride"] == level[3]
 
 

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 
 from pipeline.errors import FD3DError
 
+from .rig import RIGS
+
 GENERATOR = 3
 """Number of the algorithm; raised with each change of the code after which the same settings give other bytes."""
 ANNOTATION_RANGE = 55.0  # metres from the ego car; agents beyond have no box
@@ -42,7 +44,13 @@ class WorldConfig:
     dev_scenes: int = 0
     """Scenes of the split ``world_dev``, on which settings are chosen: the first validation scenes, ``world_val`` starts after them."""
 
+    rig: str = "nuscenes"
+    """Cameras, LiDAR and category names: ``nuscenes``, ``argoverse2`` (seven cameras, one portrait; a LiDAR that looks ahead) or
+    ``five`` (five cameras of two sizes, no LiDAR)."""
+
     def __post_init__(self) -> None:
+        if self.rig not in RIGS:
+            raise FD3DError(f"world.rig is '{self.rig}'; use one of {', '.join(RIGS)}")
         if self.seed < 0:
             raise FD3DError(f"world.seed is {self.seed}; it must not be negative")
         for name in ("train_scenes", "val_scenes", "frames_per_scene", "min_pixels"):
@@ -73,4 +81,6 @@ class WorldConfig:
         if not self.dev_scenes:
             # worlds without the split are as they were before the setting was: same text, so none is generated again
             del settings["dev_scenes"]
+        if self.rig == "nuscenes":  # likewise
+            del settings["rig"]
         return json.dumps({"generator": GENERATOR} | settings, indent=1)

@@ -18,7 +18,7 @@ from pipeline.files import write_atomically
 from .appearance import agent_quads, clutter_quads
 from .config import ANNOTATION_RANGE, WorldConfig
 from .render import Light, draw
-from .rig import LIDAR_POSITION, rig
+from .rig import RIGS, Lidar, rig
 from .scene import FRAME_SECONDS, Scene, make_scene, road_pose
 from .tables import remove_tables, scene_tables, upright, write_tables
 
@@ -126,8 +126,9 @@ def render_scene(root: Path, config: WorldConfig, number: int) -> dict[str, Any]
     scene = make_scene(config, number)
     rng = np.random.default_rng([config.seed, number, 1])
     light = Light(rng, config.photometric)
-    size = (config.height, config.width)
-    cameras = rig(*size)
+    sensors = RIGS[config.rig]
+    cameras = rig(config.height, config.width, config.rig)
+    sizes = {camera.name: camera.size for camera in cameras}
     crossing = np.array(road_pose(scene.crossing, 0.0, scene.curvature))
     shapes = [agent_quads(agent) for agent in scene.agents]
     static = [(_place(corners, row), colors) for row in scene.clutter for corners, colors in [clutter_quads(row)]]
@@ -146,22 +147,32 @@ def render_scene(root: Path, config: WorldConfig, number: int) -> dict[str, Any]
         for k, camera in enumerate(cameras):
             shade_seed = (number * 1009 + t * 31 + k) % (2**31)
             image, visible, unoccluded = draw(
-                camera, size, scene.ego[t], quads, len(scene.agents), scene.curvature, crossing, light, shade_seed
+                camera,
+                camera.size,
+                scene.ego[t],
+                quads,
+                len(scene.agents),
+                scene.curvature,
+                crossing,
+                light,
+                shade_seed,
             )
             seen, total = seen + visible, total + unoccluded
             files[camera.name] = f"samples/{camera.name}/{name}_{t:03d}.jpg"
             _write_image(root / files[camera.name], image)
         timestamp = _START_US + number * 60_000_000 + int(t * FRAME_SECONDS * 1e6)
         points = _annotate(config, scene, t, seen, total, seen_by)
-        files["LIDAR_TOP"] = f"samples/LIDAR_TOP/{name}_{t:03d}.pcd.bin"
-        _write_points(root / files["LIDAR_TOP"], scene, t, points, rng)
-        frames.append({"timestamp": timestamp, "ego": global_ego[t].tolist(), "files": files, "size": size})
-    _write_can_bus(root / "can_bus" / f"{name}_pose.json", frames)
+        if sensors.lidar is not None:
+            files[sensors.lidar.name] = f"samples/{sensors.lidar.name}/{name}_{t:03d}.pcd.bin"
+            _write_points(root / files[sensors.lidar.name], scene, t, points, sensors.lidar, rng)
+        frames.append({"timestamp": timestamp, "ego": global_ego[t].tolist(), "files": files, "sizes": sizes})
+    if sensors.can_bus:
+        _write_can_bus(root / "can_bus" / f"{name}_pose.json", frames)
     agents = [
         {"name": agent.name, "size": agent.size, "attribute": agent.attribute, "seen": boxes}
         for agent, boxes in zip(scene.agents, seen_by, strict=True)
     ]
-    return scene_tables(name, frames, agents)
+    return scene_tables(name, frames, agents, sensors)
 
 
 def _batch(parts: list[tuple[np.ndarray, np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -205,7 +216,7 @@ def _write_bytes(path: Path, content: bytes) -> None:
         raise FD3DError(f"{path} cannot be written: {error.strerror}; free some space and run again") from error
 
 
-def _write_points(path: Path, scene: Scene, t: int, points: np.ndarray, rng: np.random.Generator) -> None:
+def _write_points(path: Path, scene: Scene, t: int, points: np.ndarray, lidar: Lidar, rng: np.random.Generator) -> None:
     """A sparse sweep, enough to look at: a few points of each seen box's surface, and rings on the ground."""
     clouds = []
     angle = rng.uniform(-math.pi, math.pi, 300)
@@ -224,9 +235,12 @@ def _write_points(path: Path, scene: Scene, t: int, points: np.ndarray, rng: np.
         x, y, z = placed.T
         clouds.append(np.column_stack([c * x - s * y, s * x + c * y, z]))
     in_ego = np.concatenate(clouds)
-    turn = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # the LiDAR looks to the right
+    quarter = np.array(
+        [[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    )  # of nuScenes, whose LiDAR looks to the right
+    turn = np.linalg.matrix_power(quarter, lidar.right_turns)
     cloud = np.zeros((len(in_ego), 5), np.float32)
-    cloud[:, :3] = np.round(product(in_ego - np.array(LIDAR_POSITION), turn), 4)
+    cloud[:, :3] = np.round(product(in_ego - np.array(lidar.position), turn), 4)
     _write_bytes(path, cloud.tobytes())
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.data import CAMERAS, CATEGORIES, GENERATED_BY
+from pipeline.data import GENERATED_BY
 from pipeline.data.geometry import cos_sin
 from pipeline.files import write_atomically
 
 from .config import WorldConfig
-from .rig import LIDAR_POSITION, LIDAR_ROTATION, rig
+from .rig import RIGS, SensorRig, rig
 from .scene import VEHICLES
 
 ATTRIBUTES = (
@@ -45,8 +45,8 @@ def visibility_level(share: float) -> str:
 
 def static_tables(config: WorldConfig) -> dict[str, Table]:
     """Tables that do not depend on the scenes."""
-    calibrated, sensors = [], []
-    for camera in rig(config.height, config.width):
+    calibrated, sensors, lidar = [], [], RIGS[config.rig].lidar
+    for camera in rig(config.height, config.width, config.rig):
         rotation = _quaternion(camera.rotation)
         sensors.append({"token": token("sensor", camera.name), "channel": camera.name, "modality": "camera"})
         calibrated.append(
@@ -58,16 +58,18 @@ def static_tables(config: WorldConfig) -> dict[str, Table]:
                 "camera_intrinsic": camera.intrinsic.tolist(),
             }
         )
-    sensors.append({"token": token("sensor", "LIDAR_TOP"), "channel": "LIDAR_TOP", "modality": "lidar"})
-    calibrated.append(
-        {
-            "token": token("calibrated", "LIDAR_TOP"),
-            "sensor_token": token("sensor", "LIDAR_TOP"),
-            "translation": list(LIDAR_POSITION),
-            "rotation": [round(float(part), 10) for part in LIDAR_ROTATION.elements],
-            "camera_intrinsic": [],
-        }
-    )
+    if lidar is not None:
+        sensors.append({"token": token("sensor", lidar.name), "channel": lidar.name, "modality": "lidar"})
+        calibrated.append(
+            {
+                "token": token("calibrated", lidar.name),
+                "sensor_token": token("sensor", lidar.name),
+                "translation": list(lidar.position),
+                "rotation": [round(float(part), 10) for part in lidar.rotation.elements],
+                "camera_intrinsic": [],
+            }
+        )
+    categories = RIGS[config.rig].categories.values()
     log = {
         "token": token("log"),
         "logfile": "world",
@@ -76,7 +78,7 @@ def static_tables(config: WorldConfig) -> dict[str, Table]:
         "location": "singapore-onenorth",  # the devkit knows four maps by name
     }
     return {
-        "category": [{"token": token("category", n), "name": n, "description": ""} for n in CATEGORIES.values()],
+        "category": [{"token": token("category", n), "name": n, "description": ""} for n in categories],
         "attribute": [{"token": token("attribute", n), "name": n, "description": ""} for n in ATTRIBUTES],
         "visibility": [{"token": k, "level": v, "description": ""} for k, v in VISIBILITY.items()],
         "sensor": sensors,
@@ -105,14 +107,17 @@ def upright(yaw: float) -> list[float]:
     return [round(c, 10), 0.0, 0.0, round(s, 10)]
 
 
-def scene_tables(name: str, frames: list[dict[str, Any]], agents: list[dict[str, Any]]) -> dict[str, Table]:
+def scene_tables(
+    name: str, frames: list[dict[str, Any]], agents: list[dict[str, Any]], sensors: SensorRig
+) -> dict[str, Table]:
     """Rows of one scene.
 
     Args:
         frames: per key frame ``timestamp`` (us), ``ego`` (x, y, yaw in the global frame), ``files`` by channel and
-            ``size`` (rows, columns).
+            ``sizes`` (rows, columns) by camera.
         agents: ``name``, ``size`` (l, w, h), ``attribute`` and ``seen``: list of dicts with ``frame``, ``pose`` (x, y,
             yaw in the global frame), ``visible`` share, ``points``.
+        sensors: rig that saw the scene.
     """
     sample_tokens = [token("sample", name, i) for i in range(len(frames))]
     tables: dict[str, Table] = {k: [] for k in ("sample", "sample_data", "ego_pose", "instance", "sample_annotation")}
@@ -127,7 +132,7 @@ def scene_tables(name: str, frames: list[dict[str, Any]], agents: list[dict[str,
             }
         )
         x, y, yaw = frame["ego"]
-        for channel in (*CAMERAS, "LIDAR_TOP"):
+        for channel in sensors.channels:
             data = token("data", name, i, channel)
             tables["ego_pose"].append(
                 {
@@ -137,7 +142,7 @@ def scene_tables(name: str, frames: list[dict[str, Any]], agents: list[dict[str,
                     "translation": [x, y, 0.0],
                 }
             )
-            camera = channel != "LIDAR_TOP"
+            height, width = frame["sizes"].get(channel, (0, 0))
             tables["sample_data"].append(
                 {
                     "token": data,
@@ -145,10 +150,10 @@ def scene_tables(name: str, frames: list[dict[str, Any]], agents: list[dict[str,
                     "ego_pose_token": data,
                     "calibrated_sensor_token": token("calibrated", channel),
                     "timestamp": frame["timestamp"],
-                    "fileformat": "jpg" if camera else "pcd",
+                    "fileformat": "jpg" if height else "pcd",
                     "is_key_frame": True,
-                    "height": frame["size"][0] if camera else 0,
-                    "width": frame["size"][1] if camera else 0,
+                    "height": height,
+                    "width": width,
                     "filename": frame["files"][channel],
                     "prev": token("data", name, i - 1, channel) if i else "",
                     "next": token("data", name, i + 1, channel) if i + 1 < len(frames) else "",
@@ -162,7 +167,7 @@ def scene_tables(name: str, frames: list[dict[str, Any]], agents: list[dict[str,
         tables["instance"].append(
             {
                 "token": instance,
-                "category_token": token("category", CATEGORIES[agent["name"]]),
+                "category_token": token("category", sensors.categories[agent["name"]]),
                 "nbr_annotations": len(rows),
                 "first_annotation_token": rows[0],
                 "last_annotation_token": rows[-1],

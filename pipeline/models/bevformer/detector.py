@@ -10,6 +10,7 @@ from torch import Tensor
 from pipeline.errors import FD3DError
 
 from ..detector import Frames, MultiCameraDetector, gt_tensors, stack_meta
+from ..views import view_sizes
 
 
 @MODELS.register_module()
@@ -28,7 +29,8 @@ class BEVFormer(MultiCameraDetector):
         """BEV map (B, H*W, C) of one time step; ``frames`` is the step's metainfo per sample."""
         device = features[0].device
         lidar2img, can_bus = (stack_meta(frames, name, device) for name in ("lidar2img", "can_bus"))
-        return self.pts_bbox_head.encode(features, lidar2img, frames[0]["pad_hw"], can_bus, history, has_history)
+        own = view_sizes(frames, device)
+        return self.pts_bbox_head.encode(features, lidar2img, frames[0]["pad_hw"], can_bus, history, has_history, own)
 
     def encode_queue(self, img: Tensor, samples: list[Det3DDataSample]) -> Tensor:
         """Encode img (B, Q, V, 3, H, W) frame by frame; gradients flow through the last frame only."""

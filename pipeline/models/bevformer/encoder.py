@@ -93,6 +93,7 @@ class BEVFormerEncoder(nn.Module):
         history: Tensor | None,
         has_history: Tensor,
         shift: Tensor,
+        view_hw: Tensor | None = None,
     ) -> Tensor:
         """Encode camera features into a BEV map.
 
@@ -105,13 +106,14 @@ class BEVFormerEncoder(nn.Module):
             history: (B, N, C) rotated to the current heading, or None.
             has_history: (B,) bool; samples without history attend to their own query twice.
             shift: (B, 2) x and y of the ego motion as a fraction of the BEV extent.
+            view_hw: (B, V, 2) rows and columns of each camera's own image, where images differ in size.
 
         Returns:
             (B, N, C).
         """
         points = grid_points(*bev_hw, bev_query.device)
         bev_shapes = [bev_hw]
-        hits = camera_hits(*project_pillars(points, self.heights, self.pc_range, lidar2img, image_hw))
+        hits = camera_hits(*project_pillars(points, self.heights, self.pc_range, lidar2img, image_hw, view_hw))
         moved = points + (shift * has_history[:, None])[:, None]
         current = moved if self.shift_current else points.expand_as(moved)
         references = torch.stack([moved, current], 1)

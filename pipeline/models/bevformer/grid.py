@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..precision import in_float32
+from ..views import own_extent
 
 
 @dataclass
@@ -37,7 +38,12 @@ def grid_points(height: int, width: int, device: torch.device) -> Tensor:
 
 @in_float32
 def project_pillars(
-    points: Tensor, heights: Tensor, pc_range: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]
+    points: Tensor,
+    heights: Tensor,
+    pc_range: Tensor,
+    lidar2img: Tensor,
+    image_hw: tuple[int, int],
+    view_hw: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Project every cell's pillar of 3D points into every camera.
 
@@ -47,6 +53,7 @@ def project_pillars(
         pc_range: (6,) metres.
         lidar2img: (B, V, 4, 4) to pixels of the unpadded image.
         image_hw: rows and columns of the *padded* image; both normalise the result (as official checkpoints expect).
+        view_hw: (B, V, 2) rows and columns of each camera's own image; None where all images have one size.
 
     Returns:
         uv (B, V, N, D, 2) in 0..1 and the mask of points strictly inside an image and in front of it (B, V, N, D).
@@ -59,7 +66,10 @@ def project_pillars(
     cam = torch.einsum("bvij,ndj->bvndi", lidar2img, homogeneous)
     z = cam[..., 2]
     uv = cam[..., :2] / z.clamp(min=eps)[..., None] / cam.new_tensor([image_hw[1], image_hw[0]])
-    mask = (z > eps) & (uv > 0).all(-1) & (uv < 1).all(-1)
+    extent = own_extent(image_hw, view_hw)
+    if isinstance(extent, Tensor):
+        extent = extent[..., None, :]
+    mask = (z > eps) & (uv > 0).all(-1) & (uv < extent).all(-1)
     return torch.nan_to_num(uv), mask
 
 

@@ -64,6 +64,7 @@ class BEVFormerHead(QueryHead):
         can_bus: Tensor,
         history: Tensor | None,
         has_history: Tensor,
+        view_hw: Tensor | None = None,
     ) -> Tensor:
         """BEV map (B, H*W, C); arguments as in :meth:`PerceptionTransformer.encode`."""
         mask = lidar2img.new_zeros(1, *self.bev_hw)
@@ -78,6 +79,7 @@ class BEVFormerHead(QueryHead):
             can_bus,
             history,
             has_history,
+            view_hw,
         )
 
     def forward(self, bev: Tensor) -> HeadOutput:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..decoder import DetectionDecoder
 from ..precision import in_float32
+from ..query_head import check_cameras
 from .cross_attention import BEVDeformableAttention
 from .encoder import BEVFormerEncoder, CameraTokens
 
@@ -129,6 +130,7 @@ class PerceptionTransformer(nn.Module):
         can_bus: Tensor,
         history: Tensor | None,
         has_history: Tensor,
+        view_hw: Tensor | None = None,
     ) -> Tensor:
         """BEV map of camera features.
 
@@ -140,6 +142,7 @@ class PerceptionTransformer(nn.Module):
             can_bus: (B, 18) with deltas.
             history: (B, H*W, C) BEV of the previous frame in its own heading, or None.
             has_history: (B,) bool.
+            view_hw: (B, V, 2) rows and columns of each camera's own image, where images differ in size.
 
         Returns:
             (B, H*W, C).
@@ -150,6 +153,7 @@ class PerceptionTransformer(nn.Module):
             maps = history.transpose(1, 2).unflatten(-1, bev_hw)
             maps = rotate_bev(maps, can_bus[:, -1], self.rotate_center, self.rotate_mode)
             history = maps.flatten(2).transpose(1, 2)
+        check_cameras(len(self.cams_embeds), features[0].shape[1])
         embeddings = self.cams_embeds[:, None] + self.level_embeds[: len(features)]
         return self.encoder(
             query,
@@ -161,4 +165,5 @@ class PerceptionTransformer(nn.Module):
             history,
             has_history,
             ego_shift(can_bus, self.encoder.pc_range),
+            view_hw,
         )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..attention import DeformableSampler, Shapes, init_projections
 from ..boxes import to_metres
 from ..precision import in_float32
+from ..views import own_extent
 
 
 @dataclass
@@ -20,29 +21,36 @@ class CameraPyramid:
         shapes: rows and columns of each level.
         lidar2img: (B, V, 4, 4) to pixels of the unpadded image.
         image_hw: rows and columns of the *padded* image, which normalise projections.
+        view_hw: (B, V, 2) rows and columns of each camera's own image; None where all images have one size.
     """
 
     tokens: Tensor
     shapes: Shapes
     lidar2img: Tensor
     image_hw: tuple[int, int]
+    view_hw: Tensor | None = None
 
     @classmethod
-    def from_levels(cls, levels: list[Tensor], lidar2img: Tensor, image_hw: tuple[int, int]) -> "CameraPyramid":
+    def from_levels(
+        cls, levels: list[Tensor], lidar2img: Tensor, image_hw: tuple[int, int], view_hw: Tensor | None = None
+    ) -> "CameraPyramid":
         """Camera pyramid of levels (B, V, C, Hl, Wl)."""
         tokens = torch.cat([level.flatten(0, 1).flatten(2).transpose(1, 2) for level in levels], 1)
         shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
-        return cls(tokens, shapes, lidar2img, image_hw)
+        return cls(tokens, shapes, lidar2img, image_hw, view_hw)
 
 
 @in_float32
-def project_points(points: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def project_points(
+    points: Tensor, lidar2img: Tensor, image_hw: tuple[int, int], view_hw: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Project points into every camera.
 
     Args:
         points: (B, N, 3) metres, LiDAR frame.
         lidar2img: (B, V, 4, 4) to pixels.
         image_hw: rows and columns that normalise.
+        view_hw: (B, V, 2) rows and columns of each camera's own image; None where all images have one size.
 
     Returns:
         uv (B, V, N, 2) in 0..1 and the mask of points strictly inside an image and in front of it (B, V, N).
@@ -52,7 +60,7 @@ def project_points(points: Tensor, lidar2img: Tensor, image_hw: tuple[int, int])
     cam = torch.einsum("bvij,bnj->bvni", lidar2img, homogeneous)
     depth = cam[..., 2]
     uv = cam[..., :2] / depth.clamp(min=eps)[..., None] / cam.new_tensor([image_hw[1], image_hw[0]])
-    visible = (depth > eps) & (uv > 0).all(-1) & (uv < 1).all(-1)
+    visible = (depth > eps) & (uv > 0).all(-1) & (uv < own_extent(image_hw, view_hw)).all(-1)
     return torch.nan_to_num(uv), visible
 
 
@@ -101,7 +109,8 @@ class ProjectedCrossAttention(nn.Module):
     def forward(self, query: Tensor, query_pos: Tensor, references: Tensor, pyramid: CameraPyramid) -> Tensor:
         """query, query_pos (B, N, C); references (B, N, 3) in 0..1 -> (B, N, C)."""
         batch, num, _ = query.shape
-        uv, visible = project_points(to_metres(references, self.pc_range), pyramid.lidar2img, pyramid.image_hw)
+        points = to_metres(references, self.pc_range)
+        uv, visible = project_points(points, pyramid.lidar2img, pyramid.image_hw, pyramid.view_hw)
         weights = self.attention_weights(query + query_pos).view(batch, num, self.num_cams, self.num_levels)
         weights = weights.float().sigmoid().permute(0, 2, 1, 3) * visible[..., None]
         # the deformable sampler with one head, one point, and cameras in the batch

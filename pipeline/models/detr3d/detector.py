@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..detector import MultiCameraDetector, gt_tensors, stack_meta
 from ..query_head import HeadOutput
+from ..views import view_sizes
 
 
 @MODELS.register_module()
@@ -17,9 +18,8 @@ class DETR3D(MultiCameraDetector):
     def detect(self, img: Tensor, samples: list[Det3DDataSample]) -> HeadOutput:
         """Head output for images (B, Q, V, 3, H, W)."""
         frames = [sample.frames[-1] for sample in samples]
-        return self.pts_bbox_head(
-            self.extract_feat(img[:, -1]), stack_meta(frames, "lidar2img", img.device), frames[0]["pad_hw"]
-        )
+        lidar2img, own = stack_meta(frames, "lidar2img", img.device), view_sizes(frames, img.device)
+        return self.pts_bbox_head(self.extract_feat(img[:, -1]), lidar2img, frames[0]["pad_hw"], own)
 
     def loss(self, inputs: dict[str, Tensor], data_samples: list[Det3DDataSample], **kwargs: Any) -> dict[str, Tensor]:
         """Detection losses of a batch; inputs.img (B, Q, V, 3, H, W)."""

@@ -5,7 +5,7 @@ from typing import Any
 from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 
-from ..query_head import HeadOutput, QueryHead
+from ..query_head import HeadOutput, QueryHead, check_cameras
 from .cross_attention import CameraPyramid
 from .queries import ImageHeatmapQueries
 from .transformer import DETR3DTransformer
@@ -45,12 +45,24 @@ class DETR3DHead(QueryHead):
         else:
             self.heatmap_queries = ImageHeatmapQueries(num_query, pc_range, embed_dims, num_classes, **(heatmap or {}))
 
-    def forward(self, levels: list[Tensor], lidar2img: Tensor, image_hw: tuple[int, int]) -> HeadOutput:
-        """Detect objects on levels (B, V, C, Hl, Wl); lidar2img (B, V, 4, 4), image_hw of the padded image."""
-        pyramid = CameraPyramid.from_levels(levels, lidar2img, image_hw)
+    def forward(
+        self, levels: list[Tensor], lidar2img: Tensor, image_hw: tuple[int, int], view_hw: Tensor | None = None
+    ) -> HeadOutput:
+        """Detect objects on levels (B, V, C, Hl, Wl).
+
+        Args:
+            lidar2img: (B, V, 4, 4) to pixels.
+            image_hw: rows and columns of the padded image.
+            view_hw: (B, V, 2) of each camera's own image, where images differ in size.
+
+        Raises:
+            FD3DError: the transformer is made for another number of cameras.
+        """
+        check_cameras(self.transformer.num_cams, lidar2img.shape[1])
+        pyramid = CameraPyramid.from_levels(levels, lidar2img, image_hw, view_hw)
         proposals = None
         if self.heatmap_queries is not None:
-            proposals = self.heatmap_queries(levels[0], lidar2img, image_hw)
+            proposals = self.heatmap_queries(levels[0], lidar2img, image_hw, view_hw)
         start = self.start(proposals, len(lidar2img))
         states, code, entered = self.transformer.decoder(*start, self.reg_branches, (pyramid,))
         return HeadOutput(self.classify(states), self.in_metres(code), states, entered, proposals)

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from ..boxes import to_unit
 from ..heatmap import HeatmapProposals, HeatmapQueries, splat_peaks, top_peaks
 from ..precision import in_float32
+from ..views import own_cells
+
+_NOWHERE = -20.0  # logit of a class in cells of padding: a probability of 2e-9, and finite losses
 
 
 @dataclass
@@ -21,11 +24,13 @@ class ImageProposals(HeatmapProposals):
     Attributes:
         geometry: (B, V, H, W, 6): offset of the centre from its cell (x, y, cells), log depth, log sizes.
         lidar2img: (B, V, 4, 4); stride: (2,) pixels of a cell in x and y.
+        view_hw: (B, V, 2) rows and columns of each camera's own image; None where all images have one size.
     """
 
     geometry: Tensor
     lidar2img: Tensor
     stride: Tensor
+    view_hw: Tensor | None = None
 
 
 class ImageHeatmapQueries(HeatmapQueries):
@@ -68,12 +73,22 @@ class ImageHeatmapQueries(HeatmapQueries):
             self.geometry.bias[2] = torch.tensor(self.start_depth).log()
 
     @in_float32
-    def forward(self, level: Tensor, lidar2img: Tensor, image_hw: tuple[int, int]) -> ImageProposals:
-        """Proposals from the pyramid's finest level (B, V, C, H, W); lidar2img (B, V, 4, 4); image_hw of the padded image."""
+    def forward(
+        self, level: Tensor, lidar2img: Tensor, image_hw: tuple[int, int], view_hw: Tensor | None = None
+    ) -> ImageProposals:
+        """Proposals from the pyramid's finest level (B, V, C, H, W).
+
+        Args:
+            lidar2img: (B, V, 4, 4) to pixels.
+            image_hw: rows and columns of the padded image.
+            view_hw: (B, V, 2) of each camera's own image, where images differ in size: no proposal lies outside.
+        """
         batch, views, dims, height, width = level.shape
         feature = self.stem(level.flatten(0, 1))
         logits = self.heatmap(feature).unflatten(0, (batch, views))
         geometry = self.geometry(feature).permute(0, 2, 3, 1).unflatten(0, (batch, views))
+        if view_hw is not None:
+            logits = logits.masked_fill(~own_cells(view_hw, (height, width), image_hw)[:, :, None], _NOWHERE)
         # cameras side by side as rows of one tall map per class; peaks are found within each camera
         cell, label = top_peaks(logits.flatten(0, 1), min(self.num_query, height * width))
         score = logits.flatten(0, 1).flatten(1).detach().gather(1, label * height * width + cell)
@@ -95,7 +110,7 @@ class ImageHeatmapQueries(HeatmapQueries):
         references = to_unit(centre, self.pc_range).clamp(1e-3, 1 - 1e-3)
         at_peak = pick(level.flatten(3).transpose(2, 3).flatten(1, 2))
         queries = self.queries(at_peak, label, references)
-        return ImageProposals(*queries, references, logits, geometry, lidar2img, stride)
+        return ImageProposals(*queries, references, logits, geometry, lidar2img, stride, view_hw)
 
     @in_float32
     def loss(
@@ -111,6 +126,8 @@ class ImageHeatmapQueries(HeatmapQueries):
             for v in range(views):
                 cam = points @ proposals.lidar2img[b, v].T
                 depth = cam[:, 2]
+                if proposals.view_hw is not None:
+                    limit = proposals.view_hw[b, v].flip(0) / proposals.stride
                 uv = cam[:, :2] / depth.clamp(min=1e-3)[:, None] / proposals.stride
                 seen = (depth > 0.5) & (uv > 0).all(-1) & (uv < limit).all(-1)
                 if not seen.any():

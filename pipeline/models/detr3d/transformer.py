@@ -26,6 +26,7 @@ class DETR3DTransformer(nn.Module):
         learned_references: bool = True,
     ) -> None:
         super().__init__()
+        self.num_cams = num_cams
 
         def cross_attention(dims: int, heads: int, dropout: float) -> nn.Module:
             return ProjectedCrossAttention(dims, pc_range, num_cams, num_levels, dropout)

@@ -1,0 +1,49 @@
+"""Cameras of a data set that count, and the frame of reference."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.data import CAMERAS
+from pipeline.errors import FD3DError
+
+EGO = "ego"
+"""Name of the ego frame at the time of the first camera, as a frame of reference."""
+MAX_CAMERAS = 12
+
+
+@dataclass(frozen=True)
+class Rig:
+    """Sensors that count.
+
+    Attributes:
+        cameras: names in the order of the index; none for all of the data set's, nuScenes' own first.
+        reference: sensor whose frame boxes and BEV maps are in, or ``ego``; None for LIDAR_TOP, and for the ego frame where the
+            data set has no LIDAR_TOP.
+    """
+
+    cameras: Sequence[str] = ()
+    reference: str | None = None
+
+    def found(self, sensors: Sequence[dict[str, Any]], folder: Path) -> tuple[tuple[str, ...], str]:
+        """Names of the cameras and of the frame of reference, of rows of the sensor table.
+
+        Raises:
+            FD3DError: a sensor is not there, or there are no cameras or too many.
+        """
+        channels = [row["channel"] for row in sensors]
+        known = [row["channel"] for row in sensors if row["channel"] in CAMERAS or row.get("modality") == "camera"]
+        known = sorted(set(known), key=lambda name: (CAMERAS.index(name) if name in CAMERAS else len(CAMERAS), name))
+        cameras = tuple(self.cameras or known)
+        for name in cameras:
+            if name not in known:
+                raise FD3DError(f"data.cameras names {name}, which {folder} does not have; it has {', '.join(known)}")
+        if not 1 <= len(cameras) <= MAX_CAMERAS or len(set(cameras)) < len(cameras):
+            raise FD3DError(
+                f"the cameras of {folder} are {', '.join(cameras) or 'none'}; name 1 to {MAX_CAMERAS}, each once, under data.cameras"
+            )
+        reference = self.reference or ("LIDAR_TOP" if "LIDAR_TOP" in channels else EGO)
+        if reference != EGO and reference not in channels:
+            raise FD3DError(f"data.reference is {reference}, which {folder} does not have; name a sensor or 'ego'")
+        return cameras, reference

@@ -1,0 +1,212 @@
+"""Other rigs than nuScenes': numbers, names and sizes of cameras, and frames of reference."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmdet3d.registry import DATASETS
+from pyquaternion import Quaternion
+
+from pipeline.data.frames import collate, frame_dataset
+from pipeline.data.geometry import lidar2img
+from pipeline.data.index import build_index
+from pipeline.data.rig import Rig
+from pipeline.data.source import FrameSource
+from pipeline.errors import FD3DError
+from pipeline.focal.areas import project_boxes, pv_rectangles_to_cells
+from pipeline.models.bevformer.grid import project_pillars
+from pipeline.models.build import build_detector, load_config
+from pipeline.models.detr3d.cross_attention import project_points
+from pipeline.models.detr3d.queries import ImageHeatmapQueries
+from pipeline.models.views import own_cells
+
+VERSION = "v1.0-world"
+LANDSCAPE, PORTRAIT = (64, 96), (96, 64)
+pytestmark = pytest.mark.filterwarnings("ignore:.*image files of")
+
+
+def another_rig(world: Path, root: Path, sizes: list[tuple[int, int]], lidar: str | None) -> Path:
+    """The tiny world's tables with cameras ring_0, ring_1, ... of sizes (rows, columns), and a LiDAR along ``x``, ``y`` or none."""
+    shutil.copytree(world / VERSION, root / VERSION)
+    (root / "can_bus").symlink_to(world / "can_bus")
+    tables = {
+        n: json.loads((root / VERSION / f"{n}.json").read_text())
+        for n in ("sensor", "calibrated_sensor", "sample_data")
+    }
+    sensors = {row["token"]: row["channel"] for row in tables["sensor"]}
+    channel = {row["token"]: sensors[row["sensor_token"]] for row in tables["calibrated_sensor"]}
+    kept = [row for row in tables["sensor"] if row["channel"] == "LIDAR_TOP" and lidar]
+    mounts = [row for row in tables["calibrated_sensor"] if channel[row["token"]] == "LIDAR_TOP" and lidar]
+    for row in mounts:
+        row["rotation"] = Quaternion(axis=(0, 0, 1), degrees=0 if lidar == "x" else -90).elements.tolist()
+    data = [row for row in tables["sample_data"] if channel[row["calibrated_sensor_token"]] == "LIDAR_TOP" and lidar]
+    fronts = [row for row in tables["sample_data"] if channel[row["calibrated_sensor_token"]] == "CAM_FRONT"]
+    for i, (height, width) in enumerate(sizes):
+        name, around = f"ring_{i}", Quaternion(axis=(0, 0, 1), degrees=360 * i / len(sizes))
+        turn = around * Quaternion(0.5, -0.5, 0.5, -0.5) * Quaternion(axis=(1, 0, 0), degrees=3 * i)
+        kept.append({"token": name, "channel": name, "modality": "camera"})
+        mounts.append(
+            {
+                "token": f"mount {i}",
+                "sensor_token": name,
+                "translation": [1.0 - 0.2 * i, 0.1 * i, 1.5],
+                "rotation": turn.elements.tolist(),
+                "camera_intrinsic": [[50 + i, 0, width / 2], [0, 51 + i, height / 2], [0, 0, 1]],
+            }
+        )
+        for n, row in enumerate(fronts):
+            place = {"token": f"{name} {n}", "calibrated_sensor_token": f"mount {i}", "filename": f"{name}_{n}.png"}
+            data.append(row | place | {"height": height, "width": width})
+    for table, rows in (("sensor", kept), ("calibrated_sensor", mounts), ("sample_data", data)):
+        (root / VERSION / f"{table}.json").write_text(json.dumps(rows))
+    return root
+
+
+def brute_force(root: Path, token: str, camera: str, reference: str, point: np.ndarray) -> tuple[np.ndarray, float]:
+    """Pixel and depth of a point in the reference's frame, quaternion by quaternion from the tables."""
+    tables: dict[str, dict[str, Any]] = {
+        name: {row["token"]: row for row in json.loads((root / VERSION / f"{name}.json").read_text())}
+        for name in ("sensor", "calibrated_sensor", "sample_data", "ego_pose")
+    }
+
+    def row_of(channel: str) -> tuple[dict, dict]:
+        for row in tables["sample_data"].values():
+            mount = tables["calibrated_sensor"][row["calibrated_sensor_token"]]
+            if row["sample_token"] == token and tables["sensor"][mount["sensor_token"]]["channel"] == channel:
+                return mount, tables["ego_pose"][row["ego_pose_token"]]
+        raise KeyError(channel)
+
+    if reference == "ego":
+        _, pose = row_of("ring_0")
+    else:
+        mount, pose = row_of(reference)
+        point = Quaternion(mount["rotation"]).rotate(point) + mount["translation"]
+    point = Quaternion(pose["rotation"]).rotate(point) + pose["translation"]
+    mount, pose = row_of(camera)
+    for frame in (pose, mount):
+        point = Quaternion(frame["rotation"]).inverse.rotate(point - frame["translation"])
+    pixel = np.array(mount["camera_intrinsic"]) @ point
+    return pixel[:2] / pixel[2], point[2]
+
+
+@pytest.mark.parametrize("lidar", ["x", "y", None])
+@pytest.mark.parametrize("sizes", [[LANDSCAPE] * v for v in (1, 5, 6, 7, 8)] + [[PORTRAIT, *[LANDSCAPE] * 4]], ids=str)
+def test_projections_are_those_of_brute_force(world: Path, tmp_path: Path, sizes: list, lidar: str | None) -> None:
+    root = another_rig(world, tmp_path / "own", sizes, lidar)
+    index = build_index(root, VERSION, root / "index.npz")
+    assert index.cameras == tuple(f"ring_{i}" for i in range(len(sizes)))
+    frame, seen = index[1], 0
+    assert frame.image_sizes.tolist() == [list(size) for size in sizes]
+    matrices = lidar2img(frame.intrinsics, frame.lidar2cam)
+    for point in np.random.default_rng(0).uniform((-20, -20, -2), (20, 20, 2), (20, 3)):
+        for camera, matrix in zip(index.cameras, matrices, strict=True):
+            want, depth = brute_force(root, frame.token, camera, "LIDAR_TOP" if lidar else "ego", point)
+            if depth > 1:
+                u, v, z = matrix[:3, :3] @ point + matrix[:3, 3]
+                np.testing.assert_allclose([u / z, v / z], want, atol=1e-4)
+                seen += 1
+    assert seen > 3
+
+
+def test_a_rectangle_ends_where_the_cameras_own_image_ends(world: Path, tmp_path: Path) -> None:
+    root = another_rig(world, tmp_path / "own", [LANDSCAPE, PORTRAIT], None)
+    frame = build_index(root, VERSION, root / "index.npz")[0]
+    matrices = torch.from_numpy(lidar2img(frame.intrinsics, frame.lidar2cam)).float()
+    wall = torch.tensor([[5.0, 0, 0, 0.1, 60, 60, 0, 0, 0], [-5.0, 0, 0, 0.1, 60, 60, 0, 0, 0]])
+    rectangles, valid = project_boxes(wall, matrices, frame.image_sizes)
+    assert valid.tolist() == [[True, False], [False, True]]
+    assert rectangles[0, 0].tolist() == [0, 0, 96, 64] and rectangles[1, 1].tolist() == [0, 0, 64, 96]
+
+
+def test_sensors_that_are_not_there_are_named(world: Path, tmp_path: Path) -> None:
+    root = another_rig(world, tmp_path / "own", [LANDSCAPE] * 2, "y")
+    for rig, message in (
+        (Rig(cameras=("ring_1", "CAM_FRONT")), "data.cameras names CAM_FRONT, which .* it has ring_0, ring_1"),
+        (Rig(cameras=("ring_1", "ring_1")), "name 1 to 12, each once"),
+        (Rig(reference="top"), "data.reference is top, which .* name a sensor or 'ego'"),
+    ):
+        with pytest.raises(FD3DError, match=message):
+            build_index(root, VERSION, root / "index.npz", rig=rig)
+    index = build_index(root, VERSION, root / "index.npz", rig=Rig(("ring_1",), "ego"))
+    assert index.cameras == ("ring_1",) and (index.arrays["lidar2ego"] == np.eye(4)).all()
+
+
+def test_smaller_images_are_padded_and_the_padding_is_blank(world: Path, tmp_path: Path, project: Path) -> None:
+    root = another_rig(world, tmp_path / "own", [PORTRAIT, *[LANDSCAPE] * 4], None)
+    index = build_index(root, VERSION, root / "index.npz")
+    for frame in index:
+        for path, size in zip(frame.image_paths, frame.image_sizes, strict=True):
+            cv2.imwrite(str(root / path), np.full((*size, 3), 200, np.uint8))
+    build_index(root, VERSION, root / "index.npz")
+    source = FrameSource(root / "index.npz", root, "world_train")
+    cfg = load_config(project / "configs/world/five_apprentice.py")  # half the images' size
+    item = DATASETS.build(frame_dataset(cfg, source, train=False))[0]
+    batch = build_detector(cfg).data_preprocessor(collate([item]))
+    img, (meta,) = batch["inputs"]["img"][0, 0], batch["data_samples"][0].frames
+    assert img.shape[-2:] == meta["pad_hw"] == (48, 48)
+    assert meta["view_hw"].tolist() == [[48, 32], *[[32, 48]] * 4]
+    assert (img[0, :, :, :32] != 0).all() and (img[0, :, :, 32:] == 0).all()
+    assert (img[1:, :, :32] != 0).all() and (img[1:, :, 32:] == 0).all()
+
+
+IMAGE = (64, 64)  # padded
+VIEWS = torch.tensor([[[64.0, 32.0], [32.0, 64.0]]])
+
+
+def looking_ahead() -> torch.Tensor:
+    """Two cameras (1, 2, 4, 4) along x with the optical centre at pixel (16, 16)."""
+    matrix = torch.tensor([[16.0, -32, 0, 0], [16, 0, -32, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+    return matrix.expand(1, 2, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("point", "seen"),
+    [
+        ([4.0, 1.0, 0.0], [True, True]),  # pixel (8, 16)
+        ([4.0, -4.0, 0.0], [False, True]),  # pixel (48, 16), right of the portrait image
+        ([4.0, 0.0, -4.0], [True, False]),  # pixel (16, 48), below the landscape image
+        ([4.0, -4.0, -4.0], [False, False]),  # pixel (48, 48), in no image
+        ([4.0, 3.0, 0.0], [False, False]),  # pixel (-8, 16)
+    ],
+)
+def test_no_point_is_projected_into_padding(point: list[float], seen: list[bool]) -> None:
+    uv, mask = project_points(torch.tensor([[point]]), looking_ahead(), IMAGE, VIEWS)
+    assert mask[0, :, 0].tolist() == seen
+    torch.testing.assert_close(uv[0, 0, 0], torch.tensor([16 - 8 * point[1], 16 - 8 * point[2]]) / 64)
+    # BEVFormer's pillars: one cell, the point as its only height
+    low, high = torch.tensor(point) - 1, torch.tensor(point) + 1
+    half = torch.tensor([[0.5, 0.5]])
+    _, pillar = project_pillars(half, half[0, :1], torch.cat([low, high]), looking_ahead(), IMAGE, VIEWS)
+    assert pillar[0, :, 0, 0].tolist() == seen
+
+
+def test_areas_and_proposals_end_with_the_cameras_own_image() -> None:
+    rectangles = torch.tensor([[[20.0, 0, 32, 64], [0, 20.0, 64, 32]]])  # up to the border of each image
+    valid = torch.ones(1, 2, dtype=torch.bool)
+    (cells,) = pv_rectangles_to_cells(rectangles, valid, (8, 8), IMAGE, 0.5, VIEWS[0].numpy())
+    assert cells[0, :, :4].any() and not cells[0, :, 4:].any()  # the margin would reach into the padding
+    assert cells[1, :4].any() and not cells[1, 4:].any()
+    own = own_cells(VIEWS, (8, 8), IMAGE)[0]
+    assert own.sum((1, 2)).tolist() == [32, 32] and own[0, :, :4].all() and own[1, :4].all()
+    torch.manual_seed(0)
+    heatmap = ImageHeatmapQueries(48, [-40.0, -40, -5, 40, 40, 3], embed_dims=8)
+    heatmap.init_weights()
+    found = heatmap(torch.randn(1, 2, 8, 8, 8), looking_ahead() + torch.eye(4), IMAGE, VIEWS)
+    inside = found.heatmap.amax(2)[0] > -10
+    assert torch.equal(inside, own)
+
+
+@pytest.mark.parametrize("config", ["expert", "detr3d_expert"])
+def test_a_detector_refuses_another_number_of_cameras(config: str, project: Path) -> None:
+    head = build_detector(load_config(project / f"configs/world/{config}.py")).pts_bbox_head
+    levels, cameras = [torch.zeros(1, 5, 64, 2, 2)] * 3, torch.eye(4).expand(1, 5, 4, 4)
+    given = (torch.zeros(1, 18), None, torch.zeros(1, dtype=torch.bool))
+    with pytest.raises(
+        FD3DError, match="weights for 6 cameras, the data 5; set num_cams=5 .* or name the detector's 6"
+    ):
+        head.encode(levels, cameras, IMAGE, *given) if config == "expert" else head(levels, cameras, IMAGE)
