@@ -70,7 +70,7 @@ def test_the_index_has_the_cameras_and_classes_of_the_data_set(car: Car) -> None
     if car.family == "bevformer":
         assert frames.cameras == car.data.cameras and len(sizes) == 7
         assert sizes[0] == [224, 160] and sizes[1:] == [[160, 224]] * 6
-        np.testing.assert_allclose(frames[0].lidar2ego[:3], [[1, 0, 0, 1.35], [0, 1, 0, 0], [0, 0, 1, 1.64]])
+        np.testing.assert_allclose(frames[0].lidar2ego[:3], np.array([[1, 0, 0, 1.35], [0, 1, 0, 0], [0, 0, 1, 1.64]]))
     else:
         assert set(frames.cameras) == {"front_wide", "left", "right", "rear_left", "rear_right"}
         assert sizes == [[160, 288] if name == "front_wide" else [120, 144] for name in frames.cameras]

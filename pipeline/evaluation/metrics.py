@@ -77,7 +77,10 @@ def evaluate(
     if scenes is not None and (unknown := sorted(set(scenes) - set(known))):
         raise FD3DError(f"split '{split}' has no scene {unknown[0]}; name scenes of the split")
     count = known if scenes is None else scenes
-    nusc = open_scenes(root, version, count, *([index.classes, index.pose_sensor] if index else []))
+    if index is None:
+        nusc = open_scenes(root, version, count)
+    else:
+        nusc = open_scenes(root, version, count, index.classes, index.pose_sensor)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             metrics, curves = _SplitEval(nusc, submission, split, index).evaluate()

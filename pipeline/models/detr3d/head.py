@@ -38,7 +38,7 @@ class DETR3DHead(QueryHead):
         learned = self.is_learned(query_source)
         built = DETR3DTransformer(pc_range, embed_dims=embed_dims, learned_references=learned, **transformer)
         super().__init__(pc_range, len(built.decoder.layers), num_classes, embed_dims, **kwargs)
-        self.transformer = built
+        self.transformer, self.num_cams = built, built.num_cams
         if learned:
             self.query_embedding = nn.Embedding(num_query, embed_dims * 2)
             self.heatmap_queries = None
@@ -58,7 +58,7 @@ class DETR3DHead(QueryHead):
         Raises:
             FD3DError: the transformer is made for another number of cameras.
         """
-        check_cameras(self.transformer.num_cams, lidar2img.shape[1])
+        check_cameras(self.num_cams, lidar2img.shape[1])
         pyramid = CameraPyramid.from_levels(levels, lidar2img, image_hw, view_hw)
         proposals = None
         if self.heatmap_queries is not None:
