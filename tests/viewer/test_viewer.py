@@ -179,17 +179,22 @@ def test_what_cannot_be_chosen_is_named(reader, chosen, error, message):
         choose_frames(reader, *chosen)
 
 
-def test_a_page_too_large_a_missing_image_and_other_cameras_are_refused(reader, index, world, tmp_path, monkeypatch):
+def test_a_page_too_large_and_a_missing_image_are_refused(reader, index, world, tmp_path, monkeypatch):
     with pytest.raises(FD3DError, match=r"image .*CAM_FRONT.* cannot be read"):
         write_page(reader, index, tmp_path, reader.tokens, tmp_path / "page.html", 0.3, 640)
     monkeypatch.setattr(page, "MAX_BYTES", 50_000)
     with pytest.raises(FD3DError, match=r"6 frames make a page of more than 0 MB .*lower --frames"):
         write_page(reader, index, world, reader.tokens, tmp_path / "page.html", 0.3, 640)
     assert not (tmp_path / "page.html").exists()
-    other = make_store(tmp_path / "s", index, **OTHERS["no pyramid"])
-    other.schema = StoreSchema.from_dict(other.schema.to_dict() | {"cameras": ["A"]})
-    with pytest.raises(FD3DError, match="has cameras A; the page shows CAM_FRONT"):
-        page_facts(other, None, 0.3)
+
+
+def test_cameras_are_those_of_the_store(index, tmp_path):
+    store = make_store(tmp_path / "s", index, **OTHERS["no pyramid"])
+    facts = page_facts(store, None, 0.3)
+    assert [facts["cameras"][slot] for slot in facts["grid"]][:3] == ["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"]
+    store.schema = StoreSchema.from_dict(store.schema.to_dict() | {"cameras": ["A", "B"]})
+    facts = page_facts(store, None, 0.3)
+    assert facts["cameras"] == ("A", "B") and facts["grid"] == (0, 1)
 
 
 @pytest.fixture(scope="module")
