@@ -34,7 +34,7 @@ def another_rig(world: Path, root: Path, sizes: list[tuple[int, int]], lidar: st
     """The tiny world's tables with cameras ring_0, ring_1, ... of sizes (rows, columns), and a LiDAR along ``x``, ``y`` or none."""
     shutil.copytree(world / VERSION, root / VERSION)
     (root / "can_bus").symlink_to(world / "can_bus")
-    tables = {
+    tables: dict[str, Any] = {
         n: json.loads((root / VERSION / f"{n}.json").read_text())
         for n in ("sensor", "calibrated_sensor", "sample_data", "ego_pose")
     }
