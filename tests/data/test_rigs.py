@@ -65,7 +65,11 @@ def another_rig(world: Path, root: Path, sizes: list[tuple[int, int]], lidar: st
             x, y, z = poses[row["ego_pose_token"]]["translation"]
             driven = {"token": f"pose {i} {n}", "translation": [x + 0.2 * i, y - 0.1 * i, z]}
             tables["ego_pose"].append(poses[row["ego_pose_token"]] | driven)
-            place = {"token": f"{name} {n}", "calibrated_sensor_token": f"mount {i}", "filename": f"{name}_{n}.png"}
+            place: dict[str, Any] = {
+                "token": f"{name} {n}",
+                "calibrated_sensor_token": f"mount {i}",
+                "filename": f"{name}_{n}.png",
+            }
             place["ego_pose_token"] = driven["token"]
             data.append(row | place | {"height": height, "width": width})
     written = {"sensor": kept, "calibrated_sensor": mounts, "sample_data": data, "ego_pose": tables["ego_pose"]}
