@@ -34,9 +34,9 @@ def another_rig(world: Path, root: Path, sizes: list[tuple[int, int]], lidar: st
     """The tiny world's tables with cameras ring_0, ring_1, ... of sizes (rows, columns), and a LiDAR along ``x``, ``y`` or none."""
     shutil.copytree(world / VERSION, root / VERSION)
     (root / "can_bus").symlink_to(world / "can_bus")
-    tables = {
+    tables: dict[str, Any] = {
         n: json.loads((root / VERSION / f"{n}.json").read_text())
-        for n in ("sensor", "calibrated_sensor", "sample_data")
+        for n in ("sensor", "calibrated_sensor", "sample_data", "ego_pose")
     }
     sensors = {row["token"]: row["channel"] for row in tables["sensor"]}
     channel = {row["token"]: sensors[row["sensor_token"]] for row in tables["calibrated_sensor"]}
@@ -46,6 +46,7 @@ def another_rig(world: Path, root: Path, sizes: list[tuple[int, int]], lidar: st
         row["rotation"] = Quaternion(axis=(0, 0, 1), degrees=0 if lidar == "x" else -90).elements.tolist()
     data = [row for row in tables["sample_data"] if channel[row["calibrated_sensor_token"]] == "LIDAR_TOP" and lidar]
     fronts = [row for row in tables["sample_data"] if channel[row["calibrated_sensor_token"]] == "CAM_FRONT"]
+    poses = {row["token"]: row for row in tables["ego_pose"]}
     for i, (height, width) in enumerate(sizes):
         name, around = f"ring_{i}", Quaternion(axis=(0, 0, 1), degrees=360 * i / len(sizes))
         turn = around * Quaternion(0.5, -0.5, 0.5, -0.5) * Quaternion(axis=(1, 0, 0), degrees=3 * i)
@@ -60,9 +61,19 @@ def another_rig(world: Path, root: Path, sizes: list[tuple[int, int]], lidar: st
             }
         )
         for n, row in enumerate(fronts):
-            place = {"token": f"{name} {n}", "calibrated_sensor_token": f"mount {i}", "filename": f"{name}_{n}.png"}
+            # the car drives on between the cameras' times
+            x, y, z = poses[row["ego_pose_token"]]["translation"]
+            driven = {"token": f"pose {i} {n}", "translation": [x + 0.2 * i, y - 0.1 * i, z]}
+            tables["ego_pose"].append(poses[row["ego_pose_token"]] | driven)
+            place: dict[str, Any] = {
+                "token": f"{name} {n}",
+                "calibrated_sensor_token": f"mount {i}",
+                "filename": f"{name}_{n}.png",
+            }
+            place["ego_pose_token"] = driven["token"]
             data.append(row | place | {"height": height, "width": width})
-    for table, rows in (("sensor", kept), ("calibrated_sensor", mounts), ("sample_data", data)):
+    written = {"sensor": kept, "calibrated_sensor": mounts, "sample_data": data, "ego_pose": tables["ego_pose"]}
+    for table, rows in written.items():
         (root / VERSION / f"{table}.json").write_text(json.dumps(rows))
     return root
 

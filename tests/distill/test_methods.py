@@ -232,7 +232,7 @@ def test_responses_need_no_dense_store(project, store, source):
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
-        ("cwd", {"tua": 1}, "unknown setting methods.cwd.tua; known: expert, history, inherit, levels, tau"),
+        ("cwd", {"tua": 1}, "unknown setting methods.cwd.tua; known: every, expert, history, inherit, levels, tau"),
         ("cwd", {"tau": 0}, "methods.cwd.tau is 0.0; it must be positive"),
         ("fitnets", {"w_pv": -1}, "methods.fitnets.w_pv is -1.0; it must not be negative"),
         ("mgd", {"mask_ratio": 2}, r"methods.mgd.mask_ratio is 2.0; it must be in 0..1"),

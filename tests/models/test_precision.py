@@ -63,12 +63,12 @@ def proposed(kind: type[nn.Module], *given: Any) -> list[Tensor]:
     generator.init_weights()
     made = generator(*given)
     losses = generator.loss(made, [boxes()], [torch.arange(60) % 10], torch.ones(10))
-    return [*vars(made).values(), *losses.values()]
+    return [*(value for value in vars(made).values() if value is not None), *losses.values()]
 
 
-def image_queries() -> list[Tensor]:
+def image_queries(view_hw: Tensor | None = None) -> list[Tensor]:
     level = torch.rand(1, 2, 16, 29, 50, generator=torch.Generator().manual_seed(0))
-    return proposed(ImageHeatmapQueries, level, CAMERAS, IMAGE_HW)
+    return proposed(ImageHeatmapQueries, level, CAMERAS, IMAGE_HW, view_hw)
 
 
 def bev_queries() -> list[Tensor]:
@@ -84,6 +84,7 @@ GEOMETRY: dict[str, Callable[[], Any]] = {
     "rotate_bev, bilinear": lambda: turned("bilinear"),
     "unproject": raised,
     "queries of images": image_queries,
+    "queries of images of two sizes": lambda: image_queries(torch.tensor([[[464.0, 800], [400.7, 600.3]]])),
     "queries of a BEV map": bev_queries,
 }
 

@@ -188,6 +188,15 @@ def test_a_page_too_large_and_a_missing_image_are_refused(reader, index, world, 
     assert not (tmp_path / "page.html").exists()
 
 
+def test_cameras_are_those_of_the_store(index, tmp_path):
+    store = make_store(tmp_path / "s", index, **OTHERS["no pyramid"])
+    facts = page_facts(store, None, 0.3)
+    assert [facts["cameras"][slot] for slot in facts["grid"]][:3] == ["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"]
+    store.schema = StoreSchema.from_dict(store.schema.to_dict() | {"cameras": ["A", "B"]})
+    facts = page_facts(store, None, 0.3)
+    assert facts["cameras"] == ("A", "B") and facts["grid"] == (0, 1)
+
+
 @pytest.fixture(scope="module")
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api")
