@@ -35,7 +35,7 @@ def export(
         raise FD3DError("give --height and --width together, or --index, or neither for the profile's index")
     from pipeline.data.index import FrameIndex
     from pipeline.export.quantise import calibration_frames, quantise
-    from pipeline.export.write import OPSET, export_detector
+    from pipeline.export.write import OPSET, export_detector, rig_of
     from pipeline.profile import read_profile
 
     if int8 is not None and height is not None:
@@ -43,8 +43,7 @@ def export(
     if height is not None and width is not None:
         image_hw, views = (height, width), None
     else:
-        sizes = FrameIndex.load(index or read_profile(params).data.index).arrays["image_sizes"][0]
-        image_hw, views = (int(sizes[0, 0]), int(sizes[0, 1])), len(sizes)
+        image_hw, views = rig_of(FrameIndex.load(index or read_profile(params).data.index))
     frames = None
     if int8 is not None:
         given = read_profile(params).data.source(split)

@@ -136,7 +136,11 @@ class Detector:
         stacked = np.stack([np.asarray(image) for image in images])
         token = f"{self._drive}/{pose.timestamp}"
         frame = SimpleNamespace(
-            token=token, scene_token=str(self._drive), timestamp=pose.timestamp, lidar2cam=calibration.lidar2cam
+            token=token,
+            scene_token=str(self._drive),
+            timestamp=pose.timestamp,
+            lidar2cam=calibration.lidar2cam,
+            image_sizes=np.array([image.shape[:2] for image in stacked]),
         )
         entry = {
             "frame": frame,

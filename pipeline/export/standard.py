@@ -87,10 +87,11 @@ def encode(
     history: Tensor,
     has_history: Tensor,
     shift: Tensor,
+    view_hw: Tensor | None = None,
 ) -> Tensor:
     """:meth:`BEVFormerEncoder.forward` with a history always given, which ``has_history`` switches off."""
     points = grid_points(*bev_hw, bev_query.device)
-    hits = every_cell(*project_pillars(points, self.heights, self.pc_range, lidar2img, image_hw))
+    hits = every_cell(*project_pillars(points, self.heights, self.pc_range, lidar2img, image_hw, view_hw))
     moved = points + (shift * has_history[:, None])[:, None]
     references = torch.stack([moved, moved if self.shift_current else points.expand_as(moved)], 1)
     maps, gate = torch.stack([history, bev_query], 1), has_history[:, None, None, None]

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.data.index import FrameIndex
 from pipeline.errors import FD3DError
 from pipeline.export.graph import INPUTS, OUTPUTS, DetectorGraph
 from pipeline.export.notes import KEY, Notes
@@ -76,6 +77,20 @@ def export_detector(
     onnx.helper.set_model_props(proto, {KEY: notes.dumped()})
     write_atomically(out, lambda file: file.write(proto.SerializeToString()), binary=True)
     return notes, Counter(node.op_type for node in proto.graph.node)
+
+
+def rig_of(index: FrameIndex) -> tuple[tuple[int, int], int]:
+    """Rows and columns of a data set's images, and the number of its cameras.
+
+    Raises:
+        FD3DError: the images differ in size, for which a graph has no mask.
+    """
+    sizes = index.arrays["image_sizes"].reshape(-1, 2)
+    if (sizes != sizes[0]).any():
+        raise FD3DError(
+            "the images of the index differ in size, an exported graph takes one; give --height and --width"
+        )
+    return (int(sizes[0, 0]), int(sizes[0, 1])), len(index.cameras)
 
 
 def _example(notes: Notes) -> tuple[Tensor, ...]:

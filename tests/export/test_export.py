@@ -259,3 +259,13 @@ def test_a_deformable_convolution_in_standard_operators(stride, dilation):
     x = torch.randn(2, 4, 9, 11)
     with torch.no_grad():
         assert torch.allclose(deform(layer, x), layer(x), atol=1e-5)
+
+
+def test_images_of_several_sizes_are_refused(world_index):
+    index = FrameIndex.load(world_index)
+    hw, views = rig_of(index)
+    assert hw == tuple(index[0].image_sizes[0]) and views == 6
+    index.arrays["image_sizes"] = index.arrays["image_sizes"].copy()
+    index.arrays["image_sizes"][-1, 2] = 100, 200
+    with pytest.raises(FD3DError, match="images of the index differ in size"):
+        rig_of(index)
