@@ -20,6 +20,7 @@ from pipeline.evaluation.predict import predict
 from pipeline.export.notes import KEY, Notes
 from pipeline.export.runtime import ExportedDetector
 from pipeline.export.standard import deform, unproject
+from pipeline.export.write import rig_of
 from pipeline.models.build import load_config
 from pipeline.models.deform_conv import DeformConv2d
 from pipeline.models.detr3d import queries
