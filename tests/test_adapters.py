@@ -211,7 +211,7 @@ def test_predictions_become_queries_best_first_and_filled_up():
         ('adapter = dict(type="FrontCameraAdapter")', "taps neither 'bev' nor 'pv'"),
         ('adapter = dict(type="FrontCameraAdapter", bev="neck_4d")', "has no module 'neck_4d'; give the tap's path"),
         ('adapter = dict(type="FrontCameraAdapter", bev="bbox_head.loss_cls")', "tap 'bev' saw nothing"),
-        ('adapter = dict(type="FrontCameraAdapter", pv="neck")', r"has 1 cameras, a store 6 \(CAM_FRONT, "),
+        ('adapter = dict(type="FrontCameraAdapter", pv="neck")', r"has 1 cameras, the data 6 \(CAM_FRONT, "),
         ('custom_imports = dict(imports=["nowhere"])', "No module named 'nowhere'; are the .* on PYTHONPATH"),
     ],
 )

@@ -4,8 +4,6 @@ from dataclasses import asdict, dataclass, replace
 
 from pipeline.errors import FD3DError, SettingError
 
-_TRIAL_QUERIES = 30  # about as many as a frame has objects
-
 
 @dataclass(frozen=True)
 class FocalRule:
@@ -38,8 +36,8 @@ class FocalRule:
         return self if layout == "focal" else FocalRule(self.num_queries, 0.0, float("inf"), float("inf"))
 
     def for_trial(self) -> "FocalRule":
-        """Rule for a detector whose scores mean nothing, as with random weights: the areas of the best queries, whatever their score."""
-        return replace(self, num_queries=min(self.num_queries, _TRIAL_QUERIES), min_score=0.0)
+        """Rule for a detector whose scores mean nothing, as with random weights: the areas of the queries kept, whatever their score."""
+        return replace(self, min_score=0.0)
 
     def check_covers(self, wanted: "FocalRule") -> None:
         """Refuse a rule that needs cells which a store made by this rule lacks.

@@ -58,7 +58,8 @@ def test_losses_and_gradients_are_the_released_ones(official, monkeypatch):
     bev = fixed(official, 40, (1, 10000, 256))
     maps = bev.transpose(1, 2).unflatten(-1, (100, 100))
     boxes = LiDARInstance3DBoxes(torch.from_numpy(official["one_gt_gravity_old"]), 9, origin=(0.5, 0.5, 0.5))
-    sample = Det3DDataSample(gt_instances_3d=InstanceData(bboxes_3d=boxes, labels_3d=torch.zeros(len(boxes))))
+    truth = InstanceData(bboxes_3d=boxes, labels_3d=torch.zeros(len(boxes)))
+    sample = Det3DDataSample(metainfo={"frames": [{}]}, gt_instances_3d=truth)
     seen: dict[str, Tensor] = {}
     model.restore.register_forward_hook(lambda _, args, output: seen.update(restored=output))
     # the sum of the levels' terms is logged; each level alone here
