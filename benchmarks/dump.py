@@ -1,4 +1,4 @@
-"""Frames per second of a dump: ``python -m benchmarks.dump``.
+"""Frames per second of a dump: ``python -m benchmarks.dump [--values pq]``.
 
 Compares, taking turns in one process, the expert's inference alone with the dump that writes its shards, and the dump in
 one process with that of dask workers. Rates count from the first frame that is done, so that starting processes and
@@ -62,6 +62,7 @@ def main(
     split: Annotated[str, typer.Option(help="Split.")] = "world_train",
     scenes: Annotated[int, typer.Option(help="Number of first scenes of the split to dump.", min=2)] = 16,
     frames_per_shard: Annotated[int, typer.Option(help="Frames per shard, as in the dump's settings.")] = 10,
+    values: Annotated[str, typer.Option(help="Form of the stored features, as in the dump's settings.")] = "float16",
     workers: Annotated[int, typer.Option(help="Number of dask workers of the second comparison.", min=2)] = 2,
     decoders: Annotated[
         int, typer.Option(help="Number of processes or threads that decode images, per worker.", min=0)
@@ -71,7 +72,7 @@ def main(
 ) -> None:
     """Print the rates and their ratios."""
     source = FrameSource(index.absolute(), root.absolute(), split)
-    settings = DumpSettings(FocalRule(), frames_per_shard=frames_per_shard)
+    settings = DumpSettings(FocalRule(), values=values, frames_per_shard=frames_per_shard)
     frame_index, cfg = FrameIndex.load(source.index, source.root), load_config(config)
     names = list(scene_rows(frame_index, split, None))[:scenes]
     tokens = {
@@ -83,6 +84,8 @@ def main(
     rates: dict[str, list[float]] = {"inference": [], "one": [], "workers": []}
     with make_engine(ClusterSettings()) as one, make_engine(ClusterSettings(workers=workers)) as many:
         schema, constants = one.probe(job, everything[0])
+        if schema.code is not None:
+            constants |= one.learn(job, schema, list(tokens.values()), lambda frames: None)
         manifest = make_manifest(cfg, config, checkpoint, frame_index, source, settings)
 
         def inference() -> float:
