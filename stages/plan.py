@@ -47,10 +47,11 @@ def plan(
     from pipeline.models.build import load_config
 
     gpus = (workers,) if workers else (1,) if config else (1, 8)
-    shared = dict(students=students, epochs=epochs, like=like, coverage=coverage)
     count = frames or frames_of(profile)
     cameras = rig_cameras(height or 900, width or 1600) if index is None else frame_cameras(index)
-    outlook = Outlook(count, cameras, rate, train_rate, gpus, **shared)  # type: ignore[arg-type]
+    outlook = Outlook(
+        count, cameras, rate, train_rate, gpus, students=students, epochs=epochs, like=like, coverage=coverage
+    )
     if config is not None:
         print("\n".join(config_lines(load_config(config), profile.dump, outlook)))
     for pair in pairs if config is None else ():
