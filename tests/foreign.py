@@ -100,6 +100,37 @@ def write_foreign(folder: Path, name: str, classes: Sequence[str | None] = CLASS
     return path
 
 
+_STUDENT = """
+_base_ = {base}
+queue_length = 1
+adapter = dict(type="MultiViewAdapter", pv="neck", bev="neck_3d", classes=classes, values=7)
+backbone["stem_channels"] = 8
+backbone.update(strides=(2, 2), out_indices=(0, 1))  # levels of strides 8 and 16, as the first two of the world's expert
+train_cfg = dict(
+    assigner=dict(
+        type="Max3DIoUAssigner", iou_calculator=dict(type="BboxOverlapsNearest3D"), pos_iou_thr=0.3, neg_iou_thr=0.2, min_pos_iou=0.1,
+        ignore_iof_thr=-1,
+    ), allowed_border=0, pos_weight=-1, debug=False,
+)
+optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-3))
+schedule = dict(max_iters=4, warmup_iters=0, batch_size=2, policy="cosine")
+"""
+
+
+def write_student(folder: Path, project: Path) -> Path:
+    """Write the config of a MultiViewDfM that trains here."""
+    path = folder / "student.py"
+    custom, _, rest = _HEAD.partition("image =")
+    body = f"image ={rest}".replace("{classes}", repr(list(CLASSES))) + _BACKBONE.replace("{reshape}", "False")
+    settings = _STUDENT.replace("{base}", repr(str(project / "configs/_base_/runtime.py")))
+    path.write_text(
+        body
+        + settings
+        + _MULTIVIEW.split(")\n", 1)[1].replace("test_cfg=test_cfg", "test_cfg=test_cfg, train_cfg=train_cfg")
+    )
+    return path
+
+
 class _Frames(Dataset):
     metainfo: Mapping[str, Any] = {"classes": CLASSES, "version": "v1.0-trainval"}
 

@@ -65,7 +65,8 @@ def _serve(address: str) -> None:
             asked, streams, _, _ = socket.recv_fds(connection, 1 << 16, 2)
             child = os.fork()
             if not child:
-                _run(*json.loads(asked), streams)
+                folder, arguments = json.loads(asked)
+                _run(folder, arguments, streams)
             connection.send(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
             for descriptor in streams:
                 os.close(descriptor)
