@@ -24,6 +24,9 @@ from pipeline.expert import DetectorAdapter, MonocularAdapter, MultiViewAdapter
 from pipeline.expert.detections import class_numbers, detections, joined, lidar_boxes
 from pipeline.models.build import build_detector, load_config
 from pipeline.models.load import load_detector
+from pipeline.models.pairs import StudentPlan
+from pipeline.training.expert import take_or_train
+from pipeline.training.settings import RunSettings
 from stages.cli import app
 from store_schema import StoreReader
 from tests import foreign
@@ -204,6 +207,88 @@ def test_a_detector_without_an_adapter_is_refused_before_it_runs(files: Path, wo
     cfg.pop("adapter")
     with pytest.raises(FD3DError, match="imvoxelnet.py has no 'adapter'"):
         next(predict(cfg, model, FrameSource(world_index, world, "world_val"), 0))
+
+
+# Adapters that do not fit: told in the expert stage, before the hours of the dump
+
+
+VIEWS = "MultiViewAdapter"
+MISFITS = [
+    ("imvoxelnet", 'adapter["views"] = 7', "adapter.views is 7, but the data have 6 cameras; lower it"),
+    ("imvoxelnet", 'adapter["views"] = 0', "adapter.views is 0; give a number of cameras"),
+    ("imvoxelnet", 'adapter["views"] = "all"', "adapter.views is 'all'; give a number of cameras"),
+    ("imvoxelnet", 'del adapter["views"]', "ImVoxelNet fails on what MultiViewAdapter gives and takes: .*; check the config"),
+    ("multiview", 'adapter["views"] = 1', "MultiViewDfM fails on what MultiViewAdapter gives and takes"),
+    ("fcos3d", f'adapter["type"] = "{VIEWS}"', "FCOSMono3D fails on what MultiViewAdapter gives and takes"),
+    ("fcos3d", 'adapter["radius"] = -1', "adapter.radius is -1; give metres"),
+    ("multiview", 'adapter["type"] = "MonocularAdapter"', "MultiViewDfM fails on what MonocularAdapter gives and takes"),
+    ("imvoxelnet", 'adapter = dict(type="MonocularAdapter", bev="neck_3d", classes=classes)', "coord_type is LIDAR, but Mono.* CAMERA"),
+    ("imvoxelnet", 'model["coord_type"] = "DEPTH"', "coord_type is DEPTH, but MultiViewAdapter takes boxes in frame LIDAR"),
+    ("multiview", 'adapter["classes"] = classes[:8]', "the detector has 10 classes, the adapter of .* declares 8; list all"),
+    ("multiview", 'adapter["values"] = 8', "adapter.values is 8"),
+    ("imvoxelnet", 'adapter["pv"] = "neck"', "has 1 cameras, the data 6 .CAM_FRONT, .*leave out adapter.pv"),
+    ("multiview", 'adapter["pv"] = "neck"', r"pyramid level 0 of the student .* is \(20, 36\), of the expert \(40, 72\)"),
+    ("multiview", 'adapter["pv"] = "neck_3d"', r"has 1 cameras, the data 6"),
+    ("multiview", 'adapter["bev"] = "neck"', r"adapter.bev taps 'neck', which gave \(6, 16, 40, 72\); tap a module that gives maps \(1, C"),
+    ("multiview", 'adapter["bev"] = "neck_3d.model.0"', r"adapter.bev taps 'neck_3d.model.0', which gave \(1, 16, 40, 20, 12\)"),
+    ("fcos3d", 'adapter["pv"] = "bbox_head"', "adapter.pv taps 'bbox_head', which gave list, .*; tap a module that gives levels"),
+    ("multiview", 'adapter["bev"] = "neck_4d"', "has no module 'neck_4d'"),
+    ("multiview", 'adapter["bev"] = "bbox_head_3d.loss_cls"', "tap 'bev' saw nothing"),
+    ("multiview", "pc_range = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]", "spans x and y .*51.2.* but the detector's voxels span .*40.0"),
+    ("multiview", "pc_range[0] = voxels['ranges'][0][0] = -50.0", "the expert's BEV map spans pc_range .*-50.0.*; give both configs one"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bare(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints without the notes that tell their classes."""
+    folder = tmp_path_factory.mktemp("bare")
+    for name in NAMES:
+        read = torch.load(files / f"{name}.pth", map_location="cpu", weights_only=False)
+        torch.save({"state_dict": read["state_dict"]}, folder / f"{name}.pth")
+    return folder
+
+
+def refused(expert: Path, checkpoint: Path, student: Path, source: FrameSource, message: str, **plan: Any) -> None:
+    """The expert stage ends with a line, and has written nothing."""
+    out = expert.parent / "out/detector.pth"
+    with pytest.raises(FD3DError, match=message) as caught:
+        take_or_train(expert, checkpoint, RunSettings(workers=0), source, out, StudentPlan(student, **plan))
+    assert "\n" not in str(caught.value) and not out.parent.exists()
+
+
+@pytest.mark.parametrize(("name", "change", "message"), MISFITS)
+def test_an_adapter_that_does_not_fit_is_named_by_the_expert_stage(
+    name: str, change: str, message: str, bare: Path, project: Path, source: FrameSource, tmp_path: Path
+) -> None:
+    path = foreign.write_foreign(tmp_path, name)
+    with open(path, "a") as file:
+        file.write(f"\n{change}\n")
+    refused(path, bare / f"{name}.pth", project / "configs/world/apprentice.py", source, message)
+
+
+def test_a_student_that_has_nothing_in_common_is_named_by_the_expert_stage(
+    bare: Path, project: Path, source: FrameSource, tmp_path: Path
+) -> None:
+    expert = foreign.write_foreign(tmp_path, "multiview")
+    taps = "the expert's adapter taps bev, and .*detr3d_apprentice.py has neither such a pyramid nor such a BEV map"
+    refused(expert, bare / "multiview.pth", project / "configs/world/detr3d_apprentice.py", source, taps)
+    student = tmp_path / "student.py"
+    student.write_text(foreign.write_student(tmp_path, project).read_text().replace("schedule =", "other ="))
+    refused(expert, bare / "multiview.pth", student, source, "student.py has no schedule")
+    foreign.write_student(tmp_path, project)
+    with open(student, "a") as file:
+        file.write('\ntrain_cfg["assigner"] = None\n')
+    refused(
+        expert, bare / "multiview.pth", student, source, "MultiViewDfM fails on what MultiViewAdapter gives and takes"
+    )
+    foreign.write_student(tmp_path, project)
+    with open(student, "a") as file:
+        file.write('\nadapter["classes"] = [*classes[:9], None]\n')
+    ours = project / "configs/world/expert.py"
+    checkpoint = project / "checkpoints/world_expert.pth"
+    refused(ours, checkpoint, student, source, r"pyramid has 3 levels, that of .* 2, .* set distill.levels to \[0, 1\]")
+    take_or_train(ours, checkpoint, RunSettings(), source, tmp_path / "o/d.pth", StudentPlan(student, levels=(0, 1)))
 
 
 # Boxes

@@ -48,11 +48,11 @@ def check_declared(adapter: Any, model: nn.Module, cfg: Config) -> None:
 def _class_counts(model: nn.Module) -> list[int]:
     """Numbers of classes of a detector's heads; of heads with several tasks the sum."""
     counts = []
-    for module in model.modules():
+    for name, module in model.named_modules():
         number = getattr(module, "num_classes", None)
         if isinstance(number, Sequence) and not isinstance(number, str) and all(isinstance(n, int) for n in number):
             number = sum(number)
-        if isinstance(number, int):
+        if isinstance(number, int) and "head" in name:
             counts.append(number)
     return counts
 
