@@ -23,6 +23,7 @@ from pipeline.evaluation.predict import predict
 from pipeline.expert import DetectorAdapter, MonocularAdapter, MultiViewAdapter
 from pipeline.expert.detections import class_numbers, detections, joined, lidar_boxes
 from pipeline.models.build import build_detector, load_config
+from pipeline.models.checkpoints import convert_checkpoint
 from pipeline.models.load import load_detector
 from pipeline.models.pairs import StudentPlan
 from pipeline.training.expert import take_or_train
@@ -164,6 +165,21 @@ def test_a_checkpoint_of_another_class_order_must_be_declared(files: Path, tmp_p
     del ours.adapter["classes"]
     with pytest.raises(FD3DError, match=message):
         load_detector(ours, files / "imvoxelnet.pth")
+
+
+def test_a_foreign_checkpoint_is_not_converted(files: Path, project: Path, source: FrameSource, tmp_path: Path) -> None:
+    for name in NAMES:
+        config, checkpoint = files / f"{name}.py", files / f"{name}.pth"
+        with pytest.raises(
+            FD3DError, match=f"{name}.py is none of this project's detectors, so nothing is converted; use"
+        ):
+            convert_checkpoint(checkpoint, tmp_path / "out.pth", config, "new", foreign.CLASSES)
+    with pytest.raises(
+        FD3DError, match="declare its classes and boxes in the config's adapter"
+    ):  # stated in the profile
+        plan = StudentPlan(project / "configs/world/apprentice.py")
+        take_or_train(config, checkpoint, RunSettings(), source, tmp_path / "out.pth", plan, boxes="new")
+    assert not list(tmp_path.iterdir())
 
 
 def test_averages_of_mmengine_and_buffers_of_mmcv_are_left_out(files: Path) -> None:
