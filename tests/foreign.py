@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.hooks import EMAHook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
@@ -101,6 +100,37 @@ def write_foreign(folder: Path, name: str, classes: Sequence[str | None] = CLASS
     return path
 
 
+_STUDENT = """
+_base_ = {base}
+queue_length = 1
+adapter = dict(type="MultiViewAdapter", pv="neck", bev="neck_3d", classes=classes, values=7)
+backbone["stem_channels"] = 8
+backbone.update(strides=(2, 2), out_indices=(0, 1))  # levels of strides 8 and 16, as the first two of the world's expert
+train_cfg = dict(
+    assigner=dict(
+        type="Max3DIoUAssigner", iou_calculator=dict(type="BboxOverlapsNearest3D"), pos_iou_thr=0.3, neg_iou_thr=0.2, min_pos_iou=0.1,
+        ignore_iof_thr=-1,
+    ), allowed_border=0, pos_weight=-1, debug=False,
+)
+optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-3))
+schedule = dict(max_iters=4, warmup_iters=0, batch_size=2, policy="cosine")
+"""
+
+
+def write_student(folder: Path, project: Path) -> Path:
+    """Write the config of a MultiViewDfM that trains here."""
+    path = folder / "student.py"
+    custom, _, rest = _HEAD.partition("image =")
+    body = f"image ={rest}".replace("{classes}", repr(list(CLASSES))) + _BACKBONE.replace("{reshape}", "False")
+    settings = _STUDENT.replace("{base}", repr(str(project / "configs/_base_/runtime.py")))
+    path.write_text(
+        body
+        + settings
+        + _MULTIVIEW.split(")\n", 1)[1].replace("test_cfg=test_cfg", "test_cfg=test_cfg, train_cfg=train_cfg")
+    )
+    return path
+
+
 class _Frames(Dataset):
     metainfo: Mapping[str, Any] = {"classes": CLASSES, "version": "v1.0-trainval"}
 
@@ -112,31 +142,35 @@ class _Frames(Dataset):
 
 
 def mmengine_file(model: nn.Module, path: Path, averaged: bool) -> Path:
-    """The checkpoint that mmengine's Runner writes of a model: meta, message hub with log histories, optimiser, schedulers, and with
-    ``averaged`` the moving averages of its EMAHook."""
+    """The checkpoint that the CheckpointHook of mmengine's Runner writes in an epoch of a model: meta, message hub with log
+    histories, optimiser, schedulers, and with ``averaged`` the moving averages of its EMAHook and best scores of numpy."""
+
+    def train_step(data: Any, optim_wrapper: OptimWrapper) -> dict[str, torch.Tensor]:
+        """A step of a loss that needs no annotations."""
+        loss = sum(p.square().sum() for p in model.parameters() if p.requires_grad)
+        assert isinstance(loss, torch.Tensor)
+        optim_wrapper.update_params(loss)
+        return {"loss": loss.detach()}
+
+    model.train_step = train_step  # type: ignore[assignment]
     runner = Runner(
         model=model,
-        work_dir=str(path.parent / "mmengine"),
+        work_dir=str(path.parent / path.stem),
         train_dataloader=DataLoader(_Frames()),
-        train_cfg=dict(by_epoch=True, max_epochs=2),
-        optim_wrapper=OptimWrapper(torch.optim.AdamW(model.parameters())),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-4)),
         param_scheduler=[dict(type="MultiStepLR", milestones=[1])],
+        default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=1)),
         custom_hooks=[dict(type="EMAHook")] if averaged else None,
         default_scope="mmdet3d",
         experiment_name=f"foreign-{path.stem}",
         log_level="ERROR",
     )
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    sum(p.sum() for p in parameters).backward()
-    runner.optim_wrapper.optimizer.zero_grad()
-    runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
-    runner.message_hub.update_scalar("train/loss", np.float64(1.5))
-    runner.message_hub.update_info("best_score", np.float32(0.5))
-    for hook in runner.hooks:
-        if isinstance(hook, EMAHook):
-            hook.before_run(runner)
-    runner.save_checkpoint(str(path.parent), path.name, by_epoch=True)
-    return path
+    if averaged:
+        runner.message_hub.update_scalar("val/mAP", np.float64(1.5))
+        runner.message_hub.update_info("best_score", np.float32(0.5))
+    runner.train()
+    return (path.parent / path.stem / "epoch_1.pth").rename(path)
 
 
 def mmcv_file(model: nn.Module, path: Path, version: str = "1.0.0rc6") -> Path:

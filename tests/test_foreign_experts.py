@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,18 @@ from pipeline.evaluation.predict import predict
 from pipeline.expert import DetectorAdapter, MonocularAdapter, MultiViewAdapter
 from pipeline.expert.detections import class_numbers, detections, joined, lidar_boxes
 from pipeline.models.build import build_detector, load_config
+from pipeline.models.checkpoints import convert_checkpoint
 from pipeline.models.load import load_detector
+from pipeline.models.pairs import StudentPlan
+from pipeline.training.expert import take_or_train
+from pipeline.training.settings import RunSettings
 from stages.cli import app
 from store_schema import StoreReader
 from tests import foreign
+from tests.forking import forked_fd3d
+
+NAMES = tuple(sorted(foreign.CONFIGS))  # as DVC and the report sort them, the first one the profile's first
+INDEX = Path("runs/index.npz")
 
 
 def fd3d(*arguments: object) -> str:
@@ -39,7 +48,7 @@ def fd3d(*arguments: object) -> str:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Configs and checkpoints of the foreign detectors, of an epoch that mmengine or mmcv saved."""
     folder = tmp_path_factory.mktemp("foreign")
-    for name in foreign.CONFIGS:
+    for name in NAMES:
         torch.manual_seed(0)
         model = build_detector(load_config(foreign.write_foreign(folder, name)))
         if name == "fcos3d":
@@ -49,57 +58,69 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=list(foreign.CONFIGS))
-def run(request, files: Path, project: Path, world: Path, world_index: Path, tmp_path_factory) -> Any:
-    """A folder in which the stages of ``dvc.yaml`` have run with a foreign expert."""
-    name, folder = request.param, tmp_path_factory.mktemp(request.param)
+@pytest.fixture(scope="module")
+def repo(files: Path, project: Path, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the pipeline in which ``dvc repro`` has run with each foreign detector as the expert of a family."""
+    repo = tmp_path_factory.mktemp("repo")
+    shutil.copy(project / "dvc.yaml", repo)
+    for stage in yaml.safe_load((repo / "dvc.yaml").read_text())["stages"].values():
+        for path in stage.get("do", stage)["deps"]:
+            if path.startswith(("pipeline", "store_schema")):  # the code that runs is the project's; here files to hash
+                (repo / path).mkdir(parents=True, exist_ok=True)
+    shutil.copytree(project / "configs", repo / "configs", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(world, repo / "data/world")
+    for empty in ("checkpoints", "pretrained", "configs/foreign"):
+        (repo / empty).mkdir()
     params = yaml.safe_load((project / "params.yaml").read_text())
-    params["data"] |= {"root": str(world), "index": str(folder / "index.npz"), "generate": []}
-    shutil.copy(world_index, folder / "index.npz")
-    small = {"max_iters": 4, "workers": 0}
+    params["data"] |= {"generate": []}
     params["families"] = {
         name: {
-            "expert": {"config": str(files / f"{name}.py"), "checkpoint": str(files / f"{name}.pth")},
-            "apprentice": {"config": str(project / "configs/world/apprentice.py"), "train": small},
+            "expert": {"config": f"configs/foreign/{name}.py", "checkpoint": f"checkpoints/{name}.pth"},
+            "apprentice": {"config": "configs/world/apprentice.py", "train": {"max_iters": 4, "workers": 0}},
             "distill": {},
         }
+        for name in NAMES
     }
     params["focal"] |= {"num_queries": 20, "min_score": 0.0}
     params["distill"] |= {"inherit": [], "trust_threshold": 0.0}
     params["distill"]["rule"] |= {"num_queries": 20, "min_score": 0.0}
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        fd3d("expert")
-        fd3d("dump", "--workers", 0)
-        for method in ("plain", "fd3d"):
-            fd3d("train", "--method", method)
+    (repo / "params.yaml").write_text(yaml.safe_dump(params))
+    for name in NAMES:
+        shutil.copy(files / f"{name}.py", repo / "configs/foreign")
+        shutil.copy(files / f"{name}.pth", repo / "checkpoints")
+    with pytest.MonkeyPatch.context() as patch, forked_fd3d(tmp_path_factory.mktemp("bin"), project) as bin:
+        patch.setenv("PATH", str(bin), prepend=":")
+        for command in (["init", "--no-scm", "-q"], ["repro"]):
+            done = subprocess.run(["dvc", *command], cwd=repo, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    return repo
+
+
+def test_dvc_repro_has_run_to_the_report(repo: Path) -> None:
+    summary = json.loads((repo / "metrics/summary.json").read_text())
+    assert (repo / "report/index.html").stat().st_size > 10_000
+    for name in NAMES:
         for role in ("expert", "plain", "fd3d"):
-            out, metrics = f"runs/evaluate/{name}/{role}", f"metrics/detectors/{name}/{role}.json"
-            detector = f"runs/{name}/{role}/detector.pth"
-            fd3d("evaluate", "--checkpoint", detector, "--out", out, "--metrics", metrics, "--workers", 0)
-        fd3d("report")
-        yield name, folder
+            assert np.isfinite((summary if name == NAMES[0] else summary[name])[role]["NDS"])
+        with open(repo / f"runs/{name}/fd3d/losses.csv") as file:
+            header = file.readline()
+        assert ("loss_pv" in header) is (name == "fcos3d") and ("loss_bev" in header) is (name != "fcos3d")
+    status = subprocess.run(["dvc", "status", "--json"], cwd=repo, capture_output=True, text=True, check=True)
+    assert json.loads(status.stdout) == {}
 
 
-def test_the_stages_run_to_the_report(run: Any) -> None:
-    name, folder = run
-    summary = json.loads((folder / "metrics/summary.json").read_text())
-    assert {"expert", "plain", "fd3d"} <= set(summary) and (folder / "report/index.html").stat().st_size > 10_000
-    assert all(np.isfinite(summary[role]["NDS"]) for role in ("expert", "plain", "fd3d"))
-    with open(folder / f"runs/{name}/fd3d/losses.csv") as file:
-        header = file.readline()
-    assert ("loss_pv" in header) is (name == "fcos3d") and ("loss_bev" in header) is (name != "fcos3d")
-
-
+@pytest.mark.parametrize("name", NAMES)
 def test_the_store_has_the_experts_boxes_in_our_classes_and_recomputes(
-    run: Any, files: Path, world: Path, world_index: Path
+    name: str, repo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name, folder = run
-    assert "cells that differ" in fd3d("verify", f"runs/{name}/store", "--recompute", 2)
-    cfg = load_config(files / f"{name}.py")
-    model, source = load_detector(cfg, files / f"{name}.pth"), FrameSource(world_index, world, "world_train")
-    reader = StoreReader(folder / f"runs/{name}/store")
+    monkeypatch.chdir(repo)
+    assert "cells that differ" in fd3d("verify", f"runs/{name}/store", "--family", name, "--recompute", 2)
+    cfg, source = (
+        load_config(repo / f"configs/foreign/{name}.py"),
+        FrameSource(INDEX, Path("data/world"), "world_train"),
+    )
+    model = load_detector(cfg, repo / f"checkpoints/{name}.pth")
+    reader = StoreReader(f"runs/{name}/store")
     for token, boxes, scores, labels in predict(cfg, model, source, 0, [0, 3]):
         row = reader.read(token)
         best = np.argsort(-scores, kind="stable")[:20]
@@ -109,8 +130,8 @@ def test_the_store_has_the_experts_boxes_in_our_classes_and_recomputes(
         assert row["query/label"][0] == labels[best[0]]
 
 
-def test_a_scene_is_detected_and_drawn(run: Any, files: Path, world: Path, world_index: Path, tmp_path: Path) -> None:
-    name, _ = run
+@pytest.mark.parametrize("name", NAMES)
+def test_a_scene_is_detected_and_drawn(name: str, files: Path, world: Path, world_index: Path, tmp_path: Path) -> None:
     index = FrameIndex.load(world_index)
     scene = index.splits["world_val"][0]
     options = ("--scene", scene, "--index", world_index, "--frames", 1, "--out", tmp_path, "--min-score", 0)
@@ -146,12 +167,30 @@ def test_a_checkpoint_of_another_class_order_must_be_declared(files: Path, tmp_p
         load_detector(ours, files / "imvoxelnet.pth")
 
 
+def test_a_foreign_checkpoint_is_not_converted(files: Path, project: Path, source: FrameSource, tmp_path: Path) -> None:
+    for name in NAMES:
+        config, checkpoint = files / f"{name}.py", files / f"{name}.pth"
+        with pytest.raises(
+            FD3DError, match=f"{name}.py is none of this project's detectors, so nothing is converted; use"
+        ):
+            convert_checkpoint(checkpoint, tmp_path / "out.pth", config, "new", foreign.CLASSES)
+    with pytest.raises(
+        FD3DError, match="declare its classes and boxes in the config's adapter"
+    ):  # stated in the profile
+        plan = StudentPlan(project / "configs/world/apprentice.py")
+        take_or_train(config, checkpoint, RunSettings(), source, tmp_path / "out.pth", plan, boxes="new")
+    assert not list(tmp_path.iterdir())
+
+
 def test_averages_of_mmengine_and_buffers_of_mmcv_are_left_out(files: Path) -> None:
-    for name in foreign.CONFIGS:
-        cfg = load_config(files / f"{name}.py")
-        torch.manual_seed(0)
-        want, found = build_detector(cfg).state_dict(), load_detector(cfg, files / f"{name}.pth").state_dict()
-        assert all(torch.equal(found[key], tensor) for key, tensor in want.items())
+    for name in NAMES:
+        file = torch.load(files / f"{name}.pth", map_location="cpu", weights_only=False)
+        found = load_detector(load_config(files / f"{name}.py"), files / f"{name}.pth").state_dict()
+        want = {key.removeprefix("module."): tensor for key, tensor in file["state_dict"].items()}
+        assert all(torch.equal(tensor.cpu(), want[key].cpu()) for key, tensor in found.items())
+        if name == "multiview":  # the two differ
+            other = file["ema_state_dict"]["module.backbone.conv1.weight"]
+            assert not torch.equal(found["backbone.conv1.weight"].cpu(), other)
 
 
 def test_a_checkpoint_from_before_the_boxes_changed_needs_a_word(files: Path, tmp_path: Path) -> None:
@@ -184,6 +223,88 @@ def test_a_detector_without_an_adapter_is_refused_before_it_runs(files: Path, wo
     cfg.pop("adapter")
     with pytest.raises(FD3DError, match="imvoxelnet.py has no 'adapter'"):
         next(predict(cfg, model, FrameSource(world_index, world, "world_val"), 0))
+
+
+# Adapters that do not fit: told in the expert stage, before the hours of the dump
+
+
+VIEWS = "MultiViewAdapter"
+MISFITS = [
+    ("imvoxelnet", 'adapter["views"] = 7', "adapter.views is 7, but the data have 6 cameras; lower it"),
+    ("imvoxelnet", 'adapter["views"] = 0', "adapter.views is 0; give a number of cameras"),
+    ("imvoxelnet", 'adapter["views"] = "all"', "adapter.views is 'all'; give a number of cameras"),
+    ("imvoxelnet", 'del adapter["views"]', "ImVoxelNet fails on what MultiViewAdapter gives and takes: .*; check the config"),
+    ("multiview", 'adapter["views"] = 1', "MultiViewDfM fails on what MultiViewAdapter gives and takes"),
+    ("fcos3d", f'adapter["type"] = "{VIEWS}"', "FCOSMono3D fails on what MultiViewAdapter gives and takes"),
+    ("fcos3d", 'adapter["radius"] = -1', "adapter.radius is -1; give metres"),
+    ("multiview", 'adapter["type"] = "MonocularAdapter"', "MultiViewDfM fails on what MonocularAdapter gives and takes"),
+    ("imvoxelnet", 'adapter = dict(type="MonocularAdapter", bev="neck_3d", classes=classes)', "coord_type is LIDAR, but Mono.* CAMERA"),
+    ("imvoxelnet", 'model["coord_type"] = "DEPTH"', "coord_type is DEPTH, but MultiViewAdapter takes boxes in frame LIDAR"),
+    ("multiview", 'adapter["classes"] = classes[:8]', "the detector has 10 classes, the adapter of .* declares 8; list all"),
+    ("multiview", 'adapter["values"] = 8', "adapter.values is 8"),
+    ("imvoxelnet", 'adapter["pv"] = "neck"', "has 1 cameras, the data 6 .CAM_FRONT, .*leave out adapter.pv"),
+    ("multiview", 'adapter["pv"] = "neck"', r"pyramid level 0 of the student .* is \(20, 36\), of the expert \(40, 72\)"),
+    ("multiview", 'adapter["pv"] = "neck_3d"', r"has 1 cameras, the data 6"),
+    ("multiview", 'adapter["bev"] = "neck"', r"adapter.bev taps 'neck', which gave \(6, 16, 40, 72\); tap a module that gives maps \(1, C"),
+    ("multiview", 'adapter["bev"] = "neck_3d.model.0"', r"adapter.bev taps 'neck_3d.model.0', which gave \(1, 16, 40, 20, 12\)"),
+    ("fcos3d", 'adapter["pv"] = "bbox_head"', "adapter.pv taps 'bbox_head', which gave list, .*; tap a module that gives levels"),
+    ("multiview", 'adapter["bev"] = "neck_4d"', "has no module 'neck_4d'"),
+    ("multiview", 'adapter["bev"] = "bbox_head_3d.loss_cls"', "tap 'bev' saw nothing"),
+    ("multiview", "pc_range = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]", "spans x and y .*51.2.* but the detector's voxels span .*40.0"),
+    ("multiview", "pc_range[0] = voxels['ranges'][0][0] = -50.0", "the expert's BEV map spans pc_range .*-50.0.*; give both configs one"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bare(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints without the notes that tell their classes."""
+    folder = tmp_path_factory.mktemp("bare")
+    for name in NAMES:
+        read = torch.load(files / f"{name}.pth", map_location="cpu", weights_only=False)
+        torch.save({"state_dict": read["state_dict"]}, folder / f"{name}.pth")
+    return folder
+
+
+def refused(expert: Path, checkpoint: Path, student: Path, source: FrameSource, message: str, **plan: Any) -> None:
+    """The expert stage ends with a line, and has written nothing."""
+    out = expert.parent / "out/detector.pth"
+    with pytest.raises(FD3DError, match=message) as caught:
+        take_or_train(expert, checkpoint, RunSettings(workers=0), source, out, StudentPlan(student, **plan))
+    assert "\n" not in str(caught.value) and not out.parent.exists()
+
+
+@pytest.mark.parametrize(("name", "change", "message"), MISFITS)
+def test_an_adapter_that_does_not_fit_is_named_by_the_expert_stage(
+    name: str, change: str, message: str, bare: Path, project: Path, source: FrameSource, tmp_path: Path
+) -> None:
+    path = foreign.write_foreign(tmp_path, name)
+    with open(path, "a") as file:
+        file.write(f"\n{change}\n")
+    refused(path, bare / f"{name}.pth", project / "configs/world/apprentice.py", source, message)
+
+
+def test_a_student_that_has_nothing_in_common_is_named_by_the_expert_stage(
+    bare: Path, project: Path, source: FrameSource, tmp_path: Path
+) -> None:
+    expert = foreign.write_foreign(tmp_path, "multiview")
+    taps = "the expert's adapter taps bev, and .*detr3d_apprentice.py has neither such a pyramid nor such a BEV map"
+    refused(expert, bare / "multiview.pth", project / "configs/world/detr3d_apprentice.py", source, taps)
+    student = tmp_path / "student.py"
+    student.write_text(foreign.write_student(tmp_path, project).read_text().replace("schedule =", "other ="))
+    refused(expert, bare / "multiview.pth", student, source, "student.py has no schedule")
+    foreign.write_student(tmp_path, project)
+    with open(student, "a") as file:
+        file.write('\ntrain_cfg["assigner"] = None\n')
+    refused(
+        expert, bare / "multiview.pth", student, source, "MultiViewDfM fails on what MultiViewAdapter gives and takes"
+    )
+    foreign.write_student(tmp_path, project)
+    with open(student, "a") as file:
+        file.write('\nadapter["classes"] = [*classes[:9], None]\n')
+    ours = project / "configs/world/expert.py"
+    checkpoint = project / "checkpoints/world_expert.pth"
+    refused(ours, checkpoint, student, source, r"pyramid has 3 levels, that of .* 2, .* set distill.levels to \[0, 1\]")
+    take_or_train(ours, checkpoint, RunSettings(), source, tmp_path / "o/d.pth", StudentPlan(student, levels=(0, 1)))
 
 
 # Boxes

@@ -58,7 +58,7 @@ def train_apprentice(
         targets = online_targets(expert_frames(load_config(live[0]), cfg, source, settings.history))
     facts = train(
         cfg,
-        distiller_config(cfg, store, method, settings, live),
+        distiller_config(cfg, store, method, settings, live, source),
         source,
         out,
         run,

@@ -10,6 +10,8 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from pipeline.errors import FD3DError
+from pipeline.expert.adapted import AdaptedPreprocessor, Untouched
+from pipeline.expert.adapters import first_tensor
 from pipeline.focal.codes import FeatureCode
 from store_schema import StoreReader
 
@@ -91,7 +93,8 @@ class Distiller(BaseModel):
         store: finished store of the expert's targets.
         settings: settings of the method, as plain values.
         bev_size: rows and columns of the student's BEV map; None for a student without one.
-        bev_channels, pv_channels: channels of the student's BEV map and pyramid.
+        bev_channels, pv_channels: channels of the student's BEV map and pyramid; ``pv_channels`` is 0 for a student without a
+            pyramid.
         taps: module paths of the student's pyramid ``pv``, BEV map ``bev`` and detection head ``head``, where the
             paths are not those of this repository's detectors.
         expert: ``config`` and ``checkpoint`` of the expert, for the setting ``expert: online``.
@@ -101,6 +104,7 @@ class Distiller(BaseModel):
         schema, manifest, constants: schema, manifest and constants of the store.
         levels: pyramid levels that are distilled.
         scaled: maps whose channel statistics :meth:`scale` knows.
+        adapted: whether the student is a detector of another project, which takes batches through its adapter.
         bev_size: as above, None when expert or student has no BEV map.
         distils: whether losses are computed; :meth:`begin_update` sets it for an update.
         restore: module that brings the student's BEV map to the expert's size; absent without ``bev_size``.
@@ -129,7 +133,8 @@ class Distiller(BaseModel):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.student = MODELS.build(student)
-        self.data_preprocessor = self.student.data_preprocessor
+        self.adapted = isinstance(self.student.data_preprocessor, AdaptedPreprocessor)
+        self.data_preprocessor = Untouched() if self.adapted else self.student.data_preprocessor
         self.settings: Any = self.settings_type.from_dict(settings)
         self.distils = True
         reader = StoreReader(store)
@@ -142,7 +147,7 @@ class Distiller(BaseModel):
         self.levels: tuple[int, ...] = ()
         self.bev_size: tuple[int, int] | None = None
         if self.reads_maps:
-            self.levels = self.chosen("levels", len(self.schema.pv))
+            self.levels = () if not pv_channels else self.chosen("levels", len(self.schema.pv))
             if self.schema.bev and bev_size is not None:
                 self.bev_size = (bev_size[0], bev_size[1])
                 self.restore = RestoreBEV(bev_channels, self.bev_size, self.schema.bev[:2], self.restores_residually)
@@ -202,7 +207,10 @@ class Distiller(BaseModel):
         """Forward pass as of mmengine's models; ``loss`` adds the distillation losses to the student's terms."""
         if mode != "loss":
             return self.student(inputs, data_samples, mode=mode)
-        losses = self.student(inputs, data_samples, mode="loss")
+        given = {"inputs": inputs, "data_samples": data_samples}
+        if self.adapted:  # the losses below need the data's samples as they are
+            given = self.student.data_preprocessor(given, True)
+        losses = self.student(**given, mode="loss")
         if not self.distils:
             self.taps.forget()
             return losses
@@ -222,9 +230,13 @@ class Distiller(BaseModel):
 
     def student_outputs(self) -> StudentOutputs:
         """Tapped outputs of the student's last pass, which are then forgotten."""
+        pv = self.taps.read("pv") if self.levels else []
+        bev = first_tensor(self.taps.read("bev")) if self.bev_size else None
+        if bev is not None and bev.dim() == 3:  # (B, H*W, C) of this repository's encoder
+            bev = bev.transpose(1, 2).unflatten(-1, self.bev_size)
         return StudentOutputs(
-            pv=list(self.taps.read("pv")) if self.levels else [],
-            bev=self.taps.read("bev").transpose(1, 2).unflatten(-1, self.bev_size) if self.bev_size else None,
+            pv=[pv] if isinstance(pv, Tensor) else list(pv),
+            bev=bev,
             head=self.taps.read("head") if self.reads_head else None,
         )
 

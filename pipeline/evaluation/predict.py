@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pipeline.data.frames import frame_batches
 from pipeline.data.source import FrameSource
-from pipeline.expert import build_adapter
+from pipeline.expert import adapter_of
+from pipeline.expert.declared import foreign_errors
 from pipeline.models.detector import MultiCameraDetector
 
 Detection = tuple[str, np.ndarray, np.ndarray, np.ndarray]
@@ -42,7 +43,7 @@ def batch_detector(cfg: Config, model: nn.Module) -> Callable[[dict[str, Any]], 
     """
     if isinstance(model, MultiCameraDetector):
         return partial(_detect_own, model)
-    return partial(_detect_foreign, build_adapter(cfg), model)
+    return partial(_detect_foreign, adapter_of(cfg, model), model)
 
 
 @torch.no_grad()
@@ -58,8 +59,9 @@ def _detect_own(model: MultiCameraDetector, batch: dict[str, Any]) -> list[Detec
 @torch.no_grad()
 def _detect_foreign(adapter: Any, model: nn.Module, batch: dict[str, Any]) -> list[Detection]:
     """Detections of a detector of another project, through its adapter."""
-    given = model.data_preprocessor(adapter.prepare(batch))
-    found = adapter.detections(model.predict(given["inputs"], given["data_samples"]))
+    with foreign_errors(adapter, model):
+        given = model.data_preprocessor(adapter.prepare(batch))
+        found = adapter.detections(model.predict(given["inputs"], given["data_samples"]))
     frames = zip(batch["data_samples"], found, strict=True)
     return [_on_host(sample, frame.boxes, frame.scores, frame.labels) for sample, frame in frames]
 

@@ -4,7 +4,7 @@ from .adapters import BEVFormerAdapter, DETR3DAdapter, ExpertAdapter
 from .detections import Detections
 from .foreign import DetectorAdapter, MonocularAdapter, MultiViewAdapter
 from .frame import BEVReading, CameraReading, ExpertFrame
-from .tapped import TappedExpert, build_adapter
+from .tapped import TappedExpert, adapter_of, build_adapter
 
 __all__ = [
     "BEVFormerAdapter",
@@ -18,5 +18,6 @@ __all__ = [
     "MonocularAdapter",
     "MultiViewAdapter",
     "TappedExpert",
+    "adapter_of",
     "build_adapter",
 ]

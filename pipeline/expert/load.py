@@ -15,7 +15,7 @@ from pipeline.models.fold import fold_batchnorm
 from pipeline.models.load import load_detector
 from store_schema.manifest import normalised
 
-from .tapped import TappedExpert, build_adapter
+from .tapped import TappedExpert, adapter_of
 
 
 def load_expert(
@@ -34,7 +34,7 @@ def load_expert(
     model = load_detector(cfg, checkpoint, seed)
     if isinstance(model, MultiCameraDetector):  # of other detectors it is not known in which order their layers run
         fold_batchnorm(model)
-    return TappedExpert(model, build_adapter(cfg), num_queries, autocast)
+    return TappedExpert(model, adapter_of(cfg, model), num_queries, autocast)
 
 
 def identity(cfg: Config, checkpoint: Path | None) -> dict[str, str | None]:

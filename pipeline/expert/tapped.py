@@ -11,8 +11,10 @@ from mmengine.config import Config
 from torch import nn
 
 from pipeline.errors import FD3DError
+from pipeline.models.detector import MultiCameraDetector
 
 from .adapters import ExpertAdapter, Seen, submodule
+from .declared import check_declared, foreign_errors
 from .frame import ExpertFrame
 
 _DTYPES = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,6 +36,17 @@ def build_adapter(cfg: Config) -> ExpertAdapter:
         return TASK_UTILS.build(settings)
     except (KeyError, TypeError) as error:
         raise FD3DError(f"the adapter of config {cfg.filename} cannot be built: {error}") from error
+
+
+def adapter_of(cfg: Config, model: nn.Module) -> ExpertAdapter:
+    """The adapter that a detector config names, which does not contradict the detector.
+
+    Raises:
+        FD3DError: as of :func:`build_adapter` and :func:`~pipeline.expert.declared.check_declared`.
+    """
+    adapter = build_adapter(cfg)
+    check_declared(adapter, model, cfg)
+    return adapter
 
 
 class TappedExpert:
@@ -79,13 +92,17 @@ class TappedExpert:
             for hook in hooks:
                 hook.remove()
 
+    def _errors(self) -> AbstractContextManager[None]:
+        own = isinstance(self.model, MultiCameraDetector)
+        return nullcontext() if own else foreign_errors(self.adapter, self.model)
+
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
     @torch.no_grad()
     def advance(self, batch: dict[str, Any]) -> None:
         """One streamed step of which only the history is wanted: detectors that have ``stream`` detect nothing."""
-        with self._precision():
+        with self._errors(), self._precision():
             batch = self.model.data_preprocessor(self.adapter.prepare(batch))
             if hasattr(self.model, "stream"):
                 self.model.stream(batch["inputs"]["img"], batch["data_samples"])
@@ -97,12 +114,13 @@ class TappedExpert:
         """One streamed step: a collated batch of the next frame of B different scenes.
 
         Raises:
-            FD3DError: a tapped module did not run.
+            FD3DError: a tapped module did not run, or a detector of another project does not fit its adapter.
         """
-        with self.tapped() as seen, self._precision():
-            batch = self.model.data_preprocessor(self.adapter.prepare(batch))
-            samples = self.model.predict(batch["inputs"], batch["data_samples"])
-        idle = [name for name in self.modules if name not in seen]
-        if idle:
-            raise FD3DError(f"the expert's tap '{idle[0]}' saw nothing; does its module run in prediction?")
-        return self.adapter.read(self.model, seen, samples, self.num_queries), samples
+        with self._errors():
+            with self.tapped() as seen, self._precision():
+                batch = self.model.data_preprocessor(self.adapter.prepare(batch))
+                samples = self.model.predict(batch["inputs"], batch["data_samples"])
+            idle = [name for name in self.modules if name not in seen]
+            if idle:
+                raise FD3DError(f"the expert's tap '{idle[0]}' saw nothing; does its module run in prediction?")
+            return self.adapter.read(self.model, seen, samples, self.num_queries), samples

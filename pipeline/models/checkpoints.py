@@ -252,7 +252,7 @@ def convert_checkpoint(
         the meta written: source, source_sha256, config, boxes, classes, shift_current, shift_told_by, backbone, left_out.
 
     Raises:
-        FD3DError: the file does not fit or contradicts the config, was converted before, has other classes, does not tell a
+        FD3DError: the config's detector is of another project, the file does not fit or contradicts the config, was converted before, has other classes, does not tell a
             convention that is left to its notes, or is ``out`` itself.
     """
     if boxes not in BOXES:
@@ -262,6 +262,13 @@ def convert_checkpoint(
     if out.exists() and source.exists() and out.samefile(source):
         raise FD3DError(f"{out} is the checkpoint itself; give another file to write")
     found = read_checkpoint(source)
+    cfg = load_config(config)
+    model = build_detector(cfg)
+    if not isinstance(getattr(model, "pts_bbox_head", None), QueryHead):
+        raise FD3DError(
+            f"{type(model).__name__} of {config} is none of this project's detectors, so nothing is converted; use the checkpoint as it is, and "
+            "declare its classes and boxes in the config's adapter"
+        )
     told, witness = box_convention(found.meta)
     if witness == CONVERTER or found.training:
         raise FD3DError(f"checkpoint {source} is in this project's conventions already; use it as it is")
@@ -278,8 +285,6 @@ def convert_checkpoint(
     order = class_rows(
         *((told_classes(found.meta), f"checkpoint {source}") if classes is None else (classes, "--classes"))
     )
-    cfg = load_config(config)
-    model = build_detector(cfg)
     _check_fit(model, found, source)
     meta = {
         "converted_by": CONVERTER,

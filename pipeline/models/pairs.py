@@ -70,6 +70,11 @@ def planned_student(plan: StudentPlan, expert: Path, weights: Path | None = None
         "levels": [one.model.get("img_neck", {}).get("num_outs") for one in configs],
         "layers": [decoder.get("num_layers")],  # only the expert's are read
     }
+    ours, theirs = sizes["levels"]
+    if plan.levels is None and ours and theirs and ours < theirs:
+        raise FD3DError(
+            f"{plan.section}.levels is null for all, but the student {plan.config} has {ours} of the expert's {theirs} levels; set it to {list(range(ours))}"
+        )
     for name, counts in sizes.items():
         numbers, count = getattr(plan, name), min((count for count in counts if count), default=None)
         if numbers is not None and count is not None and max(numbers) >= count:

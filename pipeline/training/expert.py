@@ -7,6 +7,8 @@ from typing import Any
 
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
+from pipeline.expert.adapted import trainable_model
+from pipeline.expert.maps import check_foreign
 from pipeline.files import write_atomically
 from pipeline.models.build import build_detector, load_config, write_config
 from pipeline.models.checkpoints import convert_checkpoint, load_checkpoint
@@ -49,7 +51,8 @@ def take_or_train(
         facts on the training, also in ``train.json`` beside ``out``.
 
     Raises:
-        FD3DError: a config cannot be read or is made for another number of cameras, the checkpoint does not fit, or a loss is not finite.
+        FD3DError: a config cannot be read or is made for another number of cameras, the checkpoint does not fit, an expert of another
+            project does not fit its adapter or the student, or a loss is not finite.
     """
     cfg = load_config(config)
     if source.index.is_file():
@@ -64,7 +67,7 @@ def take_or_train(
     check_frozen(planned, given, student_init.setting, student_init.checkpoint)
     if checkpoint is None:
         shared: Any = dict(init=init, validation=validation, restart=restart)
-        return finish(out, train(cfg, cfg.model, source, out, run, **shared))
+        return finish(out, train(cfg, trainable_model(cfg, source), source, out, run, **shared))
     if told:
         notes = convert_checkpoint(checkpoint, out, config, boxes or "auto", classes)
         planned_student(student, config, out)
@@ -72,6 +75,8 @@ def take_or_train(
         facts = {"checkpoint": str(checkpoint)} | {name: notes[name] for name in ("boxes", "classes")}
     else:
         found = load_checkpoint(build_detector(cfg), checkpoint, cfg.get("adapter"))
+        if source.index.is_file():
+            check_foreign(cfg, checkpoint, source, student)
         with open(checkpoint, "rb") as source_file:
             write_atomically(out, partial(shutil.copyfileobj, source_file), binary=True)
         write_config(cfg, out.with_name("config.py"))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.source import FrameSource
+from pipeline.expert.adapted import trainable_model
 from pipeline.models.build import load_config
 from pipeline.training.run import finish, train
 from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings, Validation, read_schedule
@@ -39,5 +40,5 @@ def train_plain(
     read_schedule(cfg)  # names what a file that is no detector's config lacks
     inheritance = Inheritance(expert, inherit) if expert is not None and inherit else None
     shared: Any = dict(init=init, inheritance=inheritance, validation=validation, restart=restart)
-    facts = train(cfg, cfg.model, source, out, run, **shared)
+    facts = train(cfg, trainable_model(cfg, source), source, out, run, **shared)
     return finish(out, facts | {"method": "plain"})

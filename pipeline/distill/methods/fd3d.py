@@ -49,7 +49,7 @@ class FocalDistiller(Distiller):
         stored = FocalRule(**self.manifest["focal"]).of_store(self.schema.layout)
         stored.check_covers(self.settings.rule)
         self._check_reanchoring(stored)
-        self.head = self._trainable_head(kwargs["student"]["pts_bbox_head"])
+        self.head = self._trainable_head(kwargs["student"].get("pts_bbox_head"))
         if self.settings.areas != "queries" and self.schema.layout != "dense":
             raise FD3DError(
                 f"distill.areas is {self.settings.areas}, but store {self.store} includes the cells around the expert's queries "
@@ -111,7 +111,7 @@ class FocalDistiller(Distiller):
         for generator in generators:
             start_at_zero(generator[-1])
 
-    def _trainable_head(self, student_head: dict[str, Any]) -> DistillationHead | None:
+    def _trainable_head(self, student_head: dict[str, Any] | None) -> DistillationHead | None:
         """The head of the setting ``head: trainable``.
 
         Raises:
@@ -124,6 +124,8 @@ class FocalDistiller(Distiller):
                 f"distill.head is trainable, but store {self.store} includes no whole BEV map; dump one of a BEVFormer with "
                 "dump.layout: dense, or set head to frozen"
             )
+        if self.adapted or student_head is None:
+            raise FD3DError("distill.head is trainable, which is for students of this project; set head to frozen")
         return DistillationHead(student_head, self.schema.bev, self.settings.rule.num_queries)
 
     def _what_queries_read(self, student_has_bev: bool) -> str:
@@ -135,6 +137,8 @@ class FocalDistiller(Distiller):
         if self.settings.w_fine and self.head is not None:
             return "bev"
         if not self.settings.w_fine or (self.schema.reading == "bev" and not student_has_bev):
+            return "none"
+        if self.schema.reading == "cameras" and not self.levels:
             return "none"
         if self.schema.reading == "cameras" and len(self.levels) < len(self.schema.pv):
             raise FD3DError(
