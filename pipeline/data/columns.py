@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.can_bus import EgoStates
-from pipeline.data.geometry import arctan2_of, invert, move_boxes, product, transform
-from pipeline.data.tables import LIDAR, Chain, FrameTables, lidar_turn
+from pipeline.data.geometry import arctan2_of, invert, lidar_turn, move_boxes, product, transform
+from pipeline.data.tables import LIDAR, Chain, FrameTables
 from pipeline.errors import FD3DError
 
 _MAX_GAP = 1.5  # seconds between key frames, above which the devkit gives a box no velocity
