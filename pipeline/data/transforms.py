@@ -21,9 +21,6 @@ from pipeline.data.pixels import AS_RECORDED, halved, resized
 from pipeline.errors import FD3DError
 
 Item = dict[str, Any]
-AS_RECORDED = (
-    cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-)  # the calibration is that of the sensor's rows and columns
 
 
 @TRANSFORMS.register_module()

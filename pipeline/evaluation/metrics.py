@@ -133,9 +133,9 @@ class _SplitEval(DetectionEval):
                 continue
             if not isinstance(records, list):
                 raise FD3DError(f"{submission} has {records!r:.40} for sample {token}; it must be a list of boxes")
-            if odd := [r for r in records if not isinstance(r, dict) or r.get("sample_token", token) != token]:
+            if strange := [r for r in records if not isinstance(r, dict) or r.get("sample_token", token) != token]:
                 raise FD3DError(
-                    f"{submission} has, for sample {token}, the box {odd[0]!r:.80}; it is no box of this sample"
+                    f"{submission} has {strange[0]!r:.80} for sample {token}, which is no box of this sample"
                 )
             if len(records) > self.cfg.max_boxes_per_sample:
                 raise FD3DError(

@@ -10,10 +10,10 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.data.pixels import AS_RECORDED
 from pipeline.data import CAMERAS
 from pipeline.data.geometry import lidar2img
 from pipeline.data.index import Frame
+from pipeline.data.pixels import AS_RECORDED
 from pipeline.errors import FD3DError
 
 matplotlib.use("Agg")

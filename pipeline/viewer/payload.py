@@ -8,10 +8,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.data.pixels import AS_RECORDED
 from pipeline.data import CLASSES
 from pipeline.data.geometry import lidar2img
 from pipeline.data.index import Frame
+from pipeline.data.pixels import AS_RECORDED
 from pipeline.errors import FD3DError
 from pipeline.report.figures import camera_grid, jpeg
 from pipeline.viewer.colours import FeatureScales
