@@ -126,7 +126,7 @@ def test_projections_are_those_of_brute_force(world: Path, tmp_path: Path, sizes
     frame = index[1]
     assert frame.image_sizes.tolist() == [list(size) for size in sizes]
     # what a detector gets: images of half the size, padded
-    steps = [LoadMultiViewImages(scale=0.5), PackFrames()]
+    steps: list[Any] = [LoadMultiViewImages(scale=0.5), PackFrames()]
     item = FrameDataset(root / "index.npz", root, "all", steps, test_mode=True)[1]
     (meta,) = item["data_samples"].frames
     padded = item["inputs"]["img"].shape[-2:]

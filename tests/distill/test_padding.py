@@ -27,7 +27,7 @@ OWN = own_cells(VIEWS, (8, 8), IMAGE).flatten(0, 1)[:, None]
 def context(student: Tensor, expert: Tensor, own: Tensor | None) -> Tensor:
     torch.manual_seed(0)
     block = GlobalContext(4)
-    torch.nn.init.ones_(block.add[-1].weight)  # away from the identity
+    torch.nn.init.ones_(list(block.add.parameters())[-2])  # away from the identity
     made = block(student, own)
     return (made if own is None else made * own).sum()
 
