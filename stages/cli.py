@@ -18,6 +18,7 @@ from stages.evaluate import evaluate
 from stages.evidence import evidence
 from stages.expert import expert
 from stages.export import export
+from stages.home import at_home
 from stages.index import index
 from stages.inspect import inspect
 from stages.plan import plan
@@ -36,7 +37,7 @@ app = typer.Typer(
     name="fd3d", help="FD3D as an offline two-stage pipeline.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 for command in (*STAGES, *TOOLS):
-    app.command(help=command.__doc__)(stoppable(command))
+    app.command(help=command.__doc__)(stoppable(at_home(command)))
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ def index(
         profile = read_profile(params)
         profile.check_checkpoints()
         root, version, out = root or profile.data.root, version or profile.data.version, out or profile.data.index
+    from pipeline.data.devkit import open_truth
     from pipeline.data.index import build_index
     from pipeline.data.rig import Rig
     from pipeline.data.source import check_boxes
@@ -41,6 +42,7 @@ def index(
         profile.data.check_splits(made.splits)
         named = {"data.train": profile.data.train, "data.val": profile.data.val}
         check_boxes({key: (split, made.boxes_of(made.select(split))[1]) for key, split in named.items()})
+        open_truth(root, version, made.splits.get(profile.data.val, made.scenes), made)
     print(
         f"{out}: {len(made)} frames in {len(made.scenes)} scenes, splits {', '.join(made.splits)}, sha256 {made.sha256[:12]}"
     )

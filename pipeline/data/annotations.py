@@ -14,9 +14,22 @@ LEVELS = {"v0-40": 1, "v40-60": 2, "v60-80": 3, "v80-100": 4}
 
 def points_of(row: Row) -> tuple[int, int]:
     """LiDAR and radar points of an annotation; a data set that does not count LiDAR points has one for every box, so that the
-    box counts."""
+    box counts.
+
+    Raises:
+        TypeError, ValueError, OverflowError: a value is no number.
+    """
+    return (1 if uncounted(row) else int(row["num_lidar_pts"])), max(int(row.get("num_radar_pts") or 0), 0)
+
+
+def uncounted(row: Row) -> bool:
+    """Whether the LiDAR points of an annotation were not counted: the value is missing, below 0, or NaN.
+
+    Raises:
+        TypeError: the value is no number.
+    """
     lidar = row.get("num_lidar_pts")
-    return (1 if lidar is None else lidar), row.get("num_radar_pts") or 0
+    return lidar is None or not lidar >= 0
 
 
 def visibility_of(row: Row, names: Mapping[str, str]) -> int:
@@ -36,6 +49,8 @@ def attributes_of(row: Row) -> list[str]:
         FD3DError: there are several.
     """
     tokens = row.get("attribute_tokens") or []
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise FD3DError(f"attribute_tokens of annotation {row['token']} is {tokens!r:.60}; it must be a list of tokens")
     if len(tokens) > 1:
         raise FD3DError(
             f"annotation {row['token']} has {len(tokens)} attributes; the devkit's evaluation takes one at most, keep one in sample_annotation.json"
@@ -70,9 +85,13 @@ class Annotations:
             levels: as of :func:`visibility_of`.
 
         Raises:
-            FD3DError: the row has several attributes.
+            FD3DError: the row has several attributes, or another number of numbers.
         """
         attributes_of(row)
+        if tuple(len(row[name]) for name in ("translation", "size", "rotation")) != (3, 3, 4):
+            raise FD3DError(
+                f"annotation {row['token']} must have 3 numbers of translation, 3 of size and 4 of rotation"
+            )
         self.frame.append(frame)
         self.label.append(label)
         self.tokens += row["token"], row["prev"], row["next"]

@@ -1,13 +1,15 @@
 """Columns of the frame index, scene by scene: geometry, ego motion and annotated boxes of key frames."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from pipeline.data.can_bus import EgoStates
-from pipeline.data.geometry import arctan2_of, invert, move_boxes, product, transform
-from pipeline.data.tables import LIDAR, Chain, FrameTables, lidar_turn
+from pipeline.data.geometry import arctan2_of, invert, lidar_turn, move_boxes, product, transform
+from pipeline.data.tables import LIDAR, Chain, FrameTables
 from pipeline.errors import FD3DError
 
 _MAX_GAP = 1.5  # seconds between key frames, above which the devkit gives a box no velocity
@@ -20,7 +22,8 @@ def scene_columns(tables: FrameTables, chain: Chain, states: EgoStates, root: Pa
         root: folder that image paths start from.
 
     Raises:
-        FD3DError: a pose or a calibration is no number, or an annotation's neighbour is missing.
+        FD3DError: a pose or a calibration is no number, an annotation's neighbour is missing, or an image has another size than the
+            tables say.
     """
     rows = chain.rows(tables.complete)
     count, before = len(rows), int(tables.complete[: chain.start].sum())
@@ -33,6 +36,7 @@ def scene_columns(tables: FrameTables, chain: Chain, states: EgoStates, root: Pa
     bad = np.flatnonzero(~np.isfinite(lidar2cam).all((1, 2, 3)))
     if len(bad):
         raise FD3DError(f"poses or calibrations of sample {tables.tokens[rows[bad[0]]]} are no rigid motions")
+    _check_images(tables, int(rows[0]), root)
     order = before + np.arange(count)
     return {
         "token": np.array([tables.tokens[row] for row in rows], dtype=np.bytes_),
@@ -54,6 +58,29 @@ def scene_columns(tables: FrameTables, chain: Chain, states: EgoStates, root: Pa
         "can_bus": states.of(chain.name, tables.timestamps[rows], to_global[:, LIDAR], poses[:, LIDAR, 3], turns),
         **_boxes(tables, chain, invert(lidar2global)),
     }
+
+
+def _check_images(tables: FrameTables, row: int, root: Path) -> None:
+    """Compare the images of a frame with the sizes in the tables; only the files' heads are read.
+
+    Raises:
+        FD3DError: an image has another size.
+    """
+    for name, size in zip(tables.files[row], tables.sizes[row].tolist(), strict=True):
+        path = root / name
+        if not path.is_file():
+            continue
+        try:
+            with Image.open(path) as image:
+                columns, rows = image.size
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            tables.tell(f"image {path} cannot be read ({error!r:.60}); frames that need it will fail")
+            continue
+        if [rows, columns] != size:
+            raise FD3DError(
+                f"image {path} has {rows}x{columns} pixels (rows x columns), sample_data.json says {size[0]}x{size[1]}; calibration and images "
+                "must be of one size"
+            )
 
 
 def _file_bytes(path: str) -> int:
@@ -88,6 +115,9 @@ def _velocities(found: dict[str, np.ndarray], times: np.ndarray) -> np.ndarray:
     """Velocities (n, 2) in the global frame, by differences to the annotations before and after, as the devkit estimates
     them; NaN where an annotation stands alone or its neighbours are too far in time."""
     row_of = {token: row for row, token in enumerate(found["token"].tolist())}
+    if len(row_of) < len(times):
+        token, count = Counter(found["token"].tolist()).most_common(1)[0]
+        raise FD3DError(f"sample_annotation.json has annotation {token.decode()} {count} times; keep one")
     here = np.arange(len(times))
     neighbours, there = {}, {}
     for side in ("prev", "next"):

@@ -1,15 +1,21 @@
 """The devkit's tables of some scenes, as its evaluation needs them."""
 
+import io
 from collections.abc import Callable, Collection, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nuscenes.eval.common.data_classes import EvalBoxes
+from nuscenes.eval.common.loaders import load_gt_of_sample_tokens
 from nuscenes.eval.detection.constants import ATTRIBUTE_NAMES
+from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.nuscenes import NuScenes
 
 from pipeline.data.annotations import attributes_of, points_of, possible
 from pipeline.data.categories import Categories
+from pipeline.data.index import FrameIndex
 from pipeline.data.json_stream import rows_of
 from pipeline.data.tables import table_folder
 from pipeline.errors import FD3DError
@@ -27,6 +33,8 @@ TABLES = (
     "sensor",
 )
 """Tables that the evaluation needs."""
+_FAULTS = (OSError, AssertionError, LookupError, TypeError, ValueError, OverflowError, AttributeError)
+"""What the devkit raises for rows that cannot be."""
 _UNREAD = ("log", "map", "visibility")  # no metric depends on these, nor on the maps that the devkit would look for
 
 
@@ -67,7 +75,7 @@ class _SceneTables(NuScenes):
         if name == "sensor":
             channels = [row["channel"] for row in rows_of(self._folder / "sensor.json")]
             named = "LIDAR_TOP" if "LIDAR_TOP" in channels else self._reference
-            return lambda row: row | {"channel": "LIDAR_TOP"} if row["channel"] == named else row
+            return lambda row: {"modality": ""} | row | ({"channel": "LIDAR_TOP"} if row["channel"] == named else {})
         if name == "attribute":
             return lambda row: row if row["name"] in ATTRIBUTE_NAMES else row | {"name": ""}
         if name == "sample_annotation":
@@ -131,5 +139,37 @@ def open_scenes(
     folder = table_folder(root, version)
     try:
         return _SceneTables(folder, scenes, Categories(classes or {}), reference)
-    except (OSError, AssertionError, KeyError, ValueError) as error:
-        raise FD3DError(f"the tables in {folder} cannot be read: {error}") from error
+    except FD3DError:
+        raise
+    except _FAULTS as error:
+        raise FD3DError(
+            f"the devkit cannot read the tables in {folder}: {type(error).__name__}: {error}; copy the tables again"
+        ) from error
+
+
+def open_truth(
+    root: str | Path, version: str, scenes: Collection[str], index: FrameIndex | None = None
+) -> tuple[NuScenes, EvalBoxes]:
+    """The devkit's tables of some scenes, and the annotated boxes of their frames as the devkit takes them.
+
+    Args:
+        scenes: names.
+        index: index whose frames and classes count; None is every frame and nuScenes' classes.
+
+    Raises:
+        FD3DError: as of :func:`open_scenes`; or index and tables have other frames.
+    """
+    options = () if index is None else (index.classes, index.pose_sensor)
+    nusc = open_scenes(root, version, scenes, *options)
+    frames = [sample["token"] for sample in nusc.sample if index is None or index.has(sample["token"])]
+    if index is not None and len(frames) != (wanted := sum(len(index.scenes[name]) for name in scenes)):
+        raise FD3DError(
+            f"index {index.path} has {wanted} frames of {len(scenes)} scenes, of which sample.json has {len(frames)}; make the index again"
+        )
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        try:
+            return nusc, load_gt_of_sample_tokens(nusc, frames, DetectionBox)
+        except _FAULTS as error:
+            raise FD3DError(
+                f"the devkit cannot read the annotations in {nusc.table_root}: {type(error).__name__}: {error}; copy the tables again"
+            ) from error

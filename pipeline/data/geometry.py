@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 # pi / 2 in two parts, of which multiples of the first are exact
 _QUARTER, _QUARTER_REST = 1.57079632673412561417, 6.07710050650619224932e-11
+_MAX_TURN = 10.0  # degrees, up to which a LiDAR that looks along the car's y axis counts as nuScenes', whose x axis is to the right
 
 
 def cos_sin(angle: float) -> tuple[float, float]:
@@ -123,6 +124,13 @@ def lidar2img(intrinsics: np.ndarray, lidar2cam: np.ndarray, scale: float = 1.0)
 def yaw_of(matrix: np.ndarray) -> float:
     """Heading of a frame's x axis about z, radians."""
     return arctan2(float(matrix[1, 0]), float(matrix[0, 0]))
+
+
+def lidar_turn(mount: np.ndarray) -> float:
+    """Radians by which a LiDAR (mount (4, 4), to the ego frame) is turned against nuScenes', whose x axis is to the right; 0
+    up to a small angle of mounting, which official checkpoints have learned with."""
+    turn = math.remainder(yaw_of(mount) + math.pi / 2, 2 * math.pi)
+    return turn if abs(math.degrees(turn)) > _MAX_TURN else 0.0
 
 
 def move_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:

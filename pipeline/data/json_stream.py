@@ -78,6 +78,15 @@ class JSONStream:
             elif self._expect(",]") == "]":
                 return
 
+    def end(self) -> None:
+        """Refuse anything but white space after the last value.
+
+        Raises:
+            ValueError: there is more.
+        """
+        if more := self._peek():
+            raise ValueError(f"{more} stands behind the end")
+
     def members(self) -> Iterator[str]:
         """Keys of an object; after each the caller must read the key's value from this stream.
 
@@ -103,4 +112,6 @@ def rows_of(path: Path) -> Iterator[Any]:
         OSError, ValueError: the file is missing or damaged.
     """
     with open(path, encoding="utf-8-sig") as file:  # Windows tools begin a file with a mark
-        yield from JSONStream(file).items()
+        stream = JSONStream(file)
+        yield from stream.items()
+        stream.end()

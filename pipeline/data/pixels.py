@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+AS_RECORDED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+"""How images are decoded: in the sensor's own rows and columns, which the calibration is of, whatever a file's Exif says."""
 STEPS = 128
 """Steps of a level of the 0..255 scale: 255 levels are 32640, the largest int16 is 32767."""
 

@@ -35,6 +35,8 @@ class Rig:
         channels = [row["channel"] for row in sensors]
         known = [row["channel"] for row in sensors if row["channel"] in CAMERAS or row.get("modality") == "camera"]
         known = sorted(set(known), key=lambda name: (CAMERAS.index(name) if name in CAMERAS else len(CAMERAS), name))
+        if not known:
+            raise FD3DError(f"{folder}/sensor.json has no sensor with modality 'camera'; give cameras this modality")
         cameras = tuple(self.cameras or known)
         for name in cameras:
             if name not in known:

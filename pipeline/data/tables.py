@@ -1,6 +1,5 @@
 """Tables of a nuScenes-format data set, row by row with only the columns that are needed."""
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.data import CLASSES
-from pipeline.data.annotations import Annotations
+from pipeline.data.annotations import Annotations, uncounted
 from pipeline.data.categories import Categories
-from pipeline.data.geometry import transform, yaw_of
+from pipeline.data.checks import check_intrinsic, check_mounts, check_sizes, check_times, numbers, text
+from pipeline.data.geometry import transform
 from pipeline.data.json_stream import rows_of
 from pipeline.data.rig import EGO, Rig
 from pipeline.errors import FD3DError
@@ -24,8 +24,6 @@ LIDAR = -1
 Tell = Callable[[str], object]
 """Callback that takes a line on what of the data set does not count."""
 _BLOCK = 20_000  # rows of annotations that are held as Python objects
-_MAX_TILT = 20.0  # degrees between the LiDAR's and the car's z axes
-_MAX_TURN = 10.0  # degrees, up to which a LiDAR that looks along the car's y axis counts as nuScenes', whose x axis is to the right
 
 
 def table_folder(root: str | Path, version: str) -> Path:
@@ -93,8 +91,7 @@ class FrameTables:
         self._read_samples()
         self._read_sensor_data(rig)
         self._check_complete(skip_incomplete)
-        self._check_times()
-        self._check_mounts()
+        self._check_columns()
         self._read_poses()
         self.annotations, self.counts = self._read_annotations()
         found = self.annotations
@@ -109,35 +106,49 @@ class FrameTables:
             yield rows_of(path)
         except FD3DError:
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise FD3DError(f"the tables in {self.folder} cannot be read: {path.name}: {reason}") from error
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise FD3DError(f"the tables in {self.folder} do not fit each other: {path.name}: {error!r}") from error
 
     def _read_samples(self) -> None:
         with self._table("scene") as rows:
-            scenes = sorted(rows, key=lambda row: (row["name"], row["token"]))
+            scenes = sorted((text(row, "name"), text(row, "token"), row["first_sample_token"]) for row in rows)
+        samples: dict[str, tuple[int, str, str]] = {}
+        self.chains: list[Chain] = []
+        self.tokens: list[str] = []
         with self._table("sample") as rows:
-            samples = {row["token"]: (row["timestamp"], row["next"]) for row in rows}
-            self.chains: list[Chain] = []
-            self.tokens: list[str] = []
-            for scene in scenes:
-                start, token = len(self.tokens), scene["first_sample_token"]
+            for row in rows:
+                if text(row, "token") in samples:
+                    raise FD3DError(f"{self.folder}/sample.json has sample {row['token']} twice; remove one")
+                samples[row["token"]] = row["timestamp"], row["next"], row["scene_token"]
+            for name, scene, token in scenes:
+                start = len(self.tokens)
                 while token:
                     self.tokens.append(token)
-                    token = samples[token][1]
+                    _, after, of = samples[token]
+                    if of != scene:
+                        raise FD3DError(
+                            f"sample {token} of {self.folder} is in the chain of scene {scene} ({name}), but its scene_token is {of!r}"
+                        )
+                    token = after
                     if len(self.tokens) > len(samples):
-                        raise FD3DError(f"samples of {scene['name']} in {self.folder} follow each other in a ring")
-                self.chains.append(Chain(scene["name"], scene["token"], start, len(self.tokens)))
+                        raise FD3DError(f"samples of {name} in {self.folder} follow each other in a ring")
+                self.chains.append(Chain(name, scene, start, len(self.tokens)))
             self.times = np.array([samples[token][0] for token in self.tokens], dtype=np.int64)
+        if not self.tokens:
+            raise FD3DError(f"{self.folder} has no frames: no scene of scene.json has a sample")
+        if lost := sorted(samples.keys() - set(self.tokens)):
+            self.tell(f"{len(lost)} samples are in no scene's chain from first_sample_token by next, first {lost[0]}")
         self._number = {token: number for number, token in enumerate(self.tokens)}
 
     def _read_sensor_data(self, rig: Rig) -> None:
         with self._table("sensor") as rows:
             sensors = list(rows)
-        channels = {row["token"]: row["channel"] for row in sensors}
-        optical, ignored = {row["channel"] for row in sensors if row.get("modality") == "camera"}, Counter[str]()
+            channels = {row["token"]: text(row, "channel") for row in sensors}
+            optical = {row["channel"] for row in sensors if row.get("modality") == "camera"}
+        ignored = Counter[str]()
         self.cameras, reference = rig.found(sensors, self.folder)
         self.channels = (*self.cameras, reference)
         views = len(self.cameras)
@@ -145,9 +156,12 @@ class FrameTables:
             mounts = list(rows)
             names = [channels[mount["sensor_token"]] for mount in mounts]
             columns_of = [[i for i, known in enumerate(self.channels) if known == name] for name in names]
-            self.mounts = transform([m["translation"] for m in mounts], [m["rotation"] for m in mounts])
-            self.intrinsics = np.array([m["camera_intrinsic"] or np.zeros((3, 3)) for m in mounts], dtype=np.float64)
-        number_of = {mount["token"]: number for number, mount in enumerate(mounts)}
+            turns = np.reshape([numbers(mount, "rotation", 4) for mount in mounts], (-1, 4))
+            self.mounts = transform([numbers(mount, "translation", 3) for mount in mounts], turns)
+            blank = np.zeros((3, 3))
+            known = [numbers(m, "camera_intrinsic", 3, 3) if m.get("camera_intrinsic") else blank for m in mounts]
+            self.intrinsics = np.array(known, dtype=np.float64)
+            number_of = {mount["token"]: number for number, mount in enumerate(mounts)}
         shape = (len(self.tokens), views + 1)
         self.sensors, self._pose_rows = np.full(shape, -1, dtype=np.int32), np.full(shape, -1, dtype=np.int32)
         self.sizes = np.zeros((*shape[:1], views, 2), dtype=np.int32)
@@ -163,12 +177,16 @@ class FrameTables:
                 if not (columns := columns_of[mount]):
                     ignored[names[mount]] += 1
                     continue
+                if self.sensors[frame, columns[0]] >= 0:
+                    raise FD3DError(
+                        f"{self.folder}/sample_data.json has two key frames of {names[mount]} for sample {row['sample_token']}; keep one"
+                    )
                 pose = self._pose_tokens.setdefault(row["ego_pose_token"], len(self._pose_tokens))
                 self.sensors[frame, columns], self._pose_rows[frame, columns] = mount, pose
                 if columns[-1] == views or (reference == EGO and columns[0] == 0):
                     self.timestamps[frame] = row["timestamp"]
                 if columns[0] < views:
-                    self.files[frame, columns[0]] = row["filename"]
+                    self.files[frame, columns[0]] = text(row, "filename")
                     self.sizes[frame, columns[0]] = row["height"], row["width"]
         if reference == EGO:
             self.mounts = np.concatenate([self.mounts, np.eye(4)[None]])
@@ -198,39 +216,22 @@ class FrameTables:
     def _scene_of(self, frame: int) -> str:
         return next(chain.name for chain in self.chains if chain.start <= frame < chain.stop)
 
-    def _check_times(self) -> None:
-        """Refuse times that stand still or go back, by which speeds would be divided."""
+    def _check_columns(self) -> None:
+        """Refuse times, image sizes and calibrations of complete frames that cannot be."""
         for chain in self.chains:
             rows = chain.rows(self.complete)
-            for table, times in (("sample", self.times[rows]), ("sample_data", self.timestamps[rows])):
-                if len(wrong := np.flatnonzero(np.diff(times) <= 0)):
-                    first, second = rows[wrong[0]], rows[wrong[0] + 1]
-                    raise FD3DError(
-                        f"{self.folder.name}/{table}.json has timestamp {times[wrong[0]]} for sample {self.tokens[first]} of {chain.name} and "
-                        f"{times[wrong[0] + 1]} for the next, {self.tokens[second]}; times of a scene's frames must increase ({len(wrong)} do not)"
-                    )
-
-    def _check_mounts(self) -> None:
-        """Refuse cameras without intrinsics and tilted LiDARs; tell of LiDARs whose axes are not nuScenes'."""
-        sensors, intrinsics = self.sensors[self.complete], self.intrinsics
-        usable = np.isfinite(intrinsics).all((1, 2)) & (intrinsics[:, [0, 1], [0, 1]] > 0).all(1)
-        for frame, channel in np.argwhere(~usable[sensors[:, :LIDAR]])[:1]:
-            token = np.array(self.tokens)[self.complete][frame]
-            raise FD3DError(
-                f"{self.channels[channel]} of sample {token} has no camera_intrinsic in calibrated_sensor.json; give its 3 x 3 matrix in pixels"
-            )
-        for lidar in np.unique(sensors[:, LIDAR]):
-            tilt = math.degrees(math.acos(max(-1.0, min(1.0, self.mounts[lidar, 2, 2]))))
-            if tilt > _MAX_TILT:
-                raise FD3DError(
-                    f"{self.channels[LIDAR]}'s z axis in calibrated_sensor.json is {tilt:.0f} degrees off the car's; boxes need an upright LiDAR, turn its data"
-                )
-        turns = np.degrees([lidar_turn(self.mounts[lidar]) for lidar in np.unique(sensors[:, LIDAR])])
-        if (turns != 0).any():
-            self.tell(
-                f"{self.channels[LIDAR]} is turned by {', '.join(f'{turn:.0f}' for turn in np.unique(turns[turns != 0].round()))} degrees against nuScenes', "
-                "whose y axis looks ahead; boxes and history follow its own axes"
-            )
+            times = {"sample": self.times[rows], "sample_data": self.timestamps[rows]}
+            check_times(chain.name, [self.tokens[row] for row in rows], times, self.folder.name)
+        complete = np.flatnonzero(self.complete)
+        check_sizes(self.sizes[complete], [self.tokens[row] for row in complete], self.folder.name)
+        found = [np.unique(column, return_index=True) for column in self.sensors[complete].T]
+        cameras = dict(zip(self.cameras, found, strict=False))
+        for name, (used, first) in cameras.items():
+            for sensor, row in zip(used, first, strict=True):
+                where = f"{name} of sample {self.tokens[complete[row]]}"
+                check_intrinsic(self.intrinsics[sensor], where)
+        mounts = {name: self.mounts[used] for name, (used, _) in cameras.items()}
+        check_mounts(mounts, self.channels[LIDAR], self.mounts[found[LIDAR][0]], self.tell)
 
     def _read_poses(self) -> None:
         poses = np.full((len(self._pose_tokens), 7), np.nan)
@@ -238,7 +239,7 @@ class FrameTables:
             for row in rows:
                 number = self._pose_tokens.pop(row["token"], None)
                 if number is not None:
-                    poses[number] = *row["translation"], *row["rotation"]
+                    poses[number] = *numbers(row, "translation", 3), *numbers(row, "rotation", 4)
         if self._pose_tokens:
             raise FD3DError(f"the tables in {self.folder} have no ego pose {next(iter(self._pose_tokens))}")
         self.poses = poses[self._pose_rows]
@@ -246,7 +247,7 @@ class FrameTables:
 
     def _read_annotations(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         with self._table("category") as rows:
-            names = {row["token"]: row["name"] for row in rows}
+            names = {row["token"]: text(row, "name") for row in rows}
         self.categories.check(set(names.values()), self.folder)
         with self._table("instance") as rows:
             kinds = {row["token"]: names[row["category_token"]] for row in rows}
@@ -262,7 +263,7 @@ class FrameTables:
                 if (label := labels[category]) < 0:
                     unmapped[category] += 1
                     continue
-                pointless += row.get("num_lidar_pts") is None
+                pointless += uncounted(row)
                 block.add(frame, label, row, levels)
                 if len(block.frame) == _BLOCK:
                     blocks.append(block.columns())
@@ -313,10 +314,3 @@ class FrameTables:
                 f"none of the {mapped} boxes of {self.folder} counts: num_lidar_pts and num_radar_pts are 0, or the box cannot be; where points "
                 "were not counted, leave num_lidar_pts out of sample_annotation.json"
             )
-
-
-def lidar_turn(mount: np.ndarray) -> float:
-    """Radians by which a LiDAR (mount (4, 4), to the ego frame) is turned against nuScenes', whose x axis is to the right; 0
-    up to a small angle of mounting, which official checkpoints have learned with."""
-    turn = math.remainder(yaw_of(mount) + math.pi / 2, 2 * math.pi)
-    return turn if abs(math.degrees(turn)) > _MAX_TURN else 0.0

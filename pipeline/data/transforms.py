@@ -17,7 +17,7 @@ from mmengine.structures import InstanceData
 
 from pipeline.data.geometry import lidar2img
 from pipeline.data.index import Frame
-from pipeline.data.pixels import halved, resized
+from pipeline.data.pixels import AS_RECORDED, halved, resized
 from pipeline.errors import FD3DError
 
 Item = dict[str, Any]
@@ -67,7 +67,7 @@ class LoadMultiViewImages(BaseTransform):
             content = np.fromfile(path, np.uint8)
         except OSError as error:
             raise FD3DError(f"image {path} cannot be read: {error.strerror}; is the data root complete?") from error
-        image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+        image = cv2.imdecode(content, AS_RECORDED) if content.size else None
         if image is None:
             raise FD3DError(f"image {path} is truncated or no image; copy it again")
         if image.shape[:2] != tuple(size):

@@ -42,7 +42,7 @@ def object_cells(
     return masks
 
 
-def area_weights(masks: Tensor) -> tuple[Tensor, Tensor]:
+def area_weights(masks: Tensor, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Weights of the foreground, where every object counts alike, and of the background, which counts as one object.
 
     A foreground cell weighs one over the number of cells of the smallest object that covers it, a background cell one over the
@@ -50,11 +50,12 @@ def area_weights(masks: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         masks: bool (n, ..., H, W), a mask per object and image.
+        own: bool (..., H, W), the cells that may be background, where images differ in size; None for all.
 
     Returns:
         foreground and background (..., H, W), each zero on the other.
     """
     area = masks.sum((-2, -1), keepdim=True).clamp(min=1)
     foreground = (masks / area).amax(0) if len(masks) else masks.new_zeros(masks.shape[1:], dtype=torch.float32)
-    background = (foreground == 0).float()
+    background = ((foreground == 0) if own is None else (foreground == 0) & own).float()
     return foreground, background / background.sum((-2, -1), keepdim=True).clamp(min=1)

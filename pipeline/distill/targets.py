@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.focal.areas import bev_footprints, project_boxes, pv_spans, query_weights, trust_map
+from pipeline.models.views import own_cells
 from store_schema import StoreSchema
 
 from .cells import Cells
@@ -255,7 +256,11 @@ def _pv_trust(
         for slot, level in enumerate(levels):
             size = schema.pv[level][:2]
             if span is None:
-                maps[slot].append(torch.ones(len(schema.cameras), *size, device=device))
+                whole = torch.ones(len(schema.cameras), *size, device=device)
+                if "view_hw" in meta:  # what is outside a camera's own image is padding
+                    own = torch.as_tensor(meta["view_hw"], device=device)[None]
+                    whole = own_cells(own, size, meta["pad_hw"])[0].float()
+                maps[slot].append(whole)
                 continue
             rows, columns = pv_spans(
                 rectangles, valid, size, meta["pad_hw"], settings.rule.pv_margin, meta.get("view_hw")

@@ -12,6 +12,19 @@ from pipeline.models.views import own_cells, view_sizes
 from .base import Distiller, StudentOutputs
 from .stored import CachedFrame, dense_bev, dense_pv
 
+_NO_SHARE = -1e9
+
+
+def mean_squared(student: Tensor, expert: Tensor, own: Tensor | None) -> Tensor:
+    """Mean squared error of maps (N, C, H, W) over the cells ``own`` (N, 1, H, W), over all where None."""
+    error = (student - expert) ** 2
+    return error.mean() if own is None else (error * own).sum() / (student.shape[1] * own.sum())
+
+
+def without(feature: Tensor, own: Tensor | None) -> Tensor:
+    """Features (N, C, H, W) before a softmax over positions, so low outside ``own`` that these cells have no share."""
+    return feature if own is None else feature.masked_fill(~own, _NO_SHARE)
+
 
 class WholeMapDistiller(Distiller):
     """Distiller that adds loss_pv, summed over pyramid levels, and loss_bev, as far as both sides have the maps.
@@ -79,9 +92,10 @@ class WholeMapDistiller(Distiller):
         if self.standardise:
             expert = self.scale(name.replace("_", "/")).standardise(expert)
         aligned = self.align[name](student).float()
-        if name != "bev" and (own := self._own(int(name[3:]), data_samples, expert.device)) is not None:
-            aligned, expert = aligned * own, expert * own
-        return self.map_loss(name, aligned, expert, data_samples)
+        own = None if name == "bev" else self._own(int(name[3:]), data_samples, expert.device)
+        # only data with images of several sizes need methods that know of padding
+        options = {} if own is None else {"own": own}
+        return self.map_loss(name, aligned, expert, data_samples, **options)
 
     def _own(self, level: int, data_samples: list[Det3DDataSample], device: torch.device) -> Tensor | None:
         """Cells (B*V, 1, Hl, Wl) of the cameras' own images, where images differ in size: what is beside is padding."""
@@ -90,12 +104,20 @@ class WholeMapDistiller(Distiller):
             return None
         return own_cells(own, self.schema.pv[level][:2], metas[0]["pad_hw"]).flatten(0, 1)[:, None]
 
-    def map_loss(self, name: str, student: Tensor, expert: Tensor, data_samples: list[Det3DDataSample]) -> Tensor:
+    def map_loss(
+        self,
+        name: str,
+        student: Tensor,
+        expert: Tensor,
+        data_samples: list[Det3DDataSample],
+        own: Tensor | None = None,
+    ) -> Tensor:
         """Loss of one map, a scalar.
 
         Args:
             name: ``pv_LEVEL`` or ``bev``.
             student, expert: (N, C, H, W), N frames times cameras for a level, frames for the BEV map.
             data_samples: samples of the frames.
+            own: bool (N, 1, H, W), cells of a level that count, where images differ in size; None for all cells.
         """
         raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -52,13 +53,23 @@ class RunningMoments:
 
 
 def shard_moments(
-    rows: Iterable[dict[str, np.ndarray]], codes: Mapping[str, MapCode] | None = None
+    rows: Iterable[dict[str, np.ndarray]],
+    codes: Mapping[str, MapCode] | None = None,
+    own: Iterable[Mapping[str, np.ndarray]] = (),
 ) -> dict[str, dict[str, Any]]:
-    """Sums over a shard's rows by map, as plain values; JSON keeps every bit of them. ``codes`` by map, of coded features."""
+    """Sums over a shard's rows by map, as plain values; JSON keeps every bit of them.
+
+    Args:
+        codes: by map, of coded features.
+        own: by row and map, which of a dense map's cells count (n,): those outside a camera's own image do not. None of them
+            where images have one size.
+    """
     moments: dict[str, RunningMoments] = {}
-    for row in rows:
+    every: dict[str, np.ndarray] = {}
+    for row, counted in zip(rows, chain(own, repeat(every)), strict=False):
         for name in sorted({key.rsplit("/", 1)[0] for key in row if not key.startswith("query/")}):
             values = stored_values(row, name, codes or {})
+            values = values[counted[name]] if name in counted else values
             moments.setdefault(name, RunningMoments.zero(values.shape[-1])).add(values)
     return {name: {"count": m.count, "sum": m.sum.tolist(), "square": m.square.tolist()} for name, m in moments.items()}
 

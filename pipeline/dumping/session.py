@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from pipeline.expert.rows import (
     check_finite,
     focal_cells,
     joined_cells,
+    level_cells,
     store_row,
     stored_constants,
 )
@@ -64,10 +65,17 @@ class Job:
 
 @dataclass
 class ShardResult:
-    """Result of a shard's inference: rows by token as the writer takes them, and the coverage's counts of each frame."""
+    """Result of a shard's inference.
+
+    Attributes:
+        rows: by token, as the writer takes them.
+        counts: the coverage's counts of each frame.
+        own: of each row, the cells of dense maps that are no padding; empty where all cells count.
+    """
 
     rows: dict[str, dict[str, np.ndarray]]
     counts: list[Counts]
+    own: list[dict[str, np.ndarray]] = field(default_factory=list)
 
 
 class Session:
@@ -193,6 +201,7 @@ class Session:
         areas, around = areas_beside(frame, rule, boxes, pc_range, lidar2img)
         cells = joined_cells(frame, areas, rule, schema.layers)
         into.rows[token] = store_row(frame, cells, schema, codes)
+        into.own.append(level_cells(frame) if schema.layout == "dense" else {})
         into.counts.append(frame_coverage(frame, areas, around, cells, annotated, pc_range))
 
     def decoded(self, tokens: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -219,7 +228,7 @@ def shard_tokens(writer: ShardWriter, shard: int) -> list[str]:
 def write(writer: ShardWriter, shard: int, result: ShardResult) -> None:
     """Write a shard, with the sums over its rows in its done-marker."""
     sums = {
-        "moments": shard_moments(result.rows.values(), writer.codes),
+        "moments": shard_moments(result.rows.values(), writer.codes, result.own),
         "coverage": to_plain(join_counts(result.counts)),
     }
     writer.write(shard, result.rows, sums)

@@ -12,8 +12,7 @@ from mmengine.config import Config
 
 from pipeline.data.can_bus import EgoStates
 from pipeline.data.frames import collate, frame_pipeline
-from pipeline.data.geometry import can_bus_delta, lidar2img
-from pipeline.data.tables import lidar_turn
+from pipeline.data.geometry import can_bus_delta, lidar2img, lidar_turn
 from pipeline.errors import FD3DError
 from pipeline.evaluation.predict import batch_detector
 from pipeline.export.graph import DetectorGraph

@@ -10,12 +10,12 @@ from typing import Any
 
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.data_classes import EvalBoxes
-from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes, load_gt_of_sample_tokens
+from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes
 from nuscenes.eval.detection.data_classes import DetectionBox, DetectionMetricDataList
 from nuscenes.eval.detection.evaluate import DetectionEval
 from nuscenes.nuscenes import NuScenes
 
-from pipeline.data.devkit import TABLES, open_scenes
+from pipeline.data.devkit import TABLES, open_truth
 from pipeline.data.index import FrameIndex
 from pipeline.data.json_stream import JSONStream, rows_of
 from pipeline.data.splits import split_scenes
@@ -77,14 +77,19 @@ def evaluate(
     if scenes is not None and (unknown := sorted(set(scenes) - set(known))):
         raise FD3DError(f"split '{split}' has no scene {unknown[0]}; name scenes of the split")
     count = known if scenes is None else scenes
-    if index is None:
-        nusc = open_scenes(root, version, count)
-    else:
-        nusc = open_scenes(root, version, count, index.classes, index.pose_sensor)
+    nusc, truth = open_truth(root, version, count, index)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
-            metrics, curves = _SplitEval(nusc, submission, split, index).evaluate()
-        except (AssertionError, KeyError, TypeError) as error:  # what the devkit raises for a record that cannot be
+            metrics, curves = _SplitEval(nusc, submission, split, truth).evaluate()
+        except FD3DError:
+            raise
+        except (
+            AssertionError,
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+        ) as error:  # what the devkit raises for a record that cannot be
             raise FD3DError(f"submission {submission} cannot be evaluated: {type(error).__name__}: {error}") from error
     found = metrics.serialize()
     if work_dir is not None:
@@ -105,14 +110,12 @@ class _SplitEval(DetectionEval):
 
     Args:
         nusc: tables of the split's scenes.
-        index: index whose frames count; None is every frame.
+        truth: annotated boxes of the frames that count.
     """
 
-    def __init__(self, nusc: NuScenes, submission: Path, split: str, index: FrameIndex | None) -> None:
+    def __init__(self, nusc: NuScenes, submission: Path, split: str, truth: EvalBoxes) -> None:
         self.nusc, self.cfg, self.verbose = nusc, config_factory("detection_cvpr_2019"), False
-        wanted = [sample["token"] for sample in nusc.sample if index is None or index.has(sample["token"])]
-        self.pred_boxes = self._predictions(submission, split, wanted)
-        truth = load_gt_of_sample_tokens(nusc, wanted, DetectionBox)
+        self.pred_boxes = self._predictions(submission, split, truth.sample_tokens)
         self.gt_boxes = self._counted(truth)
         self.sample_tokens = self.gt_boxes.sample_tokens
 
@@ -128,6 +131,12 @@ class _SplitEval(DetectionEval):
             if token not in known:
                 others.append(token)
                 continue
+            if not isinstance(records, list):
+                raise FD3DError(f"{submission} has {records!r:.40} for sample {token}; it must be a list of boxes")
+            if strange := [r for r in records if not isinstance(r, dict) or r.get("sample_token", token) != token]:
+                raise FD3DError(
+                    f"{submission} has {strange[0]!r:.80} for sample {token}, which is no box of this sample"
+                )
             if len(records) > self.cfg.max_boxes_per_sample:
                 raise FD3DError(
                     f"{submission} has {len(records)} boxes for sample {token}; {self.cfg.max_boxes_per_sample} are allowed"
@@ -149,7 +158,7 @@ def _results(submission: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         FD3DError: the file is missing or no submission.
     """
     try:
-        with open(submission, encoding="utf-8") as file:
+        with open(submission, encoding="utf-8-sig") as file:
             stream = JSONStream(file)
             for key in stream.members():
                 if key != "results":
@@ -157,6 +166,7 @@ def _results(submission: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
                     continue
                 for token in stream.members():
                     yield token, stream.value()
+            stream.end()
     except (OSError, ValueError) as error:
         if isinstance(error, FD3DError):
             raise

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from pipeline.data.devkit import open_truth
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
@@ -60,13 +61,15 @@ def check_evaluation(source: FrameSource, version: str, out: Path, metrics: Path
             f"index {source.index} was made from {index.version}, but the tables to evaluate on are {version}; make it again with 'fd3d index'"
         )
     boxes, counted = index.boxes_of(index.select(source.split))
-    evaluated_scenes(source.root, version, source.split)
+    scenes = evaluated_scenes(source.root, version, source.split)
     if boxes and not counted:
         raise FD3DError(
             f"none of the {boxes} boxes of split '{source.split}' has a LiDAR or radar point, so none counts; name another split"
         )
     for path in (out / "submission.json", out / "pr.csv", metrics):
         check_writable(path)
+    if boxes:
+        open_truth(source.root, version, scenes, index)  # what the devkit refuses is known before hours of detection
     return index
 
 

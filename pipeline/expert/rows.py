@@ -12,6 +12,7 @@ from pipeline.expert import BEVReading, CameraReading, ExpertFrame
 from pipeline.focal.areas import bev_footprints, project_boxes, pv_spans, sampling_neighbours, spans_union, union
 from pipeline.focal.codes import FeatureCode
 from pipeline.focal.rule import FocalRule
+from pipeline.models.views import own_cells
 from store_schema import MapCode, StoreSchema, dequantise, quantise
 
 ALGORITHM = 2
@@ -105,6 +106,15 @@ def padded_size(frame: ExpertFrame) -> tuple[int, int]:
             "the adapter gives a pyramid but no image_hw; set ExpertFrame.image_hw to the padded image's size"
         )
     return frame.image_hw
+
+
+def level_cells(frame: ExpertFrame) -> dict[str, np.ndarray]:
+    """Cells of each pyramid level in the cameras' own images, bool (V * Hl * Wl,), by map; none where images have one size."""
+    if frame.view_hw is None:
+        return {}
+    own, image_hw = torch.as_tensor(frame.view_hw)[None], padded_size(frame)
+    sizes = [(level.shape[-2], level.shape[-1]) for level in frame.pv]
+    return {f"pv/{i}": own_cells(own, size, image_hw).flatten().cpu().numpy() for i, size in enumerate(sizes)}
 
 
 def _packed(

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from pipeline.data import CAMERAS
 from pipeline.data.geometry import lidar2img
 from pipeline.data.index import Frame
+from pipeline.data.pixels import AS_RECORDED
 from pipeline.errors import FD3DError
 
 matplotlib.use("Agg")
@@ -64,7 +65,7 @@ def camera_sheet(
     projections = lidar2img(frame.intrinsics, frame.lidar2cam)
     tiles = []
     for slot in camera_grid(frame.cameras):
-        image = cv2.imread(str(root / frame.image_paths[slot]))
+        image = cv2.imread(str(root / frame.image_paths[slot]), AS_RECORDED)
         if image is None:
             raise FD3DError(f"image {root / frame.image_paths[slot]} cannot be read; is the data root complete?")
         image = np.ascontiguousarray(image[..., ::-1])

@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.data import CLASSES
 from pipeline.data.geometry import lidar2img
 from pipeline.data.index import Frame
+from pipeline.data.pixels import AS_RECORDED
 from pipeline.errors import FD3DError
 from pipeline.report.figures import camera_grid, jpeg
 from pipeline.viewer.colours import FeatureScales
@@ -182,7 +183,7 @@ def _weights(name: str, values: np.ndarray) -> dict[str, Any]:
 
 
 def _image(path: Path, width: int) -> str:
-    image = cv2.imread(str(path)) if path.is_file() else None  # of an absent file OpenCV warns by itself
+    image = cv2.imread(str(path), AS_RECORDED) if path.is_file() else None  # of an absent file OpenCV warns by itself
     if image is None:
         raise FD3DError(f"image {path} cannot be read; is the data root complete?")
     if image.shape[1] > width:

@@ -37,7 +37,7 @@ def open_storage(path: str | Path | Storage, options: Mapping[str, Any] | None =
         return path
     scheme, _, rest = str(path).partition(":/")  # a Path holds a URL's two slashes as one
     if not rest or "/" in scheme or len(scheme) < 2:
-        return LocalStorage(Path(path))
+        return LocalStorage(Path(path).expanduser())
     if scheme == "file":
         return LocalStorage(Path("/", unquote(rest.lstrip("/"))))
     storage = RemoteStorage(f"{scheme}://{rest.strip('/')}", dict(options or {}))

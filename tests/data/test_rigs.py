@@ -12,18 +12,21 @@ import torch
 from mmdet3d.registry import DATASETS
 from pyquaternion import Quaternion
 
+from pipeline.data.dataset import FrameDataset
 from pipeline.data.frames import collate, frame_dataset
-from pipeline.data.geometry import lidar2img
+from pipeline.data.geometry import can_bus_delta, lidar2img
 from pipeline.data.index import build_index
 from pipeline.data.rig import Rig
 from pipeline.data.source import FrameSource
+from pipeline.data.transforms import LoadMultiViewImages, PackFrames
 from pipeline.errors import FD3DError
 from pipeline.focal.areas import project_boxes, pv_rectangles_to_cells
 from pipeline.models.bevformer.grid import project_pillars
+from pipeline.models.bevformer.transformer import ego_shift, rotate_bev
 from pipeline.models.build import build_detector, load_config
 from pipeline.models.detr3d.cross_attention import project_points
 from pipeline.models.detr3d.queries import ImageHeatmapQueries
-from pipeline.models.views import own_cells
+from pipeline.models.views import own_cells, view_sizes
 
 VERSION = "v1.0-world"
 LANDSCAPE, PORTRAIT = (64, 96), (96, 64)
@@ -78,6 +81,15 @@ def another_rig(world: Path, root: Path, sizes: list[tuple[int, int]], lidar: st
     return root
 
 
+def painted(root: Path, value: int = 200) -> Path:
+    """The same root with a grey image for every row of a camera."""
+    (root / "samples").mkdir(exist_ok=True)
+    for row in json.loads((root / VERSION / "sample_data.json").read_text()):
+        if row["filename"].endswith(".png"):
+            cv2.imwrite(str(root / row["filename"]), np.full((row["height"], row["width"], 3), value, np.uint8))
+    return root
+
+
 def brute_force(root: Path, token: str, camera: str, reference: str, point: np.ndarray) -> tuple[np.ndarray, float]:
     """Pixel and depth of a point in the reference's frame, quaternion by quaternion from the tables."""
     tables: dict[str, dict[str, Any]] = {
@@ -108,20 +120,81 @@ def brute_force(root: Path, token: str, camera: str, reference: str, point: np.n
 @pytest.mark.parametrize("lidar", ["x", "y", None])
 @pytest.mark.parametrize("sizes", [[LANDSCAPE] * v for v in (1, 5, 6, 7, 8)] + [[PORTRAIT, *[LANDSCAPE] * 4]], ids=str)
 def test_projections_are_those_of_brute_force(world: Path, tmp_path: Path, sizes: list, lidar: str | None) -> None:
-    root = another_rig(world, tmp_path / "own", sizes, lidar)
+    root = painted(another_rig(world, tmp_path / "own", sizes, lidar))
     index = build_index(root, VERSION, root / "index.npz")
     assert index.cameras == tuple(f"ring_{i}" for i in range(len(sizes)))
-    frame, seen = index[1], 0
+    frame = index[1]
     assert frame.image_sizes.tolist() == [list(size) for size in sizes]
-    matrices = lidar2img(frame.intrinsics, frame.lidar2cam)
-    for point in np.random.default_rng(0).uniform((-20, -20, -2), (20, 20, 2), (20, 3)):
-        for camera, matrix in zip(index.cameras, matrices, strict=True):
-            want, depth = brute_force(root, frame.token, camera, "LIDAR_TOP" if lidar else "ego", point)
-            if depth > 1:
-                u, v, z = matrix[:3, :3] @ point + matrix[:3, 3]
-                np.testing.assert_allclose([u / z, v / z], want, atol=1e-4)
+    # what a detector gets: images of half the size, padded
+    steps: list[Any] = [LoadMultiViewImages(scale=0.5), PackFrames()]
+    item = FrameDataset(root / "index.npz", root, "all", steps, test_mode=True)[1]
+    (meta,) = item["data_samples"].frames
+    padded = item["inputs"]["img"].shape[-2:]
+    in_model = torch.from_numpy(meta["lidar2img"])[None]
+    own = view_sizes([meta], torch.device("cpu"))
+    # the same in float64, for areas
+    exact = torch.from_numpy(lidar2img(frame.intrinsics, frame.lidar2cam, 0.5))
+    torch.testing.assert_close(in_model[0], exact.float())
+    points = np.random.default_rng(0).uniform((-20, -20, -2), (20, 20, 2), (20, 3))
+    extent = torch.tensor([-20.0, -20, -2, 20, 20, 2])
+    uv, visible = project_points(torch.from_numpy(points)[None].float(), in_model, padded, own)
+    seen = 0
+    for n, point in enumerate(points):
+        unit = (torch.from_numpy(point).float() - extent[:3]) / (extent[3:] - extent[:3])
+        pillar, hit = project_pillars(unit[None, :2], unit[2:], extent, in_model, padded, own)
+        box = torch.tensor([[*point, 1e-7, 1e-7, 1e-7, 0, 0, 0]], dtype=torch.float64)
+        rectangles, valid = project_boxes(box, exact, padded if own is None else own[0].numpy())
+        for v, (camera, (rows, columns)) in enumerate(zip(index.cameras, sizes, strict=True)):
+            pixel, depth = brute_force(root, frame.token, camera, "LIDAR_TOP" if lidar else "ego", point)
+            inside = bool(depth > 0.1 and (pixel > 0).all() and (pixel < (columns, rows)).all())
+            assert visible[0, v, n] == hit[0, v, 0, 0] == valid[0, v] == inside
+            if inside:
+                u, w, z = exact[v, :3, :3].numpy() @ point + exact[v, :3, 3].numpy()
+                for found in (
+                    (u / z, w / z),
+                    uv[0, v, n].numpy() * padded[::-1],  # DETR3D's references
+                    pillar[0, v, 0, 0].numpy() * padded[::-1],  # BEVFormer's
+                    rectangles[0, v, :2].numpy(),
+                    rectangles[0, v, 2:].numpy(),
+                ):
+                    np.testing.assert_allclose(found, 0.5 * pixel, atol=1e-4)
                 seen += 1
     assert seen > 3
+
+
+@pytest.mark.parametrize("lidar", ["x", "y", None])
+def test_history_lies_where_the_landmark_is(world: Path, tmp_path: Path, lidar: str | None) -> None:
+    """A landmark in the BEV map of the frame before, turned and shifted as BEVFormer does, against its place by the tables."""
+    root = another_rig(world, tmp_path / "own", [LANDSCAPE], lidar)
+    read = lambda name: json.loads((root / VERSION / f"{name}.json").read_text())  # noqa: E731
+    times = {row["token"]: row["timestamp"] for row in read("sample")}
+    of = {row["ego_pose_token"]: times[row["sample_token"]] for row in read("sample_data")}
+    poses, start = read("ego_pose"), min(times.values())
+    for row in poses:  # a car in a bend, 7 m and 15 degrees a frame, which looks elsewhere than along the global axes
+        step = 2e-6 * (of.get(row["token"], start) - start)
+        row["translation"], row["rotation"] = (
+            [6 * step, -4 * step, 0],
+            Quaternion(axis=(0, 0, 1), degrees=70 + 15 * step).elements.tolist(),
+        )
+    (root / VERSION / "ego_pose.json").write_text(json.dumps(poses))
+    (root / "can_bus").unlink()
+    with pytest.warns(UserWarning, match="no CAN bus"):
+        index = build_index(root, VERSION, root / "index.npz")
+    before, after = (index[row] for row in next(iter(index.scenes.values()))[:2])
+    state = torch.from_numpy(can_bus_delta(after.can_bus, before.can_bus))[None].float()
+    grid, extent = 160, torch.tensor([-40.0, -40, -3, 40, 40, 5])
+    to_now = np.linalg.inv(after.ego2global @ after.lidar2ego) @ before.ego2global @ before.lidar2ego
+    for place in ((6.0, 3.0), (-8.0, 12.0), (15.0, -9.0)):
+        cells = (torch.arange(grid) + 0.5) / 2 - 40
+        y, x = torch.meshgrid(cells, cells, indexing="ij")
+        peak = torch.exp(-((x - place[0]) ** 2 + (y - place[1]) ** 2))[None, None]
+        turned = rotate_bev(peak, state[:, -1], None, "bilinear")[0, 0]
+        found = torch.stack([(turned * x).sum(), (turned * y).sum()]) / turned.sum() - ego_shift(state, extent)[0] * 80
+        want = (to_now @ [*place, 0, 1])[:2]
+        assert np.linalg.norm(want - place) > 2
+        np.testing.assert_allclose(
+            found, want, atol=0.35
+        )  # the lever arm of the LiDAR in a bend is BEVFormer's own error
 
 
 def test_a_rectangle_ends_where_the_cameras_own_image_ends(world: Path, tmp_path: Path) -> None:
@@ -149,11 +222,7 @@ def test_sensors_that_are_not_there_are_named(world: Path, tmp_path: Path) -> No
 
 def test_smaller_images_are_padded_and_the_padding_is_blank(world: Path, tmp_path: Path, project: Path) -> None:
     root = another_rig(world, tmp_path / "own", [PORTRAIT, *[LANDSCAPE] * 4], None)
-    index = build_index(root, VERSION, root / "index.npz")
-    for frame in index:
-        for path, size in zip(frame.image_paths, frame.image_sizes, strict=True):
-            cv2.imwrite(str(root / path), np.full((*size, 3), 200, np.uint8))
-    build_index(root, VERSION, root / "index.npz")
+    build_index(painted(root), VERSION, root / "index.npz")
     source = FrameSource(root / "index.npz", root, "world_train")
     cfg = load_config(project / "configs/world/five_apprentice.py")  # half the images' size
     item = DATASETS.build(frame_dataset(cfg, source, train=False))[0]

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nuscenes.eval.common.config import config_factory
-from nuscenes.eval.detection.evaluate import DetectionEval
+from nuscenes.eval.detection.evaluate import DetectionEval, NuScenesEval
 from nuscenes.nuscenes import NuScenes
 
 from pipeline.data.devkit import open_scenes
-from pipeline.data.index import FrameIndex
+from pipeline.data.index import FrameIndex, build_index
 from pipeline.errors import FD3DError
-from pipeline.evaluation.metrics import evaluate
+from pipeline.evaluation.metrics import ERRORS, evaluate
 from pipeline.evaluation.submission import to_submission, write_submission
 
 SPLIT = "world_train"
@@ -43,6 +43,26 @@ def test_metrics_are_those_of_the_devkit(world: Path, world_index: Path, detecti
     assert 0 < found["mAP"] == round(100 * want["mean_ap"], 2) and found["NDS"] == round(100 * want["nd_score"], 2)
     assert found["mAOE"] == round(want["tp_errors"]["orient_err"], 4)
     assert found["AP"] == {name: round(100 * ap, 2) for name, ap in want["mean_dist_aps"].items()}
+
+
+def test_metrics_of_real_scenes_are_those_of_the_devkit(excerpt_root: Path, tmp_path: Path) -> None:
+    """Split mini_val of v1.0-mini, as the devkit's own NuScenesEval scores the same submission."""
+    index, draw, found = build_index(excerpt_root, "v1.0-mini", tmp_path / "index.npz"), np.random.default_rng(0), []
+    for row in index.select("mini_val"):
+        frame = index[row]
+        boxes = np.nan_to_num(frame.boxes)
+        boxes[:, :2] += draw.normal(size=(len(boxes), 2))
+        boxes[:, 6] += draw.normal(size=len(boxes)) * 0.2
+        found.append((frame.token, boxes, draw.random(len(boxes)).astype(np.float32), frame.labels))
+    write_submission(tmp_path / "s.json", index, found)
+    ours = evaluate(tmp_path / "s.json", excerpt_root, "v1.0-mini", "mini_val", index=index)
+    assert ours == evaluate(tmp_path / "s.json", excerpt_root, "v1.0-mini", "mini_val")
+    nusc, config = NuScenes("v1.0-mini", str(excerpt_root), verbose=False), config_factory("detection_cvpr_2019")
+    devkit = NuScenesEval(nusc, config, str(tmp_path / "s.json"), "mini_val", str(tmp_path), verbose=False)
+    want = devkit.evaluate()[0].serialize()
+    assert 0 < ours["mAP"] == round(100 * want["mean_ap"], 2) and ours["NDS"] == round(100 * want["nd_score"], 2)
+    assert ours["AP"] == {name: round(100 * ap, 2) for name, ap in want["mean_dist_aps"].items()}
+    assert [ours[name] for name in ERRORS.values()] == [round(want["tp_errors"][key], 4) for key in ERRORS]
 
 
 def test_the_file_is_what_json_writes_of_the_whole(world_index: Path, detections: list, tmp_path: Path) -> None:

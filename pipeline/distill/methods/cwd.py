@@ -5,7 +5,7 @@ from mmdet3d.structures import Det3DDataSample
 from torch import Tensor
 
 from ..settings import CWDSettings
-from ..whole_map import WholeMapDistiller
+from ..whole_map import WholeMapDistiller, without
 
 
 def channel_divergence(student: Tensor, expert: Tensor, tau: float) -> Tensor:
@@ -24,6 +24,13 @@ class CWDDistiller(WholeMapDistiller):
 
     settings_type = CWDSettings
 
-    def map_loss(self, name: str, student: Tensor, expert: Tensor, data_samples: list[Det3DDataSample]) -> Tensor:
+    def map_loss(
+        self,
+        name: str,
+        student: Tensor,
+        expert: Tensor,
+        data_samples: list[Det3DDataSample],
+        own: Tensor | None = None,
+    ) -> Tensor:
         """:func:`channel_divergence`."""
-        return channel_divergence(student, expert, self.settings.tau)
+        return channel_divergence(without(student, own), without(expert, own), self.settings.tau)

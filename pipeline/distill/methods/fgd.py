@@ -9,24 +9,37 @@ from torch import Tensor, nn
 
 from ..foreground import area_weights, object_cells
 from ..settings import FGDSettings
-from ..whole_map import WholeMapDistiller
+from ..whole_map import WholeMapDistiller, without
 
 
-def attention_masks(feature: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def attention_masks(feature: Tensor, temperature: float, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Spatial mask ``H W softmax(mean_c |F| / t)`` (N, 1, H, W) and channel mask ``C softmax(mean_x |F| / t)`` (N, C, 1, 1).
 
     Args:
         feature: (N, C, H, W).
+        own: bool (N, 1, H, W), the cells that means and softmax are of, H W their number; None for all.
     """
     batch, channels, height, width = feature.shape
     strength = feature.abs()
-    spatial = (strength.mean(1).flatten(1) / temperature).softmax(-1) * height * width
-    channel = (strength.mean((2, 3)) / temperature).softmax(-1) * channels
+    if own is None:
+        cells: Tensor | int = height * width
+        where, means = strength.mean(1), strength.mean((2, 3))
+    else:
+        cells = own.sum((1, 2, 3))[:, None]
+        where = without(strength.mean(1, keepdim=True), own)[:, 0]
+        means = (strength * own).sum((2, 3)) / cells
+    spatial = (where.flatten(1) / temperature).softmax(-1) * cells
+    channel = (means / temperature).softmax(-1) * channels
     return spatial.view(batch, 1, height, width), channel.view(batch, channels, 1, 1)
 
 
 def focal_terms(
-    student: Tensor, expert: Tensor, foreground: Tensor, background: Tensor, temperature: float
+    student: Tensor,
+    expert: Tensor,
+    foreground: Tensor,
+    background: Tensor,
+    temperature: float,
+    own: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Foreground, background and attention loss, each a sum over cells and channels and a mean over images.
 
@@ -36,9 +49,10 @@ def focal_terms(
     Args:
         student, expert: (N, C, H, W).
         foreground, background: (N, H, W) weights of :func:`~pipeline.distill.foreground.area_weights`.
+        own: as of :func:`attention_masks`.
     """
-    spatial_s, channel_s = attention_masks(student, temperature)
-    spatial_t, channel_t = attention_masks(expert, temperature)
+    spatial_s, channel_s = attention_masks(student, temperature, own)
+    spatial_t, channel_t = attention_masks(expert, temperature, own)
     error = ((student - expert) ** 2 * spatial_t * channel_t).sum(1)
     images = len(student)
     attention = (spatial_s - spatial_t).abs().sum() + (channel_s - channel_t).abs().sum()
@@ -60,9 +74,9 @@ class GlobalContext(nn.Module):
         nn.init.zeros_(last.bias)
         self.add = nn.Sequential(nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.ReLU(inplace=True), last)
 
-    def forward(self, feature: Tensor) -> Tensor:
-        """Features with context (N, C, H, W), from features of the same shape."""
-        share = self.where(feature).flatten(1).softmax(-1)
+    def forward(self, feature: Tensor, own: Tensor | None = None) -> Tensor:
+        """Features with context (N, C, H, W), from features of the same shape; of the cells ``own`` (N, 1, H, W) where given."""
+        share = without(self.where(feature), own).flatten(1).softmax(-1)
         context = torch.einsum("nchw,nhw->nc", feature, share.unflatten(-1, feature.shape[-2:]))
         return feature + self.add(context)[..., None, None]
 
@@ -78,14 +92,23 @@ class FGDDistiller(WholeMapDistiller):
         self.context_s = nn.ModuleDict({name: GlobalContext(n) for name, n in self.channels.items()})
         self.context_t = nn.ModuleDict({name: GlobalContext(n) for name, n in self.channels.items()})
 
-    def map_loss(self, name: str, student: Tensor, expert: Tensor, data_samples: list[Det3DDataSample]) -> Tensor:
+    def map_loss(
+        self,
+        name: str,
+        student: Tensor,
+        expert: Tensor,
+        data_samples: list[Det3DDataSample],
+        own: Tensor | None = None,
+    ) -> Tensor:
         """Sum of the four weighted terms."""
         s = self.settings
         level = None if name == "bev" else int(name.removeprefix("pv_"))
         pc_range = self.manifest["coordinates"]["pc_range"]
         cells = object_cells(data_samples, self.schema, pc_range, level, student.device)
-        weights = zip(*(area_weights(masks) for masks in cells), strict=True)
+        views = [None] * len(cells) if own is None else own.unflatten(0, (len(cells), -1))[:, :, 0]
+        weights = zip(*(area_weights(masks, some) for masks, some in zip(cells, views, strict=True)), strict=True)
         foreground, background = (torch.stack(part).view(-1, *student.shape[-2:]) for part in weights)
-        inside, outside, attention = focal_terms(student, expert, foreground, background, s.temperature)
-        relation = ((self.context_s[name](student) - self.context_t[name](expert)) ** 2).sum() / len(student)
+        inside, outside, attention = focal_terms(student, expert, foreground, background, s.temperature, own)
+        apart = (self.context_s[name](student, own) - self.context_t[name](expert, own)) ** 2
+        relation = (apart if own is None else apart * own).sum() / len(student)
         return s.w_foreground * inside + s.w_background * outside + s.w_attention * attention + s.w_relation * relation

@@ -5,7 +5,7 @@ from mmdet3d.structures import Det3DDataSample
 from torch import Tensor
 
 from ..settings import FitNetsSettings
-from ..whole_map import WholeMapDistiller
+from ..whole_map import WholeMapDistiller, mean_squared
 
 
 @MODELS.register_module()
@@ -15,6 +15,13 @@ class FitNetsDistiller(WholeMapDistiller):
     settings_type = FitNetsSettings
     always_align = True
 
-    def map_loss(self, name: str, student: Tensor, expert: Tensor, data_samples: list[Det3DDataSample]) -> Tensor:
+    def map_loss(
+        self,
+        name: str,
+        student: Tensor,
+        expert: Tensor,
+        data_samples: list[Det3DDataSample],
+        own: Tensor | None = None,
+    ) -> Tensor:
         """Mean squared error ``mean((S - T)^2)``."""
-        return ((student - expert) ** 2).mean()
+        return mean_squared(student, expert, own)

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 from pipeline.models.detector import gt_tensors
 
 from ..settings import HeatmapSettings
-from ..whole_map import WholeMapDistiller
+from ..whole_map import WholeMapDistiller, without
 
 
 def channel_cross_entropy(student: Tensor, expert: Tensor, tau: float) -> Tensor:
@@ -53,10 +53,17 @@ class HeatmapDistiller(WholeMapDistiller):
     settings_type = HeatmapSettings
     standardise = False
 
-    def map_loss(self, name: str, student: Tensor, expert: Tensor, data_samples: list[Det3DDataSample]) -> Tensor:
+    def map_loss(
+        self,
+        name: str,
+        student: Tensor,
+        expert: Tensor,
+        data_samples: list[Det3DDataSample],
+        own: Tensor | None = None,
+    ) -> Tensor:
         """:func:`channel_cross_entropy` of a level; on BEV ``sum(((S - T) * m)^2) / sum(m)``, m of :func:`object_gaussians`."""
         if name != "bev":
-            return channel_cross_entropy(student, expert, self.settings.tau)
+            return channel_cross_entropy(without(student, own), without(expert, own), self.settings.tau)
         pc_range = self.manifest["coordinates"]["pc_range"]
         drawn = [object_gaussians(b, pc_range, self.settings) for b in gt_tensors(data_samples, student.device)[0]]
         # the release gives a size and no mode, so its resizing takes the nearest cell

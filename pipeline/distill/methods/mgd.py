@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..generators import FeatureGenerator
 from ..losses import block_mask
 from ..settings import MGDSettings
-from ..whole_map import WholeMapDistiller
+from ..whole_map import WholeMapDistiller, mean_squared
 
 
 @MODELS.register_module()
@@ -23,8 +23,15 @@ class MGDDistiller(WholeMapDistiller):
         super().__init__(**kwargs)
         self.generators = nn.ModuleDict({name: FeatureGenerator(n, n) for name, n in self.channels.items()})
 
-    def map_loss(self, name: str, student: Tensor, expert: Tensor, data_samples: list[Det3DDataSample]) -> Tensor:
+    def map_loss(
+        self,
+        name: str,
+        student: Tensor,
+        expert: Tensor,
+        data_samples: list[Det3DDataSample],
+        own: Tensor | None = None,
+    ) -> Tensor:
         """Generation error ``mean((G(S * mask) - T)^2)`` over all cells, hidden or not."""
         everywhere = torch.ones_like(student[:, 0], dtype=torch.bool)
         hidden = block_mask(everywhere, self.settings.mask_ratio, block=1)
-        return ((self.generators[name](student * hidden[:, None]) - expert) ** 2).mean()
+        return mean_squared(self.generators[name](student * hidden[:, None]), expert, own)

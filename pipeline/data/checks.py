@@ -1,0 +1,147 @@
+"""Checks of a data set's tables: numbers, times, image sizes and calibrations that cannot be."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.geometry import lidar_turn
+from pipeline.errors import FD3DError
+
+_MAX_TILT = 20.0  # degrees between the z axes of the LiDAR and of the car
+_MAX_PITCH = 60.0  # degrees of a camera above or below the horizon, from which its axes are doubted
+_LEAST_FOCAL = 10.0  # pixels, below which a focal length is given in shares of the image
+_STEPS = 1_000, 60_000_000  # microseconds between key frames, beyond which times have another unit
+
+
+def text(row: Mapping[str, Any], name: str) -> str:
+    """Text of a column.
+
+    Raises:
+        TypeError, KeyError: the value is no text, or is missing.
+    """
+    value = row[name]
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r:.40}, no text")
+    return value
+
+
+def numbers(row: Mapping[str, Any], name: str, *shape: int) -> np.ndarray:
+    """Numbers of a column, float64 of that shape.
+
+    Raises:
+        FD3DError: the value has another shape, or is no number; naming the row.
+        KeyError: the value is missing.
+    """
+    try:
+        array = np.array(row[name], dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.zeros(0)
+    if array.shape != shape:
+        size = " x ".join(str(n) for n in shape)
+        raise FD3DError(f"{name} of {row.get('token')} is {row[name]!r:.60}; it must be {size} numbers")
+    return array
+
+
+def check_times(scene: str, tokens: Sequence[str], columns: Mapping[str, np.ndarray], where: str) -> None:
+    """Refuse times of a scene that stand still or go back, by which speeds would be divided, and times of another unit.
+
+    Args:
+        tokens: n sample tokens, in order.
+        columns: times (n,), microseconds, by the table that they are from.
+        where: the tables' folder in messages.
+
+    Raises:
+        FD3DError: naming the first two such samples.
+    """
+    for table, times in columns.items():
+        steps = np.diff(times)
+        if len(wrong := np.flatnonzero(steps <= 0)):
+            first = wrong[0]
+            raise FD3DError(
+                f"{where}/{table}.json has timestamp {times[first]} for sample {tokens[first]} of {scene} and {times[first + 1]} for the "
+                f"next, {tokens[first + 1]}; times of a scene's frames must increase ({len(wrong)} do not)"
+            )
+        if len(steps) and not _STEPS[0] <= np.median(steps) <= _STEPS[1]:
+            raise FD3DError(
+                f"{where}/{table}.json has timestamps {int(np.median(steps))} apart for the samples of {scene}, first {tokens[0]}; give "
+                "timestamps in microseconds"
+            )
+
+
+def check_sizes(sizes: np.ndarray, tokens: Sequence[str], where: str) -> None:
+    """Refuse image sizes that cannot be, and frames that cannot share a batch.
+
+    Args:
+        sizes: (n, V, 2) rows and columns.
+        tokens: n sample tokens.
+        where: the tables' folder in messages.
+
+    Raises:
+        FD3DError: naming the first such sample.
+    """
+    if len(bad := np.flatnonzero((sizes <= 0).any((1, 2)))):
+        raise FD3DError(
+            f"{where}/sample_data.json has width or height 0 or below for sample {tokens[bad[0]]}; give the images' size in pixels"
+        )
+    largest = sizes.max(1)
+    if len(other := np.flatnonzero((largest != largest[0]).any(1))):
+        (rows, columns), (rows_there, columns_there) = largest[0], largest[other[0]]
+        raise FD3DError(
+            f"the images of sample {tokens[0]} have up to {rows}x{columns} pixels (rows x columns), those of sample {tokens[other[0]]} "
+            f"{rows_there}x{columns_there} ({len(other)} of {len(sizes)} samples differ); cameras may differ in size, frames may not: resize "
+            "the images, or index such cars apart"
+        )
+
+
+def check_intrinsic(matrix: np.ndarray, camera: str) -> None:
+    """Refuse a camera without a calibration, and a matrix (3, 3) that is no pinhole camera's in pixels.
+
+    Raises:
+        FD3DError: naming the camera.
+    """
+    focal = matrix[[0, 1], [0, 1]]
+    if not np.isfinite(matrix).all() or (focal <= 0).any():
+        raise FD3DError(f"{camera} has no camera_intrinsic in calibrated_sensor.json; give its 3 x 3 matrix in pixels")
+    told = f"{camera} has the camera_intrinsic {matrix.tolist()} in calibrated_sensor.json"
+    if matrix[1, 0] != 0 or matrix[2].tolist() != [0, 0, 1]:
+        raise FD3DError(f"{told}, not [[fx, s, cx], [0, fy, cy], [0, 0, 1]]; is it transposed?")
+    if (focal < _LEAST_FOCAL).any():
+        raise FD3DError(f"{told}; give pixels, not shares of the image")
+
+
+def check_mounts(
+    cameras: Mapping[str, np.ndarray], lidar: str, mounts: np.ndarray, tell: Callable[[str], object]
+) -> None:
+    """Refuse tilted LiDARs; tell of LiDARs whose axes are not nuScenes', and of cameras that look to the sky or the ground.
+
+    Args:
+        cameras: mounts (n, 4, 4) of each camera.
+        lidar: name of the sensor that is the frame of reference.
+        mounts: (m, 4, 4) of that sensor.
+
+    Raises:
+        FD3DError: the sensor is tilted.
+    """
+    for mount in mounts:
+        tilt = math.degrees(math.acos(max(-1.0, min(1.0, mount[2, 2]))))
+        if tilt > _MAX_TILT:
+            raise FD3DError(
+                f"{lidar}'s z axis in calibrated_sensor.json is {tilt:.0f} degrees off the car's; boxes need an upright LiDAR, turn its data"
+            )
+    turns = np.degrees([lidar_turn(mount) for mount in mounts])
+    if (turns != 0).any():
+        tell(
+            f"{lidar} is turned by {', '.join(f'{turn:.0f}' for turn in np.unique(turns[turns != 0].round()))} degrees against nuScenes', "
+            "whose y axis looks ahead; boxes and history follow its own axes"
+        )
+    for camera, found in cameras.items():
+        pitch = np.degrees(np.arcsin(np.clip(found[:, 2, 2], -1, 1)))
+        steep = pitch[np.abs(pitch).argmax()]
+        if abs(steep) > _MAX_PITCH:
+            side = "above" if steep > 0 else "below"
+            tell(
+                f"{camera} looks {abs(steep):.0f} degrees {side} the horizon by its rotation in calibrated_sensor.json; a camera's z axis looks "
+                "ahead and its y axis down"
+            )

@@ -1,0 +1,269 @@
+"""What cannot be in a data set's tables, images and submissions: refused in one line, before any long work."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.data import CAMERAS
+from pipeline.data.rig import Rig
+from pipeline.data.source import FrameSource
+from pipeline.data.transforms import LoadMultiViewImages
+from pipeline.errors import FD3DError
+from pipeline.evaluation.run import check_evaluation, score
+from stages.home import at_home
+from store_schema import open_storage
+from tests.data.test_own_data import VERSION, Rows, change, each, indexed, judged
+
+
+@pytest.fixture
+def own(world: Path, tmp_path: Path) -> Path:
+    root = tmp_path / "own"
+    shutil.copytree(world / VERSION, root / VERSION)
+    for folder in ("samples", "can_bus"):
+        (root / folder).symlink_to(world / folder)
+    return root
+
+
+def first(**values: Any) -> Callable[[Rows], object]:
+    return lambda rows: rows[0].update(values)
+
+
+def scaled(column: str, factor: float) -> Callable[[Rows], object]:
+    return lambda rows: [row.update({column: row[column] * factor}) for row in rows]
+
+
+def turned(rows: Rows) -> None:
+    for row in rows:
+        row["width"], row["height"] = row["height"], row["width"]
+
+
+MATRIX = [[100.0, 0, 50], [0, 100, 50], [0, 0, 1]]
+TRANSPOSED = np.array(MATRIX).T.tolist()
+FAULTS: list[tuple[str, Callable[[Rows], object], str]] = [
+    ("sensor", lambda rows: rows[0].pop("token"), "do not fit each other: sensor.json: KeyError"),
+    ("sensor", first(channel=[]), "sensor.json: TypeError.*channel is \\[\\], no text"),
+    ("calibrated_sensor", lambda rows: rows[0].pop("token"), "calibrated_sensor.json: KeyError"),
+    ("calibrated_sensor", first(rotation=[1, 0, 0]), "rotation of .* is .1, 0, 0.; it must be 4 numbers"),
+    ("calibrated_sensor", first(translation="x"), "translation of .* is 'x'; it must be 3 numbers"),
+    ("calibrated_sensor", first(camera_intrinsic=[[1, 0, 0, 0]] * 3), "camera_intrinsic of .* must be 3 x 3 numbers"),
+    ("calibrated_sensor", first(camera_intrinsic=TRANSPOSED), r"not \[\[fx, s, cx\].*; is it transposed"),
+    ("calibrated_sensor", first(camera_intrinsic=[[1.1, 0, 0.5], [0, 1.1, 0.5], [0, 0, 1]]), "give pixels, not shares"),
+    (
+        "calibrated_sensor",
+        first(camera_intrinsic=[[float("nan")] * 3] * 3),
+        "CAM_FRONT of sample .* no camera_intrinsic",
+    ),
+    ("calibrated_sensor", first(translation=[float("nan")] * 3), "are no rigid motions"),
+    ("ego_pose", first(translation=[1, 2]), "translation of .* it must be 3 numbers"),
+    ("ego_pose", first(translation=[float("nan")] * 3), "are no rigid motions"),
+    ("scene", first(name=3), "scene.json: TypeError.*name is 3, no text"),
+    ("scene", list.clear, "has no frames: no scene of scene.json has a sample"),
+    ("sample", lambda rows: rows.append(dict(rows[0])), "sample.json has sample .* twice; remove one"),
+    ("sample", first(scene_token="zz"), "is in the chain of scene .*, but its scene_token is 'zz'"),
+    ("sample", lambda rows: rows[2].update(next=rows[0]["token"]), "follow each other in a ring"),
+    (
+        "sample",
+        scaled("timestamp", 1000),
+        "sample.json has timestamps 500000000 apart .*; give timestamps in microseconds",
+    ),
+    ("sample_data", lambda rows: rows.append(dict(rows[0])), "has two key frames of CAM_FRONT for sample .*; keep one"),
+    ("sample_data", first(filename=3), "filename is 3, no text"),
+    ("sample_data", each(width=0), "width or height 0 or below for sample"),
+    ("sample_data", turned, "image .* has 160x288 pixels .*, sample_data.json says 288x160"),
+    ("sample_data", each(timestamp=float("inf")), "sample_data.json: cannot convert"),
+    ("sample_annotation", first(size=[1, 1]), "annotation .* must have 3 numbers of translation, 3 of size and 4"),
+    (
+        "sample_annotation",
+        first(attribute_tokens=[["a"]]),
+        "attribute_tokens of annotation .* must be a list of tokens",
+    ),
+    ("sample_annotation", lambda rows: rows.append(dict(rows[0])), "has annotation .* 2 times; keep one"),
+    ("sample_annotation", first(num_lidar_pts=float("inf")), "sample_annotation.json: cannot convert"),
+    ("category", first(name=[]), "category.json: TypeError"),
+]
+
+
+@pytest.mark.parametrize(("table", "by", "told"), FAULTS)
+def test_tables_that_cannot_be_are_one_line(own: Path, table: str, by: Callable, told: str) -> None:
+    change(own, table, by)
+    with pytest.raises(FD3DError, match=told) as caught:
+        indexed(own)
+    assert "\n" not in str(caught.value) and not (own / "index.npz").exists()
+
+
+def test_text_behind_a_table_is_refused(own: Path) -> None:
+    path = own / VERSION / "scene.json"
+    path.write_text(path.read_text() + "[]")
+    with pytest.raises(FD3DError, match="scene.json: . stands behind the end"):
+        indexed(own)
+
+
+def test_frames_of_several_largest_sizes_are_refused(own: Path) -> None:
+    (own / "samples").unlink()  # so that only the tables tell
+
+    def second(rows: Rows) -> None:
+        of = {row["sample_token"] for row in rows[:1]}
+        other = next(row["sample_token"] for row in rows if row["sample_token"] not in of)
+        for row in rows:
+            if row["sample_token"] == other and row["width"]:
+                row["width"] = 100
+
+    change(own, "sample_data", second)
+    with pytest.raises(
+        FD3DError, match="the images of sample .* 160x288 .*, those of sample .* 160x100 .1 of 9 samples differ"
+    ):
+        indexed(own)
+
+
+def test_sensors_without_modality_are_no_cameras(own: Path) -> None:
+    change(own, "sensor", lambda rows: [row.update(modality=None, channel=f"own {n}") for n, row in enumerate(rows)])
+    with pytest.raises(FD3DError, match="sensor.json has no sensor with modality 'camera'"):
+        indexed(own)
+
+
+def test_points_that_were_not_counted_are_those_of_a_box_that_counts(own: Path) -> None:
+    change(own, "sample_annotation", each(num_lidar_pts=-1))
+    index, (line,) = indexed(own)
+    assert (index.arrays["num_lidar_pts"] == 1).all() and "boxes have no num_lidar_pts" in line
+    assert judged(own, "world_val")["mAP"] > 50
+
+
+def test_samples_that_no_chain_reaches_and_cameras_that_look_up_are_told(own: Path) -> None:
+    change(own, "calibrated_sensor", first(rotation=[1, 0, 0, 0]))
+    change(own, "sample", lambda rows: rows.append(rows[0] | {"token": "lost"}))
+    assert [line[:40] for line in indexed(own)[1]] == [
+        "1 samples are in no scene's chain from f",
+        "CAM_FRONT looks 90 degrees above the hor",
+    ]
+
+
+def test_an_image_that_cannot_be_read_is_told(own: Path, world: Path) -> None:
+    (own / "samples").unlink()
+    shutil.copytree(world / "samples", own / "samples")
+    path = own / indexed(own)[0][0].image_paths[0]
+    path.write_bytes(b"no image")
+    assert [line for line in indexed(own)[1] if f"{path.name} cannot be read" in line]
+
+
+def test_images_are_decoded_as_the_sensor_recorded_them(tmp_path: Path) -> None:
+    upper = np.zeros((32, 64, 3), np.uint8)
+    upper[:16] = 255
+    done, encoded = cv2.imencode(".jpg", upper)
+    assert done
+    # an Exif segment with orientation 3: a viewer turns the image by 180 degrees
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\0\0\0\0"
+    content = encoded.tobytes()
+    turned_by = content[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + content[2:]
+    (tmp_path / "a.jpg").write_bytes(turned_by)
+    assert cv2.imread(str(tmp_path / "a.jpg"))[:16].mean() < 10
+    assert LoadMultiViewImages()._decode(tmp_path / "a.jpg", np.array([32, 64]))[:16].mean() > 245
+
+
+@pytest.mark.parametrize("count", [1, 12, 13])
+def test_one_to_twelve_cameras_count(own: Path, count: int) -> None:
+    sensors = {row["channel"]: row["token"] for row in json.loads((own / VERSION / "sensor.json").read_text())}
+    more = [{"token": f"s{n}", "channel": f"cam{n}", "modality": "camera"} for n in range(count)]
+    kept = [row for row in json.loads((own / VERSION / "sensor.json").read_text()) if row["channel"] not in CAMERAS]
+    (own / VERSION / "sensor.json").write_text(json.dumps(kept + more))
+    mounts = {row["token"]: row for row in json.loads((own / VERSION / "calibrated_sensor.json").read_text())}
+    front = next(token for token, row in mounts.items() if row["sensor_token"] == sensors["CAM_FRONT"])
+    lidar = next(token for token, row in mounts.items() if row["sensor_token"] == sensors["LIDAR_TOP"])
+    made = [mounts[lidar], *(mounts[front] | {"token": f"c{n}", "sensor_token": f"s{n}"} for n in range(count))]
+    (own / VERSION / "calibrated_sensor.json").write_text(json.dumps(made))
+    data = json.loads((own / VERSION / "sample_data.json").read_text())
+    ours = [row for row in data if row["calibrated_sensor_token"] == lidar]
+    fronts = [row for row in data if row["calibrated_sensor_token"] == front]
+    ours += [
+        row | {"token": f"{row['token']}{n}", "calibrated_sensor_token": f"c{n}"}
+        for row in fronts
+        for n in range(count)
+    ]
+    (own / VERSION / "sample_data.json").write_text(json.dumps(ours))
+    if count == 13:
+        with pytest.raises(
+            FD3DError, match="the cameras of .* are cam0, .*; name 1 to 12, each once, under data.cameras"
+        ):
+            indexed(own)
+        assert len(indexed(own, rig=Rig(("cam0", "cam12")))[0].cameras) == 2
+    else:
+        assert len(indexed(own)[0].cameras) == count
+
+
+# What the devkit would refuse after the detections
+
+
+@pytest.mark.parametrize(
+    ("table", "by"),
+    [
+        ("attribute", lambda rows: rows[0].pop("token")),
+        ("attribute", first(token=[])),
+        ("attribute", lambda rows: rows[0].pop("name")),
+        ("sample_data", lambda rows: [row.pop("token") for row in rows]),
+        ("instance", list.clear),
+    ],
+)
+def test_tables_that_the_devkit_cannot_read_are_told_before_a_detector_runs(
+    own: Path, table: str, by: Callable
+) -> None:
+    indexed(own)
+    source, out = FrameSource(own / "index.npz", own, "world_val"), own / "out"
+    change(own, table, by)
+    with pytest.raises(FD3DError, match="the devkit cannot read the (tables|annotations) in .*; copy the tables again"):
+        check_evaluation(source, VERSION, out, out / "m.json")
+
+
+def test_an_index_of_other_frames_than_the_tables_is_told_before_a_detector_runs(own: Path) -> None:
+    indexed(own)
+    change(own, "sample", lambda rows: rows.pop())
+    with pytest.raises(FD3DError, match="has 3 frames of 1 scenes, of which sample.json has 2; make the index again"):
+        check_evaluation(FrameSource(own / "index.npz", own, "world_val"), VERSION, own, own / "m.json")
+
+
+Content = dict[str, Any]
+SUBMISSIONS: list[tuple[Callable[[Content, str], object], str]] = [
+    (lambda results, token: results.pop(token), "has 2 of the 3 samples of world_val and 0 others"),
+    (lambda results, token: results.update(other=[]), "has 3 of the 3 samples of world_val and 1 others, first other"),
+    (lambda results, token: results.update({token: {}}), "for sample .*; it must be a list of boxes"),
+    (lambda results, token: results.update({token: None}), "for sample .*; it must be a list of boxes"),
+    (lambda results, token: results.update({token: [3]}), "which is no box of this sample"),
+    (lambda results, token: results[token][0].update(sample_token="x"), "which is no box of this sample"),
+    (lambda results, token: results[token][0].update(detection_score="x"), "cannot be evaluated: ValueError"),
+    (lambda results, token: results[token][0].pop("size"), "cannot be evaluated: KeyError: 'size'"),
+    (lambda results, token: results[token][0].update(translation=[float("nan")] * 3), "cannot be evaluated: Ass.*NaN"),
+]
+
+
+def test_submissions_that_are_foreign_incomplete_or_broken_are_one_line(own: Path) -> None:
+    index, _ = indexed(own)
+    want, path = judged(own, "world_val"), own / "out/submission.json"
+    good, source = path.read_text(), FrameSource(own / "index.npz", own, "world_val")
+    given = (path, index, source, own / "out", own / "m.json")
+    path.write_text("\ufeff" + good)
+    assert score(*given) == want
+    for by, told in SUBMISSIONS:
+        content = json.loads(good)
+        by(content["results"], next(iter(content["results"])))
+        path.write_text(json.dumps(content))
+        with pytest.raises(FD3DError, match=told) as caught:
+            score(*given)
+        assert "\n" not in str(caught.value)
+    for text in ("", good[:3000], "[]", good + "x", "null"):
+        path.write_text(text)
+        with pytest.raises(FD3DError, match="submission .* cannot be read"):
+            score(*given)
+
+
+def test_paths_on_the_command_line_may_begin_with_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given: dict[str, Any] = {}
+    at_home(lambda **options: given.update(options))(
+        root=Path("~/a"), checkpoint=[Path("~/b")], split="val", index=None
+    )
+    assert given == {"root": tmp_path / "a", "checkpoint": [tmp_path / "b"], "split": "val", "index": None}
+    assert open_storage("~/store") == open_storage(tmp_path / "store")
