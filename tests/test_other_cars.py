@@ -183,7 +183,8 @@ def test_the_graph_of_a_file_computes_what_the_detector_does(car: Car, stored: S
     """In ONNX's operators, on images of several sizes; the padding counts for nothing."""
     run, index = Path(f"runs/{car.family}/fd3d"), FrameIndex.load(car.data.index)
     cfg = load_config(run / "config.py")
-    model, same = (load_detector(cfg, run / "detector.pth") for _ in range(2))
+    model: Any = load_detector(cfg, run / "detector.pth")
+    same: Any = load_detector(cfg, run / "detector.pth")
     rig = rig_of(index)
     view_hw = (np.array(rig.sizes) * cfg.image.scale).astype(np.float32)
     graph = DetectorGraph(same, view_hw).eval()
