@@ -26,6 +26,7 @@ from mmengine.config import Config
 from benchmarks.weights import fill
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
+from pipeline.evaluation.differences import difference
 from pipeline.evaluation.live import Boxes, Calibration, Detector, EgoPose
 from pipeline.evaluation.run import score
 from pipeline.evaluation.scene import live_frame
@@ -140,30 +141,6 @@ def differences(ours: Run, theirs: Run) -> tuple[float, float]:
     """Largest difference of boxes (metres, radians, m/s) and of scores over all frames, each box against its nearest of its class."""
     found = [difference(one, other) for one, other in zip(ours.found, theirs.found, strict=True)]
     return max(boxes for boxes, _ in found), max(scores for _, scores in found)
-
-
-def difference(ours: Boxes, theirs: Boxes) -> tuple[float, float]:
-    """As :func:`differences`, of two frames, whose order counts for nothing: equal scores have none. Infinite where a box has no
-    counterpart."""
-    if len(ours.boxes) != len(theirs.boxes):
-        return float("inf"), float("inf")
-    if not len(ours.boxes):
-        return 0.0, 0.0
-    boxes = np.abs(_rows(ours)[:, None] - _rows(theirs)[None]).max(-1)
-    scores = np.abs(ours.scores[:, None] - theirs.scores[None])
-    apart = np.where(ours.labels[:, None] == theirs.labels[None], np.maximum(boxes, scores), np.inf)
-    pairs = [
-        *zip(range(len(apart)), apart.argmin(1), strict=True),
-        *zip(apart.argmin(0), range(len(apart)), strict=True),
-    ]
-    if not all(np.isfinite(apart[pair]) for pair in pairs):
-        return float("inf"), float("inf")
-    return max(float(boxes[pair]) for pair in pairs), max(float(scores[pair]) for pair in pairs)
-
-
-def _rows(found: Boxes) -> np.ndarray:
-    yaw = found.boxes[:, 6:7]
-    return np.concatenate([found.boxes[:, :6], np.sin(yaw), np.cos(yaw), found.boxes[:, 7:]], 1)
 
 
 if __name__ == "__main__":

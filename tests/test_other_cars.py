@@ -15,11 +15,11 @@ import yaml
 from dvc.repo import Repo
 from typer.testing import CliRunner
 
-from benchmarks.export import difference
 from pipeline.data import CLASSES
 from pipeline.data.frames import frame_batches
 from pipeline.data.index import FrameIndex
 from pipeline.errors import FD3DError
+from pipeline.evaluation.differences import difference
 from pipeline.evaluation.live import Boxes
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.submission import write_submission

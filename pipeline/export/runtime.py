@@ -1,6 +1,6 @@
 """An exported detector in ONNX Runtime, one frame after the other."""
 
-import importlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,11 @@ def check_packages(*names: str) -> None:
     """Refuse to go on without packages of the extra ``onnx``.
 
     Raises:
-        FD3DError: naming the first that cannot be imported.
+        FD3DError: naming the first that is not installed.
     """
     for name in names:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise FD3DError(f"ONNX files need the package {name}; install it with: pip install 'fd3d[onnx]'") from error
+        if find_spec(name) is None:
+            raise FD3DError(f"ONNX files need the package {name}; install it with: pip install 'fd3d[onnx]'")
 
 
 class ExportedDetector:
