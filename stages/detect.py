@@ -19,7 +19,10 @@ def detect(
     scene: Annotated[str, typer.Option(help="Scene name, for example scene-0103.")],
     version: Annotated[str | None, typer.Option(help="Folder of the tables; default: the root's only one.")] = None,
     index: Annotated[
-        Path | None, typer.Option(help="Frame index of the root; default: a new one in the output folder.")
+        Path | None,
+        typer.Option(
+            help="Frame index of the root; default: the profile's, or a new one in the output folder for other roots."
+        ),
     ] = None,
     frames: Annotated[int, typer.Option(help="Number of frames from the scene's start.")] = 4,
     out: Annotated[Path, typer.Option(help="Folder for submission.json and one drawing per frame.")] = Path(
@@ -28,14 +31,20 @@ def detect(
     min_score: Annotated[float, typer.Option(help="Score from which boxes are drawn and counted.")] = 0.3,
     onnx: Annotated[Path | None, typer.Option(help="File of 'fd3d export' to run by ONNX Runtime.")] = None,
     random_weights: Annotated[bool, typer.Option(help="Random weights in place of a checkpoint.")] = False,
+    params: Annotated[Path, typer.Option(help="Profile, read where its data.root is ROOT.")] = Path("params.yaml"),
 ) -> None:
     """Detect on a few frames of a scene in time order; writes a nuScenes submission and drawings."""
     from tqdm import tqdm
 
     from pipeline.evaluation.scene import detect_scene
+    from pipeline.profile import read_profile
 
     if len(checkpoint or []) + random_weights + (onnx is not None) != 1:
         raise FD3DError("give CONFIG, one CHECKPOINT and ROOT, or CONFIG and ROOT with --onnx or with --random-weights")
+    if index is None and params.is_file():  # which cameras count, in which order, is the profile's to say
+        data = read_profile(params).data
+        if data.root.resolve() == root.resolve() and version in (None, data.version):
+            index = data.index
     weights = checkpoint[0] if checkpoint else None
     found = detect_scene(
         config, weights, root, scene, out, version=version, index=index, frames=frames, min_score=min_score, onnx=onnx

@@ -1,5 +1,6 @@
 """``export``: a detector as an ONNX file, for ONNX Runtime, TensorRT and others."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +23,7 @@ def export(
     width: Annotated[int | None, typer.Option(min=1, help="Columns of the original images, likewise.")] = None,
     int8: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of training frames to calibrate int8 convolutions on; default: float32."),
+        typer.Option(help="Number of training frames to calibrate int8 convolutions on; default: float32."),
     ] = None,
     root: Annotated[
         Path | None, typer.Option(help="Data root of the frames for --int8; default: the profile's.")
@@ -34,25 +35,24 @@ def export(
     if (height is None) != (width is None) or (index is not None and height is not None):
         raise FD3DError("give --height and --width together, or --index, or neither for the profile's index")
     from pipeline.data.index import FrameIndex
-    from pipeline.export.quantise import calibration_frames, quantise
-    from pipeline.export.write import OPSET, export_detector, rig_of
+    from pipeline.export.quantise import calibration_frames
+    from pipeline.export.write import OPSET, ImageRig, export_detector, rig_of
     from pipeline.profile import read_profile
 
     if int8 is not None and height is not None:
         raise FD3DError("--int8 calibrates on frames of an index; leave out --height and --width")
     if height is not None and width is not None:
-        image_hw, views = (height, width), None
+        rig = ImageRig(((height, width),))
     else:
-        image_hw, views = rig_of(FrameIndex.load(index or read_profile(params).data.index))
+        rig = rig_of(FrameIndex.load(index or read_profile(params).data.index))
     frames = None
     if int8 is not None:
         given = read_profile(params).data.source(split)
         frames = calibration_frames(replace(given, index=index or given.index, root=root or given.root), int8)
-    notes, nodes = export_detector(config, checkpoint, out, image_hw, views)
-    if frames is not None:
-        nodes = quantise(out, config, frames)
+    notes, nodes = export_detector(config, checkpoint, out, rig, frames)
     history = "" if notes.bev_shape is None else ", history {}x{} in and out".format(*notes.bev_shape)
+    sizes = " and ".join(f"{count} cameras of {h}x{w}" for (h, w), count in Counter(notes.sizes).items())
     print(
-        f"{out}: {notes.detector}, {notes.views} cameras of {image_hw[0]}x{image_hw[1]}{history}; opset {OPSET}, {nodes.total()} nodes of "
-        f"{len(nodes)} operators, {out.stat().st_size / 1e6:.1f} MB"
+        f"{out}: {notes.detector}, {sizes}{history}; opset {OPSET}, {nodes.total()} nodes of {len(nodes)} operators, "
+        f"{out.stat().st_size / 1e6:.1f} MB"
     )

@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,9 +15,8 @@ from dvc.cli import DvcParserError
 from dvc.cli.parser import get_main_parser
 
 from stages.cli import app
+from tests.readme import README, ROOT, commands
 
-ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
 PAGES = [
     *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").glob("*.md")),
@@ -26,22 +24,6 @@ PAGES = [
     ROOT / "store_schema/README.md",
 ]
 COMMANDS = typer.main.get_group(app).commands
-PLACEHOLDERS = {"N": "1", "SEED": "0"}
-"""Values for words that stand for numbers; any other word in capitals does as a path or a name."""
-
-
-def blocks(page: Path, *languages: str) -> Iterator[str]:
-    """Fenced blocks of a page in any of the languages; ``""`` is a fence without one."""
-    for language, code in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S):
-        if language in languages:
-            yield code
-
-
-def commands(page: Path) -> list[list[str]]:
-    """Words of every command in the page's shell blocks."""
-    lines = [line for code in blocks(page, "sh", "") for line in code.splitlines()]
-    split = [shlex.split(line, comments=True) for line in lines if line.count('"') % 2 == 0]
-    return [[PLACEHOLDERS.get(word, word) for word in words if word != "&"] for words in split if words]
 
 
 def parse_fd3d(words: list[str]) -> None:

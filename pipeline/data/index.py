@@ -226,10 +226,14 @@ class FrameIndex:
         return tuple(json.loads(str(self.arrays["cameras"]))) if "cameras" in self.arrays else CAMERAS
 
     @cached_property
+    def reference(self) -> str:
+        """Frame of reference of the boxes: a sensor, or ``ego``."""
+        return str(self.arrays["reference"]) if "reference" in self.arrays else "LIDAR_TOP"
+
+    @cached_property
     def pose_sensor(self) -> str:
         """Sensor at whose time boxes are: the frame of reference, or the first camera where this is the ego frame."""
-        reference = str(self.arrays["reference"]) if "reference" in self.arrays else "LIDAR_TOP"
-        return self.cameras[0] if reference == EGO else reference
+        return self.cameras[0] if self.reference == EGO else self.reference
 
     @cached_property
     def classes(self) -> dict[str, str | None]:

@@ -23,6 +23,22 @@ from pipeline.errors import FD3DError
 Item = dict[str, Any]
 
 
+def padded(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Images (V, H, W, C) of the largest size; smaller ones are continued at the bottom and right by their last pixels.
+
+    Continued, not black, so that resizing mixes nothing into an image's last pixels; the detector's preprocessor blanks the rest.
+    """
+    height, width = np.max([image.shape[:2] for image in images], axis=0)
+    return np.stack(
+        [
+            np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), "edge")
+            if image.shape[:2] != (height, width)
+            else image
+            for image in images
+        ]
+    )
+
+
 @TRANSFORMS.register_module()
 class LoadMultiViewImages(BaseTransform):
     """Decode the images of every frame of the queue.
@@ -50,15 +66,7 @@ class LoadMultiViewImages(BaseTransform):
                 self._decode(Path(results["root"]) / path, size)
                 for path, size in zip(frame.image_paths, frame.image_sizes, strict=True)
             ]
-            # continued, not black, so that resizing mixes nothing into an image's last pixels; the preprocessor blanks the rest
-            height, width = frame.image_sizes.max(0)
-            images = [
-                np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), "edge")
-                if image.shape[:2] != (height, width)
-                else image
-                for image in images
-            ]
-            entry["img"], entry["scale"] = np.stack(images), self.scale
+            entry["img"], entry["scale"] = padded(images), self.scale
             entry["lidar2img"] = lidar2img(frame.intrinsics, frame.lidar2cam, self.scale)
         return results
 

@@ -13,13 +13,19 @@ from mmengine.config import Config
 from pipeline.data.can_bus import EgoStates
 from pipeline.data.frames import collate, frame_pipeline
 from pipeline.data.geometry import can_bus_delta, lidar2img, lidar_turn
+from pipeline.data.transforms import padded
 from pipeline.errors import FD3DError
+from pipeline.evaluation.live_input import check_calibration, check_finite, check_rigid, checked_images
 from pipeline.evaluation.predict import batch_detector
-from pipeline.export.graph import DetectorGraph
+from pipeline.export.graph import detector_views
+from pipeline.export.notes import Notes
 from pipeline.export.runtime import ExportedDetector, graph_arguments
 from pipeline.models.build import load_config
 from pipeline.models.detector import MultiCameraDetector
 from pipeline.models.load import load_detector
+
+MAX_SPEED = 150.0
+"""Speed, m/s, above which two poses are of different drives or in other units."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,9 @@ class Detector:
     """
 
     def __init__(
-        self, cfg: Config, detect: Callable[[dict[str, Any]], Any], views: int | None, image_hw: tuple[int, int] | None
+        self, cfg: Config, detect: Callable[[dict[str, Any]], Any], views: int | None, notes: Notes | None = None
     ) -> None:
-        self.cfg, self._detect, self._views, self._image_hw = cfg, detect, views, image_hw
+        self.cfg, self._detect, self._views, self._notes = cfg, detect, views, notes
         self._pack = Compose(frame_pipeline(cfg, train=False)[1:])
         self._drive = 0
         self._last: EgoPose | None = None
@@ -108,13 +114,23 @@ class Detector:
         if onnx is not None:
             exported = ExportedDetector(Path(onnx))
             exported.notes.check_config(cfg, onnx)
-            return cls(
-                cfg, lambda batch: exported(*graph_arguments(batch)), exported.notes.views, exported.notes.image_hw
-            )
+            return cls(cfg, lambda batch: exported(*graph_arguments(batch)), exported.notes.views, exported.notes)
         model = load_detector(cfg, None if checkpoint is None else Path(checkpoint))
-        views = DetectorGraph(model).views if isinstance(model, MultiCameraDetector) else None
+        views = detector_views(model) if isinstance(model, MultiCameraDetector) else None
         detect = batch_detector(cfg, model)
-        return cls(cfg, lambda batch: detect(batch)[0][1:], views, None)
+        return cls(cfg, lambda batch: detect(batch)[0][1:], views)
+
+    def check_rig(self, cameras: Sequence[str], reference: str) -> None:
+        """Refuse a rig that an exported file was not made for.
+
+        Args:
+            cameras, reference: names of the cameras in order, and the frame of reference, as of an index.
+
+        Raises:
+            FD3DError: naming both.
+        """
+        if self._notes is not None:
+            self._notes.check_rig(cameras, reference, "the ONNX file")
 
     def reset(self) -> None:
         """Forget the frames so far: the next one starts another drive."""
@@ -124,22 +140,25 @@ class Detector:
         """Detect on the next frame.
 
         Args:
-            images: V images (H, W, 3) uint8 RGB of one original size, in the order of cameras that the detector was trained with
-                (``pipeline.data.CAMERAS``).
+            images: V images (H, W, 3) uint8 RGB of their original sizes, in the order of cameras that the detector was trained with.
 
         Raises:
-            FD3DError: another rig than the detector's, arrays of other shapes, or a frame that is not after the last one.
+            FD3DError: another rig than the detector's, a camera without image, arrays of other shapes, matrices that are no
+                calibration or no pose, or a frame that cannot follow the last one. The history stays as it was.
         """
-        self._check(images, calibration, pose)
+        sizes = None if self._notes is None else self._notes.sizes
+        images = checked_images(images, self._views, sizes)
+        check_calibration(calibration.intrinsics, calibration.lidar2cam, calibration.lidar2ego, len(images))
+        self._check_pose(pose)
         state = self._ego_state(calibration, pose) if pose.state is None else pose.state
-        stacked = np.stack([np.asarray(image) for image in images])
+        stacked = padded(images)
         token = f"{self._drive}/{pose.timestamp}"
         frame = SimpleNamespace(
             token=token,
             scene_token=str(self._drive),
             timestamp=pose.timestamp,
             lidar2cam=calibration.lidar2cam,
-            image_sizes=np.array([image.shape[:2] for image in stacked]),
+            image_sizes=np.array([image.shape[:2] for image in images]),
         )
         entry = {
             "frame": frame,
@@ -153,35 +172,24 @@ class Detector:
         self._last, self._state = pose, state
         return found
 
-    def _check(self, images: Sequence[np.ndarray] | np.ndarray, calibration: Calibration, pose: EgoPose) -> None:
-        views = len(images)
-        if self._views not in (None, views):
-            raise FD3DError(f"a frame has {views} images, the detector {self._views} cameras; give it its own rig")
-        shapes = {np.shape(image) for image in images}
-        if len(shapes) != 1 or {np.asarray(image).dtype for image in images} != {np.dtype(np.uint8)}:
-            raise FD3DError("the images of a frame differ in size or are not uint8; give (H, W, 3) uint8 of one size")
-        (shape,) = shapes
-        if len(shape) != 3 or shape[2] != 3:
-            raise FD3DError(f"an image has shape {shape}; give (H, W, 3), RGB")
-        if self._image_hw not in (None, shape[:2]):
-            assert self._image_hw is not None
-            raise FD3DError(
-                f"a frame's images are {shape[0]}x{shape[1]}, the file was exported for {self._image_hw[0]}x{self._image_hw[1]}; export "
-                "the detector for this rig"
-            )
-        given = {
-            "calibration.intrinsics": (calibration.intrinsics, (views, 3, 3)),
-            "calibration.lidar2cam": (calibration.lidar2cam, (views, 4, 4)),
-            "calibration.lidar2ego": (calibration.lidar2ego, (4, 4)),
-            "pose.ego2global": (pose.ego2global, (4, 4)),
-            "pose.state": (np.zeros(18) if pose.state is None else pose.state, (18,)),
-        }
-        for name, (array, wanted) in given.items():
-            if np.shape(array) != wanted or not np.isfinite(array).all():
-                raise FD3DError(f"{name} has shape {np.shape(array)} or numbers that are not finite; give {wanted}")
-        if self._last is not None and pose.timestamp <= self._last.timestamp:
+    def _check_pose(self, pose: EgoPose) -> None:
+        check_rigid("pose.ego2global", pose.ego2global, (4, 4))
+        if not isinstance(pose.timestamp, int | np.integer):
+            raise FD3DError(f"pose.timestamp is {pose.timestamp!r}; give microseconds as an integer")
+        if pose.state is not None:
+            check_finite("pose.state", pose.state, (18,))
+        if self._last is None:
+            return
+        seconds = (int(pose.timestamp) - int(self._last.timestamp)) / 1e6
+        if seconds <= 0:
             raise FD3DError(
                 f"frame {pose.timestamp} is not after the last one, {self._last.timestamp}; call reset() before another drive"
+            )
+        way = float(np.linalg.norm(np.asarray(pose.ego2global)[:3, 3] - np.asarray(self._last.ego2global)[:3, 3]))
+        if way > MAX_SPEED * seconds + 1:
+            raise FD3DError(
+                f"the car moved {way:.1f} m in the {seconds:g} s since the last frame; give metres and microseconds, or call reset() "
+                "before another drive"
             )
 
     def _ego_state(self, calibration: Calibration, pose: EgoPose) -> np.ndarray:

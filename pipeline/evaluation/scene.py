@@ -63,7 +63,7 @@ def detect_scene(
         onnx: exported file that runs in place of a checkpoint.
 
     Raises:
-        FD3DError: bad input, among it an unknown scene, or images that are missing.
+        FD3DError: bad input, among it an unknown scene, another rig than an exported file's, or images that are missing.
     """
     if frames < 1:
         raise FD3DError(f"frames is {frames}; it must be at least 1")
@@ -75,16 +75,14 @@ def detect_scene(
     known = FrameIndex.load(index, root)
     if version not in (None, known.version):
         raise FD3DError(f"index {index} was made from {known.version}, not {version}; leave out one of the two")
+    detector.check_rig(known.cameras, known.reference)
     if scene not in known.scenes:
         raise FD3DError(f"scene '{scene}' is not in {root}; it has {', '.join(list(known.scenes)[:5])}, ...")
     rows = known.scenes[scene][:frames]
     submission: dict[str, Any] = {}
-    decode = LoadMultiViewImages(to_rgb=True)
     for row in rows:
         frame, started = known[row], time.perf_counter()
-        images = decode.transform({"root": root, "frames": [{"frame": frame}]})["frames"][0]["img"]
-        calibration = Calibration(frame.intrinsics, frame.lidar2cam, frame.lidar2ego)
-        found = detector.step(images, calibration, EgoPose(frame.ego2global, frame.timestamp, frame.can_bus))
+        found = detector.step(*live_frame(root, frame))
         seconds = time.perf_counter() - started
         made = to_submission(known, [(frame.token, *found)])
         submission = made | {"results": submission.get("results", {}) | made["results"]}
@@ -93,6 +91,17 @@ def detect_scene(
         drawing = out / f"{frame.order:03d}_{frame.token}.jpg"
         _draw(drawing, root, frame, kept, detector.cfg.pc_range[3])
         yield DetectedFrame(frame.token, seconds, len(kept), drawing)
+
+
+def live_frame(root: Path, frame: Frame) -> tuple[list[np.ndarray], Calibration, EgoPose]:
+    """Arguments of :meth:`Detector.step <pipeline.evaluation.live.Detector.step>` for a frame of an index."""
+    decoded = LoadMultiViewImages(to_rgb=True).transform({"root": root, "frames": [{"frame": frame}]})
+    images = [
+        image[:rows, :columns]
+        for image, (rows, columns) in zip(decoded["frames"][0]["img"], frame.image_sizes, strict=True)
+    ]
+    calibration = Calibration(frame.intrinsics, frame.lidar2cam, frame.lidar2ego)
+    return images, calibration, EgoPose(frame.ego2global, frame.timestamp, frame.can_bus)
 
 
 def _draw(path: Path, root: Path, frame: Frame, boxes: np.ndarray, extent: float) -> None:

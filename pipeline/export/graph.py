@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +10,7 @@ from pipeline.models.bevformer import BEVFormer
 from pipeline.models.boxes import decode_boxes
 from pipeline.models.detector import MultiCameraDetector
 from pipeline.models.query_head import HeadOutput
+from pipeline.models.views import own_cells
 
 INPUTS = ("images", "lidar2img", "ego_motion", "history", "has_history")
 """Inputs of a graph; a detector without history has the first two."""
@@ -16,16 +18,26 @@ OUTPUTS = ("boxes", "scores", "labels", "kept", "bev")
 """Outputs of a graph; a detector without history has all but the last."""
 
 
+def detector_views(model: MultiCameraDetector) -> int:
+    """Number of cameras that a detector has weights for."""
+    transformer = model.pts_bbox_head.transformer
+    if isinstance(model, BEVFormer):
+        return len(transformer.cams_embeds)
+    return int(transformer.decoder.layers[0].attentions[1].num_cams)
+
+
 class DetectorGraph(nn.Module):
     """Normalisation, detector and decoding of one frame.
 
     Args:
         model: detector in evaluation mode.
+        view_hw: (V, 2) rows and columns of each camera's resized image; None where all have one size.
     """
 
-    def __init__(self, model: MultiCameraDetector) -> None:
+    def __init__(self, model: MultiCameraDetector, view_hw: np.ndarray | None = None) -> None:
         super().__init__()
         self.model = model
+        self._view_hw = None if view_hw is None else torch.as_tensor(view_hw)[None]
 
     @property
     def streams(self) -> bool:
@@ -36,14 +48,6 @@ class DetectorGraph(nn.Module):
     def bev_shape(self) -> tuple[int, int]:
         """Cells and channels of the BEV map."""
         return tuple(self.model.pts_bbox_head.bev_embedding.weight.shape)  # type: ignore[return-value]
-
-    @property
-    def views(self) -> int:
-        """Number of cameras."""
-        transformer = self.model.pts_bbox_head.transformer
-        if self.streams:
-            return len(transformer.cams_embeds)
-        return int(transformer.decoder.layers[0].attentions[1].num_cams)
 
     def forward(
         self,
@@ -56,7 +60,8 @@ class DetectorGraph(nn.Module):
         """Detect on a frame.
 
         Args:
-            images: (1, V, 3, H, W) resized, not padded, 0..255, channels in the order of the detector's config.
+            images: (1, V, 3, H, W) resized, 0..255, channels in the order of the detector's config; smaller images are padded at
+                the right and bottom with anything.
             lidar2img: (1, V, 4, 4) to pixels of the resized images.
             ego_motion: (1, 18) as of :func:`~pipeline.data.geometry.can_bus_delta`.
             history: (1, N, C) output ``bev`` of the frame before.
@@ -70,8 +75,8 @@ class DetectorGraph(nn.Module):
         img, padded_hw = self._padded(images)
         features, head = self.model.extract_feat(img), self.model.pts_bbox_head
         if not self.streams:
-            return self._decoded(head(features, lidar2img, padded_hw))
-        bev = head.encode(features, lidar2img, padded_hw, ego_motion, history, has_history)
+            return self._decoded(head(features, lidar2img, padded_hw, self._view_hw))
+        bev = head.encode(features, lidar2img, padded_hw, ego_motion, history, has_history, self._view_hw)
         return (*self._decoded(head(bev)), bev)
 
     def _padded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -80,6 +85,8 @@ class DetectorGraph(nn.Module):
         height, width = images.shape[-2:]
         rows, cols = (math.ceil(n / given.pad_divisor) * given.pad_divisor for n in (height, width))
         normal = (images - given.mean) / given.std
+        if self._view_hw is not None:
+            normal = normal * own_cells(self._view_hw, (height, width), (height, width))[:, :, None]
         return nn.functional.pad(normal, (0, cols - width, 0, rows - height)), (rows, cols)
 
     def _decoded(self, out: HeadOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:

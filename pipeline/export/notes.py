@@ -1,16 +1,17 @@
 """What an exported file says about itself: how images become its inputs, and for which rig."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
 from mmengine.config import Config
 
 from pipeline.errors import FD3DError
 
 KEY = "fd3d"
 """Key of the notes in the file's metadata."""
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,9 @@ class Notes:
 
     Attributes:
         detector: class of the detector.
-        views: number of cameras.
-        image_hw: rows and columns of the cameras' images before they are resized.
+        sizes: rows and columns of each of the V cameras' images before they are resized.
+        cameras: names of the cameras in the order of the inputs; empty where the file was exported without an index.
+        reference: frame of reference of the boxes, as of an index; None likewise.
         scale, to_rgb: section ``image`` of the detector's config.
         pc_range: the config's, metres.
         bev_shape: cells and channels of the BEV map that is given back as history; None without history.
@@ -28,8 +30,9 @@ class Notes:
     """
 
     detector: str
-    views: int
-    image_hw: tuple[int, int]
+    sizes: tuple[tuple[int, int], ...]
+    cameras: tuple[str, ...]
+    reference: str | None
     scale: float
     to_rgb: bool
     pc_range: tuple[float, ...]
@@ -37,10 +40,19 @@ class Notes:
     checkpoint_sha256: str
 
     @property
+    def views(self) -> int:
+        """Number of cameras."""
+        return len(self.sizes)
+
+    @property
     def resized_hw(self) -> tuple[int, int]:
-        """Rows and columns of the images that the graph takes."""
-        height, width = (round(n * self.scale) for n in self.image_hw)
-        return height, width
+        """Rows and columns of the images that the graph takes, to which smaller ones are padded."""
+        return round(max(h for h, _ in self.sizes) * self.scale), round(max(w for _, w in self.sizes) * self.scale)
+
+    @property
+    def view_hw(self) -> np.ndarray | None:
+        """Rows and columns (V, 2) of each camera's resized image; None where all have one size."""
+        return None if len(set(self.sizes)) == 1 else (np.array(self.sizes) * self.scale).round().astype(np.float32)
 
     def dumped(self) -> str:
         """The notes as text."""
@@ -58,13 +70,29 @@ class Notes:
             found = values.pop("format")
             if found != FORMAT:
                 raise FD3DError(f"{path} has format {found}, this program reads {FORMAT}; export the detector again")
-            values |= {name: tuple(values[name]) for name in ("image_hw", "pc_range")}
+            values |= {name: tuple(values[name]) for name in ("cameras", "pc_range")}
+            values["sizes"] = tuple((int(h), int(w)) for h, w in values["sizes"])
             values["bev_shape"] = values["bev_shape"] and tuple(values["bev_shape"])
             return cls(**values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, FD3DError):
                 raise
             raise FD3DError(f"{path} is no file of 'fd3d export'; give one that 'fd3d export' made") from error
+
+    def check_rig(self, cameras: Sequence[str], reference: str, path: object) -> None:
+        """Refuse cameras in another order, or another frame of reference, than a file was exported for.
+
+        Args:
+            cameras, reference: those of an index.
+
+        Raises:
+            FD3DError: naming both.
+        """
+        if self.cameras and (tuple(cameras), reference) != (self.cameras, self.reference):
+            raise FD3DError(
+                f"{path} was exported for the cameras {', '.join(self.cameras)} and boxes in the frame of {self.reference}, the index has "
+                f"{', '.join(cameras)} and {reference}; name the index of this rig by --index"
+            )
 
     def check_config(self, cfg: Config, path: object) -> None:
         """Refuse a config that a file was not exported with.

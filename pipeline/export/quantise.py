@@ -2,10 +2,10 @@
 
 import logging
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmengine.config import Config
@@ -16,8 +16,6 @@ from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
 from pipeline.export.notes import KEY
 from pipeline.export.runtime import ExportedDetector, graph_arguments
-from pipeline.files import write_atomically
-from pipeline.models.build import load_config
 
 QUANTISED = ("Conv",)
 """Operators in int8: the backbone's and the neck's. Attention and heads, which compute metres, stay in float32."""
@@ -43,55 +41,65 @@ def calibration_frames(source: FrameSource, number: int) -> CalibrationFrames:
         number: number of frames.
 
     Raises:
-        FD3DError: the split is unknown or has fewer such frames.
+        FD3DError: the split is unknown or has fewer such frames, or an image is missing.
     """
     index = FrameIndex.load(source.index, source.root)
-    names = index.arrays["scene_name"][index.select(source.split)].tolist()
+    rows = index.select(source.split)
+    names = index.arrays["scene_name"][rows].tolist()
     scenes = [[place for place, name in enumerate(names) if name == scene][:2] for scene in dict.fromkeys(names)]
     pairs = [scene for scene in scenes if len(scene) == 2]
-    most = 2 * len(pairs)
-    if not 1 <= number <= most:
+    if not pairs:
         raise FD3DError(
-            f"--int8 {number}: split '{source.split}' has {most} frames to calibrate on, two a scene; give 1 to {most}"
+            f"split '{source.split}' has no scene of two frames to calibrate int8 on; name another by --split"
+        )
+    if not 1 <= number <= 2 * len(pairs):
+        raise FD3DError(
+            f"--int8 {number}: split '{source.split}' has {2 * len(pairs)} frames to calibrate on, two a scene; give 1 to "
+            f"{2 * len(pairs)}"
         )
     wanted = (number + 1) // 2
     spread = [pairs[i * len(pairs) // wanted] for i in range(wanted)]
-    return CalibrationFrames(source, [place for pair in spread for place in pair][:number])
+    places = [place for pair in spread for place in pair][:number]
+    for image in (Path(source.root) / path for place in places for path in index[rows[place]].image_paths):
+        if not image.is_file():
+            raise FD3DError(f"image {image}, to calibrate int8 on, does not exist; is the data root complete?")
+    return CalibrationFrames(source, places)
 
 
-def quantise(path: Path, config: Path, frames: CalibrationFrames) -> Counter[str]:
-    """Put the convolutions of an exported file into int8, in place.
+def quantised(proto: Any, cfg: Config, frames: CalibrationFrames) -> Any:
+    """An exported detector with its convolutions in int8.
 
     Weights are signed with a scale for each channel, activations are unsigned with the range that they have on the
     calibration frames. ``QuantizeLinear`` and ``DequantizeLinear`` say so, operators of ONNX's own domain.
 
     Args:
-        path: file of :func:`~pipeline.export.write.export_detector`.
-        config: the detector's config.
+        proto: ONNX model of :func:`~pipeline.export.write.export_detector`.
+        cfg: the detector's config.
 
     Returns:
-        the number of nodes by operator.
+        another ONNX model, with the same notes.
 
     Raises:
-        FD3DError: a file is missing or does not fit.
+        FD3DError: an image cannot be read.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    exported = ExportedDetector(path)
-    inputs = _streamed(exported, load_config(config), frames)
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(inputs, None)
-
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder) / "int8.onnx"
+    with tempfile.TemporaryDirectory() as folder:
+        given, made = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        onnx.save(proto, given)
+        exported = ExportedDetector(given)
+        inputs = _streamed(exported, cfg, frames)
+
+        class Reader(CalibrationDataReader):  # type: ignore[misc]
+            def get_next(self) -> dict[str, np.ndarray] | None:
+                return next(inputs, None)
+
+        logging.disable(logging.WARNING)
+        try:
             quantize_static(
-                path,
+                given,
                 made,
                 Reader(),
                 quant_format=QuantFormat.QDQ,
@@ -100,13 +108,12 @@ def quantise(path: Path, config: Path, frames: CalibrationFrames) -> Counter[str
                 weight_type=QuantType.QInt8,
                 activation_type=QuantType.QUInt8,
             )
-            proto = onnx.load(made)
-    finally:
-        logging.disable(level)
-    del proto.metadata_props[:]
-    onnx.helper.set_model_props(proto, {KEY: exported.notes.dumped()})
-    write_atomically(path, lambda file: file.write(proto.SerializeToString()), binary=True)
-    return Counter(node.op_type for node in proto.graph.node)
+        finally:
+            logging.disable(level)
+        result = onnx.load(made)
+    del result.metadata_props[:]
+    onnx.helper.set_model_props(result, {KEY: exported.notes.dumped()})
+    return result
 
 
 def _streamed(detector: ExportedDetector, cfg: Config, frames: CalibrationFrames) -> Iterator[dict[str, np.ndarray]]:

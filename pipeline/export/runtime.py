@@ -1,5 +1,6 @@
 """An exported detector in ONNX Runtime, one frame after the other."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,17 @@ from pipeline.data.pixels import levels
 from pipeline.errors import FD3DError
 from pipeline.export.graph import INPUTS
 from pipeline.export.notes import Notes
+
+
+def check_packages(*names: str) -> None:
+    """Refuse to go on without packages of the extra ``onnx``.
+
+    Raises:
+        FD3DError: naming the first that is not installed.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise FD3DError(f"ONNX files need the package {name}; install it with: pip install 'fd3d[onnx]'")
 
 
 class ExportedDetector:
@@ -26,12 +38,9 @@ class ExportedDetector:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise FD3DError(
-                f"{path} needs the package onnxruntime; install it with: pip install 'fd3d[onnx]'"
-            ) from error
+        check_packages("onnxruntime")
+        import onnxruntime
+
         if not path.is_file():
             raise FD3DError(f"{path} does not exist; make it with 'fd3d export'")
         options = onnxruntime.SessionOptions()

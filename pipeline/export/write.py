@@ -5,15 +5,19 @@ import io
 import logging
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.data.index import FrameIndex
 from pipeline.errors import FD3DError
-from pipeline.export.graph import INPUTS, OUTPUTS, DetectorGraph
+from pipeline.export.graph import INPUTS, OUTPUTS, DetectorGraph, detector_views
 from pipeline.export.notes import KEY, Notes
+from pipeline.export.quantise import CalibrationFrames, quantised
+from pipeline.export.runtime import check_packages
 from pipeline.export.standard import standard_operators
 from pipeline.files import check_writable, write_atomically
 from pipeline.models.build import file_sha256, load_config
@@ -24,16 +28,32 @@ OPSET = 18
 """Version of ONNX's operators: TensorRT reads it since 8.6."""
 
 
+@dataclass(frozen=True)
+class ImageRig:
+    """Cameras that a graph is made for.
+
+    Attributes:
+        sizes: rows and columns of each camera's images before they are resized by the config's ``image.scale``, or of every
+            camera's.
+        cameras: names of the cameras; empty where only sizes are known.
+        reference: frame of reference of the boxes, as of an index; None likewise.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    cameras: tuple[str, ...] = ()
+    reference: str | None = None
+
+
 def export_detector(
-    config: Path, checkpoint: Path, out: Path, image_hw: tuple[int, int], views: int | None = None
+    config: Path, checkpoint: Path, out: Path, rig: ImageRig, int8: CalibrationFrames | None = None
 ) -> tuple[Notes, Counter[str]]:
     """Write a detector as one ONNX file, with inputs and outputs as of :class:`~pipeline.export.graph.DetectorGraph`.
 
     Every shape is fixed, the batch at 1: one car's frames, one after the other. Operators are those of ONNX's own domain.
 
     Args:
-        image_hw: rows and columns of the cameras' images before they are resized by the config's ``image.scale``.
-        views: number of the rig's cameras; None for the detector's.
+        rig: the cameras' images.
+        int8: frames to calibrate int8 convolutions on; None for float32.
 
     Returns:
         the file's notes, and the number of nodes by operator.
@@ -42,11 +62,9 @@ def export_detector(
         FD3DError: packages of the extra ``onnx`` are missing, bad input, a detector that is none of this project's or is made
             worse on purpose, another number of cameras than the detector's, or a place that cannot be written.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise FD3DError(f"export needs the package {error.name}; install it with: pip install 'fd3d[onnx]'") from error
+    check_packages("onnx", "onnxscript", *(("onnxruntime",) if int8 else ()))
+    import onnx
+
     check_writable(out)
     cfg = load_config(config)
     if "corruption" in cfg:
@@ -58,39 +76,45 @@ def export_detector(
         raise FD3DError(
             f"{type(model).__name__} of {config} cannot be exported; give a BEVFormer or DETR3D of this project"
         )
-    graph = DetectorGraph(model).eval()
-    if views not in (None, graph.views):
+    views = detector_views(model)
+    if len(rig.sizes) not in (1, views) or len(rig.cameras) not in (0, views):
         raise FD3DError(
-            f"the rig has {views} cameras, the detector of {checkpoint} has {graph.views}; train one for this rig, or name another index"
+            f"the rig has {len(rig.sizes)} cameras, the detector of {checkpoint} has {views}; train one for this rig, or name "
+            "another index"
         )
+    graph = DetectorGraph(model).eval()
     notes = Notes(
         detector=type(model).__name__,
-        views=graph.views,
-        image_hw=image_hw,
+        sizes=rig.sizes * (views // len(rig.sizes)),
+        cameras=rig.cameras,
+        reference=rig.reference,
         scale=cfg.image.scale,
         to_rgb=cfg.image.to_rgb,
         pc_range=tuple(cfg.pc_range),
         bev_shape=graph.bev_shape if graph.streams else None,
         checkpoint_sha256=file_sha256(checkpoint),
     )
-    proto = _exported(graph, _example(notes))
+    proto = _exported(DetectorGraph(model, notes.view_hw).eval(), _example(notes))
     onnx.helper.set_model_props(proto, {KEY: notes.dumped()})
+    if int8 is not None:
+        proto = quantised(proto, cfg, int8)
     write_atomically(out, lambda file: file.write(proto.SerializeToString()), binary=True)
     return notes, Counter(node.op_type for node in proto.graph.node)
 
 
-def rig_of(index: FrameIndex) -> tuple[tuple[int, int], int]:
-    """Rows and columns of a data set's images, and the number of its cameras.
+def rig_of(index: FrameIndex) -> ImageRig:
+    """Images and names of a data set's cameras.
 
     Raises:
-        FD3DError: the images differ in size, for which a graph has no mask.
+        FD3DError: images of one camera differ in size, for which a graph has no mask.
     """
-    sizes = index.arrays["image_sizes"].reshape(-1, 2)
-    if (sizes != sizes[0]).any():
-        raise FD3DError(
-            "the images of the index differ in size, an exported graph takes one; give --height and --width"
-        )
-    return (int(sizes[0, 0]), int(sizes[0, 1])), len(index.cameras)
+    sizes = index.arrays["image_sizes"]
+    for name, own in zip(index.cameras, sizes.transpose(1, 0, 2), strict=True):
+        if (own != own[0]).any():
+            raise FD3DError(
+                f"images of camera {name} differ in size, an exported graph takes one; give --height and --width"
+            )
+    return ImageRig(tuple((int(h), int(w)) for h, w in sizes[0]), tuple(index.cameras), index.reference)
 
 
 def _example(notes: Notes) -> tuple[Tensor, ...]:
@@ -123,8 +147,19 @@ def _exported(graph: DetectorGraph, example: tuple[Tensor, ...]):  # type: ignor
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
+                optimize=False,
             )
+            assert program is not None
+            _simplify(program.model)
     finally:
         logging.disable(level)
-    assert program is not None
     return program.model_proto
+
+
+def _simplify(model: Any) -> None:
+    """Leave out nodes that compute constants or nothing; folding first leaves the search for patterns a third of the nodes."""
+    from onnxscript import optimizer
+
+    optimizer.fold_constants(model)
+    optimizer.remove_unused_nodes(model)
+    optimizer.optimize_ir(model, num_iterations=1)
