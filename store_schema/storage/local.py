@@ -11,22 +11,20 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import zarr
-from zarr.abc.store import ByteRequest, Store
-from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.abc.store import Store
 
 from ..checksum import checksums
 from ..errors import StoreError
 from .base import BLOCK, LOCK, TEMPORARY, Storage, is_held
+from .interrupted import InterruptibleStore, close, repeated
 from .lease import LEASE_SECONDS, Lease
 from .own import LEASE
 from .trouble import ABSENT, FULL, UNSUPPORTED, trouble
 
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
 _NO_LOCKS = (*UNSUPPORTED, errno.ENOLCK)
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class LocalStorage(Storage):
                 for name, data in files:
                     descriptor, place = tempfile.mkstemp(dir=f"{self.path}/{TEMPORARY}")
                     temporary[f"{self.path}/{name}"] = place
-                    opened.callback(_close, descriptor)
+                    opened.callback(close, descriptor)
                     rest = memoryview(data).cast("B")
                     while rest:
                         rest = rest[os.write(descriptor, rest) :]
@@ -229,7 +227,7 @@ class LocalStorage(Storage):
             yield lambda: self._check_same(file)
         finally:
             with suppress(OSError):  # nothing was written to it
-                _close(file)
+                close(file)
 
     def _leased(self) -> Iterator[Callable[[], None]]:
         """The lock of a file system that has none."""
@@ -256,30 +254,11 @@ class LocalStorage(Storage):
             raise StoreError(f"store {self} was deleted or moved while this dump was writing it; run the dump again")
 
     def sweep(self) -> None:
-        shutil.rmtree(self.path / TEMPORARY, ignore_errors=True)
+        with suppress(OSError):  # which some calls raise all the same
+            shutil.rmtree(self.path / TEMPORARY, ignore_errors=True)
 
     def zarr_store(self) -> Store:
-        return _LocalStore(self.path, read_only=True)
-
-
-class _LocalStore(zarr.storage.LocalStore):
-    """Files as zarr-python reads them, again where a call is interrupted."""
-
-    async def get(
-        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        """See :class:`~zarr.storage.LocalStore`."""
-        with suppress(InterruptedError):
-            return await super().get(key, prototype, byte_range)
-        return await super().get(key, prototype, byte_range)
-
-
-def repeated(call: Callable[..., Result], *arguments: Any) -> Result:
-    """Result of a call that Python does not repeat by itself when it is interrupted, as network file systems may do."""
-    for _ in range(100):
-        with suppress(InterruptedError):
-            return call(*arguments)
-    return call(*arguments)
+        return InterruptibleStore(self.path, read_only=True)
 
 
 @contextmanager
@@ -333,10 +312,4 @@ def _sync_folder(path: str) -> None:
     try:
         _sync(descriptor)
     finally:
-        _close(descriptor)
-
-
-def _close(descriptor: int) -> None:
-    """Close a file; one whose closing is interrupted is closed."""
-    with suppress(InterruptedError):
-        os.close(descriptor)
+        close(descriptor)

@@ -1,7 +1,7 @@
 /* A library to preload: one call of the system, or all from one on, fails for files below a folder.
  *
  *     cc -shared -fPIC -O1 -o faults.so faults.c -ldl
- *     LD_PRELOAD=./faults.so FD3D_FAULTS=FOLDER:CALL:NUMBER:ERRNO:LASTING:LOG python ...
+ *     LD_PRELOAD=./faults.so FD3D_FAIL=FOLDER:CALL:NUMBER:ERRNO:LASTING:LOG python ...
  *
  * CALL is one of the names below, or "any"; NUMBER counts from 0, and -1 fails nothing. ERRNO 0 means a call that reads or
  * writes half of what it was asked for. LASTING 1 fails all later calls too. Each failure, or each call where NUMBER is -1,
@@ -180,7 +180,7 @@ __attribute__((constructor)) static void from_environment(void) {
     char place[PATH_MAX], call[32], log[PATH_MAX];
     long number;
     int code, later;
-    const char *text = getenv("FD3D_FAULTS");
+    const char *text = getenv("FD3D_FAIL");
     if (text && sscanf(text, "%4095[^:]:%31[^:]:%ld:%d:%d:%4095s", place, call, &number, &code, &later, log) == 6)
         faults_arm(place, call, number, code, later, log);
 }

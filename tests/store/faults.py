@@ -84,9 +84,8 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a piece of work ended: calls that were counted and failed, and the lines of its errors."""
+    """How a piece of work ended: calls that failed, and the lines of its errors."""
 
-    calls: int
     failures: int
     lines: list[str]
 
@@ -97,6 +96,13 @@ def build(folder: Path) -> Path:
     compiler = os.environ.get("CC") or shutil.which("cc") or str(sysconfig.get_config_var("CC")).split()[0]
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, SOURCE, "-ldl"], check=True)
     return library
+
+
+def preload(module: str, folder: Path) -> None:
+    """Run a module's command line with the library preloaded, and end with its status; nothing if that is so already."""
+    if "LD_PRELOAD" not in os.environ:
+        environment = os.environ | {"LD_PRELOAD": str(build(folder))}
+        sys.exit(subprocess.run([sys.executable, "-m", module, *sys.argv[1:]], env=environment).returncode)
 
 
 # ---- work on the store at a path; each returns the lines of its errors
@@ -189,25 +195,17 @@ WORK: dict[str, tuple[str, Callable[[Path], list[str]]]] = {
 }
 
 
-class Faults:
-    """Failures of work in processes of their own; this process has the library preloaded and never uses zarr, which owns threads."""
+class Forks:
+    """Work in forks of this process, which has the library preloaded and never uses zarr, since that owns threads.
 
-    def __init__(self, folder: Path, metadata: Metadata) -> None:
-        self.folder, self.path, self.metadata = folder, folder / "store", metadata
-        self.library = ctypes.CDLL(os.environ["LD_PRELOAD"])
-        metadata |= self._apart(self._prepare)
-        self.whole = digest(folder / "whole")
+    Args:
+        path: file or folder whose calls fail.
+    """
 
-    def _prepare(self) -> Metadata:
-        """The stores that work begins with."""
-        write(self.folder / "whole")
-        write(self.folder / "half")
-        (self.folder / "half/.done/shard-00001.json").unlink()
-        (self.folder / "half/decoder/value_proj_weight/c/0/0/0").write_bytes(b"cut")
-        write(self.folder / "other", expert="y")
-        return self.metadata
+    def __init__(self, path: Path) -> None:
+        self.path, self.library = path, ctypes.CDLL(os.environ["LD_PRELOAD"])
 
-    def _apart(self, work: Callable[[], Any]) -> Any:
+    def apart(self, work: Callable[[], Any], seconds: int = SECONDS) -> Any:
         """The result of work in a fork.
 
         Raises:
@@ -217,13 +215,13 @@ class Faults:
         child = os.fork()
         if not child:
             os.close(output)
-            signal.alarm(SECONDS)
+            signal.alarm(seconds)
             warnings.simplefilter("ignore")
             try:
                 answer = [True, work()]
             except BaseException:
                 answer = [False, traceback.format_exc()]
-            self.arm("", 0, 0, 0)
+            self.arm("", 0, 0, False)
             with os.fdopen(input_, "wb") as file:
                 pickle.dump(answer, file)
             os._exit(0)
@@ -236,21 +234,51 @@ class Faults:
         assert well, result
         return result
 
-    def arm(self, call: str, number: int, error: int, lasting: bool | int, log: Path | None = None) -> None:
+    def arm(self, call: str, number: int, error: int, lasting: bool, log: Path | None = None) -> None:
         """Have calls on files of the store fail from now on; an empty name of a call disarms."""
         where = str(self.path) if call else ""
         arguments = [where.encode(), call.encode(), ctypes.c_long(number), error, int(lasting)]
         self.library.faults_arm(*arguments, str(log or "").encode())
 
-    def _run(self, doing: str, call: str, number: int, error: int, lasting: bool) -> Outcome:
+
+class Faults(Forks):
+    """Failures of work on a small store.
+
+    Args:
+        folder: folder for stores.
+        metadata: see :func:`~tests.store.synthetic.remembered_metadata`; filled.
+    """
+
+    def __init__(self, folder: Path, metadata: Metadata) -> None:
+        super().__init__(folder / "store")
+        self.folder, self.metadata = folder, metadata
+        metadata |= self.apart(self._prepare)
+        self.whole = digest(folder / "whole")
+
+    def _prepare(self) -> Metadata:
+        """The stores that work begins with."""
+        write(self.folder / "whole")
+        write(self.folder / "half")
+        (self.folder / "half/.done/shard-00001.json").unlink()
+        (self.folder / "half/decoder/value_proj_weight/c/0/0/0").write_bytes(b"cut")
+        write(self.folder / "other", expert="y")
+        return self.metadata
+
+    def _run(self, case: Case) -> Outcome:
         """Work in this process with a failure."""
-        work = WORK[doing][1]
-        self.arm(call, number, error, lasting)
-        if doing in READING:
-            lines = read(self.path, doing == "zarr", lambda: self.library.faults_arm(b"", b"", -1, 0, 0, b""))
+        failures = 0
+
+        def disarm() -> None:
+            nonlocal failures
+            failures = self.library.faults_failures()
+            self.arm("", 0, 0, False)
+
+        self.arm(*case[1:])
+        if case.doing in READING:
+            lines = read(self.path, case.doing == "zarr", disarm)
         else:
-            lines = work(self.path)
-        return Outcome(self.library.faults_calls(), self.library.faults_failures(), lines)
+            lines = WORK[case.doing][1](self.path)
+        return Outcome(failures or self.library.faults_failures(), lines)
 
     def _set(self, doing: str) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -265,13 +293,13 @@ class Faults:
         log.unlink(missing_ok=True)
 
         def run() -> None:
-            self.arm(call, -1, 0, 0, log)
+            self.arm(call, -1, 0, False, log)
             if doing in READING:
-                read(self.path, doing == "zarr", lambda: self.arm("", 0, 0, 0))
+                read(self.path, doing == "zarr", lambda: self.arm("", 0, 0, False))
             else:
                 WORK[doing][1](self.path)
 
-        self._apart(run)
+        self.apart(run)
         return len(log.read_text().splitlines()) if log.exists() else 0
 
     def tried(self, case: Case) -> str:
@@ -282,7 +310,8 @@ class Faults:
         """
         self._set(case.doing)
         before = digest(self.path) if self.path.exists() else {}
-        _, _, lines = self._apart(lambda: self._run(*case))
+        failures, lines = self.apart(lambda: self._run(case))
+        assert failures, "nothing failed"
         for line in lines:
             check_line(line, case, self.path)
         changed = case.doing not in (*READING, "verify")
@@ -292,9 +321,9 @@ class Faults:
         elif not lines and case.doing != "clear":
             assert after == self.whole, f"other bytes: {differing(after, self.whole)}"
         elif lines:
-            self._apart(lambda: read(self.path) and None)
+            self.apart(lambda: read(self.path) and None)
         if changed and (lines or case.doing == "clear"):
-            again = self._apart(lambda: WORK[case.doing][1](self.path))
+            again = self.apart(lambda: WORK[case.doing][1](self.path))
             assert again == [], f"the same work again: {again}"
             after = digest(self.path) if self.path.exists() else {}
             wanted = {} if case.doing == "clear" else self.whole
@@ -347,20 +376,19 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="try one failure in so many")
     parser.add_argument("--first", type=int, default=0, help="number of the first of them")
     parser.add_argument("--doing", nargs="*", choices=WORK, default=list(WORK))
+    parser.add_argument(
+        "--case", nargs="+", metavar="WORD", help="work, call, number, error (EIO, half, ...) and 'lasting'"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        if "LD_PRELOAD" not in os.environ:
-            environment = os.environ | {"LD_PRELOAD": str(build(Path(folder)))}
-            sys.exit(
-                subprocess.run([sys.executable, "-m", "tests.store.faults", *sys.argv[1:]], env=environment).returncode
-            )
+        preload("tests.store.faults", Path(folder))
         wrong = 0
         with remembered_metadata() as metadata:
             faults = Faults(Path(folder), metadata)
-            for doing in args.doing:
+            for doing in args.case[:1] if args.case else args.doing:
                 start, ends = time.perf_counter(), Counter[str]()
                 calls = {call: faults.count(doing, call) for call in ERRORS}
-                for case in cases(faults, doing, args.every, args.first):
+                for case in [parsed(*args.case)] if args.case else cases(faults, doing, args.every, args.first):
                     try:
                         ends[faults.tried(case)] += 1
                     except AssertionError as error:
@@ -374,6 +402,11 @@ def main() -> None:
                     flush=True,
                 )
     sys.exit(1 if wrong else 0)
+
+
+def parsed(doing: str, call: str, number: str, error: str, *lasting: str) -> Case:
+    """A case from the words that name it."""
+    return Case(doing, call, int(number), SHORT if error == "half" else getattr(errno, error), bool(lasting))
 
 
 if __name__ == "__main__":
