@@ -264,7 +264,7 @@ class Faults(Forks):
         write(self.folder / "other", expert="y")
         return self.metadata
 
-    def _run(self, case: Case) -> Outcome:
+    def _run(self, case: Case, log: Path | None = None) -> Outcome:
         """Work in this process with a failure."""
         failures = 0
 
@@ -273,7 +273,7 @@ class Faults(Forks):
             failures = self.library.faults_failures()
             self.arm("", 0, 0, False)
 
-        self.arm(*case[1:])
+        self.arm(*case[1:], log)
         if case.doing in READING:
             lines = read(self.path, case.doing == "zarr", disarm)
         else:
@@ -285,22 +285,13 @@ class Faults(Forks):
         if (before := WORK[doing][0]) != "nothing":
             shutil.copytree(self.folder / before, self.path)
 
-    def count(self, doing: str, call: str) -> int:
-        """Number of calls that work makes on files of the store without a failure."""
+    def counts(self, doing: str) -> Counter[str]:
+        """Number of calls, by name, that work makes on files of the store without a failure."""
         self._set(doing)
-        # reading disarms, which forgets the count: the calls of the epochs are written to a file
         log = self.folder / "calls"
         log.unlink(missing_ok=True)
-
-        def run() -> None:
-            self.arm(call, -1, 0, False, log)
-            if doing in READING:
-                read(self.path, doing == "zarr", lambda: self.arm("", 0, 0, False))
-            else:
-                WORK[doing][1](self.path)
-
-        self.apart(run)
-        return len(log.read_text().splitlines()) if log.exists() else 0
+        self.apart(lambda: self._run(Case(doing, "any", -1, 0, False), log))
+        return Counter(line.split()[1] for line in log.read_text().splitlines())
 
     def tried(self, case: Case) -> str:
         """How work with a failure ended, ``well`` or ``told``.
@@ -355,11 +346,11 @@ def check_line(line: str, case: Case, path: Path) -> None:
         assert word not in line, line
 
 
-def cases(faults: Faults, doing: str, every: int = 1, first: int = 0) -> Iterator[Case]:
+def cases(doing: str, calls: Counter[str], every: int = 1, first: int = 0) -> Iterator[Case]:
     """Each call of some work, or one in so many, failing with an error in turn; those of :data:`ALL` with each of theirs."""
     number = 0
     for call, errors in ERRORS.items():
-        for at in range(faults.count(doing, call)):
+        for at in range(calls[call]):
             wanted = [(error, False) for error in (errors if call in ALL else errors[at % len(errors) :][:1])]
             # no call is interrupted or gives half for ever; a lasting failure is much the same from one call to the next
             if at % 3 == 0 and (error := errors[at // 3 % len(errors)]) not in (errno.EINTR, SHORT, errno.ENOLCK):
@@ -377,7 +368,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first of them")
     parser.add_argument("--doing", nargs="*", choices=WORK, default=list(WORK))
     parser.add_argument(
-        "--case", nargs="+", metavar="WORD", help="work, call, number, error (EIO, half, ...) and 'lasting'"
+        "--case", nargs="*", default=[], help="'WORK CALL NUMBER ERROR [lasting]', ERROR as EIO or half"
     )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -385,17 +376,18 @@ def main() -> None:
         wrong = 0
         with remembered_metadata() as metadata:
             faults = Faults(Path(folder), metadata)
-            for doing in args.case[:1] if args.case else args.doing:
-                start, ends = time.perf_counter(), Counter[str]()
-                calls = {call: faults.count(doing, call) for call in ERRORS}
-                for case in [parsed(*args.case)] if args.case else cases(faults, doing, args.every, args.first):
+            given = [parsed(*case.split()) for case in args.case]
+            for doing in dict.fromkeys(case.doing for case in given) if given else args.doing:
+                start, ends, calls = time.perf_counter(), Counter[str](), faults.counts(doing)
+                chosen = [case for case in given if case.doing == doing]
+                for case in chosen if given else cases(doing, calls, args.every, args.first):
                     try:
                         ends[faults.tried(case)] += 1
                     except AssertionError as error:
                         ends["wrong"] += 1
                         print(f"WRONG {case}: {shortened(str(error))}", flush=True)
                 wrong += ends["wrong"]
-                counted = ", ".join(f"{call} {count}" for call, count in calls.items() if count)
+                counted = ", ".join(f"{call} {count}" for call, count in sorted(calls.items()))
                 print(
                     f"{doing}: {sum(calls.values())} calls ({counted}); {sum(ends.values())} failures: {ends['well']} ended "
                     f"well, {ends['told']} in one line, {ends['wrong']} wrong; {time.perf_counter() - start:.0f} s",
