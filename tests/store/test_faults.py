@@ -1,6 +1,6 @@
 """A system call that fails at any moment of dumping, reading, verifying, replacing or deleting is told and does no harm.
 
-FD3D_FAULTS=1 python -m pytest tests/store/test_faults.py    # every call; by default one failure in some hundred
+FD3D_FAULTS=1 python -m pytest tests/store/test_faults.py    # every call; by default one failure in 499
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-EVERY = os.environ.get("FD3D_FAULTS", "251")
+EVERY = os.environ.get("FD3D_FAULTS", "499")
 pytestmark = pytest.mark.timeout(600 if "FD3D_FAULTS" not in os.environ else 10_000 // int(EVERY) + 600)
 
 
@@ -38,7 +38,7 @@ def test_a_call_that_fails_is_told_by_name_and_the_same_work_goes_on(project):
         "zarr",
     ], said
     assert all(int(calls) > 300 and int(failures) for _, calls, failures, *_ in figures), said
-    assert sum(int(told) for *_, told in figures) > 5, said
+    assert sum(int(told) for *_, told in figures) > 2, said
 
 
 WRONG_ONCE = (
