@@ -8,6 +8,7 @@ the same command ends in the same bytes as without a failure. See ``tests/store/
 """
 
 import argparse
+import errno
 import os
 import shutil
 import sys
@@ -90,7 +91,9 @@ def faults(folder: Path, failures: int) -> int:
         seen[call] += 1
         if number % every:
             continue
-        case = Case("fd3d dump", call, at, errors[number // every % len(errors)], number // every % 4 == 3)
+        error = errors[number // every % len(errors)]
+        lasting = number // every % 4 == 3 and error not in (errno.EINTR, errno.ENOLCK, SHORT)
+        case = Case("fd3d dump", call, at, error, lasting)
         shutil.rmtree(place / "store", ignore_errors=True)
         try:
             status, said = forks.apart(partial(run, forks, command, case), SECONDS)
