@@ -52,7 +52,7 @@ class ShardFile:
     def _read_index(self, chunks: int, tag: str | None) -> NDArray[Any]:
         size, length = os.fstat(self.descriptor).st_size, index_bytes(chunks)
         start = max(size - length - (TAG if tag else 0), 0)
-        tail = os.pread(self.descriptor, size - start, start)
+        tail = self._read(size - start, start)
         data = np.frombuffer(tail, np.uint8)[-length:]
         if len(data) != length:
             raise ValueError(f"{self.path} has {size} bytes, fewer than its index of {length}")
@@ -60,6 +60,13 @@ class ShardFile:
         if tag and tag_of(tail) != tag:
             raise ValueError(f"{self.path} is another shard (tag {tag_of(tail)}, the manifest says {tag})")
         return data[:-4].view("<u8").reshape(chunks, 2)
+
+    def _read(self, length: int, offset: int) -> bytes:
+        """Bytes of the file, fewer than asked for only at its end: a network file system may bring them in parts."""
+        data = os.pread(self.descriptor, length, offset)
+        while len(data) < length and (more := os.pread(self.descriptor, length - len(data), offset + len(data))):
+            data += more
+        return data
 
     def read_chunk(self, number: int) -> NDArray[Any] | None:
         """Encoded bytes (n,) of a chunk, checked, without their checksum; None for one that is all fill value.
@@ -70,7 +77,7 @@ class ShardFile:
         offset, length = self.index[number].tolist()
         if offset == MISSING:
             return None
-        data = np.frombuffer(os.pread(self.descriptor, length, offset), np.uint8)
+        data = np.frombuffer(self._read(length, offset), np.uint8)
         if len(data) != length:
             raise ValueError(f"{self.path} ends within chunk {number}")
         check_crc32c([data[:-4]], data[-4:].tobytes(), f"chunk {number} of {self.path}")
@@ -93,7 +100,10 @@ class ShardFile:
             return False
         start, stored = bytearray(head), bytearray(4)
         if os.preadv(self.descriptor, [start, out.data, stored], offset) != length:
-            raise ValueError(f"{self.path} ends within chunk {number}")
+            whole = self._read(length, offset)
+            if len(whole) != length:
+                raise ValueError(f"{self.path} ends within chunk {number}")
+            start[:], out[:], stored[:] = whole[:head], np.frombuffer(whole[head:-4], np.uint8), whole[-4:]
         if head and not start[2] & _BLOSC_COPIED:
             return False
         check_crc32c([bytes(start), out], bytes(stored), f"chunk {number} of {self.path}")

@@ -24,6 +24,8 @@ __all__ = [
     "refuse_difference",
     "seal",
     "unseal",
+    "unseal_manifest",
+    "unseal_recipe",
 ]
 
 MADE_BY = ("expert", "data", "image", "history", "coordinates", "focal", "libraries")
@@ -111,6 +113,8 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
         content = json.loads(storage.read(MANIFEST))
         if not isinstance(content, dict):
             raise ValueError("no JSON object")
+        if not is_manifest(content):
+            raise ValueError("its content is another file's")
         return content
     except (FileNotFoundError, ValueError) as error:
         if isinstance(error, StoreError):
@@ -147,3 +151,20 @@ def unseal(data: bytes | None) -> dict[str, Any] | None:
         return None
     whole = isinstance(content, dict) and content.get("crc32c") == manifest_checksum(content)
     return content if whole else None
+
+
+def unseal_recipe(data: bytes | None) -> dict[str, Any] | None:
+    """A recipe, see :func:`unseal`; None also for another of the store's JSON files in its place."""
+    content = unseal(data)
+    return content if content is not None and "schema" in content and not is_manifest(content) else None
+
+
+def unseal_manifest(data: bytes | None) -> dict[str, Any] | None:
+    """A manifest, see :func:`unseal`; None also for another of the store's JSON files in its place."""
+    content = unseal(data)
+    return content if content is not None and is_manifest(content) else None
+
+
+def is_manifest(content: Mapping[str, Any]) -> bool:
+    """Whether an object has what a recipe or marker lacks."""
+    return all(field in content for field in ("schema", "shards", "files"))

@@ -254,12 +254,8 @@ class StoreReader:
         Raises:
             StoreError: a file is missing or damaged, or the store was replaced since the manifest was read.
         """
-        try:
+        with self.storage.named():
             return {path: np.asarray(_array(self.group, path)[:]) for path in self.schema.constants()}
-        except StoreError:
-            raise
-        except Exception as error:
-            raise self.storage.trouble("read", error) from error
 
 
 def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:

@@ -68,10 +68,16 @@ def verify(
         report.seconds = time.perf_counter() - start
         return report
     report.frames = len(reader.tokens)
-    report.problems += _manifest_problems(reader, layout)
-    report.problems += _file_problems(reader, layout, report, progress)
-    report.problems += _metadata_problems(reader, layout)
-    report.problems += _content_problems(reader, layout, progress)
+    for problems in (
+        _manifest_problems(reader, layout),
+        _file_problems(reader, layout, report, progress),
+        _metadata_problems(reader, layout),
+        _content_problems(reader, layout, progress),
+    ):
+        try:
+            report.problems.extend(problems)
+        except StoreError as error:  # a file that cannot be read and may be whole
+            report.problems.append(str(error))
     report.seconds = time.perf_counter() - start
     return report
 
@@ -154,7 +160,7 @@ def _content_problems(reader: StoreReader, layout: StoreLayout, progress: Progre
     except Exception as error:
         yield f"frame/token cannot be read: {_first_line(error)}"
     used = (layout.token_rows() != 0).any(1)
-    size, coverage = layout.frames_per_shard, {}
+    size, coverage, unread = layout.frames_per_shard, {}, False
     for path, spec in reader.schema.arrays().items():
         if spec.kind != "count":
             continue
@@ -165,6 +171,7 @@ def _content_problems(reader: StoreReader, layout: StoreLayout, progress: Progre
             index = _array(store, f"{name}/index")
         except Exception as error:
             yield f"{path} cannot be read: {_first_line(error)}"
+            unread = True
             continue
         if counts.shape != used.shape or index.shape != (layout.rows_total, kmax):
             yield f"{path} has shape {counts.shape} and {name}/index {index.shape}, the schema wants {layout.rows_total} rows"
@@ -185,7 +192,7 @@ def _content_problems(reader: StoreReader, layout: StoreLayout, progress: Progre
             rising = np.diff(numbers, axis=1) > 0
             if (numbers[~filled] != 0).any() or (numbers >= cells).any() or (~rising & filled[:, 1:]).any():
                 yield f"{name}/index of shard {shard} does not rise within 0..{cells - 1} over its rows' counts"
-    if reader.schema.layout == "focal" and coverage != reader.manifest.get("coverage"):
+    if reader.schema.layout == "focal" and not unread and coverage != reader.manifest.get("coverage"):
         yield f"{MANIFEST} has coverage {reader.manifest.get('coverage')}, the counts give {coverage}"
 
 
@@ -194,10 +201,16 @@ def _array(store: Store, path: str) -> zarr.Array[Any]:
 
 
 def _json(storage: Storage, name: str) -> dict[str, Any]:
-    """A JSON file's object; empty where there is none, which the checks report as what is missing in it."""
+    """A JSON file's object; empty where there is none, which the checks report as what is missing in it.
+
+    Raises:
+        StoreError: the file may be whole and cannot be read.
+    """
     try:
         content = json.loads(storage.read(name))
-    except (OSError, ValueError, StoreError):
+    except StoreError:
+        raise
+    except (FileNotFoundError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -22,7 +22,7 @@ from .codes import code_tag
 from .coding import check_constants
 from .errors import OtherStoreError, StoreError
 from .layout import ARRAYS, CONSTANTS, DONE, StoreLayout, check_scenes
-from .manifest import MANIFEST, RECIPE, fingerprint, refuse_difference, seal, unseal
+from .manifest import MANIFEST, RECIPE, fingerprint, refuse_difference, seal, unseal, unseal_manifest, unseal_recipe
 from .provenance import check_versions, is_of_earlier_revision, joined_versions
 from .schema import StoreSchema
 from .shards import ShardWriter
@@ -142,7 +142,7 @@ class StoreWriter:
             StoreError: the folder has other files, or nothing whole tells what made the store.
         """
         found = self.storage.read_many([RECIPE, MANIFEST, ARRAYS, CONSTANTS])
-        if (recipe := unseal(found.get(RECIPE))) is not None:
+        if (recipe := unseal_recipe(found.get(RECIPE))) is not None:
             return recipe, True
         if is_of_earlier_revision(found.get(RECIPE)):
             raise OtherStoreError(
@@ -152,9 +152,9 @@ class StoreWriter:
                 "an earlier one",
                 "this one",
             )
-        if (manifest := unseal(found.get(MANIFEST))) is not None:
+        if (manifest := unseal_manifest(found.get(MANIFEST))) is not None:
             return manifest, False
-        own = [marker["fingerprint"] for name in (ARRAYS, CONSTANTS) if (marker := unseal(found.get(name)))]
+        own = [marker.get("fingerprint") for name in (ARRAYS, CONSTANTS) if (marker := unseal(found.get(name)))]
         if self.fingerprint in own or any(marker is not None for marker in self._markers()):
             return self.manifest, False
         if RECIPE in found:
@@ -178,7 +178,8 @@ class StoreWriter:
         markers = [unseal(found.get(name)) for name in names]
 
         def is_own(shard: int, marker: dict[str, Any]) -> bool:
-            return marker.get("fingerprint") == self.fingerprint and marker.get("shard", shard) == shard
+            own = marker.get("fingerprint") == self.fingerprint and "sums" in marker
+            return own and marker.get("shard", shard) == shard
 
         return [m if m is not None and is_own(shard, m) else None for shard, m in enumerate(markers)]
 
@@ -206,7 +207,7 @@ class StoreWriter:
         if content is None or content.get("fingerprint") != self.fingerprint:
             return None
         files: dict[str, Any] = content["files"]
-        if (marker == ARRAYS) != ("frame/token/zarr.json" in files):  # the other one's content
+        if "sums" in content or (marker == ARRAYS) != ("frame/token/zarr.json" in files):  # another marker's content
             return None
         found = self.storage.read_many(files) if check else {}
         return None if check and any(fault(found.get(name), files[name]) for name in files) else files
@@ -243,7 +244,8 @@ class StoreWriter:
             return None
         # array by array: the root's metadata may be damaged, which finalising mends
         store = self.storage.zarr_store()
-        return {path: np.asarray(zarr.open_array(store, path=path, mode="r")) for path in self.schema.constants()}
+        with self.storage.named():
+            return {path: np.asarray(zarr.open_array(store, path=path, mode="r")) for path in self.schema.constants()}
 
     def _know_codes(self, constants: Mapping[str, NDArray[Any]]) -> None:
         """Keep the codes for the shards that are written from now on."""
@@ -325,8 +327,9 @@ class StoreWriter:
         store = self.storage.zarr_store()
         frames, coverage = sum(map(len, self.layout.scenes.values())), {}
         for name, total in cells.items():
-            counts = zarr.open_array(store, path=f"{name}/count", mode="r")
-            coverage[name] = round(float(np.asarray(counts[:]).sum()) / (frames * total), 5)
+            with self.storage.named():
+                counts = np.asarray(zarr.open_array(store, path=f"{name}/count", mode="r")[:])
+            coverage[name] = round(float(counts.sum()) / (frames * total), 5)
         return coverage
 
 

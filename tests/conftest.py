@@ -88,10 +88,10 @@ def store(source, expert_config: Path, expert_checkpoint: Path, tmp_path_factory
 @pytest.fixture(scope="session")
 def session():
     """Processes of a session (``start_new_session``) by the number of the session's first."""
-    return SimpleNamespace(alive=_alive, ends=_ends)
+    return SimpleNamespace(alive=alive, ends=_ends)
 
 
-def _alive(leader: int) -> dict[int, str]:
+def alive(leader: int) -> dict[int, str]:
     """Command lines of the processes that have not ended."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
@@ -107,7 +107,7 @@ def _alive(leader: int) -> dict[int, str]:
 def _ends(leader: int, seconds: float = 1.0) -> None:
     """Fail unless all processes have ended after some time, of which a busy machine is given more."""
     deadline = time.monotonic() + seconds * max(1.0, os.getloadavg()[0])
-    while left := _alive(leader):
+    while left := alive(leader):
         if time.monotonic() > deadline:
             for number in left:
                 os.kill(number, signal.SIGKILL)

@@ -6,7 +6,7 @@ Every write goes through :meth:`Storage.write_all`, which leaves a file either w
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
 from zarr.abc.store import Store
@@ -155,6 +155,20 @@ class Storage(ABC):
         Args:
             verb: what the store cannot be, ``read`` or ``written``.
         """
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Tell errors of reading whole files through zarr-python by name.
+
+        Raises:
+            StoreError: in place of any other error.
+        """
+        try:
+            yield
+        except StoreError:
+            raise
+        except Exception as error:
+            raise self.trouble("read", error) from error
 
     def checksums(self, names: Iterable[str]) -> Iterator[tuple[str, dict[str, str] | StoreError | None]]:
         """Name and checksums of files in the order given; None for one that is not there, the error for one that cannot be read."""

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -12,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import zarr
 from zarr.abc.store import Store
 
 from ..checksum import checksums
 from ..errors import StoreError
 from .base import BLOCK, LOCK, TEMPORARY, Storage, is_held
+from .interrupted import InterruptibleStore, close, repeated
 from .lease import LEASE_SECONDS, Lease
 from .own import LEASE
 from .trouble import ABSENT, FULL, UNSUPPORTED, trouble
@@ -50,8 +51,9 @@ class LocalStorage(Storage):
             return StoreError(f"store {self} cannot be {verb}: {str(error) or type(error).__name__}; run again")
         free = None
         if error.errno in FULL:
-            place = next(folder for folder in (self.path, *self.path.parents) if os.path.exists(folder))
-            free = shutil.disk_usage(place).free / 1e6
+            place = next((folder for folder in (self.path, *self.path.parents) if os.path.exists(folder)), self.path)
+            with suppress(OSError):
+                free = shutil.disk_usage(place).free / 1e6
         return trouble(self, verb, error, free)
 
     @contextmanager
@@ -66,7 +68,7 @@ class LocalStorage(Storage):
 
     def read(self, name: str) -> bytes:
         with self._reading():
-            return (self.path / name).read_bytes()
+            return repeated((self.path / name).read_bytes)
 
     def read_many(self, names: Iterable[str]) -> dict[str, bytes]:
         found = {}
@@ -84,10 +86,10 @@ class LocalStorage(Storage):
                 for name, data in files:
                     descriptor, place = tempfile.mkstemp(dir=f"{self.path}/{TEMPORARY}")
                     temporary[f"{self.path}/{name}"] = place
-                    file = opened.enter_context(os.fdopen(descriptor, "wb", buffering=0))
-                    rest = memoryview(data)
+                    opened.callback(close, descriptor)
+                    rest = memoryview(data).cast("B")
                     while rest:
-                        rest = rest[file.write(rest) :]
+                        rest = rest[os.write(descriptor, rest) :]
                     with suppress(PermissionError):  # file systems without owners refuse it
                         os.fchmod(descriptor, 0o644)
                     descriptors.append(descriptor)
@@ -98,7 +100,7 @@ class LocalStorage(Storage):
                 folder = os.path.dirname(target)
                 gained |= _make_folders(folder) | {folder}
             for target in list(temporary):
-                os.replace(temporary[target], target)
+                repeated(os.replace, temporary[target], target)
                 del temporary[target]
             # a file is safe when the entries that lead to it are
             for folder in sorted(gained):
@@ -108,7 +110,7 @@ class LocalStorage(Storage):
         finally:
             for place in temporary.values():
                 with suppress(OSError):
-                    os.unlink(place)
+                    repeated(os.unlink, place)
 
     def create(self, name: str, data: bytes) -> None:
         """Write a new file.
@@ -118,8 +120,13 @@ class LocalStorage(Storage):
         """
         try:
             descriptor = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(data)
+            except OSError:
+                with suppress(OSError):
+                    repeated(os.unlink, f"{self.path}/{name}")
+                raise
         except FileExistsError:
             raise
         except OSError as error:
@@ -127,7 +134,7 @@ class LocalStorage(Storage):
 
     def delete(self, name: str) -> None:
         try:
-            (self.path / name).unlink()
+            repeated(os.unlink, f"{self.path}/{name}")
             _sync_folder(os.path.dirname(f"{self.path}/{name}"))
         except ABSENT:
             return
@@ -139,26 +146,32 @@ class LocalStorage(Storage):
         try:
             for name in names:
                 with suppress(*ABSENT):
-                    os.unlink(self.path / name)
+                    repeated(os.unlink, f"{self.path}/{name}")
                 folders |= {parent for parent in Path(name).parents if parent != Path(".")}
             # a folder with other files, a mount or a link to a folder stays
             for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
                 with suppress(OSError):
-                    os.rmdir(self.path / folder)
+                    repeated(os.rmdir, f"{self.path}/{folder}")
             _sync_folder(str(self.path))
         except OSError as error:
             raise self.trouble("written", error) from error
 
     def list(self, folder: str = "") -> dict[str, int]:
+        try:
+            return repeated(self._list, self.path / folder)
+        except OSError as error:
+            raise self.trouble("read", error) from error
+
+    def _list(self, top: Path) -> dict[str, int]:
         found: dict[str, int] = {}
 
         def failed(error: OSError) -> None:
             if not isinstance(error, ABSENT):
-                raise self.trouble("read", error) from error
+                raise error
 
         seen = set()
-        for place, folders, names in os.walk(self.path / folder, onerror=failed, followlinks=True):
-            with suppress(OSError):
+        for place, folders, names in os.walk(top, onerror=failed, followlinks=True):
+            with _unless_gone():
                 here = os.stat(place)
                 if (here.st_dev, here.st_ino) in seen:  # links in a ring
                     folders.clear()
@@ -166,7 +179,7 @@ class LocalStorage(Storage):
                 seen.add((here.st_dev, here.st_ino))
             for name in names:
                 file = Path(place, name)
-                with suppress(OSError):  # gone meanwhile, or a link that leads nowhere
+                with _unless_gone():
                     found[file.relative_to(self.path).as_posix()] = file.stat().st_size
         return found
 
@@ -174,12 +187,12 @@ class LocalStorage(Storage):
         found = {}
         for name in names:
             with suppress(FileNotFoundError), self._reading():
-                found[name] = os.stat(f"{self.path}/{name}").st_size
+                found[name] = repeated(os.stat, f"{self.path}/{name}").st_size
         return found
 
     def stamp(self, name: str) -> Any:
         try:
-            file = os.stat(f"{self.path}/{name}")
+            file = repeated(os.stat, f"{self.path}/{name}")
         except ABSENT:
             return None
         except OSError as error:
@@ -187,17 +200,21 @@ class LocalStorage(Storage):
         return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns
 
     def checksum(self, name: str) -> dict[str, str]:
-        with self._reading(), open(self.path / name, "rb") as file:
-            return checksums(iter(lambda: file.read(BLOCK), b""))
+        def read() -> dict[str, str]:
+            with open(self.path / name, "rb") as file:
+                return checksums(iter(lambda: file.read(BLOCK), b""))
+
+        with self._reading():
+            return repeated(read)
 
     @contextmanager
     def lock(self) -> Iterator[Callable[[], None]]:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / LOCK, "w")  # noqa: SIM115 - held until the end
+            _make_folders(str(self.path))
+            file = os.open(f"{self.path}/{LOCK}", os.O_WRONLY | os.O_CREAT, 0o644)
         except OSError as error:
             raise self.trouble("written", error) from error
-        with file:
+        try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -207,7 +224,10 @@ class LocalStorage(Storage):
                     raise self.trouble("locked", error) from error
                 yield from self._leased()
                 return
-            yield lambda: self._check_same(file.fileno())
+            yield lambda: self._check_same(file)
+        finally:
+            with suppress(OSError):  # nothing was written to it
+                close(file)
 
     def _leased(self) -> Iterator[Callable[[], None]]:
         """The lock of a file system that has none."""
@@ -225,28 +245,53 @@ class LocalStorage(Storage):
     def _check_same(self, descriptor: int) -> None:
         """Refuse to go on when the folder was deleted or replaced, and the lock with it."""
         try:
-            same = os.path.samestat(os.fstat(descriptor), os.stat(self.path / LOCK))
-        except OSError:
+            same = os.path.samestat(os.fstat(descriptor), repeated(os.stat, f"{self.path}/{LOCK}"))
+        except ABSENT:
             same = False
+        except OSError as error:
+            raise self.trouble("written", error) from error
         if not same:
             raise StoreError(f"store {self} was deleted or moved while this dump was writing it; run the dump again")
 
     def sweep(self) -> None:
-        shutil.rmtree(self.path / TEMPORARY, ignore_errors=True)
+        with suppress(OSError):  # which some calls raise all the same
+            shutil.rmtree(self.path / TEMPORARY, ignore_errors=True)
 
     def zarr_store(self) -> Store:
-        return zarr.storage.LocalStore(self.path, read_only=True)
+        return InterruptibleStore(self.path, read_only=True)
+
+
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    """Leave out a file that is gone meanwhile, and a link that leads nowhere or in a ring."""
+    try:
+        yield
+    except ABSENT:
+        return
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
 
 
 def _make_folders(folder: str) -> set[str]:
     """Create a folder with its parents; returns the folders that have a new entry."""
-    if os.path.isdir(folder):
+    if _is_folder(folder):
         return set()
     parent = os.path.dirname(folder) or "."
     gained = _make_folders(parent)
-    with suppress(FileExistsError):
-        os.mkdir(folder)
+    try:
+        repeated(os.mkdir, folder)
+    except FileExistsError:
+        if not _is_folder(folder):
+            raise
     return gained | {parent}
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(repeated(os.stat, path).st_mode)
+    except ABSENT:
+        return False
 
 
 def _sync(descriptor: int) -> None:
@@ -267,4 +312,4 @@ def _sync_folder(path: str) -> None:
     try:
         _sync(descriptor)
     finally:
-        os.close(descriptor)
+        close(descriptor)

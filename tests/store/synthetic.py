@@ -2,12 +2,17 @@
 
 import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from store_schema import StoreSchema, StoreWriter
+from store_schema.layout import StoreLayout
+from store_schema.manifest import canonical
 from store_schema.storage import Storage
 
 SCHEMA = StoreSchema(
@@ -28,6 +33,8 @@ CONSTANTS = {
     "decoder/value_proj_weight": np.ones((1, 3, 3), np.float32),
     "decoder/value_proj_bias": np.zeros((1, 3), np.float32),
 }
+Metadata = dict[str, dict[str, bytes]]
+"""Metadata files of layouts."""
 
 
 def make_frame(token: str, bev_cells: int = 4, pv_cells: int = 3) -> dict[str, np.ndarray]:
@@ -64,3 +71,20 @@ def write(path: Path | str | Storage, expert: str = "x", pause: float = 0.0, **s
 def digest(path: Path) -> dict[str, str]:
     files = [f for f in path.rglob("*") if f.is_file() and f.name != ".lock"]
     return {str(f.relative_to(path)): hashlib.md5(f.read_bytes()).hexdigest() for f in files}
+
+
+@contextmanager
+def remembered_metadata() -> Iterator[Metadata]:
+    """The metadata of equal layouts made once: most of a small store's time goes into zarr-python's making of them."""
+    made: Metadata = {}
+    make = StoreLayout.metadata
+
+    def metadata(layout: StoreLayout) -> dict[str, bytes]:
+        key = canonical([layout.schema.to_dict(), layout.scenes, layout.frames_per_shard])
+        if key not in made:
+            made[key] = make(layout)
+        return dict(made[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StoreLayout, "metadata", metadata)
+        yield made

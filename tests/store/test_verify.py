@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,7 +155,8 @@ def test_thousands_of_shards_are_looked_through_in_no_time(tmp_path):
     (tmp_path / "f").write_bytes(b"x")
     files = {"/".join([*["."] * i, "f"]): {"bytes": 1, "crc32c": ""} for i in range(arrays)}  # 20 names of a file
     for shard in range(shards):
-        marker = {"fingerprint": writer.fingerprint, "files": files if shard != 7 else {"gone": {"bytes": 1}}}
+        marker: dict[str, Any] = {"fingerprint": writer.fingerprint, "sums": {}}
+        marker["files"] = files if shard != 7 else {"gone": {"bytes": 1}}
         (tmp_path / writer.layout.marker(shard)).write_bytes(seal(marker))
     start = time.perf_counter()
     assert writer.pending() == [7]

@@ -207,3 +207,25 @@ def test_a_marker_is_not_taken_for_another(copy, whole, name, by):
     shutil.copy(whole / by, copy / name)
     write(copy)
     assert digest(copy) == digest(whole)
+
+
+RECORDS = ("recipe.json", "manifest.json", ".done/arrays", ".done/constants", ".done/shard-00000.json")
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_record_in_the_place_of_another_is_not_taken_for_it(tmp_path, name):
+    """Each record has a checksum of its own, which is right in any place."""
+    path = tmp_path / "store"
+    write(path)
+    before = digest(path)
+    for other in RECORDS:
+        shutil.copyfile(path / other, tmp_path / "other")
+        if other == name:
+            continue
+        (path / name).write_bytes((tmp_path / "other").read_bytes())
+        assert verify(path).problems, other
+        if name == "manifest.json":
+            with pytest.raises(StoreError, match=r"manifest.json of store .* \(its content is another file's\)"):
+                StoreReader(path)
+        write(path)
+        assert digest(path) == before, other
