@@ -24,8 +24,9 @@ from pipeline.dumping.dump import dump
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.expert import DetectorAdapter, TappedExpert, build_adapter
+from pipeline.expert.load import identity
 from pipeline.focal.rule import FocalRule
-from pipeline.models.build import load_config
+from pipeline.models.build import load_config, write_config
 from pipeline.models.load import load_detector
 from store_schema import StoreReader
 
@@ -92,6 +93,23 @@ def test_the_example_stores_its_map_and_boxes_only(example):
     assert set(frame) == {"bev/values", "bev/index", "query/boxes", "query/score", "query/label"}
     assert len(reader.tokens) == 6 and 0 < len(frame["bev/index"]) < 800
     assert (frame["query/score"][:50] > 0.25).all() and (frame["query/score"][50:] == 0).all()
+
+
+def test_another_version_of_an_adapter_is_noticed(example, imvoxelnet, tmp_path):
+    cfg = imvoxelnet[1]
+    assert [line.split()[0] for line in cfg.custom_sources] == ["front_camera"]
+    written, code = tmp_path / "config.py", Path(sys.modules["front_camera"].__file__ or "")
+    write_config(cfg, written)
+    assert load_config(written).custom_sources == cfg.custom_sources
+    text = code.read_text()
+    code.write_text(text + "# another version\n")
+    try:
+        with pytest.raises(FD3DError, match="written with another version of module front_camera; run the stage"):
+            load_config(written)
+        assert identity(load_config(example / "imvoxelnet.py"), None) != identity(cfg, None)
+    finally:
+        code.write_text(text)
+    assert load_config(written).custom_sources == cfg.custom_sources
 
 
 def test_stored_values_equal_a_direct_forward(example, imvoxelnet, source):

@@ -36,6 +36,7 @@ from pipeline.expert.rows import (
     stored_constants,
 )
 from pipeline.focal.codes import FeatureCode
+from pipeline.models.build import note_sources
 from store_schema import ShardWriter, StoreSchema
 
 
@@ -94,6 +95,7 @@ class Session:
             job.shared.check()
         torch.set_num_threads(job.threads)
         self.job, self.cfg = job, Config.fromstring(job.config, ".py")
+        note_sources(self.cfg, "of the dump")
         init_default_scope("mmdet3d")
         settings = job.settings
         self.expert = load_expert(self.cfg, job.checkpoint, settings.rule.num_queries, settings.autocast, settings.seed)

@@ -1,6 +1,7 @@
 """Detectors from configs."""
 
 import hashlib
+import sys
 from pathlib import Path
 
 from mmdet3d.registry import MODELS
@@ -12,12 +13,15 @@ from torch import nn
 from pipeline.errors import FD3DError
 from pipeline.files import NO_SPACE, write_atomically
 
+_OWN = Path(__file__).resolve().parent.parent
+"""Folder of the project's own modules, whose version manifests have anyway."""
+
 
 def load_config(path: str | Path) -> Config:
-    """Read an mmengine config file.
+    """Read an mmengine config file; ``custom_sources`` says which modules of one's own it imported.
 
     Raises:
-        FD3DError: the file does not exist, or is no config.
+        FD3DError: the file does not exist, is no config, or was written by a stage when such a module was another.
     """
     if not Path(path).is_file():
         made = Path(path).name == "config.py"  # as the stages call what they write
@@ -36,7 +40,28 @@ def load_config(path: str | Path) -> Config:
         raise FD3DError(f"config {path} cannot be read: {type(first).__name__}: {told}{hint}") from error
     # data sets, transforms and models are looked up in mmdet3d's registries
     init_default_scope("mmdet3d")
+    note_sources(cfg, path)
     return cfg
+
+
+def note_sources(cfg: Config, path: str | Path) -> None:
+    """Write digests of the imported modules into a config, so that what is made by another adapter is not taken for the same."""
+    names = cfg.get("custom_imports", {}).get("imports", [])
+    sources = []
+    for name in [names] if isinstance(names, str) else names:
+        file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
+        if not file.is_file() or "site-packages" in file.parts or _OWN in file.parents:
+            continue
+        files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
+        sources.append(f"{name} {hashlib.sha256(b''.join(part.read_bytes() for part in files)).hexdigest()}")
+    for line in cfg.get("custom_sources", []):
+        if line not in sources:
+            raise FD3DError(
+                f"config {path} was written with another version of module {line.split()[0]}; run the stage that wrote it again, or take its "
+                "custom_sources out to go on with this version"
+            )
+    if sources:
+        cfg.custom_sources = sources
 
 
 def write_config(cfg: Config, path: Path) -> None:
