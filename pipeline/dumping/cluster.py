@@ -168,10 +168,15 @@ class DaskEngine:
                         memory_limit=None,
                         silence_logs=logging.CRITICAL,
                     )
-            except BaseException:
+            except BaseException as error:
                 # dask cannot close a cluster that is half started; the workers are guarded
                 atexit.unregister(close_clusters)
                 logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+                if isinstance(error, RuntimeError):  # dask's word for a worker that ended before it answered
+                    raise FD3DError(
+                        "a worker of the dump died while it was starting; is there enough memory for "
+                        f"{self.settings.workers} workers? The same command goes on from here"
+                    ) from error
                 raise
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -165,7 +165,7 @@ def kills(folder: Path, number: int, scenes: int, chance: random.Random) -> list
             flush=True,
         )
         faults += [f"kill {kill + 1}: {problem}" for problem in problems]
-        if any(line.startswith("Traceback") for line in said):
+        if len(said) > 1 or any(line.startswith("Traceback") for line in said):
             faults.append(f"kill {kill + 1}: traceback")
         if (
             running

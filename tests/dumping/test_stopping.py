@@ -98,3 +98,30 @@ def wait_for(ready) -> None:
             return
         time.sleep(0.05)
     pytest.fail("it did not come")
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_one_line(
+    scenes, settings, expert_config, project, session, tmp_path
+):
+    places = dict(config=str(expert_config), index=str(scenes.index), root=str(scenes.root), out=str(tmp_path / "s"))
+    (tmp_path / "dumping.py").write_text(DUMPING.format(split=scenes.split, cluster=2, **places))
+    process = subprocess.Popen(
+        [sys.executable, "dumping.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(project)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+    def workers() -> list[int]:
+        return [number for number, line in session.alive(process.pid).items() if "spawn_main" in line]
+
+    wait_for(workers)
+    os.kill(workers()[0], signal.SIGKILL)
+    said = process.communicate(timeout=120)[1].splitlines()
+    session.ends(process.pid)
+    assert process.returncode == 1 and [line for line in said if line.startswith(("fd3d:", "Traceback"))] == [
+        "fd3d: a worker of the dump died while it was starting; is there enough memory for 2 workers? The same command goes "
+        "on from here"
+    ]
