@@ -140,7 +140,7 @@ def kills(folder: Path, number: int, scenes: int, chance: random.Random) -> list
     )
     for kill in range(number):
         victim = ("main", "worker")[kill % 4 == 3]
-        signals = signal.SIGKILL if kill % 2 else signal.SIGTERM
+        signals = signal.SIGKILL if (kill + kill // 4) % 2 else signal.SIGTERM  # of main and of workers both
         dump, before, wait = Dump(command, path), len(list(path.glob(".done/shard-*"))), chance.random()
         if kill % 3 == 0:  # anywhere before the first shard
             wait *= starting
