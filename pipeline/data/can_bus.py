@@ -9,6 +9,8 @@ from pipeline.data.geometry import product, yaw_of
 from pipeline.data.json_stream import rows_of
 from pipeline.errors import FD3DError
 
+_FAR = 60_000_000  # microseconds from a frame to its message, beyond which the two have other clocks or units
+
 
 class EgoStates:
     """Ego states of scenes, one scene at a time: from the CAN bus expansion, from ego poses where it is absent."""
@@ -74,6 +76,12 @@ class EgoStates:
             raise FD3DError(
                 f"CAN bus messages {path} have values that are not finite at utime {times[after[bad[0]]]}; remove the file to "
                 "derive the ego motion of its scene from ego poses"
+            )
+        if len(far := np.flatnonzero(np.abs(times[after] - timestamps) > _FAR)):
+            seconds = abs(int(times[after[far[0]]]) - int(timestamps[far[0]])) / 1e6
+            raise FD3DError(
+                f"CAN bus messages {path} are {seconds:g} s from the frame at {timestamps[far[0]]} ({len(far)} of {len(timestamps)} frames); "
+                "give utime in microseconds of the frames' clock, or remove the file to derive the ego motion of its scene from ego poses"
             )
         return values[after]
 

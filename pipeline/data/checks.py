@@ -12,6 +12,9 @@ from pipeline.errors import FD3DError
 _MAX_TILT = 20.0  # degrees between the z axes of the LiDAR and of the car
 _MAX_PITCH = 60.0  # degrees of a camera above or below the horizon, from which its axes are doubted
 _LEAST_FOCAL = 10.0  # pixels, below which a focal length is given in shares of the image
+_MAX_POSE_TILT = 45.0  # degrees between the z axes of the car and of the map
+MAX_SPEED = 150.0
+"""Metres per second, beyond which poses or times have another unit."""
 _STEPS = 1_000, 60_000_000  # microseconds between key frames, beyond which times have another unit
 
 
@@ -68,6 +71,33 @@ def check_times(scene: str, tokens: Sequence[str], columns: Mapping[str, np.ndar
                 f"{where}/{table}.json has timestamps {int(np.median(steps))} apart for the samples of {scene}, first {tokens[0]}; give "
                 "timestamps in microseconds"
             )
+
+
+def check_poses(scene: str, tokens: Sequence[str], times: np.ndarray, poses: np.ndarray, where: str) -> None:
+    """Refuse poses of a car that lies on its side, and of one that moves faster than cars do.
+
+    Args:
+        tokens: n sample tokens, in order.
+        times: (n,) microseconds.
+        poses: (n, 4, 4) ego frame to global frame.
+        where: the tables' folder in messages.
+
+    Raises:
+        FD3DError: naming the first such sample.
+    """
+    tilt = np.degrees(np.arccos(np.clip(poses[:, 2, 2], -1, 1)))
+    if len(tilted := np.flatnonzero(tilt > _MAX_POSE_TILT)):
+        raise FD3DError(
+            f"{where}/ego_pose.json tilts the car by {tilt[tilted[0]]:.0f} degrees at sample {tokens[tilted[0]]} of {scene}; rotations are "
+            "(w, x, y, z)"
+        )
+    way, seconds = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1), np.diff(times) / 1e6
+    if len(fast := np.flatnonzero(way > MAX_SPEED * seconds + 1)):
+        first = fast[0]
+        raise FD3DError(
+            f"{where}/ego_pose.json moves the car by {way[first]:.0f} m in {seconds[first]:g} s from sample {tokens[first]} of {scene} to "
+            f"{tokens[first + 1]}; give translations in metres"
+        )
 
 
 def check_sizes(sizes: np.ndarray, tokens: Sequence[str], where: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.can_bus import EgoStates
+from pipeline.data.checks import check_poses
 from pipeline.data.geometry import arctan2_of, invert, lidar_turn, move_boxes, product, transform
 from pipeline.data.tables import LIDAR, Chain, FrameTables
 from pipeline.errors import FD3DError
@@ -37,9 +38,11 @@ def scene_columns(tables: FrameTables, chain: Chain, states: EgoStates, root: Pa
     if len(bad):
         raise FD3DError(f"poses or calibrations of sample {tables.tokens[rows[bad[0]]]} are no rigid motions")
     _check_images(tables, int(rows[0]), root)
+    tokens = [tables.tokens[row] for row in rows]
+    check_poses(chain.name, tokens, tables.timestamps[rows], to_global[:, LIDAR], str(tables.folder))
     order = before + np.arange(count)
     return {
-        "token": np.array([tables.tokens[row] for row in rows], dtype=np.bytes_),
+        "token": np.array(tokens, dtype=np.bytes_),
         "scene_token": np.array([chain.token] * count, dtype=np.bytes_),
         "scene_name": np.array([chain.name.encode()] * count, dtype=np.bytes_),
         "order": np.arange(count, dtype=np.int32),

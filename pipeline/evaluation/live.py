@@ -11,6 +11,7 @@ from mmcv.transforms import Compose
 from mmengine.config import Config
 
 from pipeline.data.can_bus import EgoStates
+from pipeline.data.checks import MAX_SPEED
 from pipeline.data.frames import collate, frame_pipeline
 from pipeline.data.geometry import can_bus_delta, lidar2img, lidar_turn
 from pipeline.data.transforms import padded
@@ -23,9 +24,6 @@ from pipeline.export.runtime import ExportedDetector, graph_arguments
 from pipeline.models.build import load_config
 from pipeline.models.detector import MultiCameraDetector
 from pipeline.models.load import load_detector
-
-MAX_SPEED = 150.0
-"""Speed, m/s, above which two poses are of different drives or in other units."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +146,14 @@ class Detector:
         """
         sizes = None if self._notes is None else self._notes.sizes
         images = checked_images(images, self._views, sizes)
+        if not isinstance(calibration, Calibration) or not isinstance(pose, EgoPose):
+            kinds = f"{type(calibration).__name__} and {type(pose).__name__}"
+            raise FD3DError(f"calibration and pose are {kinds}; give a Calibration and an EgoPose")
         check_calibration(calibration.intrinsics, calibration.lidar2cam, calibration.lidar2ego, len(images))
         self._check_pose(pose)
-        state = self._ego_state(calibration, pose) if pose.state is None else pose.state
+        matrices = (calibration.intrinsics, calibration.lidar2cam, calibration.lidar2ego)
+        calibration = Calibration(*(np.asarray(matrix, np.float64) for matrix in matrices))
+        state = self._ego_state(calibration, pose) if pose.state is None else np.asarray(pose.state, np.float64)
         stacked = padded(images)
         token = f"{self._drive}/{pose.timestamp}"
         frame = SimpleNamespace(

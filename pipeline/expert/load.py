@@ -72,9 +72,10 @@ def check_identity(made_by: Mapping[str, Any], cfg: Config, checkpoint: Path, st
 
 
 def hash_config(cfg: Config) -> str:
-    """SHA-256 of what decides the expert's outputs: model, images, ranges, and corruption where there is one.
+    """SHA-256 of what decides the expert's outputs: model, images, ranges, and where there are such, corruption and modules of one's own.
 
     A number counts the same however it is spelled, 1 or 1.0.
     """
-    relevant = {name: cfg[name] for name in ("model", "image", "pc_range", "corruption") if name in cfg}
+    deciding = ("model", "image", "pc_range", "corruption", "custom_sources")
+    relevant = {name: cfg[name] for name in deciding if name in cfg}
     return hashlib.sha256(json.dumps(normalised(relevant), sort_keys=True, default=str).encode()).hexdigest()

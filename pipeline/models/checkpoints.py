@@ -64,7 +64,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     mmengine's moving averages the state dict that its EMAHook left for deployment. Log histories are not read.
 
     Raises:
-        FD3DError: the file is missing, truncated, or includes more than tensors and plain values.
+        FD3DError: the file is missing, truncated, includes more than tensors and plain values, or a value is not finite.
     """
     if not Path(path).is_file():
         raise FD3DError(f"checkpoint {path} does not exist")
@@ -84,6 +84,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(state, dict) or not state or not all(_is_weight(*item) for item in state.items()):
         raise FD3DError(
             f"checkpoint {path} holds no state dict; expected dense tensors by name, bare or under 'state_dict'"
+        )
+    if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise FD3DError(
+            f"checkpoint {path} has NaN or infinite values in {broken[0]} ({len(broken)} of {len(state)} tensors); take an earlier one"
         )
     meta, training = (note if isinstance(note, dict) else {} for note in map(content.get, ("meta", "training")))
     kept, averaged = _detector_state(state), content.get("ema_state_dict")

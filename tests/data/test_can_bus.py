@@ -48,6 +48,12 @@ def test_values_that_are_not_finite_are_refused_where_a_frame_reads_them(tmp_pat
     assert np.isfinite(states(tmp_path, [unread, message(), message(2_500_000)])).all()
 
 
+@pytest.mark.parametrize("utime", [1_500_000 + 3_600_000_000, 1_500_000_000])
+def test_messages_of_another_clock_or_unit_are_refused(tmp_path, utime):
+    with pytest.raises(FD3DError, match=r"are .* s from the frame at 1000000 \(2 of 2 frames\); give utime in micro"):
+        states(tmp_path, [message(utime)])
+
+
 def test_a_frame_reads_the_first_message_after_it_whatever_their_order(tmp_path):
     later, first = message(2_500_000, accel=(9.0, 9.0, 9.0)), message()
     assert states(tmp_path, [later, first])[:, 0].tolist() == [1.0, 9.0]

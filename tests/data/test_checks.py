@@ -62,6 +62,16 @@ FAULTS: list[tuple[str, Callable[[Rows], object], str]] = [
     ("calibrated_sensor", first(translation=[float("nan")] * 3), "are no rigid motions"),
     ("ego_pose", first(translation=[1, 2]), "translation of .* it must be 3 numbers"),
     ("ego_pose", first(translation=[float("nan")] * 3), "are no rigid motions"),
+    (
+        "ego_pose",
+        lambda rows: [row.update(rotation=[0, 0, 1, 0]) for row in rows],
+        "tilts the car by 180 degrees .*w, x, y, z",
+    ),
+    (
+        "ego_pose",
+        lambda rows: [row.update(translation=[1000 * x for x in row["translation"]]) for row in rows],
+        "moves the car by .* m in 0.5 s .* in metres",
+    ),
     ("scene", first(name=3), "scene.json: TypeError.*name is 3, no text"),
     ("scene", list.clear, "has no frames: no scene of scene.json has a sample"),
     ("sample", lambda rows: rows.append(dict(rows[0])), "sample.json has sample .* twice; remove one"),

@@ -299,7 +299,16 @@ def test_wrong_live_frames_are_refused_and_change_nothing(files, exported, drive
         with pytest.raises(FD3DError, match=message) as caught:
             detector.step(*given)
         assert "\n" not in str(caught.value)
-    assert np.array_equal(detector.step(images, calibration, pose).boxes, want.boxes)  # with the first frame as history
+    of_rig: Any
+    for of_rig, of_car in ((None, pose), (calibration, pose.ego2global)):
+        with pytest.raises(FD3DError, match="give a Calibration and an EgoPose"):
+            detector.step(images, of_rig, of_car)
+    # nested lists are as good as arrays, with the first frame as history
+    calibration = replace(
+        calibration, lidar2ego=calibration.lidar2ego.tolist(), intrinsics=list(calibration.intrinsics)
+    )
+    pose = pose if pose.state is None else replace(pose, state=pose.state.tolist())
+    assert np.array_equal(detector.step(images, calibration, pose).boxes, want.boxes)
 
 
 def test_a_file_of_another_origin_or_config_is_refused(project, files, exported, tmp_path):

@@ -222,6 +222,14 @@ def test_wrappings_of_official_files_make_no_difference(bevformer, state, tmp_pa
     assert made["left_out"] == (len(state) if left_out is None else left_out)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(state, tmp_path, value):
+    name = "img_neck.fpn_convs.2.conv.weight"
+    torch.save({"state_dict": state | {name: torch.full_like(state[name], value)}}, tmp_path / "broken.pth")
+    with pytest.raises(FD3DError, match=rf"NaN or infinite values in {name} \(1 of .* tensors\); take an earlier one"):
+        read_checkpoint(tmp_path / "broken.pth")
+
+
 def test_after_reading_a_checkpoint_a_training_can_still_resume_from_its_own(state, tmp_path):
     """An online student reads its expert before mmengine reads the student's unfinished checkpoint."""
     torch.save({"state_dict": state}, tmp_path / "expert.pth")
