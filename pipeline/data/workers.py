@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.errors import FD3DError
 
-TIMEOUT = 120
+TIMEOUT = 600
 """Seconds after which a batch that no worker brings is an error; a dead worker is noticed no sooner."""
 SHARED = Path("/dev/shm")
 _ADVICE = f"workers pass images through {SHARED}: give the container more by --shm-size=8g, or set workers to 0"
