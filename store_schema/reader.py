@@ -58,7 +58,7 @@ class StoreReader:
             if self.storage.exists(RECIPE):
                 done = sum("/shard-" in name for name in self.storage.list(DONE)) if self.storage.lists else "some"
                 state = f"its dump is not finished ({done} shards written)"
-            raise StoreError(f"store {self.storage} cannot be read: {state}; run 'fd3d dump'")
+            raise StoreError(f"store {self.storage} cannot be read: {state}; run the 'fd3d dump' that makes it")
         self._stamp = self.storage.stamp(MANIFEST)
         self.manifest = self._read_manifest()
         self.schema = StoreSchema.from_dict(self.manifest["schema"])

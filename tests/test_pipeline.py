@@ -151,12 +151,12 @@ def test_scenes_may_be_named_in_any_order(source, store, expert_config, expert_c
 
 def test_features_that_are_not_finite_stop_the_dump_with_the_token(source, expert_config, expert_checkpoint, tmp_path):
     content = torch.load(expert_checkpoint, weights_only=True)
-    content["state_dict"]["img_neck.fpn_convs.0.conv.bias"][0] = float("nan")
-    torch.save(content, tmp_path / "nan.pth")
+    content["state_dict"]["img_neck.fpn_convs.0.conv.weight"][:] = 3e38  # finite, but its sums are not
+    torch.save(content, tmp_path / "huge.pth")
     with pytest.raises(FD3DError, match=r"of frame [0-9a-f]{32} is not finite"):
         dump(
             expert_config,
-            tmp_path / "nan.pth",
+            tmp_path / "huge.pth",
             source,
             tmp_path / "s",
             DumpSettings(FocalRule(), frames_per_shard=3),

@@ -1,15 +1,21 @@
 """Annotations of a data set as columns: what a row may leave out, and boxes that cannot be."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from pipeline.data import CLASSES
 from pipeline.errors import FD3DError
 
 Row = dict[str, Any]
 LEVELS = {"v0-40": 1, "v40-60": 2, "v60-80": 3, "v80-100": 4}
 """nuScenes' visibility levels by name."""
+_MOST_POINTS = 1_000_000_000  # of a box, LiDAR or radar; two such counts have a sum in int32
+_MAX_TILT = 45.0  # degrees between the z axes of a box and of the map
+_MAX_SIZE = 100.0  # metres
+_MAX_RANGE = 500.0  # metres between a box and the car
+_LONG = [CLASSES.index(name) for name in ("car", "truck", "bus", "trailer", "bicycle", "motorcycle")]
 
 
 def points_of(row: Row) -> tuple[int, int]:
@@ -17,9 +23,14 @@ def points_of(row: Row) -> tuple[int, int]:
     box counts.
 
     Raises:
+        FD3DError: a count cannot be.
         TypeError, ValueError, OverflowError: a value is no number.
     """
-    return (1 if uncounted(row) else int(row["num_lidar_pts"])), max(int(row.get("num_radar_pts") or 0), 0)
+    lidar, radar = (1 if uncounted(row) else int(row["num_lidar_pts"])), max(int(row.get("num_radar_pts") or 0), 0)
+    if max(lidar, radar) > _MOST_POINTS:
+        name = "num_lidar_pts" if lidar > _MOST_POINTS else "num_radar_pts"
+        raise FD3DError(f"{name} of annotation {row['token']} is {row[name]}; give the number of points in the box")
+    return lidar, radar
 
 
 def uncounted(row: Row) -> bool:
@@ -39,7 +50,8 @@ def visibility_of(row: Row, names: Mapping[str, str]) -> int:
         names: name of the level by token, from the table ``visibility``.
     """
     token = str(row.get("visibility_token") or "")
-    return int(token) if token.isdecimal() else LEVELS.get(names.get(token, token), 0)
+    level = LEVELS.get(names.get(token, token), 0)
+    return level or (int(token) if token in ("1", "2", "3", "4") else 0)
 
 
 def attributes_of(row: Row) -> list[str]:
@@ -66,6 +78,52 @@ def possible(place: np.ndarray) -> np.ndarray:
     """
     finite = np.isfinite(place)
     return finite.all(1) & (np.where(finite, place, 0)[:, 3:6] > 0).all(1) & (place[:, 6:] != 0).any(1)
+
+
+def check_boxes(
+    found: Mapping[str, np.ndarray], cars: np.ndarray, folder: object, tell: Callable[[str], object]
+) -> None:
+    """Refuse boxes of another unit, frame or order of a quaternion than nuScenes', and tell of sizes that look turned.
+
+    Args:
+        found: as of :meth:`Annotations.columns`.
+        cars: (frames, 3) positions of the car in the global frame, metres; NaN where unknown.
+        folder: the tables' folder in messages.
+
+    Raises:
+        FD3DError: with what is wrong of most boxes.
+    """
+    place, frame = found["place"][found["possible"]], found["frame"][found["possible"]]
+    if not len(place):
+        return
+    source = f"{folder}/sample_annotation.json"
+    if (size := np.median(place[:, 3:6].max(1))) > _MAX_SIZE:
+        raise FD3DError(f"{source} has boxes of {size:.0f} m (the median); give sizes in metres")
+    tilted = tilts(place[:, 6:]) > _MAX_TILT
+    if tilted.mean() > 0.25:
+        token = found["token"][found["possible"]][np.argmax(tilted)].decode()
+        raise FD3DError(
+            f"{source} tilts {tilted.sum()} of {len(place)} boxes by more than {_MAX_TILT:.0f} degrees, first annotation {token}; rotations "
+            "are (w, x, y, z) in the global frame"
+        )
+    away = np.linalg.norm(place[:, :3] - cars[frame], axis=1)
+    if len(away := away[np.isfinite(away)]) and (distance := np.median(away)) > _MAX_RANGE:
+        raise FD3DError(
+            f"{source} has boxes {distance:.0f} m from the car (the median); translations are metres in the global frame, as of ego_pose.json"
+        )
+    width, length = place[np.isin(found["label"][found["possible"]], _LONG), 3:5].T
+    if len(width) and np.median(width / length) > 1:
+        tell(f"vehicles of {source} are wider than long; size is (width, length, height)")
+
+
+def tilts(turns: np.ndarray) -> np.ndarray:
+    """Angles between the z axes before and after a rotation, degrees (n,).
+
+    Args:
+        turns: (n, 4) quaternions (w, x, y, z), of any length but 0.
+    """
+    unit = turns / np.linalg.norm(turns, axis=1, keepdims=True)
+    return np.degrees(np.arccos(np.clip(1 - 2 * (unit[:, 1] ** 2 + unit[:, 2] ** 2), -1, 1)))
 
 
 class Annotations:

@@ -10,6 +10,7 @@ from pipeline.data.geometry import lidar_turn
 from pipeline.errors import FD3DError
 
 _MAX_TILT = 20.0  # degrees between the z axes of the LiDAR and of the car
+_MAX_MOUNT = 50.0  # metres from a sensor to the origin of the car
 _MAX_PITCH = 60.0  # degrees of a camera above or below the horizon, from which its axes are doubted
 _LEAST_FOCAL = 10.0  # pixels, below which a focal length is given in shares of the image
 _MAX_POSE_TILT = 45.0  # degrees between the z axes of the car and of the map
@@ -144,7 +145,7 @@ def check_intrinsic(matrix: np.ndarray, camera: str) -> None:
 def check_mounts(
     cameras: Mapping[str, np.ndarray], lidar: str, mounts: np.ndarray, tell: Callable[[str], object]
 ) -> None:
-    """Refuse tilted LiDARs; tell of LiDARs whose axes are not nuScenes', and of cameras that look to the sky or the ground.
+    """Refuse tilted LiDARs and sensors far from the car; tell of LiDARs whose axes are not nuScenes', and of cameras that look to the sky or the ground.
 
     Args:
         cameras: mounts (n, 4, 4) of each camera.
@@ -152,8 +153,13 @@ def check_mounts(
         mounts: (m, 4, 4) of that sensor.
 
     Raises:
-        FD3DError: the sensor is tilted.
+        FD3DError: the sensor is tilted, or a sensor is not on the car.
     """
+    for name, found in (*cameras.items(), (lidar, mounts)):
+        if (away := np.linalg.norm(found[:, :3, 3], axis=1).max()) > _MAX_MOUNT:
+            raise FD3DError(
+                f"{name} is {away:.0f} m from the car's origin in calibrated_sensor.json; give translations in metres"
+            )
     for mount in mounts:
         tilt = math.degrees(math.acos(max(-1.0, min(1.0, mount[2, 2]))))
         if tilt > _MAX_TILT:

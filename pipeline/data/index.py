@@ -310,6 +310,7 @@ def build_index(
             here.add(chain.name)
         bar.update(chain.stop - chain.start)
     bar.close()
+    tables.check_boxes()  # after the poses, which the boxes are held against
     arrays = {name: np.concatenate([scene.pop(name) for scene in scenes]) for name in (*_PER_FRAME, *_PER_BOX)}
     if missing := int((arrays["image_bytes"] < 0).sum()):
         warnings.warn(f"{missing} image files of {root} are missing; frames that need them will fail", stacklevel=2)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data import CLASSES
-from pipeline.data.annotations import Annotations, uncounted
+from pipeline.data.annotations import Annotations, check_boxes, uncounted
 from pipeline.data.categories import Categories
 from pipeline.data.checks import check_intrinsic, check_mounts, check_sizes, check_times, numbers, text
 from pipeline.data.geometry import transform
@@ -274,6 +274,11 @@ class FrameTables:
         counts = np.concatenate([[0], np.cumsum(np.bincount(columns["frame"], minlength=len(self.tokens)))])
         self._tell_boxes(columns, unmapped, pointless)
         return columns, counts
+
+    def check_boxes(self) -> None:
+        """Check annotations against ego poses: see :func:`~pipeline.data.annotations.check_boxes`."""
+        cars = np.where(self.complete[:, None], self.poses[:, LIDAR, :3], np.nan)
+        check_boxes(self.annotations, cars, self.folder.name, self.tell)
 
     def _visibility_levels(self) -> dict[str, str]:
         """Names of visibility levels by token; none without the table, as levels are often their own tokens."""

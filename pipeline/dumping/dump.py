@@ -23,6 +23,7 @@ from pipeline.dumping.shared import Shared, code_sha256
 from pipeline.errors import FD3DError
 from pipeline.expert import build_adapter
 from pipeline.models.build import file_sha256, load_config
+from pipeline.models.pairs import check_trained_rig
 from store_schema import OtherStoreError, StoreWriter, open_storage
 from store_schema.layout import check_scenes
 from store_schema.storage import Storage
@@ -83,6 +84,8 @@ def dump(
     cfg = load_config(config)
     build_adapter(cfg)  # a config without one is refused before anything starts
     index = FrameIndex.load(source.index, source.root)
+    if checkpoint is not None and checkpoint.is_file():  # one that is missing here may lie on the workers
+        check_trained_rig(checkpoint, index.cameras, index.reference)
     tokens = {
         name: [index[row].token for row in rows] for name, rows in scene_rows(index, source.split, scenes).items()
     }

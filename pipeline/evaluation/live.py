@@ -24,6 +24,7 @@ from pipeline.export.runtime import ExportedDetector, graph_arguments
 from pipeline.models.build import load_config
 from pipeline.models.detector import MultiCameraDetector
 from pipeline.models.load import load_detector
+from pipeline.models.pairs import check_trained_rig
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,14 @@ class Detector:
     """
 
     def __init__(
-        self, cfg: Config, detect: Callable[[dict[str, Any]], Any], views: int | None, notes: Notes | None = None
+        self,
+        cfg: Config,
+        detect: Callable[[dict[str, Any]], Any],
+        views: int | None,
+        notes: Notes | None = None,
+        checkpoint: Path | None = None,
     ) -> None:
-        self.cfg, self._detect, self._views, self._notes = cfg, detect, views, notes
+        self.cfg, self._detect, self._views, self._notes, self._checkpoint = cfg, detect, views, notes, checkpoint
         self._pack = Compose(frame_pipeline(cfg, train=False)[1:])
         self._drive = 0
         self._last: EgoPose | None = None
@@ -113,13 +119,14 @@ class Detector:
             exported = ExportedDetector(Path(onnx))
             exported.notes.check_config(cfg, onnx)
             return cls(cfg, lambda batch: exported(*graph_arguments(batch)), exported.notes.views, exported.notes)
-        model = load_detector(cfg, None if checkpoint is None else Path(checkpoint))
+        weights = None if checkpoint is None else Path(checkpoint)
+        model = load_detector(cfg, weights)
         views = detector_views(model) if isinstance(model, MultiCameraDetector) else None
         detect = batch_detector(cfg, model)
-        return cls(cfg, lambda batch: detect(batch)[0][1:], views)
+        return cls(cfg, lambda batch: detect(batch)[0][1:], views, checkpoint=weights)
 
     def check_rig(self, cameras: Sequence[str], reference: str) -> None:
-        """Refuse a rig that an exported file was not made for.
+        """Refuse a rig that the exported file was not made for, or that the checkpoint was not trained with.
 
         Args:
             cameras, reference: names of the cameras in order, and the frame of reference, as of an index.
@@ -129,6 +136,8 @@ class Detector:
         """
         if self._notes is not None:
             self._notes.check_rig(cameras, reference, "the ONNX file")
+        elif self._checkpoint is not None:
+            check_trained_rig(self._checkpoint, cameras, reference)
 
     def reset(self) -> None:
         """Forget the frames so far: the next one starts another drive."""

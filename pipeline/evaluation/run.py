@@ -16,6 +16,7 @@ from pipeline.evaluation.submission import write_submission
 from pipeline.files import check_writable, write_atomically
 from pipeline.models.build import load_config
 from pipeline.models.load import load_detector
+from pipeline.models.pairs import check_trained_rig
 
 
 def evaluate_detector(
@@ -39,6 +40,7 @@ def evaluate_detector(
     if not checkpoint.is_file():
         raise FD3DError(f"checkpoint {checkpoint} does not exist; run 'dvc repro', or give another by --checkpoint")
     index = check_evaluation(source, version, out, metrics)
+    check_trained_rig(checkpoint, index.cameras, index.reference)
     torch.set_num_threads(1)
     cfg = load_config(config)
     model = load_detector(cfg, checkpoint)

@@ -23,6 +23,7 @@ from pipeline.files import check_writable, write_atomically
 from pipeline.models.build import file_sha256, load_config
 from pipeline.models.detector import MultiCameraDetector
 from pipeline.models.load import load_detector
+from pipeline.models.pairs import check_trained_rig
 
 OPSET = 18
 """Version of ONNX's operators: TensorRT reads it since 8.6."""
@@ -76,6 +77,8 @@ def export_detector(
         raise FD3DError(
             f"{type(model).__name__} of {config} cannot be exported; give a BEVFormer or DETR3D of this project"
         )
+    if rig.cameras and rig.reference:
+        check_trained_rig(checkpoint, rig.cameras, rig.reference)
     views = detector_views(model)
     if len(rig.sizes) not in (1, views) or len(rig.cameras) not in (0, views):
         raise FD3DError(

@@ -2,7 +2,9 @@
 
 import hashlib
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
@@ -21,7 +23,7 @@ def load_config(path: str | Path) -> Config:
     """Read an mmengine config file; ``custom_sources`` says which modules of one's own it imported.
 
     Raises:
-        FD3DError: the file does not exist, is no config, or was written by a stage when such a module was another.
+        FD3DError: the file does not exist, is no config, was written by a stage when such a module was another, or has two ranges.
     """
     if not Path(path).is_file():
         made = Path(path).name == "config.py"  # as the stages call what they write
@@ -41,7 +43,30 @@ def load_config(path: str | Path) -> Config:
     # data sets, transforms and models are looked up in mmdet3d's registries
     init_default_scope("mmdet3d")
     note_sources(cfg, path)
+    _check_ranges(cfg, path)
     return cfg
+
+
+def _check_ranges(cfg: Config, path: str | Path) -> None:
+    """Refuse a head that has another range than the config, by which boxes and stored cells would be scaled apart.
+
+    Raises:
+        FD3DError: with both ranges.
+    """
+    for place, found in _ranges(cfg.get("model", {}).get("pts_bbox_head") or {}, "model.pts_bbox_head"):
+        if "pc_range" in cfg and list(found) != list(cfg.pc_range):
+            raise FD3DError(
+                f"config {path} has pc_range {list(cfg.pc_range)}, but {list(found)} in {place}; give the same range in both"
+            )
+
+
+def _ranges(part: Any, place: str) -> Iterator[tuple[str, Sequence[float]]]:
+    """All values named ``pc_range`` in a part of a config, with their places."""
+    if isinstance(part, dict):
+        if "pc_range" in part:
+            yield place, part["pc_range"]
+        for name, inner in part.items():
+            yield from _ranges(inner, f"{place}.{name}")
 
 
 def note_sources(cfg: Config, path: str | Path) -> None:

@@ -1,5 +1,6 @@
-"""Whether a student can be distilled from an expert as planned: told before stage 1 takes its hours."""
+"""Whether detectors, rigs and data fit each other: told before stage 1 takes its hours."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -7,9 +8,11 @@ from typing import Any, Self
 from torch import nn
 
 from pipeline.data import CAMERAS
+from pipeline.data.rig import EGO
 from pipeline.errors import FD3DError
 
 from .build import build_detector, load_config
+from .checkpoints import read_checkpoint
 from .pretrained import inherit_weights
 from .query_head import check_cameras
 
@@ -44,6 +47,31 @@ def check_rig(config: Path, views: int) -> None:
     head = load_config(config).model.get("pts_bbox_head") or {}
     if head.get("type") in ("BEVFormerHead", "DETR3DHead"):
         check_cameras(head["transformer"].get("num_cams", len(CAMERAS)), views, f"config {config}")
+
+
+def check_trained_rig(checkpoint: Path, cameras: Sequence[str], reference: str) -> None:
+    """Refuse a checkpoint that was trained here with these cameras in another order, or with boxes in another frame.
+
+    Cameras of other names are taken for another rig of the same kind; a checkpoint of another project tells neither.
+
+    Args:
+        cameras, reference: names of the cameras in order, and the frame of reference, as of an index.
+
+    Raises:
+        FD3DError: the checkpoint cannot be read, or has another order or frame; naming both.
+    """
+    facts = read_checkpoint(checkpoint).training
+    trained, frame = list(facts.get("cameras", cameras)), facts.get("reference", reference)
+    if trained != list(cameras) and sorted(trained) == sorted(cameras):
+        raise FD3DError(
+            f"checkpoint {checkpoint} was trained with the cameras {', '.join(trained)}, the index has {', '.join(cameras)}; list them in "
+            "that order under data.cameras and make the index again"
+        )
+    if (frame == EGO) != (reference == EGO):
+        raise FD3DError(
+            f"checkpoint {checkpoint} was trained with boxes in the frame of {frame}, the index has {reference}; set data.reference: {frame} and "
+            "make the index again"
+        )
 
 
 def planned_student(plan: StudentPlan, expert: Path, weights: Path | None = None) -> nn.Module:

@@ -168,10 +168,8 @@ def _take(
         # counters of steps, which files of old PyTorch versions lack and no layer with a momentum reads
         wanted = [n for n in own if _is_below(n, module) and (n in state or not n.endswith(".num_batches_tracked"))]
         fit = {name: state[name] for name in wanted if name in state and state[name].shape == own[name].shape}
-        if bad := [name for name, tensor in fit.items() if _is_no_weight(tensor, own[name])]:
-            raise FD3DError(
-                f"{source}: {bad[0]} has values that are not finite or no floating-point numbers; copy the file again"
-            )
+        if bad := [n for n, tensor in fit.items() if own[n].is_floating_point() and not tensor.is_floating_point()]:
+            raise FD3DError(f"{source}: {bad[0]} holds no floating-point numbers; copy the file again")
         if bad := [name for name, tensor in fit.items() if name.endswith(".running_var") and tensor.min() < 0]:
             raise FD3DError(f"{source}: {bad[0]} has negative values, which are no variance; copy the file again")
         if not fit and module != NECK:
@@ -191,10 +189,6 @@ def _take(
         report.append(f"  left out: {counted}")
     model.load_state_dict(taken, strict=False)
     return Taken(frozenset(taken), tuple(report))
-
-
-def _is_no_weight(tensor: Tensor, own: Tensor) -> bool:
-    return own.is_floating_point() and not (tensor.is_floating_point() and bool(tensor.isfinite().all()))
 
 
 def _listed(what: str, names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from pipeline.expert.maps import check_foreign
 from pipeline.files import write_atomically
 from pipeline.models.build import build_detector, load_config, write_config
 from pipeline.models.checkpoints import convert_checkpoint, load_checkpoint
-from pipeline.models.pairs import StudentPlan, check_rig, planned_student
+from pipeline.models.pairs import StudentPlan, check_rig, check_trained_rig, planned_student
 from pipeline.models.pretrained import check_frozen
 from pipeline.training.hooks import start_weights
 from pipeline.training.run import finish, train, write_facts
@@ -56,7 +56,8 @@ def take_or_train(
     """
     cfg = load_config(config)
     if source.index.is_file():
-        views = len(FrameIndex.load(source.index, source.root).cameras)
+        index = FrameIndex.load(source.index, source.root)
+        views = len(index.cameras)
         for one in (config, student.config):
             check_rig(one, views)
     read_schedule(load_config(student.config))
@@ -76,6 +77,7 @@ def take_or_train(
     else:
         found = load_checkpoint(build_detector(cfg), checkpoint, cfg.get("adapter"))
         if source.index.is_file():
+            check_trained_rig(checkpoint, index.cameras, index.reference)
             check_foreign(cfg, checkpoint, source, student)
         with open(checkpoint, "rb") as source_file:
             write_atomically(out, partial(shutil.copyfileobj, source_file), binary=True)

@@ -155,7 +155,8 @@ def train(
 
     def save(trained: nn.Module, path: Path, facts: dict[str, Any]) -> None:
         state = {name: tensor.detach().cpu() for name, tensor in export(trained).items()}
-        save_checkpoint({"state_dict": state, "training": facts}, path)
+        rig = {"cameras": list(index.cameras), "reference": index.reference}
+        save_checkpoint({"state_dict": state, "training": facts | rig}, path)
 
     def keep(trained: nn.Module, steps: int) -> None:
         save(trained, out.with_stem(f"{out.stem}-{steps}"), {"seed": settings.seed, "steps": steps})

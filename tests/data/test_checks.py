@@ -38,6 +38,10 @@ def scaled(column: str, factor: float) -> Callable[[Rows], object]:
     return lambda rows: [row.update({column: row[column] * factor}) for row in rows]
 
 
+def moved(column: str, by: Callable[[np.ndarray], np.ndarray]) -> Callable[[Rows], object]:
+    return lambda rows: [row.update({column: by(np.array(row[column], dtype=float)).tolist()}) for row in rows]
+
+
 def turned(rows: Rows) -> None:
     for row in rows:
         row["width"], row["height"] = row["height"], row["width"]
@@ -95,6 +99,25 @@ FAULTS: list[tuple[str, Callable[[Rows], object], str]] = [
     ),
     ("sample_annotation", lambda rows: rows.append(dict(rows[0])), "has annotation .* 2 times; keep one"),
     ("sample_annotation", first(num_lidar_pts=float("inf")), "sample_annotation.json: cannot convert"),
+    ("sample_annotation", first(num_lidar_pts=3_000_000_000), "num_lidar_pts of .* is 3000000000; give the number of"),
+    ("sample_annotation", first(num_radar_pts=3e9), "num_radar_pts of annotation .* is 3000000000.0; give the number"),
+    (
+        "sample_annotation",
+        moved("size", lambda size: 1000 * size),
+        "boxes of [0-9]* m .the median.; give sizes in metres",
+    ),
+    (
+        "sample_annotation",
+        moved("rotation", lambda turn: np.roll(turn, -1)),
+        "tilts .* boxes by more .*are .w, x, y, z.",
+    ),
+    (
+        "sample_annotation",
+        moved("translation", lambda place: 1000 * place),
+        "m from the car .the median.; .* in the global",
+    ),
+    ("sample_annotation", moved("translation", lambda place: place - (0, 5000, 0)), "boxes [0-9]* m from the car"),
+    ("calibrated_sensor", moved("translation", lambda place: 1000 * place), "m from the car's origin in .*in metres"),
     ("category", first(name=[]), "category.json: TypeError"),
 ]
 
@@ -105,6 +128,19 @@ def test_tables_that_cannot_be_are_one_line(own: Path, table: str, by: Callable,
     with pytest.raises(FD3DError, match=told) as caught:
         indexed(own)
     assert "\n" not in str(caught.value) and not (own / "index.npz").exists()
+
+
+def test_vehicles_that_are_wider_than_long_are_told(own: Path) -> None:
+    change(own, "sample_annotation", moved("size", lambda size: size[[1, 0, 2]]))
+    told = indexed(own)[1]
+    assert any("sample_annotation.json are wider than long; size is (width, length, height)" in line for line in told)
+
+
+@pytest.mark.parametrize(("token", "level"), [("300", 0), ("-1", 0), ("4", 4), ("0", 0), ("v60-80", 3)])
+def test_visibility_tokens_of_no_level_are_unknown(own: Path, token: str, level: int) -> None:
+    change(own, "sample_annotation", each(visibility_token=token))
+    (own / VERSION / "visibility.json").unlink()
+    assert set(indexed(own)[0].arrays["visibility"].tolist()) == {level}
 
 
 def test_text_behind_a_table_is_refused(own: Path) -> None:

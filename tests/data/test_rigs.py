@@ -23,7 +23,7 @@ from pipeline.errors import FD3DError
 from pipeline.focal.areas import project_boxes, pv_rectangles_to_cells
 from pipeline.models.bevformer.grid import project_pillars
 from pipeline.models.bevformer.transformer import ego_shift, rotate_bev
-from pipeline.models.build import build_detector, load_config
+from pipeline.models.build import build_detector, load_config, write_config
 from pipeline.models.detr3d.cross_attention import project_points
 from pipeline.models.detr3d.queries import ImageHeatmapQueries
 from pipeline.models.views import own_cells, view_sizes
@@ -177,6 +177,7 @@ def test_history_lies_where_the_landmark_is(world: Path, tmp_path: Path, lidar: 
             Quaternion(axis=(0, 0, 1), degrees=70 + 15 * step).elements.tolist(),
         )
     (root / VERSION / "ego_pose.json").write_text(json.dumps(poses))
+    (root / VERSION / "sample_annotation.json").write_text("[]")  # whose boxes would be far from this car
     (root / "can_bus").unlink()
     with pytest.warns(UserWarning, match="no CAN bus"):
         index = build_index(root, VERSION, root / "index.npz")
@@ -290,3 +291,15 @@ def test_a_detector_refuses_another_number_of_cameras(config: str, project: Path
         FD3DError, match="weights for 6 cameras, the data 5; set num_cams=5 .* or name the detector's 6"
     ):
         head.encode(levels, cameras, IMAGE, *given) if config == "expert" else head(levels, cameras, IMAGE)
+
+
+@pytest.mark.parametrize("place", ["pts_bbox_head", "pts_bbox_head.transformer.encoder"])
+def test_a_config_of_two_ranges_is_refused(place: str, project: Path, tmp_path: Path) -> None:
+    cfg = load_config(project / "configs/world/expert.py")
+    part = cfg.model
+    for name in place.split("."):
+        part = part[name]
+    part.pc_range = [-30.0, -30.0, -5.0, 30.0, 30.0, 3.0]
+    write_config(cfg, tmp_path / "two.py")
+    with pytest.raises(FD3DError, match=rf"has pc_range .*-40.*, but .*-30.* in model.{place}; give the same range"):
+        load_config(tmp_path / "two.py")

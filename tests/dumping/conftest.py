@@ -50,11 +50,11 @@ def digest():
 
 @pytest.fixture(scope="session")
 def broken_checkpoint(expert_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with one NaN."""
+    """A checkpoint of finite weights whose features are not finite: their sums are beyond float32."""
     import torch
 
     state = torch.load(expert_checkpoint, weights_only=True)["state_dict"]
-    state["img_neck.fpn_convs.0.conv.bias"][0] = float("nan")
-    path = tmp_path_factory.mktemp("broken") / "nan.pth"
+    state["img_neck.fpn_convs.0.conv.weight"][:] = 3e38
+    path = tmp_path_factory.mktemp("broken") / "huge.pth"
     torch.save({"state_dict": state, "training": {"seed": 0}}, path)
     return path

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from pipeline.data import CAMERAS
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
@@ -21,6 +22,7 @@ from pipeline.evaluation.metrics import METRICS, evaluate
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.submission import write_submission
 from pipeline.models.build import load_config
+from pipeline.models.checkpoints import read_checkpoint
 from pipeline.models.load import load_detector
 from pipeline.models.pairs import StudentPlan
 from pipeline.training import hooks, run
@@ -210,6 +212,11 @@ def test_metrics_are_those_of_the_saved_detector_on_the_scenes(expert, source, t
         "step": "4",
         "scenes": "1",
     }
+
+
+def test_a_trained_detector_tells_its_cameras(expert):
+    told = read_checkpoint(expert["out"]).training
+    assert (told["cameras"], told["reference"]) == (list(CAMERAS), "LIDAR_TOP")
 
 
 def test_a_subset_of_scenes_is_evaluated_as_a_split_of_them(expert, source, tmp_path):

@@ -1,0 +1,53 @@
+"""A checkpoint with the cameras of the training in another order, or with boxes in another frame, is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.data import CAMERAS
+from pipeline.data.source import FrameSource
+from pipeline.dumping.dump import dump
+from pipeline.dumping.settings import DumpSettings
+from pipeline.errors import FD3DError
+from pipeline.evaluation.live import Detector
+from pipeline.evaluation.run import evaluate_detector
+from pipeline.focal.rule import FocalRule
+from pipeline.models.pairs import check_trained_rig
+
+TURNED = CAMERAS[::-1]
+
+
+def trained_with(cameras: tuple[str, ...], reference: str, expert: Path, out: Path) -> Path:
+    state = torch.load(expert, weights_only=True)["state_dict"]
+    torch.save({"state_dict": state, "training": {"seed": 0, "cameras": list(cameras), "reference": reference}}, out)
+    return out
+
+
+def test_order_and_frame_are_compared(expert_checkpoint: Path, tmp_path: Path) -> None:
+    own = trained_with(CAMERAS, "LIDAR_TOP", expert_checkpoint, tmp_path / "own.pth")
+    check_trained_rig(own, CAMERAS, "LIDAR_TOP")
+    check_trained_rig(own, [f"ring_{i}" for i in range(6)], "top")  # another fleet
+    check_trained_rig(expert_checkpoint, TURNED, "LIDAR_TOP")  # does not tell
+    with pytest.raises(
+        FD3DError, match="with the cameras CAM_FRONT, .*, the index has CAM_BACK.*; list them in that order"
+    ):
+        check_trained_rig(own, TURNED, "LIDAR_TOP")
+    with pytest.raises(
+        FD3DError, match="boxes in the frame of LIDAR_TOP, the index has ego; set data.reference: LIDAR_TOP"
+    ):
+        check_trained_rig(own, CAMERAS, "ego")
+
+
+def test_nothing_runs_with_cameras_in_another_order(
+    expert_config: Path, expert_checkpoint: Path, world: Path, world_index: Path, tmp_path: Path
+) -> None:
+    turned = trained_with(TURNED, "LIDAR_TOP", expert_checkpoint, tmp_path / "turned.pth")
+    source = FrameSource(world_index, world, "world_val")
+    with pytest.raises(FD3DError, match="turned.pth was trained with the cameras"):
+        evaluate_detector(expert_config, turned, source, "v1.0-world", tmp_path, tmp_path / "metrics.json", 0)
+    with pytest.raises(FD3DError, match="turned.pth was trained with the cameras"):
+        dump(expert_config, turned, source, tmp_path / "store", DumpSettings(FocalRule(), frames_per_shard=3), 0)
+    with pytest.raises(FD3DError, match="turned.pth was trained with the cameras"):
+        Detector.open(expert_config, turned).check_rig(CAMERAS, "LIDAR_TOP")
+    assert not (tmp_path / "store").exists() and not (tmp_path / "metrics.json").exists()
