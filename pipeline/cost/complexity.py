@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from pipeline.cost.counting import PARTS, REPEATED, Counts, counting, part_of
 from pipeline.data import CAMERAS
-from pipeline.data.geometry import invert, lidar2img, transform
+from pipeline.data.geometry import invert, lidar2img, resize_factors, resized_hw, transform
 from pipeline.data.index import FrameIndex
 from pipeline.data.world.rig import LIDAR_POSITION, LIDAR_ROTATION, rig
 from pipeline.errors import FD3DError
@@ -177,8 +177,8 @@ def on_meta(
     volume = (transformer.encoder.heights, transformer.encoder.pc_range) if hasattr(transformer, "encoder") else None
     model.to("meta")
 
-    size = [round(n * cfg.image.scale) for n in cameras.image_hw]
-    projection = lidar2img(cameras.intrinsics, cameras.lidar2cam, cfg.image.scale).astype(np.float32)
+    size, factors = resized_hw(cameras.image_hw, cfg.image.scale), resize_factors(cameras.image_hw, cfg.image.scale)
+    projection = lidar2img(cameras.intrinsics, cameras.lidar2cam, factors).astype(np.float32)
     frame = {"lidar2img": projection, "can_bus": np.zeros(18), "scene_token": "", "token": ""}
     samples, queue = (1, 1) if training is None else (training, cfg.queue_length)
     batch = model.data_preprocessor(

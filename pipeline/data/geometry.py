@@ -1,6 +1,7 @@
 """Frames of reference: LiDAR, ego, global, camera; and the ego motion that BEVFormer reads."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -108,16 +109,38 @@ def invert(matrix: np.ndarray) -> np.ndarray:
     return out
 
 
-def lidar2img(intrinsics: np.ndarray, lidar2cam: np.ndarray, scale: float = 1.0) -> np.ndarray:
+def resized_hw(hw: np.ndarray | Sequence[int], scale: float) -> tuple[int, int]:
+    """Rows and columns of an image resized by ``scale``: whole numbers."""
+    rows, columns = (round(float(side) * scale) for side in hw)
+    return rows, columns
+
+
+def resize_factors(hw: np.ndarray | Sequence[int], scale: float) -> np.ndarray:
+    """What resizing by ``scale`` multiplies x and y with, (2,): not quite ``scale`` where sides are odd, say."""
+    return (np.array(resized_hw(hw, scale)) / np.asarray(hw, dtype=np.float64))[::-1]
+
+
+def own_hw(sizes: np.ndarray, scale: float) -> np.ndarray:
+    """Rows and columns (V, 2) float32 of the images of V cameras in the common image that is resized by ``scale``; shares of
+    pixels count.
+
+    Args:
+        sizes: (V, 2) of the original images, which are padded to the largest and then resized.
+    """
+    return (sizes * resize_factors(sizes.max(0), scale)[::-1]).astype(np.float32)
+
+
+def lidar2img(intrinsics: np.ndarray, lidar2cam: np.ndarray, scale: float | np.ndarray = 1.0) -> np.ndarray:
     """Projection matrices (V, 4, 4) from the LiDAR frame to pixels of images resized by ``scale``.
 
     Args:
         intrinsics: (V, 3, 3) for the original images.
         lidar2cam: (V, 4, 4).
+        scale: factor of both, or factors (2,) of x and y, as of :func:`resize_factors`.
     """
     view = np.tile(np.eye(4), (len(intrinsics), 1, 1))
     view[:, :3, :3] = intrinsics
-    view[:, :2] *= scale
+    view[:, :2] *= np.reshape(scale, (-1, 1))
     return view @ lidar2cam
 
 

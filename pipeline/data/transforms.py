@@ -15,7 +15,7 @@ from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
-from pipeline.data.geometry import lidar2img
+from pipeline.data.geometry import lidar2img, own_hw, resize_factors, resized_hw
 from pipeline.data.index import Frame
 from pipeline.data.pixels import AS_RECORDED, halved, resized
 from pipeline.errors import FD3DError
@@ -67,7 +67,8 @@ class LoadMultiViewImages(BaseTransform):
                 for path, size in zip(frame.image_paths, frame.image_sizes, strict=True)
             ]
             entry["img"], entry["scale"] = padded(images), self.scale
-            entry["lidar2img"] = lidar2img(frame.intrinsics, frame.lidar2cam, self.scale)
+            factors = resize_factors(frame.image_sizes.max(0), self.scale)
+            entry["lidar2img"] = lidar2img(frame.intrinsics, frame.lidar2cam, factors)
         return results
 
     def _decode(self, path: Path, size: np.ndarray) -> np.ndarray:
@@ -222,8 +223,7 @@ class PackFrames(BaseTransform):
         for entry in results["frames"]:
             img, frame = entry["img"], entry["frame"]
             if entry["scale"] != 1:
-                size = tuple(round(n * entry["scale"]) for n in (img.shape[2], img.shape[1]))
-                img = resized(img, size, self.compact)
+                img = resized(img, resized_hw(img.shape[1:3], entry["scale"])[::-1], self.compact)
             packed = torch.from_numpy(np.ascontiguousarray(img.transpose(0, 3, 1, 2)))
             images.append(halved(packed) if self.compact else packed)
             metas.append(
@@ -239,7 +239,7 @@ class PackFrames(BaseTransform):
                 }
             )
             if (frame.image_sizes != frame.image_sizes[0]).any():
-                metas[-1]["view_hw"] = (frame.image_sizes * entry["scale"]).round().astype(np.float32)
+                metas[-1]["view_hw"] = own_hw(frame.image_sizes, entry["scale"])
         sample = Det3DDataSample(metainfo={"token": results["token"], "frames": metas})
         if "boxes" in results:
             boxes = LiDARInstance3DBoxes(torch.from_numpy(results["boxes"]), box_dim=9, origin=(0.5, 0.5, 0.5))

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from pipeline.data.can_bus import EgoStates
 from pipeline.data.checks import MAX_SPEED
 from pipeline.data.frames import collate, frame_pipeline
-from pipeline.data.geometry import can_bus_delta, lidar2img, lidar_turn
+from pipeline.data.geometry import can_bus_delta, lidar2img, lidar_turn, resize_factors
 from pipeline.data.transforms import padded
 from pipeline.errors import FD3DError
 from pipeline.evaluation.live_input import check_calibration, check_finite, check_rigid, checked_images
@@ -164,6 +164,7 @@ class Detector:
         calibration = Calibration(*(np.asarray(matrix, np.float64) for matrix in matrices))
         state = self._ego_state(calibration, pose) if pose.state is None else np.asarray(pose.state, np.float64)
         stacked = padded(images)
+        factors = resize_factors(stacked.shape[1:3], self.cfg.image.scale)
         token = f"{self._drive}/{pose.timestamp}"
         frame = SimpleNamespace(
             token=token,
@@ -176,7 +177,7 @@ class Detector:
             "frame": frame,
             "img": stacked if self.cfg.image.to_rgb else np.ascontiguousarray(stacked[..., ::-1]),
             "scale": self.cfg.image.scale,
-            "lidar2img": lidar2img(calibration.intrinsics, calibration.lidar2cam, self.cfg.image.scale),
+            "lidar2img": lidar2img(calibration.intrinsics, calibration.lidar2cam, factors),
             "can_bus": can_bus_delta(state, self._state),
             "has_history": self._last is not None,
         }

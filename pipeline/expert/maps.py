@@ -9,6 +9,7 @@ from mmdet3d.registry import DATASETS
 from mmengine.config import Config
 
 from pipeline.data.frames import collate, frame_dataset
+from pipeline.data.geometry import resized_hw
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
 from pipeline.models.build import build_detector, load_config
@@ -71,7 +72,7 @@ def maps_of(cfg: Config, source: FrameSource) -> Maps:
         model = build_detector(cfg).eval()
     index = DATASETS.build(frame_dataset(cfg, source, train=False)).index
     divisor = cfg.model.data_preprocessor.get("pad_divisor", 32)
-    sizes = [round(float(side) * cfg.image.scale) for side in index.arrays["image_sizes"][0].max(0)]
+    sizes = resized_hw(index.arrays["image_sizes"][0].max(0), cfg.image.scale)
     height, width = (-(-side // divisor) * divisor for side in sizes)
     with torch.no_grad():
         levels = model.img_neck(model.img_backbone(torch.zeros(1, 3, height, width)))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from mmengine.config import Config
 
+from pipeline.data.geometry import own_hw, resized_hw
 from pipeline.errors import FD3DError
 
 KEY = "fd3d"
@@ -47,12 +48,12 @@ class Notes:
     @property
     def resized_hw(self) -> tuple[int, int]:
         """Rows and columns of the images that the graph takes, to which smaller ones are padded."""
-        return round(max(h for h, _ in self.sizes) * self.scale), round(max(w for _, w in self.sizes) * self.scale)
+        return resized_hw(np.max(self.sizes, axis=0), self.scale)
 
     @property
     def view_hw(self) -> np.ndarray | None:
         """Rows and columns (V, 2) of each camera's resized image; None where all have one size."""
-        return None if len(set(self.sizes)) == 1 else (np.array(self.sizes) * self.scale).round().astype(np.float32)
+        return None if len(set(self.sizes)) == 1 else own_hw(np.array(self.sizes), self.scale)
 
     def dumped(self) -> str:
         """The notes as text."""

@@ -30,6 +30,8 @@ from pipeline.models.views import own_cells, view_sizes
 
 VERSION = "v1.0-world"
 LANDSCAPE, PORTRAIT = (64, 96), (96, 64)
+ODD = [(65, 97)] * 5  # whose halves are no whole numbers
+MIXED = [(99, 65), (65, 97), (63, 97)]
 pytestmark = pytest.mark.filterwarnings("ignore:.*image files of")
 
 
@@ -118,7 +120,9 @@ def brute_force(root: Path, token: str, camera: str, reference: str, point: np.n
 
 
 @pytest.mark.parametrize("lidar", ["x", "y", None])
-@pytest.mark.parametrize("sizes", [[LANDSCAPE] * v for v in (1, 5, 6, 7, 8)] + [[PORTRAIT, *[LANDSCAPE] * 4]], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [[LANDSCAPE] * v for v in (1, 5, 6, 7, 8)] + [[PORTRAIT, *[LANDSCAPE] * 4], ODD, MIXED], ids=str
+)
 def test_projections_are_those_of_brute_force(world: Path, tmp_path: Path, sizes: list, lidar: str | None) -> None:
     root = painted(another_rig(world, tmp_path / "own", sizes, lidar))
     index = build_index(root, VERSION, root / "index.npz")
@@ -133,7 +137,8 @@ def test_projections_are_those_of_brute_force(world: Path, tmp_path: Path, sizes
     in_model = torch.from_numpy(meta["lidar2img"])[None]
     own = view_sizes([meta], torch.device("cpu"))
     # the same in float64, for areas
-    exact = torch.from_numpy(lidar2img(frame.intrinsics, frame.lidar2cam, 0.5))
+    half = np.array([round(side / 2) / side for side in np.max(sizes, axis=0).tolist()])[::-1]
+    exact = torch.from_numpy(lidar2img(frame.intrinsics, frame.lidar2cam, half))
     torch.testing.assert_close(in_model[0], exact.float())
     points = np.random.default_rng(0).uniform((-20, -20, -2), (20, 20, 2), (20, 3))
     extent = torch.tensor([-20.0, -20, -2, 20, 20, 2])
@@ -157,7 +162,7 @@ def test_projections_are_those_of_brute_force(world: Path, tmp_path: Path, sizes
                     rectangles[0, v, :2].numpy(),
                     rectangles[0, v, 2:].numpy(),
                 ):
-                    np.testing.assert_allclose(found, 0.5 * pixel, atol=1e-4)
+                    np.testing.assert_allclose(found, half * pixel, atol=1e-4)
                 seen += 1
     assert seen > 3
 
