@@ -56,9 +56,12 @@ def fingerprint(manifest: Mapping[str, Any]) -> str:
 
 
 def differing(a: Any, b: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """First field in which two manifests differ, with both values; manifests without one have one fingerprint."""
+    """First field in which two manifests differ, with both values; manifests without one have one fingerprint.
+
+    Fields that both have come first: what only one of them has follows from such a field more often than not.
+    """
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        for key in sorted(a.keys() | b.keys()):
+        for key in (*sorted(a.keys() & b.keys()), *sorted(a.keys() ^ b.keys())):
             if not path and key in _INCIDENTAL:
                 continue
             found = differing(a.get(key, ABSENT), b.get(key, ABSENT), f"{path}.{key}" if path else key)

@@ -164,3 +164,10 @@ def test_a_folder_that_is_exchanged_under_a_writer_is_noticed(tmp_path):
         with pytest.raises(StoreError, match="was deleted or moved while this dump was writing it"):
             store.write_shard(0, {t: make_frame(t) for t in store.layout.tokens(0)})
     assert verify(tmp_path / "s").problems == []
+
+
+def test_a_setting_is_told_before_what_follows_from_it() -> None:
+    have = {"schema": {"values": "float16"}, "version": 2}
+    want = {"code": {"cells": 9}, "schema": {"values": "pq"}, "version": 2}
+    assert differing(have, want) == ("schema.values", "float16", "pq")
+    assert differing(have, have | {"code": 1}) == ("code", "(absent)", 1)
