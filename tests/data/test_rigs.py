@@ -304,6 +304,9 @@ def test_a_config_of_two_ranges_is_refused(place: str, project: Path, tmp_path: 
     part = cfg.model
     for name in place.split("."):
         part = part[name]
+    cfg.model.pts_bbox_head.bbox_coder = {"pc_range": cfg.pc_range[:2]}  # as of mmdet3d's centre heads
+    write_config(cfg, tmp_path / "one.py")
+    load_config(tmp_path / "one.py")
     part.pc_range = [-30.0, -30.0, -5.0, 30.0, 30.0, 3.0]
     write_config(cfg, tmp_path / "two.py")
     with pytest.raises(FD3DError, match=rf"has pc_range .*-40.*, but .*-30.* in model.{place}; give the same range"):
