@@ -6,14 +6,18 @@ import pytest
 import torch
 
 from pipeline.data import CAMERAS
+from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.dumping.dump import dump
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.evaluation.live import Detector
 from pipeline.evaluation.run import evaluate_detector
+from pipeline.export.write import export_detector, rig_of
 from pipeline.focal.rule import FocalRule
-from pipeline.models.pairs import check_trained_rig
+from pipeline.models.pairs import StudentPlan, check_trained_rig
+from pipeline.training.expert import take_or_train
+from pipeline.training.settings import RunSettings
 
 TURNED = CAMERAS[::-1]
 
@@ -40,7 +44,7 @@ def test_order_and_frame_are_compared(expert_checkpoint: Path, tmp_path: Path) -
 
 
 def test_nothing_runs_with_cameras_in_another_order(
-    expert_config: Path, expert_checkpoint: Path, world: Path, world_index: Path, tmp_path: Path
+    project: Path, expert_config: Path, expert_checkpoint: Path, world: Path, world_index: Path, tmp_path: Path
 ) -> None:
     turned = trained_with(TURNED, "LIDAR_TOP", expert_checkpoint, tmp_path / "turned.pth")
     source = FrameSource(world_index, world, "world_val")
@@ -50,4 +54,10 @@ def test_nothing_runs_with_cameras_in_another_order(
         dump(expert_config, turned, source, tmp_path / "store", DumpSettings(FocalRule(), frames_per_shard=3), 0)
     with pytest.raises(FD3DError, match="turned.pth was trained with the cameras"):
         Detector.open(expert_config, turned).check_rig(CAMERAS, "LIDAR_TOP")
+    with pytest.raises(FD3DError, match="turned.pth was trained with the cameras"):
+        export_detector(expert_config, turned, tmp_path / "out.onnx", rig_of(FrameIndex.load(world_index, world)))
+    plan, taken = StudentPlan(project / "configs/world/apprentice.py"), tmp_path / "expert/detector.pth"
+    with pytest.raises(FD3DError, match="turned.pth was trained with the cameras"):
+        take_or_train(expert_config, turned, RunSettings(max_iters=4), source, taken, plan)
+    assert not taken.exists() and not (tmp_path / "out.onnx").exists()
     assert not (tmp_path / "store").exists() and not (tmp_path / "metrics.json").exists()
