@@ -6,16 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.geometry import lidar_turn
+from pipeline.data.geometry import lidar_turn, product
 from pipeline.errors import FD3DError
 
 _MAX_TILT = 20.0  # degrees between the z axes of the LiDAR and of the car
 _MAX_MOUNT = 50.0  # metres from a sensor to the origin of the car
 _MAX_PITCH = 60.0  # degrees of a camera above or below the horizon, from which its axes are doubted
 _LEAST_FOCAL = 10.0  # pixels, below which a focal length is given in shares of the image
-_MAX_POSE_TILT = 45.0  # degrees between the z axes of the car and of the map
+MAX_POSE_TILT = 45.0
+"""Degrees between the z axes of the car and of the map, beyond which rotations have another order."""
 MAX_SPEED = 150.0
 """Metres per second, beyond which poses or times have another unit."""
+MAX_TURN_RATE = 180.0
+"""Degrees per second about the vertical, beyond which two poses are not of one drive."""
+_LEAST_STEP = 1.0  # metres between two poses, from which their direction counts
+_LEAST_STEPS = 10  # such steps of a data set, from which the car's heading is judged
+_MAX_SIDEWAYS = 30.0  # degrees between the car's x axis and its way (the median), beyond which poses are doubted
 _STEPS = 1_000, 60_000_000  # microseconds between key frames, beyond which times have another unit
 
 
@@ -75,7 +81,7 @@ def check_times(scene: str, tokens: Sequence[str], columns: Mapping[str, np.ndar
 
 
 def check_poses(scene: str, tokens: Sequence[str], times: np.ndarray, poses: np.ndarray, where: str) -> None:
-    """Refuse poses of a car that lies on its side, and of one that moves faster than cars do.
+    """Refuse poses of a car that lies on its side, and of one that moves or turns faster than cars do.
 
     Args:
         tokens: n sample tokens, in order.
@@ -87,7 +93,7 @@ def check_poses(scene: str, tokens: Sequence[str], times: np.ndarray, poses: np.
         FD3DError: naming the first such sample.
     """
     tilt = np.degrees(np.arccos(np.clip(poses[:, 2, 2], -1, 1)))
-    if len(tilted := np.flatnonzero(tilt > _MAX_POSE_TILT)):
+    if len(tilted := np.flatnonzero(tilt > MAX_POSE_TILT)):
         raise FD3DError(
             f"{where}/ego_pose.json tilts the car by {tilt[tilted[0]]:.0f} degrees at sample {tokens[tilted[0]]} of {scene}; rotations are "
             "(w, x, y, z)"
@@ -98,6 +104,35 @@ def check_poses(scene: str, tokens: Sequence[str], times: np.ndarray, poses: np.
         raise FD3DError(
             f"{where}/ego_pose.json moves the car by {way[first]:.0f} m in {seconds[first]:g} s from sample {tokens[first]} of {scene} to "
             f"{tokens[first + 1]}; give translations in metres"
+        )
+    yaws = np.degrees(np.arctan2(poses[:, 1, 0], poses[:, 0, 0]))
+    turned = np.abs((np.diff(yaws) + 180) % 360 - 180)
+    if len(spun := np.flatnonzero(turned > MAX_TURN_RATE * seconds + 5)):
+        first = spun[0]
+        raise FD3DError(
+            f"{where}/ego_pose.json turns the car by {turned[first]:.0f} degrees in {seconds[first]:g} s from sample {tokens[first]} of {scene} "
+            f"to {tokens[first + 1]}; rotations are (w, x, y, z), from the car's frame to the global one"
+        )
+
+
+def tell_sideways(poses: np.ndarray, scenes: np.ndarray, where: str, tell: Callable[[str], object]) -> None:
+    """Tell of a car that moves sideways: of poses that lead from the global frame to the car's, or of other axes.
+
+    Args:
+        poses: (n, 4, 4) ego frame to global frame, scene after scene.
+        scenes: (n,) scene of each.
+        where: the tables' folder in messages.
+        tell: called with a line.
+    """
+    moved = product(poses[:-1, :3, :3].transpose(0, 2, 1), np.diff(poses[:, :3, 3], axis=0)[..., None])[..., 0]
+    moved = moved[(scenes[1:] == scenes[:-1]) & (np.linalg.norm(moved[:, :2], axis=1) > _LEAST_STEP)]
+    if len(moved) < _LEAST_STEPS:
+        return
+    angle = np.median(np.degrees(np.arctan2(np.abs(moved[:, 1]), np.abs(moved[:, 0]))))
+    if angle > _MAX_SIDEWAYS:
+        tell(
+            f"the car moves {angle:.0f} degrees off its x axis by {where}/ego_pose.json (the median of {len(moved)} steps); poses lead from the "
+            "car's frame, whose x axis looks ahead, to the global one"
         )
 
 

@@ -11,12 +11,11 @@ from mmcv.transforms import Compose
 from mmengine.config import Config
 
 from pipeline.data.can_bus import EgoStates
-from pipeline.data.checks import MAX_SPEED
 from pipeline.data.frames import collate, frame_pipeline
 from pipeline.data.geometry import can_bus_delta, lidar2img, lidar_turn, resize_factors
 from pipeline.data.transforms import padded
 from pipeline.errors import FD3DError
-from pipeline.evaluation.live_input import check_calibration, check_finite, check_rigid, checked_images
+from pipeline.evaluation.live_input import check_calibration, check_pose, check_state, check_step, checked_images
 from pipeline.evaluation.predict import batch_detector
 from pipeline.export.graph import detector_views
 from pipeline.export.notes import Notes
@@ -159,7 +158,7 @@ class Detector:
             kinds = f"{type(calibration).__name__} and {type(pose).__name__}"
             raise FD3DError(f"calibration and pose are {kinds}; give a Calibration and an EgoPose")
         check_calibration(calibration.intrinsics, calibration.lidar2cam, calibration.lidar2ego, len(images))
-        self._check_pose(pose)
+        self._check_pose(pose, calibration.lidar2ego)
         matrices = (calibration.intrinsics, calibration.lidar2cam, calibration.lidar2ego)
         calibration = Calibration(*(np.asarray(matrix, np.float64) for matrix in matrices))
         state = self._ego_state(calibration, pose) if pose.state is None else np.asarray(pose.state, np.float64)
@@ -185,25 +184,12 @@ class Detector:
         self._last, self._state = pose, state
         return found
 
-    def _check_pose(self, pose: EgoPose) -> None:
-        check_rigid("pose.ego2global", pose.ego2global, (4, 4))
-        if not isinstance(pose.timestamp, int | np.integer):
-            raise FD3DError(f"pose.timestamp is {pose.timestamp!r}; give microseconds as an integer")
+    def _check_pose(self, pose: EgoPose, lidar2ego: np.ndarray) -> None:
+        check_pose(pose.ego2global, pose.timestamp)
         if pose.state is not None:
-            check_finite("pose.state", pose.state, (18,))
-        if self._last is None:
-            return
-        seconds = (int(pose.timestamp) - int(self._last.timestamp)) / 1e6
-        if seconds <= 0:
-            raise FD3DError(
-                f"frame {pose.timestamp} is not after the last one, {self._last.timestamp}; call reset() before another drive"
-            )
-        way = float(np.linalg.norm(np.asarray(pose.ego2global)[:3, 3] - np.asarray(self._last.ego2global)[:3, 3]))
-        if way > MAX_SPEED * seconds + 1:
-            raise FD3DError(
-                f"the car moved {way:.1f} m in the {seconds:g} s since the last frame; give metres and microseconds, or call reset() "
-                "before another drive"
-            )
+            check_state(pose.state, pose.ego2global, lidar_turn(np.asarray(lidar2ego, np.float64)))
+        if self._last is not None:
+            check_step(self._last.ego2global, self._last.timestamp, pose.ego2global, pose.timestamp)
 
     def _ego_state(self, calibration: Calibration, pose: EgoPose) -> np.ndarray:
         """The state (18,) that an index without CAN bus has for the last of its scene's frames."""

@@ -4,7 +4,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from pipeline.data.checks import MAX_POSE_TILT, MAX_SPEED, MAX_TURN_RATE
+from pipeline.data.geometry import yaw_of
 from pipeline.errors import FD3DError
+
+_STATE_TOLERANCE = 1.0, 5.0  # metres and degrees between a pose and the state that is measured with the pose
 
 
 def checked_images(
@@ -60,6 +64,71 @@ def check_calibration(intrinsics: np.ndarray, lidar2cam: np.ndarray, lidar2ego: 
             )
     check_rigid("calibration.lidar2cam", lidar2cam, (views, 4, 4))
     check_rigid("calibration.lidar2ego", lidar2ego, (4, 4))
+
+
+def check_pose(ego2global: np.ndarray, timestamp: int) -> None:
+    """Refuse a pose (4, 4) that is none or tilts the car, and a time that is no number of microseconds.
+
+    Raises:
+        FD3DError: naming which.
+    """
+    check_rigid("pose.ego2global", ego2global, (4, 4))
+    tilt = float(np.degrees(np.arccos(np.clip(np.asarray(ego2global)[2, 2], -1, 1))))
+    if tilt > MAX_POSE_TILT:
+        raise FD3DError(
+            f"pose.ego2global tilts the car by {tilt:.0f} degrees; give a frame whose z axis is up, quaternions are (w, x, y, z)"
+        )
+    if not isinstance(timestamp, int | np.integer) or isinstance(timestamp, bool):
+        raise FD3DError(f"pose.timestamp is {timestamp!r}; give microseconds as an integer")
+
+
+def check_state(state: np.ndarray, ego2global: np.ndarray, turn: float) -> None:
+    """Refuse an ego state (18,) that is not of the pose (4, 4) beside it: the history moves by the state.
+
+    Args:
+        turn: radians by which the LiDAR is turned against nuScenes', part of the state's yaw.
+
+    Raises:
+        FD3DError: naming the difference.
+    """
+    check_finite("pose.state", state, (18,))
+    values, pose = np.asarray(state, np.float64), np.asarray(ego2global, np.float64)
+    away = float(np.linalg.norm(values[:2] - pose[:2, 3]))
+    yaw = np.degrees(yaw_of(pose) + turn)
+    turned = max(_angle(np.degrees(values[-2]) - yaw), _angle(values[-1] - yaw))
+    if away > _STATE_TOLERANCE[0] or turned > _STATE_TOLERANCE[1]:
+        raise FD3DError(
+            f"pose.state is {away:.1f} m and {turned:.0f} degrees from pose.ego2global; give position and yaw of that pose (last two "
+            "numbers: radians, degrees), or leave the state out"
+        )
+
+
+def check_step(last: np.ndarray, last_time: int, pose: np.ndarray, time: int) -> None:
+    """Refuse a pose (4, 4) that no car reaches from the last one; times in microseconds.
+
+    Raises:
+        FD3DError: naming the way, the turn or the times.
+    """
+    seconds = (int(time) - int(last_time)) / 1e6
+    if seconds <= 0:
+        raise FD3DError(f"frame {time} is not after the last one, {last_time}; call reset() before another drive")
+    here, there = np.asarray(pose, np.float64), np.asarray(last, np.float64)
+    way = float(np.linalg.norm(here[:3, 3] - there[:3, 3]))
+    if way > MAX_SPEED * seconds + 1:
+        raise FD3DError(
+            f"the car moved {way:.1f} m in the {seconds:g} s since the last frame; give metres and microseconds, or call reset() "
+            "before another drive"
+        )
+    turned = _angle(np.degrees(yaw_of(here) - yaw_of(there)))
+    if turned > MAX_TURN_RATE * seconds + _STATE_TOLERANCE[1]:
+        raise FD3DError(
+            f"the car turned by {turned:.0f} degrees in the {seconds:g} s since the last frame; give ego2global in one frame that does "
+            "not move, or call reset() before another drive"
+        )
+
+
+def _angle(degrees: float) -> float:
+    return abs((float(degrees) + 180) % 360 - 180)
 
 
 def check_finite(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -33,6 +33,15 @@ class CalibrationFrames:
     source: FrameSource
     places: list[int]
 
+    def check(self, cfg: Config) -> None:
+        """Read every frame once, so that a damaged image is named before the export and not after it.
+
+        Raises:
+            FD3DError: an image cannot be read.
+        """
+        for _ in frame_batches(cfg, self.source, self.places, workers=0):
+            pass
+
 
 def calibration_frames(source: FrameSource, number: int) -> CalibrationFrames:
     """The first two frames of scenes that are evenly spread over a split: one without history and one with history.

@@ -79,6 +79,8 @@ def export_detector(
         )
     if rig.cameras and rig.reference:
         check_trained_rig(checkpoint, rig.cameras, rig.reference)
+    if int8 is not None:
+        int8.check(cfg)
     views = detector_views(model)
     if len(rig.sizes) not in (1, views) or len(rig.cameras) not in (0, views):
         raise FD3DError(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.data import CAMERAS
+from pipeline.data.checks import tell_sideways
 from pipeline.data.rig import Rig
 from pipeline.data.source import FrameSource
 from pipeline.data.transforms import LoadMultiViewImages
@@ -47,6 +48,13 @@ def turned(rows: Rows) -> None:
         row["width"], row["height"] = row["height"], row["width"]
 
 
+def spun(rows: Rows) -> None:
+    """Turn the car by half a turn from the middle of the second scene on."""
+    for row in rows[len(rows) // 2 :]:
+        w, x, y, z = row["rotation"]
+        row["rotation"] = [-z, y, -x, w]
+
+
 MATRIX = [[100.0, 0, 50], [0, 100, 50], [0, 0, 1]]
 TRANSPOSED = np.array(MATRIX).T.tolist()
 FAULTS: list[tuple[str, Callable[[Rows], object], str]] = [
@@ -76,6 +84,7 @@ FAULTS: list[tuple[str, Callable[[Rows], object], str]] = [
         lambda rows: [row.update(translation=[1000 * x for x in row["translation"]]) for row in rows],
         "moves the car by .* m in 0.5 s .* in metres",
     ),
+    ("ego_pose", spun, "turns the car by 1[78]. degrees in 0.5 s from sample .*from the car's frame to the global one"),
     ("scene", first(name=3), "scene.json: TypeError.*name is 3, no text"),
     ("scene", list.clear, "has no frames: no scene of scene.json has a sample"),
     ("sample", lambda rows: rows.append(dict(rows[0])), "sample.json has sample .* twice; remove one"),
@@ -134,6 +143,22 @@ def test_vehicles_that_are_wider_than_long_are_told(own: Path) -> None:
     change(own, "sample_annotation", moved("size", lambda size: size[[1, 0, 2]]))
     told = indexed(own)[1]
     assert any("sample_annotation.json are wider than long; size is (width, length, height)" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("turn", "told"), [(0, None), (20, None), (180, None), (90, "90 degrees off its x axis"), (-40, "40 degrees off")]
+)
+def test_a_car_that_moves_sideways_is_told(turn: float, told: str | None) -> None:
+    """Two drives along another heading each; the step between the drives counts for neither."""
+    poses, scenes = np.tile(np.eye(4), (16, 1, 1)), np.repeat([b"a", b"b"], 8)
+    for scene, heading in enumerate((30, 200)):
+        way, own = np.radians(heading), np.radians(heading + turn)
+        rows = slice(8 * scene, 8 * scene + 8)
+        poses[rows, :2, :2] = [[np.cos(own), -np.sin(own)], [np.sin(own), np.cos(own)]]
+        poses[rows, :2, 3] = np.arange(8)[:, None] * 3 * [np.cos(way), np.sin(way)]
+    lines: list[str] = []
+    tell_sideways(poses, scenes, "v1.0", lines.append)
+    assert not lines if told is None else told in lines[0] and "median of 14 steps" in lines[0]
 
 
 @pytest.mark.parametrize(("token", "level"), [("300", 0), ("-1", 0), ("4", 4), ("0", 0), ("v60-80", 3)])

@@ -268,6 +268,11 @@ def wrong_frames(
         (move(ego2global=pose.ego2global.T), "pose.ego2global is no rigid motion"),
         (move(timestamp=pose.timestamp / 1e6), "pose.timestamp is 1.* give microseconds as an integer"),
         (move(state=np.zeros(17)), r"pose.state has shape \(17,\)"),
+        (move(timestamp=True), "pose.timestamp is True; give microseconds"),
+        (move(ego2global=np.diag([1.0, -1, -1, 1])), "pose.ego2global tilts the car by 180 degrees; give a frame"),
+        (move(state=pose.state + np.eye(18)[1] * 3), "pose.state is 3.0 m and 0 degrees from pose.ego2global; give"),
+        (move(state=pose.state + np.eye(18)[16] * 0.5), "pose.state is 0.0 m and 29 degrees from pose.ego2global"),
+        (move(state=pose.state + np.eye(18)[17] * 350), "pose.state is 0.0 m and 10 degrees from pose.ego2global"),
     ):
         yield images, calibration, wrong, message
 
@@ -280,13 +285,20 @@ def test_wrong_live_frames_are_refused_and_change_nothing(files, exported, drive
     detector.step(*first)
     far = pose.ego2global.copy()
     far[:3, 3] += 500
+    half_turn = pose.ego2global @ np.diag([-1.0, -1, 1, 1])
     later = (
         (images, calibration, first[2], r"is not after the last one, .*; call reset\(\) before another drive"),
         (
             images,
             calibration,
-            replace(pose, ego2global=far),
+            replace(pose, ego2global=far, state=None),
             "the car moved .* m in the 0.5 s since the last frame; give metres",
+        ),
+        (
+            images,
+            calibration,
+            replace(pose, ego2global=half_turn, state=None),
+            "the car turned by 1[78]. degrees in the 0.5 s since the last frame; give ego2global",
         ),
         (
             images,
@@ -413,14 +425,21 @@ INT8 = ["--index", "INDEX", "--root", "WORLD", "--split", "world_train", "--int8
         ([*INT8, "2", "--split", "nowhere"], "split 'nowhere' has no scene in this index; it has world_train"),
         ([*INT8, "2", "--root", "nowhere"], "nowhere has no folder v1.0-world"),
         ([*INT8, "2", "--root", "EMPTY"], "image .*EMPTY/samples/.*jpg, to calibrate int8 on, does not exist"),
+        ([*INT8, "2", "--root", "BROKEN"], "image .*BROKEN/samples/.*jpg"),
         (["--int8", "2", "--height", "160", "--width", "288"], "--int8 calibrates on frames of an index; leave out"),
     ],
 )
 def test_bad_input_of_export_is_named_before_work(
     files, world, world_index, tmp_path, monkeypatch, converted, given, message
 ):
-    (tmp_path / "EMPTY/v1.0-world").mkdir(parents=True)
-    given = with_paths(given, {"INDEX": world_index, "WORLD": world, "EMPTY": tmp_path / "EMPTY"})
+    for name in ("EMPTY", "BROKEN"):
+        (tmp_path / name / "v1.0-world").mkdir(parents=True)
+    if "BROKEN" in given:
+        for path in [path for frame in FrameIndex.load(world_index) for path in frame.image_paths]:
+            (tmp_path / "BROKEN" / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "BROKEN" / path).write_bytes((world / path).read_bytes()[:200])
+    folders = {name: tmp_path / name for name in ("EMPTY", "BROKEN")}
+    given = with_paths(given, {"INDEX": world_index, "WORLD": world} | folders)
     with pytest.raises(FD3DError, match=message) as caught:
         fd3d("export", *files["bevformer"], tmp_path / "a.onnx", *given)
     assert "\n" not in str(caught.value) and not converted and not (tmp_path / "a.onnx").exists()
