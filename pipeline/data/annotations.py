@@ -152,7 +152,7 @@ class Annotations:
             )
         self.frame.append(frame)
         self.label.append(label)
-        self.tokens += row["token"], row["prev"], row["next"]
+        self.tokens += row["token"], row["prev"] or "", row["next"] or ""
         self.place += row["translation"]
         self.place += row["size"]
         self.place += row["rotation"]

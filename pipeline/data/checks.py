@@ -12,6 +12,8 @@ from pipeline.errors import FD3DError
 _MAX_TILT = 20.0  # degrees between the z axes of the LiDAR and of the car
 _MAX_MOUNT = 50.0  # metres from a sensor to the origin of the car
 _MAX_PITCH = 60.0  # degrees of a camera above or below the horizon, from which its axes are doubted
+_MAX_ROLL = 45.0  # degrees about a camera's axis, from which its axes are doubted
+_OFF_MIDDLE = 0.2, 0.35  # shares of columns and rows from an image's middle, from which a principal point is doubted
 _LEAST_FOCAL = 10.0  # pixels, below which a focal length is given in shares of the image
 MAX_POSE_TILT = 45.0
 """Degrees between the z axes of the car and of the map, beyond which rotations have another order."""
@@ -207,12 +209,64 @@ def check_mounts(
             f"{lidar} is turned by {', '.join(f'{turn:.0f}' for turn in np.unique(turns[turns != 0].round()))} degrees against nuScenes', "
             "whose y axis looks ahead; boxes and history follow its own axes"
         )
-    for camera, found in cameras.items():
-        pitch = np.degrees(np.arcsin(np.clip(found[:, 2, 2], -1, 1)))
-        steep = pitch[np.abs(pitch).argmax()]
-        if abs(steep) > _MAX_PITCH:
-            side = "above" if steep > 0 else "below"
-            tell(
-                f"{camera} looks {abs(steep):.0f} degrees {side} the horizon by its rotation in calibrated_sensor.json; a camera's z axis looks "
-                "ahead and its y axis down"
+    told = {camera: doubt for camera, found in cameras.items() if (doubt := _doubt(found))}
+    lying = [camera for camera, doubt in told.items() if not doubt.startswith("is upside down")]
+    if lying and len(cameras) > 1 and 2 * len(told) >= len(cameras):
+        raise FD3DError(
+            f"{len(told)} of {len(cameras)} cameras lie on their side, are upside down or look up or down by calibrated_sensor.json: {lying[0]} "
+            f"{told[lying[0]]}; rotations are (w, x, y, z), from the camera, z axis ahead and y axis down, to the car"
+        )
+    for camera, doubt in told.items():
+        tell(
+            f"{camera} {doubt} by its rotation in calibrated_sensor.json; a camera's z axis looks ahead and its y axis down"
+        )
+
+
+def _doubt(mounts: np.ndarray) -> str:
+    """What is odd about a camera's mounts (n, 4, 4); empty where nothing is."""
+    pitch = np.degrees(np.arcsin(np.clip(mounts[:, 2, 2], -1, 1)))
+    steep = pitch[np.abs(pitch).argmax()]
+    if abs(steep) > _MAX_PITCH:
+        return f"looks {abs(steep):.0f} degrees {'above' if steep > 0 else 'below'} the horizon"
+    roll = np.degrees(np.arctan2(mounts[:, 2, 0], -mounts[:, 2, 1]))
+    rolled = roll[np.abs(roll).argmax()]
+    if abs(rolled) > 180 - _MAX_ROLL:
+        return "is upside down"
+    return f"is rolled by {rolled:.0f} degrees" if abs(rolled) > _MAX_ROLL else ""
+
+
+def check_cameras(
+    lidar2cam: np.ndarray,
+    intrinsics: np.ndarray,
+    sizes: np.ndarray,
+    cameras: Sequence[str],
+    where: str,
+    tell: Callable[[str], object],
+) -> None:
+    """Refuse cameras far from the LiDAR and principal points far outside the image, and tell of points that are off its middle.
+
+    Args:
+        lidar2cam: (n, V, 4, 4), with the motion between the exposures.
+        intrinsics: (n, V, 3, 3) pixels.
+        sizes: (n, V, 2) rows and columns.
+        cameras: names.
+        where: the tables' folder in messages.
+        tell: called with a line.
+
+    Raises:
+        FD3DError: naming the camera.
+    """
+    away = np.median(np.linalg.norm(lidar2cam[..., :3, 3], axis=-1), axis=0)  # a rotation keeps the length
+    points = np.median(intrinsics[..., :2, 2] / sizes[..., ::-1], axis=0)
+    for camera, distance, (x, y), (rows, columns) in zip(cameras, away, points, sizes[0], strict=True):
+        if distance > _MAX_MOUNT:
+            raise FD3DError(
+                f"{camera} is {distance:.0f} m from the LiDAR (the median); in {where} ego_pose.json must have the car's pose at each sensor's own time"
             )
+        told = f"the principal point of {camera} is at {x:.2f} of the columns and {y:.2f} of the rows of its {rows}x{columns} images"
+        if max(abs(x - 0.5), abs(y - 0.5)) > 1:
+            raise FD3DError(
+                f"{told}; give camera_intrinsic in {where}/calibrated_sensor.json in pixels of these images"
+            )
+        if abs(x - 0.5) > _OFF_MIDDLE[0] or abs(y - 0.5) > _OFF_MIDDLE[1]:
+            tell(f"{told}; is camera_intrinsic in calibrated_sensor.json of another resolution?")

@@ -133,6 +133,12 @@ def _velocities(found: dict[str, np.ndarray], times: np.ndarray) -> np.ndarray:
             raise FD3DError(f"annotation {token} names {other} as its {side}, which its scene does not have")
     first, last = neighbours["prev"], neighbours["next"]
     seconds = 1e-6 * times[last] - 1e-6 * times[first]
+    if len(still := np.flatnonzero((there["prev"] | there["next"]) & (seconds <= 0))):
+        before, token, after = (found[name][still[0]].decode() or "none" for name in ("prev", "token", "next"))
+        raise FD3DError(
+            f"annotation {token} has prev {before} and next {after}, which are not in order of time; prev is the annotation of the same object in "
+            "the frame before, next in the frame after"
+        )
     limit = np.where(there["prev"] & there["next"], 2 * _MAX_GAP, _MAX_GAP)
     known = (there["prev"] | there["next"]) & (seconds <= limit)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pipeline.data import CAMERAS, GENERATED_BY
 from pipeline.data.can_bus import EgoStates
 from pipeline.data.categories import Categories
-from pipeline.data.checks import tell_sideways
+from pipeline.data.checks import check_cameras, tell_sideways
 from pipeline.data.columns import scene_columns
 from pipeline.data.npz import map_arrays, write_arrays
 from pipeline.data.rig import EGO, Rig
@@ -313,6 +313,8 @@ def build_index(
     bar.close()
     tables.check_boxes()  # after the poses, which the boxes are held against
     arrays = {name: np.concatenate([scene.pop(name) for scene in scenes]) for name in (*_PER_FRAME, *_PER_BOX)}
+    calibration = (arrays["lidar2cam"], arrays["intrinsics"], arrays["image_sizes"])
+    check_cameras(*calibration, tables.cameras, folder.name, tell)
     tell_sideways(arrays["ego2global"], arrays["scene_token"], folder.name, tell)
     if missing := int((arrays["image_bytes"] < 0).sum()):
         warnings.warn(f"{missing} image files of {root} are missing; frames that need them will fail", stacklevel=2)

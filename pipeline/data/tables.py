@@ -16,6 +16,7 @@ from pipeline.data.checks import check_intrinsic, check_mounts, check_sizes, che
 from pipeline.data.geometry import transform
 from pipeline.data.json_stream import rows_of
 from pipeline.data.rig import EGO, Rig
+from pipeline.data.tokens import ByToken
 from pipeline.errors import FD3DError
 
 Row = dict[str, Any]
@@ -114,7 +115,11 @@ class FrameTables:
 
     def _read_samples(self) -> None:
         with self._table("scene") as rows:
-            scenes = sorted((text(row, "name"), text(row, "token"), row["first_sample_token"]) for row in rows)
+            found = [(text(row, "name"), text(row, "token"), row["first_sample_token"]) for row in rows]
+        scenes = sorted(found)
+        for what, values in (("name", [row[0] for row in found]), ("token", [row[1] for row in found])):
+            if twice := [value for value, count in Counter(values).items() if count > 1]:
+                raise FD3DError(f"{self.folder}/scene.json has the {what} {twice[0]} twice; remove one")
         samples: dict[str, tuple[int, str, str]] = {}
         self.chains: list[Chain] = []
         self.tokens: list[str] = []
@@ -146,7 +151,7 @@ class FrameTables:
     def _read_sensor_data(self, rig: Rig) -> None:
         with self._table("sensor") as rows:
             sensors = list(rows)
-            channels = {row["token"]: text(row, "channel") for row in sensors}
+            channels = ByToken(self.folder, "sensor", ((row["token"], text(row, "channel")) for row in sensors))
             optical = {row["channel"] for row in sensors if row.get("modality") == "camera"}
         ignored = Counter[str]()
         self.cameras, reference = rig.found(sensors, self.folder)
@@ -161,7 +166,8 @@ class FrameTables:
             blank = np.zeros((3, 3))
             known = [numbers(m, "camera_intrinsic", 3, 3) if m.get("camera_intrinsic") else blank for m in mounts]
             self.intrinsics = np.array(known, dtype=np.float64)
-            number_of = {mount["token"]: number for number, mount in enumerate(mounts)}
+            numbered = ((mount["token"], number) for number, mount in enumerate(mounts))
+            number_of = ByToken(self.folder, "calibrated_sensor", numbered)
         shape = (len(self.tokens), views + 1)
         self.sensors, self._pose_rows = np.full(shape, -1, dtype=np.int32), np.full(shape, -1, dtype=np.int32)
         self.sizes = np.zeros((*shape[:1], views, 2), dtype=np.int32)
@@ -234,23 +240,32 @@ class FrameTables:
         check_mounts(mounts, self.channels[LIDAR], self.mounts[found[LIDAR][0]], self.tell)
 
     def _read_poses(self) -> None:
-        poses = np.full((len(self._pose_tokens), 7), np.nan)
+        poses, known = np.full((len(self._pose_tokens), 7), np.nan), np.zeros(len(self._pose_tokens), dtype=bool)
         with self._table("ego_pose") as rows:
             for row in rows:
-                number = self._pose_tokens.pop(row["token"], None)
-                if number is not None:
-                    poses[number] = *numbers(row, "translation", 3), *numbers(row, "rotation", 4)
-        if self._pose_tokens:
-            raise FD3DError(f"the tables in {self.folder} have no ego pose {next(iter(self._pose_tokens))}")
+                number = self._pose_tokens.get(row["token"])
+                if number is None:
+                    continue
+                if known[number]:
+                    raise FD3DError(f"{self.folder}/ego_pose.json has the token {row['token']} twice; remove one")
+                poses[number] = *numbers(row, "translation", 3), *numbers(row, "rotation", 4)
+                known[number] = True
+        if not known.all():
+            lost = list(self._pose_tokens)[int(np.argmin(known))]
+            raise FD3DError(f"the tables in {self.folder} have no ego pose {lost}")
+        lengths = np.linalg.norm(poses[:, 3:], axis=1, keepdims=True)
+        poses[:, 3:] /= np.where(
+            (np.abs(lengths - 1) > 1e-3) & (lengths > 0), lengths, 1.0
+        )  # ego states take them as recorded
         self.poses = poses[self._pose_rows]
-        del self._pose_rows
+        del self._pose_rows, self._pose_tokens
 
     def _read_annotations(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         with self._table("category") as rows:
-            names = {row["token"]: text(row, "name") for row in rows}
+            names = ByToken(self.folder, "category", ((row["token"], text(row, "name")) for row in rows))
         self.categories.check(set(names.values()), self.folder)
         with self._table("instance") as rows:
-            kinds = {row["token"]: names[row["category_token"]] for row in rows}
+            kinds = ByToken(self.folder, "instance", ((row["token"], names[row["category_token"]]) for row in rows))
         classes = {name: self.categories.class_of(name) for name in names.values()}
         labels = {name: -1 if kind is None else CLASSES.index(kind) for name, kind in classes.items()}
         levels = self._visibility_levels()

@@ -1,8 +1,9 @@
 """What cannot be in a data set's tables, images and submissions: refused in one line, before any long work."""
 
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,18 @@ def spun(rows: Rows) -> None:
         row["rotation"] = [-z, y, -x, w]
 
 
+def calibrated_inverse(row: dict[str, Any]) -> dict[str, Any]:
+    """Rotation from the car to the sensor in place of the one from the sensor to the car."""
+    w, x, y, z = row["rotation"]
+    return {"rotation": [w, -x, -y, -z]}
+
+
+def same_frame(rows: Rows) -> None:
+    """Let an annotation name another one of its own frame as its next."""
+    other = next(row for row in rows[1:] if row["sample_token"] == rows[0]["sample_token"])
+    rows[0].update(prev="", next=other["token"])
+
+
 MATRIX = [[100.0, 0, 50], [0, 100, 50], [0, 0, 1]]
 TRANSPOSED = np.array(MATRIX).T.tolist()
 FAULTS: list[tuple[str, Callable[[Rows], object], str]] = [
@@ -85,6 +98,36 @@ FAULTS: list[tuple[str, Callable[[Rows], object], str]] = [
         "moves the car by .* m in 0.5 s .* in metres",
     ),
     ("ego_pose", spun, "turns the car by 1[78]. degrees in 0.5 s from sample .*from the car's frame to the global one"),
+    (
+        "calibrated_sensor",
+        lambda rows: [row.update(calibrated_inverse(row)) for row in rows if row["camera_intrinsic"]],
+        "4 of 6 cameras lie on their side.* CAM_FRONT is rolled by 90 degrees; .*from the camera, z axis ahead and y axis down, to the car",
+    ),
+    (
+        "calibrated_sensor",
+        each(camera_intrinsic=[[100.0, 0, 5000], [0, 100, 80], [0, 0, 1]]),
+        "principal point of CAM_FRONT is at 17.36 of the columns .* in pixels of these images",
+    ),
+    ("calibrated_sensor", lambda rows: rows.append(rows[0] | {"translation": [9, 9, 9]}), "has the token .* twice"),
+    ("sensor", lambda rows: rows.append(dict(rows[0])), "sensor.json has the token .* twice; remove one"),
+    (
+        "ego_pose",
+        lambda rows: rows.append(rows[0] | {"translation": [9, 9, 9]}),
+        "ego_pose.json has the token .* twice",
+    ),
+    ("category", lambda rows: rows.append(dict(rows[0])), "category.json has the token .* twice"),
+    ("instance", lambda rows: rows.append(dict(rows[0])), "instance.json has the token .* twice"),
+    ("scene", lambda rows: rows.append(dict(rows[0])), "scene.json has the name .* twice"),
+    ("scene", lambda rows: rows.append(rows[0] | {"name": "other"}), "scene.json has the token .* twice"),
+    ("sample_data", first(calibrated_sensor_token="nope"), "calibrated_sensor.json has no row with the token 'nope'"),
+    ("sample_annotation", first(instance_token="nope"), "instance.json has no row with the token 'nope'"),
+    ("sample", first(next="nope"), "sample.json: KeyError.*nope"),
+    ("sample_annotation", same_frame, "annotation .* has prev none and next .*, which are not in order of time"),
+    (
+        "ego_pose",
+        lambda rows: [row.update(translation=[9e3, 0, 0]) for row in rows[::7]],
+        "CAM_[A-Z_]* is .* m from the LiDAR .*; in .* ego_pose.json must have the car's pose at each sensor's own time",
+    ),
     ("scene", first(name=3), "scene.json: TypeError.*name is 3, no text"),
     ("scene", list.clear, "has no frames: no scene of scene.json has a sample"),
     ("sample", lambda rows: rows.append(dict(rows[0])), "sample.json has sample .* twice; remove one"),
@@ -159,6 +202,48 @@ def test_a_car_that_moves_sideways_is_told(turn: float, told: str | None) -> Non
     lines: list[str] = []
     tell_sideways(poses, scenes, "v1.0", lines.append)
     assert not lines if told is None else told in lines[0] and "median of 14 steps" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("turn", "told"),
+    [((0, 0, 0, 1), "is upside down by its rotation"), ((0.7071, 0, 0, 0.7071), "is rolled by -?90 degrees by its")],
+)
+def test_a_camera_that_lies_is_told(own: Path, turn: Sequence[float], told: str) -> None:
+    """Turned about its own optical axis, as a camera that is mounted that way."""
+
+    def lay(rows: Rows) -> None:
+        row = next(row for row in rows if row["camera_intrinsic"])
+        (w, x, y, z), (c, _, _, s) = row["rotation"], turn
+        row["rotation"] = [w * c - z * s, x * c + y * s, y * c - x * s, z * c + w * s]
+
+    change(own, "calibrated_sensor", lay)
+    assert any(re.search(told, line) for line in indexed(own)[1])
+
+
+@pytest.mark.parametrize(("factor", "told"), [(2.0, True), (0.5, True), (1.2, False), (1.0, False)])
+def test_a_principal_point_of_another_resolution_is_told(own: Path, factor: float, told: bool) -> None:
+    def scale(rows: Rows) -> None:
+        for row in rows:
+            if row["camera_intrinsic"]:
+                row["camera_intrinsic"] = [[factor * x for x in line] for line in row["camera_intrinsic"][:2]] + [
+                    [0, 0, 1]
+                ]
+
+    change(own, "calibrated_sensor", scale)
+    assert any("of its 160x288 images; is camera_intrinsic" in line for line in indexed(own)[1]) == told
+
+
+def test_ego_states_take_quaternions_of_any_length_and_annotations_null_links(own: Path) -> None:
+    want = indexed(own)[0]
+    change(own, "ego_pose", moved("rotation", lambda turn: 3 * turn))
+    change(
+        own,
+        "sample_annotation",
+        lambda rows: [row.update({k: row[k] or None for k in ("prev", "next")}) for row in rows],
+    )
+    found = indexed(own)[0]
+    assert np.allclose(found.arrays["can_bus"], want.arrays["can_bus"], atol=1e-9)
+    assert np.allclose(found.arrays["boxes"], want.arrays["boxes"], atol=1e-4, equal_nan=True)
 
 
 @pytest.mark.parametrize(("token", "level"), [("300", 0), ("-1", 0), ("4", 4), ("0", 0), ("v60-80", 3)])
