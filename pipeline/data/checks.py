@@ -14,9 +14,10 @@ _MAX_MOUNT = 50.0  # metres from a sensor to the origin of the car
 _MAX_PITCH = 60.0  # degrees of a camera above or below the horizon, from which its axes are doubted
 _MAX_ROLL = 45.0  # degrees about a camera's axis, from which its axes are doubted
 _OFF_MIDDLE = 0.2, 0.35  # shares of columns and rows from an image's middle, from which a principal point is doubted
-_LEAST_FOCAL = 10.0  # pixels, below which a focal length is given in shares of the image
 MAX_POSE_TILT = 45.0
 """Degrees between the z axes of the car and of the map, beyond which rotations have another order."""
+LEAST_FOCAL = 10.0
+"""Pixels, below which a focal length is given in shares of the image."""
 MAX_SPEED = 150.0
 """Metres per second, beyond which poses or times have another unit."""
 MAX_TURN_RATE = 180.0
@@ -175,50 +176,56 @@ def check_intrinsic(matrix: np.ndarray, camera: str) -> None:
     told = f"{camera} has the camera_intrinsic {matrix.tolist()} in calibrated_sensor.json"
     if matrix[1, 0] != 0 or matrix[2].tolist() != [0, 0, 1]:
         raise FD3DError(f"{told}, not [[fx, s, cx], [0, fy, cy], [0, 0, 1]]; is it transposed?")
-    if (focal < _LEAST_FOCAL).any():
+    if (focal < LEAST_FOCAL).any():
         raise FD3DError(f"{told}; give pixels, not shares of the image")
 
 
 def check_mounts(
-    cameras: Mapping[str, np.ndarray], lidar: str, mounts: np.ndarray, tell: Callable[[str], object]
+    cameras: Mapping[str, np.ndarray],
+    lidar: str,
+    mounts: np.ndarray,
+    tell: Callable[[str], object],
+    where: str = "calibrated_sensor.json",
 ) -> None:
-    """Refuse tilted LiDARs and sensors far from the car; tell of LiDARs whose axes are not nuScenes', and of cameras that look to the sky or the ground.
+    """Refuse tilted LiDARs, sensors far from the car and rigs whose cameras lie; tell of single cameras that lie or look to the sky.
 
     Args:
         cameras: mounts (n, 4, 4) of each camera.
         lidar: name of the sensor that is the frame of reference.
         mounts: (m, 4, 4) of that sensor.
+        tell: called with a line.
+        where: what the mounts are from, in messages.
 
     Raises:
-        FD3DError: the sensor is tilted, or a sensor is not on the car.
+        FD3DError: the sensor is tilted, a sensor is not on the car, or half of the cameras lie.
     """
     for name, found in (*cameras.items(), (lidar, mounts)):
         if (away := np.linalg.norm(found[:, :3, 3], axis=1).max()) > _MAX_MOUNT:
-            raise FD3DError(
-                f"{name} is {away:.0f} m from the car's origin in calibrated_sensor.json; give translations in metres"
-            )
+            raise FD3DError(f"{name} is {away:.0f} m from the car's origin in {where}; give translations in metres")
     for mount in mounts:
         tilt = math.degrees(math.acos(max(-1.0, min(1.0, mount[2, 2]))))
         if tilt > _MAX_TILT:
             raise FD3DError(
-                f"{lidar}'s z axis in calibrated_sensor.json is {tilt:.0f} degrees off the car's; boxes need an upright LiDAR, turn its data"
+                f"{lidar}'s z axis in {where} is {tilt:.0f} degrees off the car's; boxes need an upright LiDAR, turn its data"
             )
+    told = {camera: doubt for camera, found in cameras.items() if (doubt := _doubt(found))}
+    lying = [camera for camera, doubt in told.items() if not doubt.startswith("is upside down")]
+    if lying and len(cameras) > 1 and 2 * len(told) >= len(cameras):
+        raise FD3DError(
+            f"{len(told)} of {len(cameras)} cameras lie on their side, are upside down or look up or down by {where}: {lying[0]} "
+            f"{told[lying[0]]}; rotations are (w, x, y, z), from the camera, z axis ahead and y axis down, to the car"
+        )
+    for camera, doubt in told.items():
+        tell(f"{camera} {doubt} by its rotation in {where}; a camera's z axis looks ahead and its y axis down")
+
+
+def tell_turns(lidar: str, mounts: np.ndarray, tell: Callable[[str], object]) -> None:
+    """Tell of a LiDAR, mounts (m, 4, 4), whose axes are not nuScenes'."""
     turns = np.degrees([lidar_turn(mount) for mount in mounts])
     if (turns != 0).any():
         tell(
             f"{lidar} is turned by {', '.join(f'{turn:.0f}' for turn in np.unique(turns[turns != 0].round()))} degrees against nuScenes', "
             "whose y axis looks ahead; boxes and history follow its own axes"
-        )
-    told = {camera: doubt for camera, found in cameras.items() if (doubt := _doubt(found))}
-    lying = [camera for camera, doubt in told.items() if not doubt.startswith("is upside down")]
-    if lying and len(cameras) > 1 and 2 * len(told) >= len(cameras):
-        raise FD3DError(
-            f"{len(told)} of {len(cameras)} cameras lie on their side, are upside down or look up or down by calibrated_sensor.json: {lying[0]} "
-            f"{told[lying[0]]}; rotations are (w, x, y, z), from the camera, z axis ahead and y axis down, to the car"
-        )
-    for camera, doubt in told.items():
-        tell(
-            f"{camera} {doubt} by its rotation in calibrated_sensor.json; a camera's z axis looks ahead and its y axis down"
         )
 
 
@@ -250,7 +257,7 @@ def check_cameras(
         intrinsics: (n, V, 3, 3) pixels.
         sizes: (n, V, 2) rows and columns.
         cameras: names.
-        where: the tables' folder in messages.
+        where: what the poses are from, in messages.
         tell: called with a line.
 
     Raises:
@@ -261,12 +268,10 @@ def check_cameras(
     for camera, distance, (x, y), (rows, columns) in zip(cameras, away, points, sizes[0], strict=True):
         if distance > _MAX_MOUNT:
             raise FD3DError(
-                f"{camera} is {distance:.0f} m from the LiDAR (the median); in {where} ego_pose.json must have the car's pose at each sensor's own time"
+                f"{camera} is {distance:.0f} m from the LiDAR (the median) by {where}; give the car's pose at each sensor's own time"
             )
         told = f"the principal point of {camera} is at {x:.2f} of the columns and {y:.2f} of the rows of its {rows}x{columns} images"
         if max(abs(x - 0.5), abs(y - 0.5)) > 1:
-            raise FD3DError(
-                f"{told}; give camera_intrinsic in {where}/calibrated_sensor.json in pixels of these images"
-            )
+            raise FD3DError(f"{told}; give intrinsics in pixels of these images")
         if abs(x - 0.5) > _OFF_MIDDLE[0] or abs(y - 0.5) > _OFF_MIDDLE[1]:
-            tell(f"{told}; is camera_intrinsic in calibrated_sensor.json of another resolution?")
+            tell(f"{told}; is the calibration of another resolution?")

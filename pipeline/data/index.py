@@ -314,7 +314,7 @@ def build_index(
     tables.check_boxes()  # after the poses, which the boxes are held against
     arrays = {name: np.concatenate([scene.pop(name) for scene in scenes]) for name in (*_PER_FRAME, *_PER_BOX)}
     calibration = (arrays["lidar2cam"], arrays["intrinsics"], arrays["image_sizes"])
-    check_cameras(*calibration, tables.cameras, folder.name, tell)
+    check_cameras(*calibration, tables.cameras, f"{folder.name}/ego_pose.json", tell)
     tell_sideways(arrays["ego2global"], arrays["scene_token"], folder.name, tell)
     if missing := int((arrays["image_bytes"] < 0).sum()):
         warnings.warn(f"{missing} image files of {root} are missing; frames that need them will fail", stacklevel=2)

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.data import CLASSES
 from pipeline.data.annotations import Annotations, check_boxes, uncounted
 from pipeline.data.categories import Categories
-from pipeline.data.checks import check_intrinsic, check_mounts, check_sizes, check_times, numbers, text
+from pipeline.data.checks import check_intrinsic, check_mounts, check_sizes, check_times, numbers, tell_turns, text
 from pipeline.data.geometry import transform
 from pipeline.data.json_stream import rows_of
 from pipeline.data.rig import EGO, Rig
@@ -237,7 +237,9 @@ class FrameTables:
                 where = f"{name} of sample {self.tokens[complete[row]]}"
                 check_intrinsic(self.intrinsics[sensor], where)
         mounts = {name: self.mounts[used] for name, (used, _) in cameras.items()}
-        check_mounts(mounts, self.channels[LIDAR], self.mounts[found[LIDAR][0]], self.tell)
+        reference = self.mounts[found[LIDAR][0]]
+        check_mounts(mounts, self.channels[LIDAR], reference, self.tell)
+        tell_turns(self.channels[LIDAR], reference, self.tell)
 
     def _read_poses(self) -> None:
         poses, known = np.full((len(self._pose_tokens), 7), np.nan), np.zeros(len(self._pose_tokens), dtype=bool)

@@ -15,7 +15,14 @@ from pipeline.data.frames import collate, frame_pipeline
 from pipeline.data.geometry import can_bus_delta, lidar2img, lidar_turn, resize_factors
 from pipeline.data.transforms import padded
 from pipeline.errors import FD3DError
-from pipeline.evaluation.live_input import check_calibration, check_pose, check_state, check_step, checked_images
+from pipeline.evaluation.live_input import (
+    check_calibration,
+    check_pose,
+    check_sizes,
+    check_state,
+    check_step,
+    checked_images,
+)
 from pipeline.evaluation.predict import batch_detector
 from pipeline.export.graph import detector_views
 from pipeline.export.notes import Notes
@@ -98,6 +105,7 @@ class Detector:
         self._drive = 0
         self._last: EgoPose | None = None
         self._state: np.ndarray | None = None
+        self._sizes: list[tuple[int, int]] | None = None
 
     @classmethod
     def open(
@@ -140,7 +148,7 @@ class Detector:
 
     def reset(self) -> None:
         """Forget the frames so far: the next one starts another drive."""
-        self._drive, self._last, self._state = self._drive + 1, None, None
+        self._drive, self._last, self._state, self._sizes = self._drive + 1, None, None, None
 
     def step(self, images: Sequence[np.ndarray] | np.ndarray, calibration: Calibration, pose: EgoPose) -> Boxes:
         """Detect on the next frame.
@@ -152,12 +160,13 @@ class Detector:
             FD3DError: another rig than the detector's, a camera without image, arrays of other shapes, matrices that are no
                 calibration or no pose, or a frame that cannot follow the last one. The history stays as it was.
         """
-        sizes = None if self._notes is None else self._notes.sizes
-        images = checked_images(images, self._views, sizes)
+        images = checked_images(images, self._views, None if self._notes is None else self._notes.sizes)
         if not isinstance(calibration, Calibration) or not isinstance(pose, EgoPose):
             kinds = f"{type(calibration).__name__} and {type(pose).__name__}"
             raise FD3DError(f"calibration and pose are {kinds}; give a Calibration and an EgoPose")
-        check_calibration(calibration.intrinsics, calibration.lidar2cam, calibration.lidar2ego, len(images))
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        check_sizes(sizes, self._sizes)
+        check_calibration(calibration.intrinsics, calibration.lidar2cam, calibration.lidar2ego, sizes)
         self._check_pose(pose, calibration.lidar2ego)
         matrices = (calibration.intrinsics, calibration.lidar2cam, calibration.lidar2ego)
         calibration = Calibration(*(np.asarray(matrix, np.float64) for matrix in matrices))
@@ -170,7 +179,7 @@ class Detector:
             scene_token=str(self._drive),
             timestamp=pose.timestamp,
             lidar2cam=calibration.lidar2cam,
-            image_sizes=np.array([image.shape[:2] for image in images]),
+            image_sizes=np.array(sizes),
         )
         entry = {
             "frame": frame,
@@ -181,7 +190,7 @@ class Detector:
             "has_history": self._last is not None,
         }
         found = Boxes(*self._detect(collate([self._pack({"token": token, "frames": [entry]})])))
-        self._last, self._state = pose, state
+        self._last, self._state, self._sizes = pose, state, sizes
         return found
 
     def _check_pose(self, pose: EgoPose, lidar2ego: np.ndarray) -> None:

@@ -1,13 +1,22 @@
 """Live frames refused by name: images, calibration and poses that cannot be."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from pipeline.data.checks import MAX_POSE_TILT, MAX_SPEED, MAX_TURN_RATE
+from pipeline.data.checks import (
+    LEAST_FOCAL,
+    MAX_POSE_TILT,
+    MAX_SPEED,
+    MAX_TURN_RATE,
+    check_cameras,
+    check_mounts,
+)
 from pipeline.data.geometry import yaw_of
 from pipeline.errors import FD3DError
 
+_MAX_GAP = 60.0  # seconds between two frames, beyond which a history is of no use and times have another unit
 _STATE_TOLERANCE = 1.0, 5.0  # metres and degrees between a pose and the state that is measured with the pose
 
 
@@ -44,26 +53,51 @@ def checked_images(
     return given
 
 
-def check_calibration(intrinsics: np.ndarray, lidar2cam: np.ndarray, lidar2ego: np.ndarray, views: int) -> None:
-    """Refuse a calibration that cannot be.
+def check_sizes(sizes: Sequence[tuple[int, int]], last: Sequence[tuple[int, int]] | None) -> None:
+    """Refuse images (rows, columns) of other sizes than the last frame's.
+
+    Raises:
+        FD3DError: naming the first.
+    """
+    for number, (own, before) in enumerate(zip(sizes, last or sizes, strict=True)):
+        if own != before:
+            raise FD3DError(
+                f"image {number} is {own[0]}x{own[1]}, in the last frame {before[0]}x{before[1]}; call reset() before another rig"
+            )
+
+
+def check_calibration(
+    intrinsics: np.ndarray, lidar2cam: np.ndarray, lidar2ego: np.ndarray, sizes: Sequence[tuple[int, int]]
+) -> None:
+    """Refuse a calibration that cannot be, and warn of one that looks as if it were not of these images.
 
     Args:
         intrinsics: (V, 3, 3) pixels.
         lidar2cam: (V, 4, 4).
         lidar2ego: (4, 4).
-        views: V.
+        sizes: rows and columns of each camera's image.
 
     Raises:
-        FD3DError: naming the matrix.
+        FD3DError: naming the matrix or the camera.
     """
+    views = len(sizes)
     check_finite("calibration.intrinsics", intrinsics, (views, 3, 3))
     for number, matrix in enumerate(np.asarray(intrinsics)):
-        if np.diag(matrix)[:2].min() <= 0 or np.abs(matrix[2] - (0, 0, 1)).max() > 1e-6:
+        if np.diag(matrix)[:2].min() < LEAST_FOCAL or matrix[1, 0] != 0 or np.abs(matrix[2] - (0, 0, 1)).max() > 1e-6:
             raise FD3DError(
                 f"calibration.intrinsics[{number}] is no camera matrix; give ((fx, 0, cx), (0, fy, cy), (0, 0, 1)) in pixels"
             )
     check_rigid("calibration.lidar2cam", lidar2cam, (views, 4, 4))
     check_rigid("calibration.lidar2ego", lidar2ego, (4, 4))
+    seen, mount = np.asarray(lidar2cam, np.float64), np.asarray(lidar2ego, np.float64)
+    names = [f"camera {number}" for number in range(views)]
+    mounts = {name: (mount @ np.linalg.inv(matrix))[None] for name, matrix in zip(names, seen, strict=True)}
+    check_mounts(mounts, "the reference frame", mount[None], _warn, "the calibration")
+    check_cameras(seen[None], np.asarray(intrinsics)[None], np.asarray(sizes)[None], names, "the calibration", _warn)
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, stacklevel=5)
 
 
 def check_pose(ego2global: np.ndarray, timestamp: int) -> None:
@@ -112,6 +146,10 @@ def check_step(last: np.ndarray, last_time: int, pose: np.ndarray, time: int) ->
     seconds = (int(time) - int(last_time)) / 1e6
     if seconds <= 0:
         raise FD3DError(f"frame {time} is not after the last one, {last_time}; call reset() before another drive")
+    if seconds > _MAX_GAP:
+        raise FD3DError(
+            f"frame {time} is {seconds:.0f} s after the last one, {last_time}; give microseconds, or call reset() before another drive"
+        )
     here, there = np.asarray(pose, np.float64), np.asarray(last, np.float64)
     way = float(np.linalg.norm(here[:3, 3] - there[:3, 3]))
     if way > MAX_SPEED * seconds + 1:

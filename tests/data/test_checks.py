@@ -106,7 +106,7 @@ FAULTS: list[tuple[str, Callable[[Rows], object], str]] = [
     (
         "calibrated_sensor",
         each(camera_intrinsic=[[100.0, 0, 5000], [0, 100, 80], [0, 0, 1]]),
-        "principal point of CAM_FRONT is at 17.36 of the columns .* in pixels of these images",
+        "principal point of CAM_FRONT is at 17.36 of the columns .* give intrinsics in pixels of these images",
     ),
     ("calibrated_sensor", lambda rows: rows.append(rows[0] | {"translation": [9, 9, 9]}), "has the token .* twice"),
     ("sensor", lambda rows: rows.append(dict(rows[0])), "sensor.json has the token .* twice; remove one"),
@@ -126,7 +126,7 @@ FAULTS: list[tuple[str, Callable[[Rows], object], str]] = [
     (
         "ego_pose",
         lambda rows: [row.update(translation=[9e3, 0, 0]) for row in rows[::7]],
-        "CAM_[A-Z_]* is .* m from the LiDAR .*; in .* ego_pose.json must have the car's pose at each sensor's own time",
+        "CAM_[A-Z_]* is .* m from the LiDAR .* by v1.0-world/ego_pose.json; give the car's pose at each sensor's own time",
     ),
     ("scene", first(name=3), "scene.json: TypeError.*name is 3, no text"),
     ("scene", list.clear, "has no frames: no scene of scene.json has a sample"),
@@ -230,7 +230,7 @@ def test_a_principal_point_of_another_resolution_is_told(own: Path, factor: floa
                 ]
 
     change(own, "calibrated_sensor", scale)
-    assert any("of its 160x288 images; is camera_intrinsic" in line for line in indexed(own)[1]) == told
+    assert any("of its 160x288 images; is the calibration of" in line for line in indexed(own)[1]) == told
 
 
 def test_ego_states_take_quaternions_of_any_length_and_annotations_null_links(own: Path) -> None:

@@ -249,9 +249,26 @@ def wrong_frames(
         yield wrong, calibration, pose, message
     k, cam = calibration.intrinsics, calibration.lidar2cam
     mirror = np.diag([1.0, 1, -1, 1])
+    thousand = np.array([[1, 1, 1, 1000.0]] * 3 + [[1, 1, 1, 1]])
     for wrong, message in (
         (cal(intrinsics=k[:5]), r"calibration.intrinsics has shape \(5, 3, 3\)"),
         (cal(intrinsics=swapped(k, 2, k[2].T)), r"calibration.intrinsics\[2\] is no camera matrix; give \(\(fx"),
+        (cal(intrinsics=k + 50 * np.eye(3)[[2, 0, 1]]), r"calibration.intrinsics\[0\] is no camera matrix"),
+        (cal(intrinsics=np.diag([1 / 288, 1 / 160, 1]) @ k), r"calibration.intrinsics\[0\] is no camera matrix"),
+        (
+            cal(intrinsics=np.diag([4.0, 4, 1]) @ k),
+            "principal point of camera 0 is at 2.00 of the columns .*these images",
+        ),
+        (
+            cal(lidar2cam=np.linalg.inv(cam)),
+            "of 6 cameras lie on their side.* by the calibration: camera [0-5] is .*; rotations",
+        ),
+        (
+            cal(lidar2cam=cam * thousand),
+            "camera 0 is .* m from the car's origin in the calibration; give translations in",
+        ),
+        (cal(lidar2ego=calibration.lidar2ego * thousand), "m from the car's origin in the calibration; give"),
+        (cal(lidar2ego=np.diag([1.0, -1, -1, 1])), "reference frame's z axis in the calibration is 180 degrees off"),
         (cal(intrinsics=k * 0), r"calibration.intrinsics\[0\] is no camera matrix"),
         (cal(intrinsics=np.full_like(k, np.inf)), "calibration.intrinsics has .* not finite"),
         (cal(lidar2cam=None), r"calibration.lidar2cam has shape \(\) or"),
@@ -287,6 +304,12 @@ def test_wrong_live_frames_are_refused_and_change_nothing(files, exported, drive
     far[:3, 3] += 500
     half_turn = pose.ego2global @ np.diag([-1.0, -1, 1, 1])
     later = (
+        (
+            images,
+            calibration,
+            replace(pose, timestamp=pose.timestamp + 10**8),
+            "is 10[01] s after the last one, .*; give",
+        ),
         (images, calibration, first[2], r"is not after the last one, .*; call reset\(\) before another drive"),
         (
             images,
