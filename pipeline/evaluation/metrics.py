@@ -3,7 +3,9 @@
 import contextlib
 import csv
 import io
+import math
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from pipeline.files import write_atomically
 
 # the devkit's names of the true-positive errors and the benchmark's
 ERRORS = {"trans_err": "mATE", "scale_err": "mASE", "orient_err": "mAOE", "vel_err": "mAVE", "attr_err": "mAAE"}
+_REFUSALS = (AssertionError, KeyError, TypeError, ValueError, AttributeError)
+"""What the devkit raises for a record that cannot be."""
 METRICS = ("NDS", "mAP", *ERRORS.values())
 """NDS and mAP in percent, and the mean errors."""
 
@@ -83,14 +87,8 @@ def evaluate(
             metrics, curves = _SplitEval(nusc, submission, split, truth).evaluate()
         except FD3DError:
             raise
-        except (
-            AssertionError,
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-        ) as error:  # what the devkit raises for a record that cannot be
-            raise FD3DError(f"submission {submission} cannot be evaluated: {type(error).__name__}: {error}") from error
+        except _REFUSALS as error:
+            raise FD3DError(f"submission {submission} cannot be evaluated: {_told(error)}") from error
     found = metrics.serialize()
     if work_dir is not None:
         _write_curves(curves, work_dir / "pr.csv")
@@ -131,6 +129,8 @@ class _SplitEval(DetectionEval):
             if token not in known:
                 others.append(token)
                 continue
+            if token in boxes.boxes:
+                raise FD3DError(f"{submission} has sample {token} twice; keep one")
             if not isinstance(records, list):
                 raise FD3DError(f"{submission} has {records!r:.40} for sample {token}; it must be a list of boxes")
             if strange := [r for r in records if not isinstance(r, dict) or r.get("sample_token", token) != token]:
@@ -141,7 +141,16 @@ class _SplitEval(DetectionEval):
                 raise FD3DError(
                     f"{submission} has {len(records)} boxes for sample {token}; {self.cfg.max_boxes_per_sample} are allowed"
                 )
-            frame = EvalBoxes.deserialize({token: [_shared_texts(record) for record in records]}, DetectionBox)
+            if unsure := [r for r in records if not _is_score(r.get("detection_score"))]:
+                raise FD3DError(
+                    f"{submission} has detection_score {unsure[0].get('detection_score')!r} for sample {token}; give numbers of 0 or more"
+                )
+            try:
+                frame = EvalBoxes.deserialize({token: [_shared_texts(record) for record in records]}, DetectionBox)
+            except _REFUSALS as error:
+                raise FD3DError(
+                    f"{submission} has a box of sample {token} that the devkit refuses: {_told(error)}"
+                ) from error
             boxes.boxes[token] = self._counted(frame).boxes[token]
         if others or len(boxes) < len(known):
             odd = min([*others, *(known - set(boxes.boxes))])
@@ -160,10 +169,14 @@ def _results(submission: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     try:
         with open(submission, encoding="utf-8-sig") as file:
             stream = JSONStream(file)
+            found = False
             for key in stream.members():
                 if key != "results":
                     stream.value()
                     continue
+                if found:
+                    raise ValueError("'results' is there twice")
+                found = True
                 for token in stream.members():
                     yield token, stream.value()
             stream.end()
@@ -171,6 +184,18 @@ def _results(submission: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         if isinstance(error, FD3DError):
             raise
         raise FD3DError(f"submission {submission} cannot be read: {error}") from error
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def _told(error: Exception) -> str:
+    """A refusal of the devkit in words; some have none of their own."""
+    if str(error):
+        return f"{type(error).__name__}: {error}"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {last.line}"
 
 
 def _shared_texts(record: dict[str, Any]) -> dict[str, Any]:

@@ -72,6 +72,36 @@ def test_a_submission_is_scored_on_own_splits_without_a_detector(own: Path) -> N
             fd3d("evaluate", *both, *place)
 
 
+def changed(submission: dict[str, Any], **values: Any) -> str:
+    token = next(token for token, boxes in submission["results"].items() if boxes)
+    submission["results"][token][0].update(values)
+    return json.dumps(submission)
+
+
+def test_submissions_that_cannot_be_are_one_line_that_names_the_sample(own: Path) -> None:
+    fd3d("index")
+    given = repeated(FrameIndex.load("index.npz"), "val", Path("given.json"))
+    text, sample = given.read_text(), "sample [0-9a-f]{32}"
+    first = next(iter(json.loads(text)["results"]))
+    for wrong, told in (
+        (f'{text[:-2]}, "{first}": []}}}}', f"has {sample} twice; keep one"),
+        (f'{text[:-1]}, "results": {{}}}}', "cannot be read: 'results' is there twice"),
+        (changed(json.loads(text), detection_score=-1.0), f"has detection_score -1.0 for {sample}; give numbers of 0"),
+        (changed(json.loads(text), detection_score=float("nan")), f"has detection_score nan for {sample}; give"),
+        (changed(json.loads(text), detection_score="0.5"), f"has detection_score '0.5' for {sample}; give"),
+        (changed(json.loads(text), detection_name="Kfz"), f"has a box of {sample} that the devkit refuses: .*Kfz"),
+        (
+            changed(json.loads(text), translation=[float("nan")] * 3),
+            f"a box of {sample} that the devkit refuses: Asser",
+        ),
+        (changed(json.loads(text), size=[1, 1]), f"a box of {sample} that the devkit refuses: Asser"),
+    ):
+        given.write_text(wrong)
+        with pytest.raises(FD3DError, match=told) as caught:
+            fd3d("evaluate", "--submission", given, "--out", "out", "--metrics", "out/m.json")
+        assert "\n" not in str(caught.value)
+
+
 def test_a_split_without_annotations_is_detected_on_and_said_so(own: Path, project: Path) -> None:
     fd3d("index")
     for table in ("sample_annotation", "instance"):
