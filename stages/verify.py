@@ -35,7 +35,7 @@ def verify(
     for problem in report.problems:
         print(problem)
     if report.problems:
-        raise FD3DError(f"{store} has {len(report.problems)} problems")
+        raise FD3DError(f"{store} has {len(report.problems)} problem{'s' * (len(report.problems) > 1)}")
     print(
         f"{store} is sound: {report.files} files, {report.bytes / 1e6:.1f} MB, {report.frames} frames, {report.seconds:.1f} s"
     )

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -164,7 +165,7 @@ def check_scenes(scenes: Mapping[str, Sequence[str]], frames_per_shard: int) -> 
     Raises:
         StoreError: naming the scene or token.
     """
-    if isinstance(frames_per_shard, bool) or not isinstance(frames_per_shard, int) or frames_per_shard < 1:
+    if isinstance(frames_per_shard, bool) or not isinstance(frames_per_shard, Integral) or frames_per_shard < 1:
         raise StoreError(f"frames_per_shard is {frames_per_shard!r}; it is a whole number of at least 1")
     if not scenes:
         raise StoreError("there are no scenes to store; choose a split or scenes with frames")

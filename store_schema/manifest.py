@@ -18,6 +18,7 @@ __all__ = [
     "differing",
     "fingerprint",
     "identity",
+    "made_by",
     "manifest_checksum",
     "normalised",
     "read_manifest",
@@ -116,10 +117,12 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
         content = json.loads(storage.read(MANIFEST))
         if not isinstance(content, dict):
             raise ValueError("no JSON object")
+        if "files" not in content and content.get("schema_version") == 1:
+            return content  # whose version a reader refuses
         if not is_manifest(content):
             raise ValueError("its content is another file's")
         return content
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, RecursionError) as error:
         if isinstance(error, StoreError):
             raise
         raise StoreError(f"{MANIFEST} of store {storage} cannot be read ({error}); run 'fd3d dump' again") from error
@@ -150,9 +153,9 @@ def unseal(data: bytes | None) -> dict[str, Any] | None:
     """The object that :func:`seal` made a file of; None for no file, and for a file that is not as it was written."""
     try:
         content = json.loads(data or b"")
-    except ValueError:
+        whole = isinstance(content, dict) and content.get("crc32c") == manifest_checksum(content)
+    except (ValueError, RecursionError):
         return None
-    whole = isinstance(content, dict) and content.get("crc32c") == manifest_checksum(content)
     return content if whole else None
 
 
@@ -166,6 +169,12 @@ def unseal_manifest(data: bytes | None) -> dict[str, Any] | None:
     """A manifest, see :func:`unseal`; None also for another of the store's JSON files in its place."""
     content = unseal(data)
     return content if content is not None and is_manifest(content) else None
+
+
+def made_by(storage: Storage) -> dict[str, Any] | None:
+    """The recipe of the store that is there, or its manifest; None where neither is whole."""
+    found = storage.read_many([RECIPE, MANIFEST])
+    return unseal_recipe(found.get(RECIPE)) or unseal_manifest(found.get(MANIFEST))
 
 
 def is_manifest(content: Mapping[str, Any]) -> bool:

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import StoreError
-from .manifest import differing
+from .layout import ARRAYS, CONSTANTS, DONE
+from .manifest import MANIFEST, differing, fingerprint, unseal_manifest
+from .storage import Storage
 
 
 def check_versions(storage: object, done: Mapping[int, Mapping[str, Any]], here: Mapping[str, str]) -> None:
@@ -25,6 +27,25 @@ def check_versions(storage: object, done: Mapping[int, Mapping[str, Any]], here:
                 f"shard {shard} of {storage} was written with {name} {found[1]}, now it is {found[2]}; go on with the version of "
                 "before, allow the mixture (fd3d dump --allow-versions), or delete the store and dump again"
             )
+
+
+def check_markers(storage: Storage, markers: Sequence[str], own: str) -> None:
+    """Refuse a finished store all of whose markers are gone, which would be written anew from its first shard.
+
+    Args:
+        markers: names of the shards' markers.
+        own: fingerprint of the dump that is to go on.
+
+    Raises:
+        StoreError: naming the folder of the markers.
+    """
+    found = storage.read_many([MANIFEST, ARRAYS, CONSTANTS, *markers])
+    manifest = unseal_manifest(found.pop(MANIFEST, None))
+    if manifest is not None and not found and fingerprint(manifest) == own:
+        raise StoreError(
+            f"store {storage} is finished, but its folder {DONE} is gone, as after a copy without hidden files; copy the folder {DONE} "
+            f"too, or delete {MANIFEST} to dump all shards again"
+        )
 
 
 def joined_versions(markers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -61,6 +82,6 @@ def is_of_earlier_revision(recipe: bytes | None) -> bool:
     """Whether a recipe was written when recipes and markers had no checksums."""
     try:
         content = json.loads(recipe or b"")
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(content, dict) and "schema_version" in content and "crc32c" not in content

@@ -19,6 +19,7 @@ from .layout import DONE, StoreLayout, shard_file
 from .manifest import MANIFEST, RECIPE, differing
 from .reader import StoreReader
 from .storage import LEASE, LOCK, TEMPORARY, Storage, open_storage
+from .storage.own import is_litter
 from .whole import WholeStore
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -113,10 +114,17 @@ def _file_problems(reader: StoreReader, layout: StoreLayout, report: Verificatio
     for name in sorted(set(there) - set(expected)):
         if name.startswith(f"{TEMPORARY}/"):
             yield f"{name} was left by a killed writer; delete it"
-        elif name not in (MANIFEST, RECIPE, LOCK, LEASE) and not name.startswith(f"{DONE}/"):
+        elif name not in (MANIFEST, RECIPE, LOCK, LEASE) and not name.startswith(f"{DONE}/") and not is_litter(name):
             yield f"{name} is not in {MANIFEST}; delete it"
     whole = []
+    markers = {name for name in expected if name.startswith(f"{DONE}/")}
+    if markers and not markers & there.keys():
+        yield f"the folder {DONE} is missing, as after a copy without hidden files; copy it too"
+    else:
+        markers = set()
     for name, entry in expected.items():
+        if name in markers:
+            continue
         if name not in there:
             yield f"{name} is missing"
         elif there[name] != entry["bytes"]:
@@ -210,7 +218,7 @@ def _json(storage: Storage, name: str) -> dict[str, Any]:
         content = json.loads(storage.read(name))
     except StoreError:
         raise
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

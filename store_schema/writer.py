@@ -23,10 +23,11 @@ from .coding import check_constants
 from .errors import OtherStoreError, StoreError
 from .layout import ARRAYS, CONSTANTS, DONE, StoreLayout, check_scenes
 from .manifest import MANIFEST, RECIPE, fingerprint, refuse_difference, seal, unseal, unseal_manifest, unseal_recipe
-from .provenance import check_versions, is_of_earlier_revision, joined_versions
+from .provenance import check_markers, check_versions, is_of_earlier_revision, joined_versions
 from .schema import StoreSchema
 from .shards import ShardWriter
-from .storage import LEASE, LOCK, TEMPORARY, Storage, open_storage
+from .storage import LEASE, LOCK, Storage, open_storage
+from .storage.own import is_litter, is_temporary
 
 
 class StoreWriter:
@@ -108,6 +109,7 @@ class StoreWriter:
 
     def _open(self) -> None:
         self._claim()
+        check_markers(self.storage, self.layout.markers(), self.fingerprint)
         self.storage.sweep()
         if not self._is_whole(ARRAYS):
             self._write_marked(ARRAYS, self.layout.metadata())
@@ -146,8 +148,8 @@ class StoreWriter:
             return recipe, True
         if is_of_earlier_revision(found.get(RECIPE)):
             raise OtherStoreError(
-                f"store {self.storage} was written by an earlier revision, whose files have no checksums of their own; it can be "
-                "read but not continued: delete it and dump again, or choose another folder",
+                f"store {self.storage} was written by an earlier revision, whose files have no checksums of their own; it "
+                "cannot be continued: delete it and dump again, or choose another folder",
                 "revision",
                 "an earlier one",
                 "this one",
@@ -162,8 +164,11 @@ class StoreWriter:
                 f"{RECIPE} of store {self.storage} is damaged, and no whole file says what made the store; delete the store "
                 "or choose another folder"
             )
-        known = (DONE, LOCK, LEASE, TEMPORARY)
-        if foreign := [name for name in self.storage.list() if name.split("/")[0] not in known]:
+        known = (DONE, LOCK, LEASE)
+        foreign = [
+            n for n in self.storage.list() if n.split("/")[0] not in known and not is_temporary(n) and not is_litter(n)
+        ]
+        if foreign:
             raise StoreError(f"{self.storage} is not empty and no store (it has {foreign[0]}); choose another folder")
         return None, False
 

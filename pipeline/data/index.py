@@ -316,8 +316,10 @@ def build_index(
     calibration = (arrays["lidar2cam"], arrays["intrinsics"], arrays["image_sizes"])
     check_cameras(*calibration, tables.cameras, f"{folder.name}/ego_pose.json", tell)
     tell_sideways(arrays["ego2global"], arrays["scene_token"], folder.name, tell)
-    if missing := int((arrays["image_bytes"] < 0).sum()):
-        warnings.warn(f"{missing} image files of {root} are missing; frames that need them will fail", stacklevel=2)
+    if missing := int((arrays["image_bytes"] <= 0).sum()):
+        first = arrays["image_paths"][arrays["image_bytes"] <= 0][0].decode()
+        told = f"{missing} image files of {root} are missing or empty, first {first}; frames that need them will fail"
+        warnings.warn(told, stacklevel=2)
     states.warn()
     generator = folder / GENERATED_BY
     splits = {k: [n for n in names if n in here] for k, names in known_splits.items()}

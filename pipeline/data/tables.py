@@ -127,6 +127,10 @@ class FrameTables:
             for row in rows:
                 if text(row, "token") in samples:
                     raise FD3DError(f"{self.folder}/sample.json has sample {row['token']} twice; remove one")
+                if not row["token"].isascii():
+                    raise FD3DError(
+                        f"{self.folder}/sample.json has the token {row['token']!r}; give tokens of ASCII characters"
+                    )
                 samples[row["token"]] = row["timestamp"], row["next"], row["scene_token"]
             for name, scene, token in scenes:
                 start = len(self.tokens)

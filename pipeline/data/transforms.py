@@ -76,9 +76,11 @@ class LoadMultiViewImages(BaseTransform):
             content = np.fromfile(path, np.uint8)
         except OSError as error:
             raise FD3DError(f"image {path} cannot be read: {error.strerror}; is the data root complete?") from error
-        image = cv2.imdecode(content, AS_RECORDED) if content.size else None
+        image = cv2.imdecode(content, AS_RECORDED | cv2.IMREAD_ANYDEPTH) if content.size else None
         if image is None:
             raise FD3DError(f"image {path} is truncated or no image; copy it again")
+        if image.dtype != np.uint8:
+            raise FD3DError(f"image {path} has {image.dtype} pixels; convert the images to 8 bits a channel")
         if image.shape[:2] != tuple(size):
             raise FD3DError(f"image {path} has size {image.shape[:2]}, the tables say {tuple(int(n) for n in size)}")
         return image[..., ::-1] if self.to_rgb else image

@@ -88,6 +88,10 @@ def worker_errors() -> Iterator[None]:
             raise FD3DError(f"a worker that decodes images died, most often for want of memory; {_ADVICE}") from error
         if text.startswith("DataLoader timed out"):
             raise FD3DError(f"no worker has brought a batch for {TIMEOUT} s; {_ADVICE}, or look at the disk") from error
+        if "Too many open files" in text:
+            raise FD3DError(
+                "too many files are open; raise the limit (ulimit -n 4096) and run again, or set workers to 0"
+            ) from error
         # torch raises the worker's exception anew, with the worker's whole traceback as its message
         kind = re.match(r"Caught (FD3DError|\w*StoreError) in DataLoader worker process", text)
         if kind is None:

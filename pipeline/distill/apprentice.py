@@ -1,12 +1,14 @@
 """Training of a student with a distiller's losses, from the store or beside an online expert."""
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
-from pipeline.models.build import load_config
+from pipeline.models.build import file_sha256, load_config
 from pipeline.training.run import finish, train
 from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings, Validation
 from store_schema import StoreReader
@@ -50,6 +52,7 @@ def train_apprentice(
     """
     manifest = StoreReader(store).manifest
     FrameIndex.load(source.index).check_made(manifest, store)
+    warn_of_expert(manifest["expert"], store, expert if settings.inherit else None)
     cfg, targets, live = load_config(config), cached_targets(store, run.cache_mb), None
     if settings.expert == "online" and settings.history is not None:
         from .online import expert_frames  # here, so that training from the store needs nothing of the expert
@@ -71,3 +74,24 @@ def train_apprentice(
         restart=restart,
     )
     return finish(out, facts | {"method": method})
+
+
+def warn_of_expert(made_by: Mapping[str, Any], store: Path, inherited: Path | None) -> None:
+    """Warn of targets that teach nothing, and of a student that starts from another expert than the targets'.
+
+    Args:
+        made_by: section ``expert`` of the store's manifest.
+        inherited: checkpoint that the student's modules start from; None where none do.
+    """
+    made = made_by.get("checkpoint_sha256")
+    if made is None:
+        warnings.warn(
+            f"store {store} was dumped with random weights, its targets teach nothing; dump with a checkpoint",
+            stacklevel=3,
+        )
+    elif inherited is not None and inherited.is_file() and (here := file_sha256(inherited)) != made:
+        warnings.warn(
+            f"the student starts from {inherited} (SHA-256 {here[:12]}), but another checkpoint made store {store} ({made[:12]}); name "
+            "that expert, or dump its store anew",
+            stacklevel=3,
+        )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.dumping.coverage import join_counts
@@ -26,6 +27,7 @@ from pipeline.models.build import file_sha256, load_config
 from pipeline.models.pairs import check_trained_rig
 from store_schema import OtherStoreError, StoreWriter, open_storage
 from store_schema.layout import check_scenes
+from store_schema.manifest import made_by, refuse_difference
 from store_schema.storage import Storage
 
 
@@ -90,6 +92,9 @@ def dump(
         name: [index[row].token for row in rows] for name, rows in scene_rows(index, source.split, scenes).items()
     }
     check_scenes(tokens, settings.frames_per_shard)
+    if cluster.address is None:  # workers at an address may have the only copy of the images
+        rows_here = [row for rows in scene_rows(index, source.split, scenes).values() for row in rows]
+        check_images(index, source.root, rows_here, source.index)
     versions = tuple(library_versions().items())
     shared = None
     if not cluster.in_process:
@@ -98,13 +103,21 @@ def dump(
             files.append((checkpoint, file_sha256(checkpoint)))
         shared = Shared(tuple(files), code_sha256())
     job = Job(cfg.pretty_text, checkpoint, source, settings, cluster.threads_per_worker, workers, versions, shared)
+    manifest = None
+    if checkpoint is None or checkpoint.is_file():
+        manifest = make_manifest(cfg, config, checkpoint, index, source, settings)
+        check_place(storage, manifest, replace_other)
     with make_engine(cluster) as engine:
         schema, constants = engine.probe(job, next(iter(tokens.values()))[0])
-        manifest = make_manifest(cfg, config, checkpoint, index, source, settings)
+        made = make_manifest(cfg, config, checkpoint, index, source, settings)
+        if manifest is not None and made["expert"] != manifest["expert"]:
+            raise FD3DError(f"checkpoint {checkpoint} was replaced while the expert was loaded; run the dump again")
+        manifest = continued(storage, made)
         rows = settings.frames_per_shard
         writer = StoreWriter(storage, schema, manifest, tokens, rows, allow_versions=allow_versions)
+        constants |= learned(engine, job, writer, settings)  # before another store is deleted
         with opened(writer, replace_other):
-            writer.write_constants(constants | learned(engine, job, writer, settings))
+            writer.write_constants(constants)
             pending = writer.pending()
             total = sum(map(len, tokens.values()))
             progress = Progress(total, total - sum(len(shard_tokens(writer.shards, shard)) for shard in pending))
@@ -113,6 +126,32 @@ def dump(
             sums = writer.sums()
             writer.finalise(join_moments(shard["moments"] for shard in sums))
     return {"frames": total, "coverage": join_counts(shard["coverage"] for shard in sums)}
+
+
+def check_place(storage: Storage, manifest: dict[str, Any], replace_other: bool) -> None:
+    """Refuse a store that cannot be written, before the expert is loaded.
+
+    Args:
+        manifest: what makes the store, as far as it is known without the expert's outputs.
+        replace_other: whether a store that another dump made is replaced.
+
+    Raises:
+        OtherStoreError: another expert, config or index made the store.
+        StoreError: another process writes the store, or the place cannot be written.
+    """
+    with storage.lock():
+        held = made_by(storage)
+    if held is not None and not replace_other:
+        known = {key: held[key] for key in manifest if key in held}
+        wanted = {key: continued(storage, manifest)[key] for key in known}
+        refuse_difference(known, wanted, storage, "delete the store or choose another folder")
+
+
+def continued(storage: Storage, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest, with the name that the config's file had where the store of the same config was begun."""
+    held, expert = made_by(storage), manifest["expert"]
+    same = held is not None and held.get("expert", {}).get("config_sha256") == expert.get("config_sha256", "")
+    return manifest | {"expert": expert | {"config": held["expert"].get("config")}} if held and same else manifest
 
 
 def learned(engine: Engine, job: Job, writer: StoreWriter, settings: DumpSettings) -> dict[str, np.ndarray]:

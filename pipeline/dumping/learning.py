@@ -1,5 +1,6 @@
 """Learning how features are coded, from cells of some frames, before the first shard of a dump."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pipeline.errors import FD3DError
+from pipeline.focal.codes import FeatureCode
 from store_schema import MapCode
 from store_schema.codes import Code
 
@@ -17,6 +19,8 @@ SAMPLE = 16_384
 """Cells of each map that a code is learned from: 64 for every entry of a codebook."""
 _ROUNDS = 12
 """Rounds of k-means; the error of held-out features falls by less than 1 % in 12 more."""
+_CHECKED = 2_048  # cells of the sample that a code is tried on
+_POOR = 0.5  # error in shares of the spread, from which a code is warned of
 _TAILS = 0.001
 """Share of the sample that lies beyond the range of a component, on each side."""
 
@@ -65,8 +69,29 @@ def learn_code(name: str, code: Code, features: NDArray[np.float32]) -> MapCode:
         features: (n, C) finite.
 
     Raises:
-        FD3DError: there are too few features.
+        FD3DError: there are too few features, or the code errs by more than the features' spread.
     """
+    made = _learned(name, code, features)
+    _check_error(name, made, features[:: max(len(features) // _CHECKED, 1)])
+    return made
+
+
+def _check_error(name: str, made: MapCode, features: NDArray[np.float32]) -> None:
+    """Refuse a code that says less than the mean does, and warn of one that says little: features too large, or a few that outweigh all."""
+    given, coder = torch.from_numpy(np.ascontiguousarray(features)), FeatureCode(made)
+    error = (coder.decode(coder.encode(given)).double() - given.double()).norm()
+    share = float(error / (given.double() - given.double().mean(0)).norm().clamp(min=1e-30))
+    told = (
+        f"codes of {name} (dump.values: {made.code.kind}, {made.code.bytes} bytes) err by {share:.0%} of the features' spread; raise "
+        "dump.code_bytes, or use another dump.values"
+    )
+    if error > 0 and not share <= 1:
+        raise FD3DError(told)
+    if share > _POOR:
+        warnings.warn(told, stacklevel=3)
+
+
+def _learned(name: str, code: Code, features: NDArray[np.float32]) -> MapCode:
     if len(features) < 256:
         raise FD3DError(
             f"{len(features)} stored cells of {name} were found to learn dump.values: {code.kind} from, fewer than 256; raise "

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.data.frames import frame_batches
+from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.expert.load import check_identity, load_expert
@@ -72,6 +73,7 @@ def recompute(
     chosen = set(np.random.default_rng(seed).permutation(reader.tokens)[:count].tolist())
     source = FrameSource(index, root, made["data"]["split"])
     rows = [row for tokens in made["scenes"].values() for row in _up_to(frames, tokens, chosen)]
+    check_images(frames, root, rows, index)
     position = {row: i for i, row in enumerate(frames.select(source.split))}
     rule = FocalRule(**made["focal"])
     expert = load_expert(cfg, checkpoint, rule.num_queries, made["expert"]["autocast"])

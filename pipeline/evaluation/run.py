@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pipeline.data.devkit import open_truth
+from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
@@ -41,6 +42,7 @@ def evaluate_detector(
         raise FD3DError(f"checkpoint {checkpoint} does not exist; run 'dvc repro', or give another by --checkpoint")
     index = check_evaluation(source, version, out, metrics)
     check_trained_rig(checkpoint, index.cameras, index.reference)
+    check_images(index, source.root, index.select(source.split), source.index)
     torch.set_num_threads(1)
     cfg = load_config(config)
     model = load_detector(cfg, checkpoint)

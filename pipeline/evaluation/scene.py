@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.images import check_images
 from pipeline.data.index import Frame, FrameIndex, build_index
 from pipeline.data.transforms import LoadMultiViewImages
 from pipeline.errors import FD3DError
@@ -79,6 +80,7 @@ def detect_scene(
     if scene not in known.scenes:
         raise FD3DError(f"scene '{scene}' is not in {root}; it has {', '.join(list(known.scenes)[:5])}, ...")
     rows = known.scenes[scene][:frames]
+    check_images(known, root, rows, index)
     submission: dict[str, Any] = {}
     for row in rows:
         frame, started = known[row], time.perf_counter()

@@ -11,6 +11,7 @@ import numpy as np
 from mmengine.config import Config
 
 from pipeline.data.frames import frame_batches
+from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
@@ -69,9 +70,7 @@ def calibration_frames(source: FrameSource, number: int) -> CalibrationFrames:
     wanted = (number + 1) // 2
     spread = [pairs[i * len(pairs) // wanted] for i in range(wanted)]
     places = [place for pair in spread for place in pair][:number]
-    for image in (Path(source.root) / path for place in places for path in index[rows[place]].image_paths):
-        if not image.is_file():
-            raise FD3DError(f"image {image}, to calibrate int8 on, does not exist; is the data root complete?")
+    check_images(index, source.root, [rows[place] for place in places], source.index)
     return CalibrationFrames(source, places)
 
 

@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from pipeline.data.frames import batch_bytes, frame_dataset
+from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.data.workers import check_shared_memory, loader_options, worker_errors
@@ -120,6 +121,7 @@ def train(
         raise FD3DError(
             f"split '{source.split}' has no box that counts, so nothing can be trained on it; name another split"
         )
+    check_images(index, source.root, index.select(source.split), source.index)
     torch.set_num_threads(settings.threads)
     validator = prepare_validation(cfg, settings, validation, out.parent)
     processes, data = join_processes(), frame_dataset(cfg, source, True, targets)

@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError, SettingError
@@ -148,6 +149,7 @@ def prepare_validation(
             f"split '{source.split}' has no box that counts, so nothing can be validated on it; name another split"
         )
     evaluated_scenes(source.root, version, source.split)
+    check_images(index, source.root, rows, source.index)
     names = index.arrays["scene_name"][rows].tolist()
     scenes = spread([name.decode() for name in dict.fromkeys(names)], settings.validate_scenes)
     return Validator(cfg, source, version, scenes, settings.workers, folder / SUBMISSION)

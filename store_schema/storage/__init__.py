@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from ..errors import StoreError
 from .base import LEASE, LOCK, MANIFEST, RECIPE, TEMPORARY, Storage
 from .local import LocalStorage
 from .remote import RemoteStorage
@@ -35,6 +36,8 @@ def open_storage(path: str | Path | Storage, options: Mapping[str, Any] | None =
     """
     if isinstance(path, Storage):
         return path
+    if not str(path):
+        raise StoreError("the store's path is empty; name a folder or a URL")
     scheme, _, rest = str(path).partition(":/")  # a Path holds a URL's two slashes as one
     if not rest or "/" in scheme or len(scheme) < 2:
         return LocalStorage(Path(path).expanduser())

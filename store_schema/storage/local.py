@@ -20,7 +20,7 @@ from ..errors import StoreError
 from .base import BLOCK, LOCK, TEMPORARY, Storage, is_held
 from .interrupted import InterruptibleStore, close, repeated
 from .lease import LEASE_SECONDS, Lease
-from .own import LEASE
+from .own import FOLDERS, LEASE, MANIFEST, RECIPE, is_temporary
 from .trouble import ABSENT, FULL, UNSUPPORTED, trouble
 
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
@@ -171,6 +171,10 @@ class LocalStorage(Storage):
 
         seen = set()
         for place, folders, names in os.walk(top, onerror=failed, followlinks=True):
+            if Path(place) == self.path:  # what a link of another name leads to may be a whole disk
+                for folder in [name for name in folders if name not in FOLDERS and os.path.islink(f"{place}/{name}")]:
+                    folders.remove(folder)
+                    found[folder] = 0
             with _unless_gone():
                 here = os.stat(place)
                 if (here.st_dev, here.st_ino) in seen:  # links in a ring
@@ -211,6 +215,7 @@ class LocalStorage(Storage):
     def lock(self) -> Iterator[Callable[[], None]]:
         try:
             _make_folders(str(self.path))
+            self._check_links()
             file = os.open(f"{self.path}/{LOCK}", os.O_WRONLY | os.O_CREAT, 0o644)
         except OSError as error:
             raise self.trouble("written", error) from error
@@ -228,6 +233,23 @@ class LocalStorage(Storage):
         finally:
             with suppress(OSError):  # nothing was written to it
                 close(file)
+
+    def _check_links(self) -> None:
+        """Refuse to write through a link into another store.
+
+        Raises:
+            StoreError: naming link and store.
+        """
+        own = os.path.realpath(self.path)
+        for folder in FOLDERS:
+            target = os.path.realpath(f"{self.path}/{folder}")
+            if not os.path.islink(f"{self.path}/{folder}"):
+                continue
+            for place in (target, *map(str, Path(target).parents)):
+                if place != own and any(os.path.exists(f"{place}/{name}") for name in (RECIPE, MANIFEST)):
+                    raise StoreError(
+                        f"{folder} of store {self} is a link into the store {place}; remove the link and run again"
+                    )
 
     def _leased(self) -> Iterator[Callable[[], None]]:
         """The lock of a file system that has none."""
@@ -254,8 +276,11 @@ class LocalStorage(Storage):
             raise StoreError(f"store {self} was deleted or moved while this dump was writing it; run the dump again")
 
     def sweep(self) -> None:
-        with suppress(OSError):  # which some calls raise all the same
-            shutil.rmtree(self.path / TEMPORARY, ignore_errors=True)
+        with suppress(OSError):  # nothing is wrong with a store that has such files
+            for name in os.listdir(self.path / TEMPORARY):
+                if is_temporary(f"{TEMPORARY}/{name}"):
+                    repeated(os.unlink, f"{self.path}/{TEMPORARY}/{name}")
+            os.rmdir(self.path / TEMPORARY)
 
     def zarr_store(self) -> Store:
         return InterruptibleStore(self.path, read_only=True)

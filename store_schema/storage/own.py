@@ -15,7 +15,11 @@ LOCK = ".lock"
 LEASE = ".lease"
 """Lock of a file system without locks."""
 TEMPORARY = ".tmp"
+FOLDERS = ("bev", "pv", "query", "frame", "decoder", "code", DONE, TEMPORARY)
+"""Folders that a store may have; one of these may be a link to a folder on another disk."""
 _MARKER = re.compile(rf"{re.escape(DONE)}/shard-\d{{5,}}\.json")
+_TEMPORARY = re.compile(rf"{re.escape(TEMPORARY)}/tmp[a-z0-9_]{{8}}")
+_LITTER = re.compile(r"(.*/)?(\.DS_Store|\._[^/]*|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+)")
 _CHUNK = re.compile(r"(.+)/c/\d+(/\d+)*")
 
 
@@ -45,7 +49,7 @@ def own_files(there: Iterable[str], records: Mapping[str, bytes]) -> list[str]:
         chunk = _CHUNK.fullmatch(name)
         return (
             name in known
-            or name.startswith(f"{TEMPORARY}/")
+            or is_temporary(name)
             or _MARKER.fullmatch(name) is not None
             or (chunk is not None and chunk[1] in arrays)
         )
@@ -53,10 +57,20 @@ def own_files(there: Iterable[str], records: Mapping[str, bytes]) -> list[str]:
     return [name for name in there if name not in (RECIPE, LOCK, LEASE) and is_own(name)]
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file is one that a writer has not finished: another one below ``.tmp`` is not the store's."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file is one that desktops and network file systems leave in any folder, and nobody reads."""
+    return _LITTER.fullmatch(name) is not None
+
+
 def _record(data: bytes) -> dict[str, Any]:
     try:
         content = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -39,6 +39,7 @@ def trouble(storage: object, verb: str, error: OSError, free: float | None = Non
         return StoreError(
             f"store {storage} cannot be {verb}: {what}{room}; what is done stays, make room and run the dump again"
         )
-    where = f" ({error.filename})" if isinstance(error.filename, str) else ""
+    name = error.filename2 or error.filename  # of a rename, the place and not the temporary file
+    where = f" ({name})" if isinstance(name, str) else ""
     advice = _ADVICE.get(error.errno or 0, "what is done stays; mend this and run again")
     return StoreError(f"store {storage} cannot be {verb}: {what}{where}; {advice}")

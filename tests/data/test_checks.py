@@ -121,6 +121,7 @@ FAULTS: list[tuple[str, Callable[[Rows], object], str]] = [
     ("scene", lambda rows: rows.append(rows[0] | {"name": "other"}), "scene.json has the token .* twice"),
     ("sample_data", first(calibrated_sensor_token="nope"), "calibrated_sensor.json has no row with the token 'nope'"),
     ("sample_annotation", first(instance_token="nope"), "instance.json has no row with the token 'nope'"),
+    ("sample", first(token="Straße"), "sample.json has the token 'Straße'; give tokens of ASCII characters"),
     ("sample", first(next="nope"), "sample.json: KeyError.*nope"),
     ("sample_annotation", same_frame, "annotation .* has prev none and next .*, which are not in order of time"),
     (
@@ -307,6 +308,25 @@ def test_an_image_that_cannot_be_read_is_told(own: Path, world: Path) -> None:
     assert [line for line in indexed(own)[1] if f"{path.name} cannot be read" in line]
 
 
+def test_missing_and_empty_images_are_warned_of_by_name(own: Path, world: Path) -> None:
+    (own / "samples").unlink()
+    shutil.copytree(world / "samples", own / "samples")
+    first, second = (own / path for path in indexed(own)[0][0].image_paths[:2])
+    first.write_bytes(b"")
+    second.unlink()
+    with pytest.warns(
+        UserWarning, match=f"2 image files of .* are missing or empty, first .*{first.name}; frames that"
+    ):
+        indexed(own)
+
+
+def test_images_of_16_bits_are_refused(tmp_path: Path) -> None:
+    """Twelve bits in sixteen would be decoded as nearly black."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((4, 6, 3), 4000, np.uint16))
+    with pytest.raises(FD3DError, match=r"a.png has uint16 pixels; convert the images to 8 bits a channel"):
+        LoadMultiViewImages()._decode(tmp_path / "a.png", np.array([4, 6]))
+
+
 def test_images_are_decoded_as_the_sensor_recorded_them(tmp_path: Path) -> None:
     upper = np.zeros((32, 64, 3), np.uint8)
     upper[:16] = 255
@@ -389,7 +409,7 @@ SUBMISSIONS: list[tuple[Callable[[Content, str], object], str]] = [
     (lambda results, token: results.update({token: None}), "for sample .*; it must be a list of boxes"),
     (lambda results, token: results.update({token: [3]}), "which is no box of this sample"),
     (lambda results, token: results[token][0].update(sample_token="x"), "which is no box of this sample"),
-    (lambda results, token: results[token][0].update(detection_score="x"), "cannot be evaluated: ValueError"),
+    (lambda results, token: results[token][0].update(detection_score="x"), "has detection_score 'x' for sample"),
     (lambda results, token: results[token][0].pop("size"), "cannot be evaluated: KeyError: 'size'"),
     (lambda results, token: results[token][0].update(translation=[float("nan")] * 3), "cannot be evaluated: Ass.*NaN"),
 ]

@@ -15,6 +15,7 @@ from pyquaternion import Quaternion
 
 from pipeline.data import CAMERAS, CLASSES
 from pipeline.data.geometry import can_bus_delta, invert, lidar2img, transform
+from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex, build_index
 from pipeline.data.world.config import GENERATOR, WorldConfig
 from pipeline.data.world.generate import generate_world
@@ -64,6 +65,33 @@ def test_an_image_of_another_size_is_another_index_and_a_missing_one_has_size_mi
     sizes[1][3] = -1
     with pytest.warns(UserWarning, match="1 image files .* are missing"):
         assert build_index(root, SMALL.version, tmp_path / "absent.npz").arrays["image_bytes"].tolist() == sizes
+
+
+def test_images_that_are_not_those_of_the_index_are_named(small: Path, tmp_path: Path) -> None:
+    root, name = shutil.copytree(small / "world", tmp_path / "world"), Path("index.npz")
+    index = FrameIndex.load(small / "index.npz")
+    everything = range(len(index))
+    check_images(index, root, everything, name)
+    first, second = (root / path for path in (index[0].image_paths[1], index[2].image_paths[0]))
+    content = first.read_bytes()
+    for damage, told in (
+        (
+            lambda: first.write_bytes(content + b"x"),
+            f"{first} has {len(content) + 1} bytes, and had {len(content)} when index",
+        ),
+        (lambda: first.write_bytes(b""), f"{first} is empty; copy it again$"),
+        (first.unlink, f"{first} cannot be read: No such file or directory; is the data root complete.$"),
+        (second.unlink, r"is the data root complete. \(2 of 24 images\)"),
+    ):
+        damage()
+        with pytest.raises(FD3DError, match=told):
+            check_images(index, root, everything, name)
+    check_images(index, root, [1, 3], name)  # frames that do not count may be damaged
+    with pytest.warns(UserWarning, match="2 image files"):
+        later = build_index(root, SMALL.version, tmp_path / "later.npz")
+    first.write_bytes(content)
+    with pytest.raises(FD3DError, match=f"{first} was missing when later.npz was made; run 'fd3d index' again"):
+        check_images(later, root, [0], Path("later.npz"))
 
 
 def test_the_generators_settings_are_part_of_the_index(small: Path, tmp_path: Path) -> None:

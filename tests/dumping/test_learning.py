@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from typing import Any
 
 import numpy as np
@@ -153,3 +154,22 @@ def test_few_or_equal_features():
 def test_settings_that_contradict_each_other(settings, message):
     with pytest.raises(FD3DError, match=message):
         DumpSettings(FocalRule(), **settings)
+
+
+@pytest.mark.parametrize("kind", ["pq", "pca"])
+def test_a_code_that_says_less_than_the_mean_is_refused(kind: str) -> None:
+    """Features whose squares overflow, and a feature so large that all others become one code."""
+    rng = np.random.default_rng(0)
+    plain = rng.normal(size=(2000, 8)).astype(np.float32)
+    code = Code(kind, 4, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learn_code("bev", Code(kind, 8, 8), plain)
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(FD3DError, match=f"codes of bev .dump.values: {kind}, 4 bytes. err by"),
+    ):
+        warnings.simplefilter("ignore")
+        learn_code("bev", code, plain * np.float32(1e25 if kind == "pq" else 1e-25))
+    with pytest.warns(UserWarning, match=f"codes of bev .dump.values: {kind}, 1 bytes. err by [5-9][0-9]% of the"):
+        learn_code("bev", Code(kind, 1, 8), rng.normal(size=(2000, 24)).astype(np.float32))

@@ -447,7 +447,10 @@ INT8 = ["--index", "INDEX", "--root", "WORLD", "--split", "world_train", "--int8
         ([*INT8, "5"], "--int8 5: .* give 1 to 4"),
         ([*INT8, "2", "--split", "nowhere"], "split 'nowhere' has no scene in this index; it has world_train"),
         ([*INT8, "2", "--root", "nowhere"], "nowhere has no folder v1.0-world"),
-        ([*INT8, "2", "--root", "EMPTY"], "image .*EMPTY/samples/.*jpg, to calibrate int8 on, does not exist"),
+        (
+            [*INT8, "2", "--root", "EMPTY"],
+            "image .*EMPTY/samples/.*jpg cannot be read: No such file .*is the data root complete",
+        ),
         ([*INT8, "2", "--root", "BROKEN"], "image .*BROKEN/samples/.*jpg"),
         (["--int8", "2", "--height", "160", "--width", "288"], "--int8 calibrates on frames of an index; leave out"),
     ],

@@ -124,7 +124,7 @@ def test_while_shards_are_redone_nothing_is_readable(calm, tmp_path):
         lambda path: (path / ".done" / "shard-00000.json").write_text('{"fingerprint": "another", "files": {}}'),
         lambda path: (path / "query/boxes/c/0/0/0").unlink(),
         lambda path: (path / "bev/values/c/0/0/0").write_bytes(b"short"),
-        lambda path: ((path / ".tmp").mkdir(), (path / ".tmp" / "left").write_text("half")),
+        lambda path: ((path / ".tmp").mkdir(), (path / ".tmp" / "tmpab_d12ef").write_text("half")),
     ],
     ids=["empty marker", "marker of another dump", "missing file", "short file", "temporary file"],
 )

@@ -23,6 +23,8 @@ SCHEMA = StoreSchema(
     points=2,
     query_channels=3,
 )
+CODES = {"pq": (3, 8), "pca": (2, 8), "pca-4": (1, 4)}
+"""Bytes and bits of a component by kind of values."""
 SCENES = {"s1": ["a" * 32, "b" * 32], "s2": ["c" * 30, "d" * 32]}  # shards of three rows: rows 2 and 5 are padding
 PC_RANGE = [-40, -20, -5, 40, 60, 3]
 
@@ -35,17 +37,18 @@ def make_frame(seed: int, kind: str) -> dict[str, np.ndarray]:
     values = rng.normal(size=(len(cells), 3)).astype(np.float16)
     if kind == "float16":
         return plain | {"bev/values": values, "bev/index": cells}
-    if kind == "pq":
-        return plain | {"bev/values": rng.integers(0, 256, (len(cells), 3), dtype=np.uint8), "bev/index": cells}
+    if code := CODES.get(kind):
+        return plain | {"bev/values": rng.integers(0, 256, (len(cells), code[0]), dtype=np.uint8), "bev/index": cells}
     codes, affine = quantise(values.astype(np.float32))
     return plain | {"bev/values": codes, "bev/affine": affine, "bev/index": cells}
 
 
-@pytest.fixture(scope="module", params=["float16", "uint8", "pq"])
+@pytest.fixture(scope="module", params=["float16", "uint8", *CODES])
 def store(request, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "store"
     manifest = {"expert": {}, "focal": {}, "coordinates": {"pc_range": PC_RANGE}}
-    schema = replace(SCHEMA, values=request.param, code_bytes=3 * (request.param == "pq"))
+    size, bits = CODES.get(request.param, (0, 8))
+    schema = replace(SCHEMA, values=request.param.split("-")[0], code_bytes=size, code_bits=bits)
     rng = np.random.default_rng(0)
     with StoreWriter(path, schema, manifest, SCENES, 3) as writer:
         constants = {name: rng.normal(size=spec.shape).astype(np.float32) for name, spec in schema.constants().items()}

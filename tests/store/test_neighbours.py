@@ -1,0 +1,155 @@
+"""What lies in a store's folder and is not the store's: links, other programs' files, and markers that a copy left out."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.dumping.dump import check_place, continued, opened
+from store_schema import OtherStoreError, StoreError, StoreReader, StoreWriter, open_storage, verify
+from store_schema.storage.trouble import trouble
+from tests.store.synthetic import CONSTANTS, SCENES, SCHEMA, digest, make_frame, write, writer
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    write(tmp_path / "store")
+    return tmp_path / "store"
+
+
+def test_other_files_below_the_temporary_folder_stay(made: Path) -> None:
+    (made / ".tmp").mkdir()
+    for name in ("thesis.txt", "tmpab_d12ef"):
+        (made / ".tmp" / name).write_text("mine")
+    write(made)
+    assert [file.name for file in (made / ".tmp").iterdir()] == ["thesis.txt"]
+    open_storage(made).clear()
+    assert (made / ".tmp/thesis.txt").read_text() == "mine"
+
+
+def test_a_folder_with_other_files_below_its_temporary_folder_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "a/.tmp").mkdir(parents=True)
+    (tmp_path / "a/.tmp/thesis.txt").write_text("mine")
+    with pytest.raises(StoreError, match="is not empty and no store .it has .tmp/thesis.txt.; choose another folder"):
+        write(tmp_path / "a")
+
+
+def test_a_link_into_another_store_is_refused_before_anything_is_written(made: Path, tmp_path: Path) -> None:
+    write(tmp_path / "other", "z")
+    other = digest(tmp_path / "other")
+    shutil.rmtree(made / "bev")
+    (made / "bev").symlink_to(tmp_path / "other/bev")
+    store = writer(made, "y")
+    told = "bev of store .* is a link into the store .*/other; remove the link and run again"
+    with pytest.raises(StoreError, match=told), opened(store, replace_other=True):
+        pass
+    with pytest.raises(StoreError, match=told):
+        open_storage(made).clear()
+    assert digest(tmp_path / "other") == other and (made / "recipe.json").exists()
+
+
+def test_a_folder_of_arrays_on_another_disk_is_the_stores(made: Path, tmp_path: Path) -> None:
+    shutil.move(made / "bev", tmp_path / "disk")
+    (made / "bev").symlink_to(tmp_path / "disk")
+    assert verify(made).problems == []
+    (made / ".done/shard-00000.json").unlink()
+    write(made)
+    assert verify(made).problems == [] and (made / "bev").is_symlink()
+
+
+def test_a_link_to_anywhere_else_is_one_line_of_verify(made: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / "disk" / str(number)).mkdir(parents=True)
+        (tmp_path / "disk" / str(number) / "file").touch()
+    (made / "everything").symlink_to(tmp_path / "disk")
+    assert verify(made).problems == ["everything is not in manifest.json; delete it"]
+    write(made)
+    assert len(list((tmp_path / "disk").rglob("file"))) == 3
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "bev/.DS_Store", "bev/values/._c", "Thumbs.db", "desktop.ini", "pv/.nfs00a1"]
+)
+def test_what_desktops_leave_is_no_problem(made: Path, tmp_path: Path, name: str) -> None:
+    (made / name).write_text("x")
+    assert verify(made).problems == []
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / Path(name).name).write_text("x")
+    write(tmp_path / "new")
+    assert verify(tmp_path / "new").problems == []
+
+
+def test_a_store_that_was_copied_without_hidden_files_is_not_dumped_anew(made: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(made, copy, ignore=shutil.ignore_patterns(".*"))
+    before = digest(copy)
+    told = "is finished, but its folder .done is gone, as after a copy without hidden files"
+    with pytest.raises(StoreError, match=told):
+        write(copy)
+    assert digest(copy) == before and StoreReader(copy).read("a" * 32)
+    assert verify(copy).problems == ["the folder .done is missing, as after a copy without hidden files; copy it too"]
+    shutil.copytree(made / ".done", copy / ".done")
+    write(copy)
+    assert verify(copy).problems == [] and digest(copy) == digest(made)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "recipe.json", ".done/arrays", ".done/shard-00000.json"])
+def test_json_that_is_nested_without_end_is_damage(made: Path, name: str) -> None:
+    (made / name).write_text("[" * 100_000)
+    assert all("\n" not in problem for problem in verify(made).problems) and verify(made).problems
+    write(made)
+    assert verify(made).problems == []
+
+
+def test_a_store_of_the_first_version_is_refused_by_its_version(made: Path) -> None:
+    manifest = json.loads((made / "manifest.json").read_text())
+    (made / "manifest.json").write_text(
+        json.dumps({k: manifest[k] for k in ("schema", "scenes", "shards")} | {"schema_version": 1})
+    )
+    with pytest.raises(StoreError, match="has schema version 1, this program reads 2 to 3; dump it again"):
+        StoreReader(made)
+
+
+def test_the_place_in_the_way_is_named_not_the_temporary_file() -> None:
+    error = OSError(errno.EPERM, os.strerror(errno.EPERM), "s/.tmp/tmpab_d12ef", None, "s/bev/values/c/0/0/0")
+    assert "(s/bev/values/c/0/0/0)" in str(trouble("s", "written", error))
+
+
+def test_an_empty_path_is_named() -> None:
+    with pytest.raises(StoreError, match="the store's path is empty; name a folder or a URL"):
+        open_storage("")
+
+
+def test_a_store_that_cannot_be_written_is_known_before_the_expert_is_loaded(made: Path) -> None:
+    storage, manifest = open_storage(made), {"expert": {"checkpoint_sha256": "y"}, "focal": {}}
+    with pytest.raises(OtherStoreError, match='expert.checkpoint_sha256 = "x", now it is "y"; delete the store'):
+        check_place(storage, manifest, replace_other=False)
+    check_place(storage, manifest, replace_other=True)
+    check_place(storage, {"expert": {"checkpoint_sha256": "x"}, "focal": {}}, replace_other=False)
+    with storage.lock(), pytest.raises(StoreError, match="is being written by another process"):
+        check_place(open_storage(made), manifest, replace_other=True)
+
+
+def test_the_name_of_the_configs_file_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    """The config that a training wrote beside its checkpoint is the same expert's."""
+
+    def manifest(name: str, config: str = "c") -> dict:
+        return {"expert": {"config": name, "config_sha256": config, "checkpoint_sha256": "x"}, "focal": {}}
+
+    def dumped(sections: dict) -> None:
+        sections = continued(open_storage(tmp_path / "s"), sections)
+        with StoreWriter(tmp_path / "s", SCHEMA, sections, SCENES, 3) as store:
+            store.write_constants(CONSTANTS)
+            for shard in store.pending():
+                store.write_shard(shard, {t: make_frame(t) for t in store.layout.tokens(shard)})
+            store.finalise({})
+
+    dumped(manifest("expert.py"))
+    before = digest(tmp_path / "s")
+    dumped(manifest("config.py"))
+    assert digest(tmp_path / "s") == before
+    with pytest.raises(OtherStoreError, match="config"):
+        dumped(manifest("config.py", "d"))
