@@ -76,11 +76,28 @@ class DataSettings:
         """Frames of the split that the setting ``train``, ``dev`` or ``val`` names, or of any other split by its own name.
 
         Raises:
-            FD3DError: the setting ``dev`` is asked for, but names none.
+            FD3DError: the setting ``dev`` is asked for, but names none; or the index was made with other settings.
         """
         if split == "dev" and self.dev is None:
             raise FD3DError(f"data.dev names no split; the profile has {', '.join(self._chosen)}")
+        self._check_index()
         return FrameSource(self.index, self.root, self._chosen.get(f"data.{split}", split))
+
+    def _check_index(self) -> None:
+        """Refuse an index of other cameras, another frame of reference or other classes than this section's, by an FD3DError."""
+        if not self.index.is_file():
+            return
+        from pipeline.data.index import FrameIndex  # here, since a profile is read by every command
+
+        made = FrameIndex.load(self.index).settings
+        asked = {"version": self.version, "classes": self.classes}
+        asked |= {"cameras": list(self.cameras)} if self.cameras else {}
+        asked |= {"reference": self.reference} if self.reference else {}
+        for name, value in asked.items():
+            if made[name] != value:
+                raise FD3DError(
+                    f"index {self.index} was made with data.{name} {made[name]}, the profile has {value}; run 'fd3d index' again"
+                )
 
     @property
     def validation(self) -> Validation:

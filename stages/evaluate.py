@@ -40,7 +40,7 @@ def evaluate(
         path = config or checkpoint.with_name(CONFIG)
         found = evaluate_detector(path, checkpoint, source, version, out, metrics, workers)
     elif submission is not None:
-        found = score(submission, check_evaluation(source, version, out, metrics), source, out, metrics)
+        found = score(submission, check_evaluation(source, version, out, metrics, submission), source, out, metrics)
     if not found:
         written = submission or out / "submission.json"
         print(f"split '{source.split}' has no annotations, so there are no metrics; {written} is the submission")

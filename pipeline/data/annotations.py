@@ -160,6 +160,8 @@ class Annotations:
 
     def columns(self) -> dict[str, np.ndarray]:
         """Columns of the rows; ``possible`` is :func:`possible`, and other boxes have the rotation of the axes."""
+        if odd := next((token for token in self.tokens if not token.isascii()), None):
+            raise FD3DError(f"sample_annotation.json has the token {odd!r}; give tokens of ASCII characters")
         tokens = np.array(self.tokens, dtype=np.bytes_).reshape(-1, 3)
         facts = np.array(self.facts, dtype=np.int32).reshape(-1, 3)
         place = np.array(self.place, dtype=np.float64).reshape(-1, 10)

@@ -74,7 +74,7 @@ def check_times(scene: str, tokens: Sequence[str], columns: Mapping[str, np.ndar
             first = wrong[0]
             raise FD3DError(
                 f"{where}/{table}.json has timestamp {times[first]} for sample {tokens[first]} of {scene} and {times[first + 1]} for the "
-                f"next, {tokens[first + 1]}; times of a scene's frames must increase ({len(wrong)} do not)"
+                f"next, {tokens[first + 1]}; times of a scene's frames are microseconds and must increase ({len(wrong)} do not)"
             )
         if len(steps) and not _STEPS[0] <= np.median(steps) <= _STEPS[1]:
             raise FD3DError(
@@ -171,9 +171,11 @@ def check_intrinsic(matrix: np.ndarray, camera: str) -> None:
         FD3DError: naming the camera.
     """
     focal = matrix[[0, 1], [0, 1]]
-    if not np.isfinite(matrix).all() or (focal <= 0).any():
+    if not np.isfinite(matrix).all() or not matrix.any():
         raise FD3DError(f"{camera} has no camera_intrinsic in calibrated_sensor.json; give its 3 x 3 matrix in pixels")
     told = f"{camera} has the camera_intrinsic {matrix.tolist()} in calibrated_sensor.json"
+    if (focal <= 0).any():
+        raise FD3DError(f"{told}, whose focal lengths are not above 0; give pixels")
     if matrix[1, 0] != 0 or matrix[2].tolist() != [0, 0, 1]:
         raise FD3DError(f"{told}, not [[fx, s, cx], [0, fy, cy], [0, 0, 1]]; is it transposed?")
     if (focal < LEAST_FOCAL).any():

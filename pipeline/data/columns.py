@@ -36,7 +36,15 @@ def scene_columns(tables: FrameTables, chain: Chain, states: EgoStates, root: Pa
     turns = np.array([lidar_turn(mount) for mount in mounts[:, LIDAR]])
     bad = np.flatnonzero(~np.isfinite(lidar2cam).all((1, 2, 3)))
     if len(bad):
-        raise FD3DError(f"poses or calibrations of sample {tables.tokens[rows[bad[0]]]} are no rigid motions")
+        frame = int(bad[0])
+        fits = np.isfinite(to_global[frame]).all((1, 2))
+        sensor, table = (int(np.argmin(fits)), "ego_pose") if not fits.all() else (0, "calibrated_sensor")
+        if fits.all():
+            sensor = int(np.argmin(np.isfinite(mounts[frame]).all((1, 2))))
+        raise FD3DError(
+            f"the pose of {tables.channels[sensor]} of sample {tables.tokens[rows[frame]]} in {tables.folder.name}/{table}.json is no rigid motion; "
+            "give finite numbers, and a rotation (w, x, y, z) that is not zero"
+        )
     _check_images(tables, int(rows[0]), root)
     tokens = [tables.tokens[row] for row in rows]
     check_poses(chain.name, tokens, tables.timestamps[rows], to_global[:, LIDAR], str(tables.folder))

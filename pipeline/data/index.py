@@ -172,6 +172,12 @@ class FrameIndex:
         """Name of the tables' folder."""
         return str(self.arrays["version"])
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of a profile's section ``data`` decides the index."""
+        classes = json.loads(str(self.arrays["classes"])) if "classes" in self.arrays else {}
+        return {"version": self.version, "classes": classes, "cameras": list(self.cameras), "reference": self.reference}
+
     def __len__(self) -> int:
         return len(self.arrays["token"])
 

@@ -35,7 +35,9 @@ def table_folder(root: str | Path, version: str) -> Path:
     """
     folder = Path(root).expanduser() / version
     if not folder.is_dir():
-        raise FD3DError(f"{root} has no folder {version}; give the data set's root and one of its versions")
+        known = sorted(path.parent.name for path in Path(root).expanduser().glob("*/scene.json"))
+        has = f" ({', '.join(known)})" if known else ""
+        raise FD3DError(f"{root} has no folder {version}; give the data set's root and one of its versions{has}")
     return folder
 
 
@@ -120,7 +122,7 @@ class FrameTables:
         for what, values in (("name", [row[0] for row in found]), ("token", [row[1] for row in found])):
             if twice := [value for value, count in Counter(values).items() if count > 1]:
                 raise FD3DError(f"{self.folder}/scene.json has the {what} {twice[0]} twice; remove one")
-        samples: dict[str, tuple[int, str, str]] = {}
+        samples: ByToken[tuple[int, str, str]] = ByToken(self.folder, "sample", ())
         self.chains: list[Chain] = []
         self.tokens: list[str] = []
         with self._table("sample") as rows:

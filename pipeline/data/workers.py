@@ -33,17 +33,25 @@ def loader_options(workers: int, prefetch: int = 2) -> dict[str, Any]:
         "multiprocessing_context": "forkserver",
         "prefetch_factor": prefetch,
         "timeout": TIMEOUT,
-        "worker_init_fn": end_with_parent,
+        "worker_init_fn": begin_worker,
     }
 
 
-def end_with_parent(number: int = 0) -> None:
-    """End this worker once the process that started it is gone: one that was killed cannot say so, and torch asks the fork server,
-    which lives on.
+def begin_worker(number: int = 0) -> None:
+    """Set up a worker.
 
     Args:
         number: of the worker, as data loaders give it.
     """
+    # Blosc makes a lock at its first call. Of this start method the lock has no name in the system, so that Python does not warn of
+    # a leaked one when the worker is ended; a worker starts no processes.
+    multiprocessing.set_start_method("fork", force=True)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """End this worker once the process that started it is gone: one that was killed cannot say so, and torch asks the fork server,
+    which lives on."""
     if (parent := multiprocessing.parent_process()) is None:
         return
 

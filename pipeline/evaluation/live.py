@@ -119,8 +119,10 @@ class Detector:
             onnx: file that ``fd3d export`` made with the config, in place of a checkpoint.
 
         Raises:
-            FD3DError: a file is missing, damaged, or does not fit the config; or ONNX Runtime is missing.
+            FD3DError: a file is missing, damaged, or does not fit the config; both files are given; or ONNX Runtime is missing.
         """
+        if onnx is not None and checkpoint is not None:
+            raise FD3DError(f"both {checkpoint} and {onnx} are given; give a checkpoint or an ONNX file")
         cfg = load_config(config)
         if onnx is not None:
             exported = ExportedDetector(Path(onnx))

@@ -52,13 +52,22 @@ def evaluate_detector(
     return score(out / "submission.json", index, source, out, metrics)
 
 
-def check_evaluation(source: FrameSource, version: str, out: Path, metrics: Path) -> FrameIndex:
+def check_evaluation(
+    source: FrameSource, version: str, out: Path, metrics: Path, submission: Path | None = None
+) -> FrameIndex:
     """The index of frames that can be evaluated; arguments as of :func:`evaluate_detector`.
+
+    Args:
+        submission: the one to score, where no detector runs.
 
     Raises:
         FD3DError: index, tables or split do not fit each other, the split has boxes of which none counts, or a place cannot be
             written.
     """
+    if submission is not None and not submission.is_file():
+        raise FD3DError(
+            f"submission {submission} does not exist; write one with 'fd3d evaluate --checkpoint', or give another"
+        )
     index = FrameIndex.load(source.index, source.root)
     if index.version != version:
         raise FD3DError(

@@ -72,7 +72,10 @@ def detect_scene(
     detector = Detector.open(config, checkpoint, onnx)
     if index is None:
         index = out / "index.npz"
-        build_index(root, version or _only_version(root), index)
+        try:
+            build_index(root, version or _only_version(root), index)
+        except FD3DError as error:
+            raise FD3DError(f"{error}; or name an index of {root} by --index, or its profile by --params") from error
     known = FrameIndex.load(index, root)
     if version not in (None, known.version):
         raise FD3DError(f"index {index} was made from {known.version}, not {version}; leave out one of the two")

@@ -166,7 +166,7 @@ def _check_declared(found: Checkpoint, path: str | Path, adapter: Mapping[str, A
     """Compare the notes of another project's checkpoint with what the config's adapter declares.
 
     Raises:
-        FD3DError: the boxes are of mmdet3d before 1.0, or the classes are in another order than declared.
+        FD3DError: the boxes are of mmdet3d before 1.0, or the classes are in another order than declared, or are neither told nor declared.
     """
     boxes, witness = box_convention(found.meta)
     if boxes == "old" and adapter.get("boxes") != "new":
@@ -176,6 +176,10 @@ def _check_declared(found: Checkpoint, path: str | Path, adapter: Mapping[str, A
         )
     told, declared = told_classes(found.meta), tuple(adapter.get("classes") or CLASSES)
     if told is None:
+        if "classes" not in adapter:
+            raise FD3DError(
+                f"checkpoint {path} does not tell its classes; declare them in the config's adapter: classes=[...], names of this project or None"
+            )
         return
     other = len(told) != len(declared) or any(
         a in CLASSES and b not in (a, None) for a, b in zip(told, declared, strict=True)

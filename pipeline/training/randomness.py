@@ -15,7 +15,7 @@ from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import get_worker_info
 
-from pipeline.data.workers import end_with_parent
+from pipeline.data.workers import begin_worker
 
 _KEY = "random_state"
 
@@ -82,7 +82,7 @@ def start_worker(number: int, workers: int, seed: int, batches: int, states: Seq
         batches: batches taken before.
         states: per former worker its state, None for one that had made nothing.
     """
-    end_with_parent()
+    begin_worker()
     former = (number + batches) % workers
     worker_init_fn(former, workers, get_rank(), seed)
     if (state := states[former]) is not None:

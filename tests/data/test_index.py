@@ -175,7 +175,7 @@ def test_sensor_data_between_key_frames_and_poses_of_none_change_nothing(small: 
         ("sample_annotation", lambda rows: rows[0].update(attribute_tokens=["a", "b"]), "has 2 attributes; the devkit"),
         ("sample_annotation", lambda rows: rows[0].update(prev="none"), "names none as its prev"),
         ("ego_pose", lambda rows: rows.clear(), "have no ego pose"),
-        ("ego_pose", lambda rows: rows[0].update(rotation=[0, 0, 0, 0]), "no rigid motions"),
+        ("ego_pose", lambda rows: rows[0].update(rotation=[0, 0, 0, 0]), "is no rigid motion"),
         ("sample_data", lambda rows: rows.pop(0), "has no CAM_FRONT; 6 cameras and LIDAR_TOP are needed"),
     ],
 )
