@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import cv2
+import numcodecs.blosc
 import pytest
 from mmdet3d.registry import DATASETS
 from torch.utils.data import DataLoader, Dataset
@@ -45,6 +46,29 @@ def test_a_worker_has_one_opencv_thread_and_maps_the_index(source: FrameSource) 
     assert len(pickle.dumps(data)) < 10_000  # a path and numbers: no column of the index
     loader = DataLoader(data, None, num_workers=1, **loader_options(1))
     assert set(loader) == {1}
+
+
+class Decompressed(Dataset):
+    """What Blosc gives back in a worker."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, number: int) -> int:
+        return len(numcodecs.blosc.decompress(numcodecs.blosc.compress(bytes(8000), b"lz4", 5)))
+
+
+def test_a_worker_that_decompresses_leaves_no_semaphore(project: Path) -> None:
+    """A loader that is still there when the program ends, as a training's: its worker is ended by a signal."""
+    code = (
+        "from tests.data.test_workers import *\n"
+        "if __name__ == '__main__':\n"
+        "    loader = DataLoader(Decompressed(), None, num_workers=1, persistent_workers=True, **loader_options(1))\n"
+        "    iterator = iter(loader)\n"
+        "    print(next(iterator))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "8000\n" and "semaphore" not in done.stderr, done.stderr
 
 
 def test_a_bad_image_is_the_same_line_with_and_without_workers(
