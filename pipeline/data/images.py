@@ -25,7 +25,7 @@ def check_images(index: FrameIndex, root: Path, rows: Sequence[int], name: Path)
     """
     chosen = np.asarray(rows, dtype=np.int64)
     paths, sizes = index.arrays["image_paths"][chosen].ravel(), index.arrays["image_bytes"][chosen].ravel()
-    first, wrong = "", 0
+    wrong: list[tuple[str, str]] = []
     for path, size in zip(paths.tolist(), sizes.tolist(), strict=True):
         file = os.path.join(root, path.decode())
         try:
@@ -40,7 +40,7 @@ def check_images(index: FrameIndex, root: Path, rows: Sequence[int], name: Path)
                 why = "is empty; copy it again"
             elif size < 0:
                 why = f"was missing when {name} was made; run 'fd3d index' again"
-        first, wrong = first or f"image {file} {why}", wrong + 1
+        wrong.append((file, why))
     if wrong:
-        more = f" ({wrong} of {len(paths)} images)" if wrong > 1 else ""
-        raise FD3DError(first + more)
+        more = f" ({len(wrong)} of {len(paths)} images)" if len(wrong) > 1 else ""
+        raise FD3DError(f"image {wrong[0][0]} {wrong[0][1]}{more}")

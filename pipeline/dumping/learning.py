@@ -81,14 +81,17 @@ def _check_error(name: str, made: MapCode, features: NDArray[np.float32]) -> Non
     given, coder = torch.from_numpy(np.ascontiguousarray(features)), FeatureCode(made)
     error = (coder.decode(coder.encode(given)).double() - given.double()).norm()
     share = float(error / (given.double() - given.double().mean(0)).norm().clamp(min=1e-30))
-    told = (
-        f"codes of {name} (dump.values: {made.code.kind}, {made.code.bytes} bytes) err by {share:.0%} of the features' spread; raise "
-        "dump.code_bytes, or use another dump.values"
-    )
     if error > 0 and not share <= 1:
-        raise FD3DError(told)
+        raise FD3DError(
+            f"codes of {name} (dump.values: {made.code.kind}, {made.code.bytes} bytes) err by {share:.0%} of the features' spread; raise "
+            "dump.code_bytes, or use another dump.values"
+        )
     if share > _POOR:
-        warnings.warn(told, stacklevel=3)
+        warnings.warn(
+            f"codes of {name} (dump.values: {made.code.kind}, {made.code.bytes} bytes) err by {share:.0%} of the features' spread; more "
+            "dump.code_bytes keep more",
+            stacklevel=3,
+        )
 
 
 def _learned(name: str, code: Code, features: NDArray[np.float32]) -> MapCode:

@@ -97,6 +97,15 @@ def test_a_worker_that_died_is_one_line(end: str) -> None:
         raise RuntimeError(f"DataLoader worker {end}")
 
 
+def test_too_many_open_files_are_one_line() -> None:
+    text = "Too many open files. Communication with the workers is no longer possible. Please increase the limit\nor so"
+    with (
+        pytest.raises(FD3DError, match=r"^too many files are open; raise the limit .ulimit -n 4096. and run"),
+        worker_errors(),
+    ):
+        raise RuntimeError(text)
+
+
 def test_errors_of_other_kinds_keep_their_traceback() -> None:
     with pytest.raises(KeyError, match="own"), worker_errors():
         raise KeyError("own")

@@ -24,7 +24,7 @@ from pipeline.expert import TappedExpert, build_adapter
 from pipeline.focal.rule import FocalRule
 from pipeline.models.build import build_detector, load_config
 from pipeline.viewer.payload import shown_score
-from store_schema import OtherStoreError, StoreReader, verify
+from store_schema import OtherStoreError, StoreError, StoreReader, open_storage, verify
 
 
 def scene_names(source) -> list[str]:
@@ -210,6 +210,53 @@ def test_a_store_of_another_algorithm_is_told_and_redone(
     dump(expert_config, None, scenes, tmp_path / "s", settings, workers=0, replace_other=True)
     assert "now it is 99: it is deleted" in capsys.readouterr().out
     assert StoreReader(tmp_path / "s").manifest["algorithm"] == 99
+
+
+def test_what_refuses_a_dump_is_found_before_the_expert_is_loaded(
+    scenes, settings, expert_config, whole, tmp_path, monkeypatch
+):
+    def load(*args, **kwargs):
+        raise AssertionError("the expert is loaded")
+
+    monkeypatch.setattr(session, "load_expert", load)
+    shutil.copytree(whole, tmp_path / "s")
+    other = replace(settings, rule=replace(settings.rule, num_queries=7))
+    with pytest.raises(OtherStoreError, match="was made with focal.num_queries = 20, now it is 7"):
+        dump(expert_config, None, scenes, tmp_path / "s", other, workers=0)
+    with open_storage(tmp_path / "s").lock(), pytest.raises(StoreError, match="is being written by another process"):
+        dump(expert_config, None, scenes, tmp_path / "s", settings, workers=0)
+    index = FrameIndex.load(scenes.index)
+    gone = index[index.select(scenes.split)[-1]].image_paths[0]
+    root = shutil.copytree(scenes.root, tmp_path / "world")
+    (root / gone).unlink()
+    with pytest.raises(FD3DError, match=f"image .*{gone} cannot be read: No such file"):
+        dump(expert_config, None, replace(scenes, root=root), tmp_path / "new", settings, workers=0)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_store_stays_when_the_codes_of_another_cannot_be_learned(scenes, settings, expert_config, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "s")
+    coded = replace(settings, values="pq", rule=FocalRule(num_queries=20, min_score=0.999))
+    with pytest.raises(FD3DError, match="were found to learn dump.values: pq from, fewer than 256"):
+        dump(expert_config, None, scenes, tmp_path / "s", coded, workers=0, replace_other=True)
+    assert verify(tmp_path / "s").problems == []
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_loaded_is_no_experts(
+    scenes, settings, expert_config, expert_checkpoint, tmp_path, monkeypatch
+):
+    own = shutil.copy(expert_checkpoint, tmp_path / "detector.pth")
+    load = session.load_expert
+
+    def slow(*args, **kwargs):
+        loaded = load(*args, **kwargs)
+        own.write_bytes(own.read_bytes() + b"later")
+        return loaded
+
+    monkeypatch.setattr(session, "load_expert", slow)
+    with pytest.raises(FD3DError, match="detector.pth was replaced while the expert was loaded; run the dump again"):
+        dump(expert_config, own, scenes, tmp_path / "s", settings, workers=0)
+    assert not (tmp_path / "s/recipe.json").exists()
 
 
 def test_autocast_without_a_gpu_is_refused_before_anything_is_read(settings, tmp_path, monkeypatch):

@@ -5,7 +5,13 @@ import re
 from pathlib import Path
 
 ERRORS = ("StoreError", "OtherStoreError", "FD3DError")
-CODE = ("store_schema", "pipeline/dumping", "pipeline/data/workers.py")
+CODE = (
+    "store_schema",
+    "pipeline/dumping",
+    "pipeline/data/workers.py",
+    "pipeline/data/images.py",
+    "pipeline/expert/load.py",
+)
 
 
 def template(node: ast.expr) -> str:
