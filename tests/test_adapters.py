@@ -241,3 +241,16 @@ def test_what_cannot_be_tapped_is_refused_in_one_line(example, imvoxelnet, sourc
     with pytest.raises(FD3DError, match=message) as caught:
         dump(tmp_path / "expert.py", None, source, tmp_path / "store", DumpSettings(FocalRule()), 0)
     assert "\n" not in str(caught.value)
+
+
+def test_a_config_with_imports_of_its_own_finds_what_the_base_config_imports(project, tmp_path):
+    (tmp_path / "child.py").write_text(
+        f"_base_ = '{project}/configs/world/apprentice.py'\ncustom_imports = dict(imports=['colorsys'])\n"
+    )
+    code = (
+        "from pipeline.models.build import load_config; import sys; load_config(sys.argv[1]);"
+        "from mmdet3d.registry import DATASETS; print(DATASETS.get('FrameDataset').__name__)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "child.py")]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "FrameDataset\n", done.stderr
