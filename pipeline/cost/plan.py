@@ -235,6 +235,6 @@ def table(plan: StorePlan, coverage: Mapping[str, float]) -> list[str]:
     rows.append("")
     rows.append(
         f"{plan.frames} frames, {plan.dense / plan.frame:.1f} times smaller than dense fp16 "
-        f"({plan.dense * plan.frames / 1e9:.1f} GB); {plan.files} files, {plan.files_per_gb:.1f} per GB"
+        f"({plan.dense * plan.frames / 1e9:.3g} GB); {plan.files} files, {plan.files_per_gb:.1f} per GB"
     )
     return rows

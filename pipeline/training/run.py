@@ -29,6 +29,7 @@ from pipeline.models.build import file_sha256, write_config
 from pipeline.models.checkpoints import save_checkpoint
 from pipeline.training import hooks, loop  # noqa: F401  registers what the Runner is told by name
 from pipeline.training.checkpoints import Unfinished, flat, forget_unfinished, take_up, unwrapped
+from pipeline.training.heights import warn_of_heights
 from pipeline.training.processes import average_buffers, join_processes, launched, model_wrapper, tell
 from pipeline.training.randomness import collate_with_state, start_worker
 from pipeline.training.schedule import Course, plan_course
@@ -122,6 +123,7 @@ def train(
             f"split '{source.split}' has no box that counts, so nothing can be trained on it; name another split"
         )
     check_images(index, source.root, index.select(source.split), source.index)
+    warn_of_heights(cfg, index, index.select(source.split))
     torch.set_num_threads(settings.threads)
     validator = prepare_validation(cfg, settings, validation, out.parent)
     processes, data = join_processes(), frame_dataset(cfg, source, True, targets)
