@@ -13,6 +13,7 @@ _MAX_TILT = 20.0  # degrees between the z axes of the LiDAR and of the car
 _MAX_MOUNT = 50.0  # metres from a sensor to the origin of the car
 _MAX_PITCH = 60.0  # degrees of a camera above or below the horizon, from which its axes are doubted
 _MAX_ROLL = 45.0  # degrees about a camera's axis, from which its axes are doubted
+_AT_BORDER = 0.45  # the same for a point at the border or outside
 _OFF_MIDDLE = 0.2, 0.35  # shares of columns and rows from an image's middle, from which a principal point is doubted
 MAX_POSE_TILT = 45.0
 """Degrees between the z axes of the car and of the map, beyond which rotations have another order."""
@@ -252,7 +253,7 @@ def check_cameras(
     where: str,
     tell: Callable[[str], object],
 ) -> None:
-    """Refuse cameras far from the LiDAR and principal points far outside the image, and tell of points that are off its middle.
+    """Refuse cameras far from the LiDAR and principal points that cannot be of these images, and tell of points that are off its middle.
 
     Args:
         lidar2cam: (n, V, 4, 4), with the motion between the exposures.
@@ -267,13 +268,15 @@ def check_cameras(
     """
     away = np.median(np.linalg.norm(lidar2cam[..., :3, 3], axis=-1), axis=0)  # a rotation keeps the length
     points = np.median(intrinsics[..., :2, 2] / sizes[..., ::-1], axis=0)
+    off = np.abs(points - 0.5).max(1)
+    of_half = 2 * (off > _AT_BORDER).sum() >= len(cameras)  # one camera's images may be cut, not most
     for camera, distance, (x, y), (rows, columns) in zip(cameras, away, points, sizes[0], strict=True):
         if distance > _MAX_MOUNT:
             raise FD3DError(
                 f"{camera} is {distance:.0f} m from the LiDAR (the median) by {where}; give the car's pose at each sensor's own time"
             )
         told = f"the principal point of {camera} is at {x:.2f} of the columns and {y:.2f} of the rows of its {rows}x{columns} images"
-        if max(abs(x - 0.5), abs(y - 0.5)) > 1:
+        if max(abs(x - 0.5), abs(y - 0.5)) > (_AT_BORDER if of_half else 1):
             raise FD3DError(f"{told}; give intrinsics in pixels of these images")
         if abs(x - 0.5) > _OFF_MIDDLE[0] or abs(y - 0.5) > _OFF_MIDDLE[1]:
             tell(f"{told}; is the calibration of another resolution?")

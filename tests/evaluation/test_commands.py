@@ -72,6 +72,46 @@ def test_a_submission_is_scored_on_own_splits_without_a_detector(own: Path) -> N
             fd3d("evaluate", *both, *place)
 
 
+def test_what_a_detector_would_meet_late_is_named_before_it_is_loaded(own: Path, project: Path, monkeypatch) -> None:
+    def load(*args: object) -> None:
+        raise AssertionError("the detector is loaded")
+
+    fd3d("index")
+    monkeypatch.setattr("pipeline.evaluation.run.load_detector", load)
+    evaluated = (
+        "evaluate",
+        "--config",
+        "configs/world/expert.py",
+        "--out",
+        "out",
+        "--metrics",
+        "out/m.json",
+        "--checkpoint",
+    )
+    index = FrameIndex.load("index.npz")
+    gone = index[index.select("val")[-1]].image_paths[3]
+    samples = (own / "samples").resolve()
+    (own / "samples").unlink()
+    shutil.copytree(samples, own / "samples")
+    (own / gone).write_bytes(b"")
+    with pytest.raises(FD3DError, match=f"image .*{gone} is empty; copy it again"):
+        fd3d(*evaluated, "checkpoints/world_expert.pth")
+    for section, told in (
+        ({"cameras": index.cameras[::-1]}, r"index index.npz was made with data.cameras .*, the profile has \['CAM_"),
+        ({"reference": "ego"}, "was made with data.reference LIDAR_TOP, the profile has ego; run 'fd3d index' again"),
+        (
+            {"classes": {"vehicle.car": "truck"}},
+            "was made with data.classes {}, the profile has {'vehicle.car': 'truck'}",
+        ),
+    ):
+        profile(project, section)
+        with pytest.raises(FD3DError, match=told):
+            fd3d(*evaluated, "checkpoints/world_expert.pth")
+    with pytest.raises(FD3DError, match="submission nope.json does not exist; write one with"):
+        profile(project, {})
+        fd3d("evaluate", "--submission", "nope.json", "--out", "out", "--metrics", "out/m.json")
+
+
 def changed(submission: dict[str, Any], **values: Any) -> str:
     token = next(token for token, boxes in submission["results"].items() if boxes)
     submission["results"][token][0].update(values)

@@ -201,6 +201,29 @@ def test_live_frames_are_those_of_evaluation(files, drives, rows, world, world_i
             assert np.array_equal(array, other)
 
 
+def test_images_keep_their_sizes_in_a_drive(files, drives):
+    detector, (first, second) = Detector.open(*files["bevformer"]), drives[0][:2]
+    detector.step(*first)
+    half = [image[::2, ::2].copy() for image in second[0]]
+    matrices = second[1].intrinsics * np.array([[0.5], [0.5], [1.0]])
+    given = half, replace(second[1], intrinsics=matrices), second[2]
+    with pytest.raises(
+        FD3DError, match=r"image 0 is 80x144, in the last frame 160x288; call reset\(\) before another rig"
+    ):
+        detector.step(*given)
+    detector.reset()
+    detector.step(*given)
+    with pytest.raises(FD3DError, match="both .* and .* are given; give a checkpoint or an ONNX file"):
+        Detector.open(files["bevformer"][0], files["bevformer"][1], onnx="student.onnx")
+
+
+def test_a_camera_of_another_resolution_is_warned_of(files, drives):
+    detector, (images, calibration, pose) = Detector.open(*files["bevformer"]), drives[0][0]
+    other = swapped(calibration.intrinsics, 3, np.diag([2.0, 2, 1]) @ calibration.intrinsics[3])
+    with pytest.warns(UserWarning, match="of camera 3 is at 1.00 of the columns .*; is the calibration of another"):
+        detector.step(images, replace(calibration, intrinsics=other), pose)
+
+
 def test_the_ego_state_follows_from_poses(drives, files, monkeypatch):
     """Position and yaw, which move the history, are those of the index; a speed is the way since the last frame."""
     detector, seen = Detector.open(*files["bevformer"]), []

@@ -1,11 +1,13 @@
 """Trainings that cannot work are refused in one line, before anything is built."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
 from pipeline.training.checkpoints import take_up
@@ -47,6 +49,34 @@ def test_a_batch_of_more_frames_than_there_are_is_refused(project: Path, source:
             tmp_path / "plain/detector.pth",
             replace(RUN, batch_size=1000),
         )
+
+
+def test_an_image_that_is_gone_is_named_before_the_first_step(project: Path, source: FrameSource, tmp_path: Path):
+    """The last frame of the split, which a training would come to late."""
+    index = FrameIndex.load(source.index)
+    root = shutil.copytree(source.root, tmp_path / "world")
+    gone = index[index.select(source.split)[-1]].image_paths[1]
+    (root / gone).unlink()
+    with pytest.raises(FD3DError, match=f"image .*{gone} cannot be read: No such file"):
+        train_plain(
+            project / "configs/world/apprentice.py", replace(source, root=root), tmp_path / "plain/detector.pth", RUN
+        )
+    assert not (tmp_path / "plain").exists()
+
+
+def test_heights_of_another_frame_are_warned_of_before_the_first_step(
+    project: Path, source: FrameSource, tmp_path: Path
+):
+    """The refusal of a batch, which comes later, ends the training."""
+    (tmp_path / "high.py").write_text(
+        f"_base_ = '{project}/configs/world/apprentice.py'\n"
+        "model = dict(pts_bbox_head=dict(transformer=dict(encoder=dict(pillar_heights=[-4.5, -3.5, -0.2, 1.2]))))\n"
+    )
+    with (
+        pytest.warns(UserWarning, match="2 of 4 pillar_heights are below the ground"),
+        pytest.raises(FD3DError, match="takes 1000 different frames"),
+    ):
+        train_plain(tmp_path / "high.py", source, tmp_path / "plain/detector.pth", replace(RUN, batch_size=1000))
 
 
 def test_a_disk_error_gives_up_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
