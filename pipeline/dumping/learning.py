@@ -81,7 +81,7 @@ def _check_error(name: str, made: MapCode, features: NDArray[np.float32]) -> Non
     given, coder = torch.from_numpy(np.ascontiguousarray(features)), FeatureCode(made)
     error = (coder.decode(coder.encode(given)).double() - given.double()).norm()
     share = float(error / (given.double() - given.double().mean(0)).norm().clamp(min=1e-30))
-    if error > 0 and not share <= 1:
+    if error != 0 and not share <= 1:  # NaN too
         raise FD3DError(
             f"codes of {name} (dump.values: {made.code.kind}, {made.code.bytes} bytes) err by {share:.0%} of the features' spread; raise "
             "dump.code_bytes, or use another dump.values"
