@@ -69,35 +69,21 @@ class DataSettings:
     @property
     def _chosen(self) -> dict[str, str]:
         """Split by setting."""
-        named = {"data.train": self.train, "data.dev": self.dev, "data.val": self.val}
-        return {setting: split for setting, split in named.items() if split is not None}
+        named = (("data.train", self.train), ("data.dev", self.dev), ("data.val", self.val))
+        return {setting: split for setting, split in named if split is not None}
 
     def source(self, split: str) -> FrameSource:
         """Frames of the split that the setting ``train``, ``dev`` or ``val`` names, or of any other split by its own name.
 
         Raises:
-            FD3DError: the setting ``dev`` is asked for, but names none; or the index was made with other settings.
+            FD3DError: ``dev`` names none, or the index was made with other settings.
         """
+        from pipeline.data.asked import check_index  # here, since every command reads a profile
+
+        check_index(self.index, self)
         if split == "dev" and self.dev is None:
             raise FD3DError(f"data.dev names no split; the profile has {', '.join(self._chosen)}")
-        self._check_index()
         return FrameSource(self.index, self.root, self._chosen.get(f"data.{split}", split))
-
-    def _check_index(self) -> None:
-        """Refuse an index of other cameras, another frame of reference or other classes than this section's, by an FD3DError."""
-        if not self.index.is_file():
-            return
-        from pipeline.data.index import FrameIndex  # here, since a profile is read by every command
-
-        made = FrameIndex.load(self.index).settings
-        asked = {"version": self.version, "classes": self.classes}
-        asked |= {"cameras": list(self.cameras)} if self.cameras else {}
-        asked |= {"reference": self.reference} if self.reference else {}
-        for name, value in asked.items():
-            if made[name] != value:
-                raise FD3DError(
-                    f"index {self.index} was made with data.{name} {made[name]}, the profile has {value}; run 'fd3d index' again"
-                )
 
     @property
     def validation(self) -> Validation:
@@ -358,10 +344,9 @@ def _check_stored(distill: DistillSettings, dump: DumpSettings) -> None:
     """
     dump.rule.of_store(dump.layout).check_covers(distill.rule)
     if distill.dense and dump.layout != "dense":
-        raise FD3DError(
-            f"{distill.dense}, but dump.layout is {dump.layout}, which stores focal cells only; set it to dense"
-        )
+        raise FD3DError(f"{distill.dense}, but dump.layout is {dump.layout}, which stores focal cells; set it to dense")
     if dump.layers is not None and distill.head == "frozen" and any(n >= dump.layers for n in distill.layers or ()):
+        layers = list(distill.layers or ())
         raise FD3DError(
-            f"distill.layers is {list(distill.layers or ())}, but dump.layers stores the last {dump.layers}; layers 0..{dump.layers - 1}"
+            f"distill.layers is {layers}, but dump.layers stores the last {dump.layers}; layers 0..{dump.layers - 1}"
         )

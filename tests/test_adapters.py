@@ -248,7 +248,7 @@ def test_a_config_with_imports_of_its_own_finds_what_the_base_config_imports(pro
         f"_base_ = '{project}/configs/world/apprentice.py'\ncustom_imports = dict(imports=['colorsys'])\n"
     )
     code = (
-        "from pipeline.models.build import load_config; import sys; load_config(sys.argv[1]);"
+        "from pipeline.models.build import load_config; import sys, pipeline.data.frames; load_config(sys.argv[1]);"
         "from mmdet3d.registry import DATASETS; print(DATASETS.get('FrameDataset').__name__)"
     )
     command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "child.py")]

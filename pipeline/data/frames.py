@@ -8,6 +8,7 @@ from mmengine.config import Config
 from torch.utils.data import DataLoader, Subset
 
 from pipeline.data.augment import Augment, read_augment
+from pipeline.data.dataset import FrameDataset  # noqa: F401  registered whatever a config's own custom_imports are
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.data.transforms import refuse_pixel_moving

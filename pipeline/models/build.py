@@ -1,7 +1,6 @@
 """Detectors from configs."""
 
 import hashlib
-import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,13 +17,6 @@ from pipeline.files import NO_SPACE, write_atomically
 
 _OWN = Path(__file__).resolve().parent.parent
 """Folder of the project's own modules, whose version manifests have anyway."""
-_REGISTERED = (
-    "pipeline.data.dataset",
-    "pipeline.data.transforms",
-    "pipeline.models",
-    "pipeline.distill",
-    "pipeline.expert",
-)
 
 
 def load_config(path: str | Path) -> Config:
@@ -48,10 +40,8 @@ def load_config(path: str | Path) -> Config:
         hint = "; are the folders of its custom_imports on PYTHONPATH?" if isinstance(first, ImportError) else ""
         told = " ".join(str(first).split())
         raise FD3DError(f"config {path} cannot be read: {type(first).__name__}: {told}{hint}") from error
-    # data sets, transforms and models are looked up in mmdet3d's registries; a config with custom_imports of its own replaces the base's
+    # data sets, transforms and models are looked up in mmdet3d's registries
     init_default_scope("mmdet3d")
-    for module in _REGISTERED:
-        importlib.import_module(module)
     note_sources(cfg, path)
     _check_ranges(cfg, path)
     return cfg

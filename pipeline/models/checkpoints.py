@@ -146,7 +146,7 @@ def check_conventions(
     if found.training:
         return
     if not isinstance(getattr(model, "pts_bbox_head", None), QueryHead):
-        _check_declared(found, path, adapter or {})
+        _check_declared(found, path, adapter)
         return
     boxes = box_convention(found.meta)[0]
     if boxes is None:
@@ -162,24 +162,24 @@ def check_conventions(
         )
 
 
-def _check_declared(found: Checkpoint, path: str | Path, adapter: Mapping[str, Any]) -> None:
+def _check_declared(found: Checkpoint, path: str | Path, adapter: Mapping[str, Any] | None) -> None:
     """Compare the notes of another project's checkpoint with what the config's adapter declares.
 
     Raises:
         FD3DError: the boxes are of mmdet3d before 1.0, or the classes are in another order than declared, or are neither told nor declared.
     """
-    boxes, witness = box_convention(found.meta)
+    (boxes, witness), asked = box_convention(found.meta), adapter is not None
+    adapter = adapter or {}
     if boxes == "old" and adapter.get("boxes") != "new":
         raise FD3DError(
             f"checkpoint {path} was made by mmdet3d before 1.0 ({witness}), whose LiDAR boxes were others; take the file of today's model zoo, or say "
             "adapter = dict(boxes=\"new\", ...) in the config where the file fits today's detector (boxes in a camera's frame have stayed)"
         )
     told, declared = told_classes(found.meta), tuple(adapter.get("classes") or CLASSES)
+    if told is None and asked and "classes" not in adapter:
+        why = "does not tell its classes; declare them in the config's adapter: classes=[...], names of this project or None"
+        raise FD3DError(f"checkpoint {path} {why}")
     if told is None:
-        if "classes" not in adapter:
-            raise FD3DError(
-                f"checkpoint {path} does not tell its classes; declare them in the config's adapter: classes=[...], names of this project or None"
-            )
         return
     other = len(told) != len(declared) or any(
         a in CLASSES and b not in (a, None) for a, b in zip(told, declared, strict=True)

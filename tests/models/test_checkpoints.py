@@ -369,6 +369,9 @@ class Other(torch.nn.Module):
 def test_a_foreign_detector_needs_no_notes(tmp_path):
     torch.save(Other().state_dict(), tmp_path / "other.pth")
     load_checkpoint(Other(), tmp_path / "other.pth")
+    load_checkpoint(Other(), tmp_path / "other.pth", {"type": "DetectorAdapter", "classes": list(CLASSES)})
+    with pytest.raises(FD3DError, match="other.pth does not tell its classes; declare them in the config's adapter"):
+        load_checkpoint(Other(), tmp_path / "other.pth", {"type": "DetectorAdapter"})
 
 
 @pytest.mark.parametrize("averaged", [False, True], ids=["plain", "ema"])
