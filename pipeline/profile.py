@@ -287,16 +287,8 @@ def parse_profile(values: Mapping[str, Any], path: Path) -> Profile:
     world: WorldConfig = from_mapping(WorldConfig, values.get("world"), "world")
     if data.generated and data.version != world.version:
         raise FD3DError(f"data.version is {data.version}, but data.generate writes world.version, {world.version}")
-    return Profile(
-        path=path,
-        data=data,
-        world=world,
-        families=families,
-        focal=rule,
-        dump=settings,
-        cluster=cluster,
-        methods=_methods(values.get("methods")),
-    )
+    methods = _methods(values.get("methods"))
+    return Profile(path, data, world, families, focal=rule, dump=settings, cluster=cluster, methods=methods)
 
 
 def _family(name: Any, values: Any, distill: dict[str, Any]) -> Family:
@@ -347,6 +339,5 @@ def _check_stored(distill: DistillSettings, dump: DumpSettings) -> None:
         raise FD3DError(f"{distill.dense}, but dump.layout is {dump.layout}, which stores focal cells; set it to dense")
     if dump.layers is not None and distill.head == "frozen" and any(n >= dump.layers for n in distill.layers or ()):
         layers = list(distill.layers or ())
-        raise FD3DError(
-            f"distill.layers is {layers}, but dump.layers stores the last {dump.layers}; layers 0..{dump.layers - 1}"
-        )
+        last = f"the last {dump.layers}; layers 0..{dump.layers - 1}"
+        raise FD3DError(f"distill.layers is {layers}, but dump.layers stores {last}")
