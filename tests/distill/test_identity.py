@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.distill.apprentice import warn_of_expert
+from pipeline.data.source import FrameSource
+from pipeline.distill.apprentice import train_apprentice, warn_of_expert
+from pipeline.distill.settings import DistillSettings
+from pipeline.errors import FD3DError
 from pipeline.models.build import file_sha256
+from pipeline.training.settings import RunSettings
 
 
 def test_targets_of_another_expert_or_of_none_are_warned_of(tmp_path: Path) -> None:
@@ -22,3 +26,25 @@ def test_targets_of_another_expert_or_of_none_are_warned_of(tmp_path: Path) -> N
         UserWarning, match=r"starts from .*detector.pth .*, but another checkpoint made store store .another"
     ):
         warn_of_expert({"checkpoint_sha256": "another"}, Path("store"), expert)
+
+
+def test_a_training_looks_at_the_expert_of_its_targets(
+    project: Path, source: FrameSource, store: Path, expert_checkpoint: Path, tmp_path: Path
+) -> None:
+    """The refusal of a batch, which comes later, ends the training."""
+    other = tmp_path / "other.pth"
+    other.write_bytes(expert_checkpoint.read_bytes() + b"later")
+    with (
+        pytest.warns(UserWarning, match="but another checkpoint made store"),
+        pytest.raises(FD3DError, match="takes 1000 different frames"),
+    ):
+        train_apprentice(
+            project / "configs/world/apprentice.py",
+            "fd3d",
+            DistillSettings(inherit=("pts_bbox_head",)),
+            source=source,
+            store=store,
+            expert=other,
+            out=tmp_path / "out/detector.pth",
+            run=RunSettings(max_iters=4, workers=0, batch_size=1000),
+        )

@@ -242,6 +242,15 @@ def test_a_store_stays_when_the_codes_of_another_cannot_be_learned(scenes, setti
     assert verify(tmp_path / "s").problems == []
 
 
+def test_the_config_under_another_name_continues_the_store(
+    scenes, settings, expert_config, whole, digest, runs, tmp_path
+):
+    shutil.copytree(whole, tmp_path / "s")
+    (tmp_path / "renamed.py").write_text(load_config(expert_config).pretty_text)
+    dump(tmp_path / "renamed.py", None, scenes, tmp_path / "s", settings, workers=0)
+    assert len(runs) == 1 and digest(tmp_path / "s") == digest(whole)
+
+
 def test_a_checkpoint_that_is_replaced_while_it_is_loaded_is_no_experts(
     scenes, settings, expert_config, expert_checkpoint, tmp_path, monkeypatch
 ):
