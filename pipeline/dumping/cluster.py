@@ -163,6 +163,8 @@ class DaskEngine:
                         n_workers=self.settings.workers,
                         threads_per_worker=1,
                         dashboard_address=None,
+                        # without a dashboard the scheduler still serves HTTP, by default at a port that another dump has
+                        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                         # dask's share per worker counts the machine's cores, not the workers, and a paused worker never
                         # resumes: what it holds is in use
                         memory_limit=None,

@@ -1,15 +1,18 @@
 """The dump on worker processes of dask: the same store, whatever happens to the workers."""
 
+import contextlib
 import logging
 import os
 import signal
+import socket
+import warnings
 from dataclasses import replace
 
 import pytest
 from distributed import Client, LocalCluster
 
 from pipeline.dumping import cluster, engine
-from pipeline.dumping.dump import dump
+from pipeline.dumping.dump import dump, make_engine
 from pipeline.dumping.settings import ClusterSettings
 from pipeline.errors import FD3DError
 from store_schema import open_storage
@@ -162,3 +165,14 @@ def test_an_unreachable_scheduler_gets_one_line(scenes, settings, expert_config,
             cluster=ClusterSettings(address="tcp://127.0.0.1:9"),
         )
     assert "\n" not in str(told.value)
+
+
+def test_two_clusters_at_once_share_no_port() -> None:
+    """Dask's own port is in use, as by another dump or a notebook."""
+    with socket.socket() as taken, warnings.catch_warnings():
+        with contextlib.suppress(OSError):  # something else has the port already
+            taken.bind(("", 8787))
+            taken.listen()
+        warnings.filterwarnings("error", message=".*already in use")
+        with make_engine(ClusterSettings(workers=2)):
+            pass
