@@ -5,6 +5,7 @@ import atexit
 import logging
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,6 +28,8 @@ from store_schema import ShardWriter, StoreError, StoreSchema
 
 CONNECT = 20
 """Seconds within which a scheduler must answer."""
+TELLINGS = 10
+"""Attempts to tell all workers of a dump, a second apart, while some of the workers die."""
 WORKERS = 600
 """Seconds within which a scheduler must get its first worker, which a batch system may queue."""
 
@@ -226,7 +229,7 @@ class DaskEngine:
         """See :class:`~pipeline.dumping.engine.Engine`."""
         name = f"fd3d-{uuid.uuid4().hex[:8]}"
         self.client.subscribe_topic(name, lambda event: report(event[1]["shard"], event[1]["frames"]))
-        self.client.register_plugin(ShardPlugin(name, job, writer, self.device), name=name)
+        self._tell_workers(ShardPlugin(name, job, writer, self.device), name)
         keys = {f"{name}-{shard}": shard for shard in shards}
         futures = [self.client.submit(run_shard, name, key, shard, key=key) for key, shard in keys.items()]
         try:
@@ -239,6 +242,22 @@ class DaskEngine:
                 self.client.run(settle, name, on_error="ignore")
                 self.client.unsubscribe_topic(name)
                 self.client.unregister_worker_plugin(name)
+
+    def _tell_workers(self, plugin: WorkerPlugin, name: str) -> None:
+        """Register a plugin on all workers; a worker that dies meanwhile is replaced, and told when it starts.
+
+        Raises:
+            FD3DError: workers die again and again.
+        """
+        for _ in range(TELLINGS):
+            try:
+                self.client.register_plugin(plugin, name=name)
+                return
+            except OSError:  # of the connection to the dead worker
+                time.sleep(1)
+        raise FD3DError(
+            "workers of the dump die while it begins; is there enough memory? The same command goes on from here"
+        )
 
     def _result(self, future: distributed.Future, what: str) -> Any:
         try:

@@ -75,6 +75,23 @@ def test_killed_workers_are_replaced(scenes, settings, expert_config, whole, dig
     assert len(killed) == 2 and digest(tmp_path / "s") == digest(whole)
 
 
+def test_a_worker_that_dies_while_the_dump_begins_is_replaced(
+    scenes, settings, expert_config, whole, digest, scheduler, monkeypatch, tmp_path
+):
+    """Between the first frame and the shards, when all workers are told about the dump."""
+    register, killed = Client.register_plugin, list[int]()
+
+    def dying(self, *args, **kwargs):
+        if not killed:
+            killed.append(self.run(os.getpid).popitem()[1])
+            os.kill(killed[0], signal.SIGKILL)
+        return register(self, *args, **kwargs)
+
+    monkeypatch.setattr(Client, "register_plugin", dying)
+    dump(expert_config, None, scenes, tmp_path / "s", settings, 1, cluster=ClusterSettings(address=scheduler))
+    assert killed and digest(tmp_path / "s") == digest(whole)
+
+
 def test_features_that_are_not_finite_name_the_frame(
     scenes, settings, expert_config, broken_checkpoint, scheduler, tmp_path
 ):
