@@ -39,6 +39,11 @@ if __name__ == "__main__":
     sys.argv = ["fd3d", "run"]
     cli.main()
 """
+DEAF = """
+if __name__ == "__mp_main__":  # a worker that starts, which imports this before it can watch its parent
+    import time
+    time.sleep(120)
+"""
 LINE = "fd3d: stopped; the same command goes on from here"
 
 
@@ -61,7 +66,7 @@ def test_a_signal_to_end_is_one_line_and_its_status(project, number, code):
     ("number", "cluster", "moment"),
     [
         (signal.SIGTERM, 1, "a shard"),
-        (signal.SIGKILL, 2, "workers"),  # which load torch, and cannot watch their parent meanwhile
+        (signal.SIGKILL, 2, "workers"),
     ],
 )
 def test_a_dump_that_is_ended_leaves_its_shards_and_no_process(
@@ -70,7 +75,7 @@ def test_a_dump_that_is_ended_leaves_its_shards_and_no_process(
     out = tmp_path / "s"
     places = dict(config=str(expert_config), index=str(scenes.index), root=str(scenes.root), out=str(out))
     script = DUMPING.format(split=scenes.split, cluster=cluster, **places)
-    (tmp_path / "dumping.py").write_text(script)
+    (tmp_path / "dumping.py").write_text(script + DEAF * (moment == "workers"))
     with open(tmp_path / "said", "w") as said:
         process = subprocess.Popen(
             [sys.executable, "dumping.py"],
