@@ -45,7 +45,7 @@ def scene_columns(tables: FrameTables, chain: Chain, states: EgoStates, root: Pa
             f"the pose of {tables.channels[sensor]} of sample {tables.tokens[rows[frame]]} in {tables.folder.name}/{table}.json is no rigid motion; "
             "give finite numbers, and a rotation (w, x, y, z) that is not zero"
         )
-    _check_images(tables, int(rows[0]), root)
+    _check_images(tables, chain, rows, root)
     tokens = [tables.tokens[row] for row in rows]
     check_poses(chain.name, tokens, tables.timestamps[rows], to_global[:, LIDAR], str(tables.folder))
     order = before + np.arange(count)
@@ -71,27 +71,34 @@ def scene_columns(tables: FrameTables, chain: Chain, states: EgoStates, root: Pa
     }
 
 
-def _check_images(tables: FrameTables, row: int, root: Path) -> None:
-    """Compare the images of a frame with the sizes in the tables; only the files' heads are read.
+def _check_images(tables: FrameTables, chain: Chain, rows: np.ndarray, root: Path) -> None:
+    """Compare the images of frames with the sizes in the tables; only the files' heads are read, which takes some 0.1 ms each.
 
     Raises:
         FD3DError: an image has another size.
     """
-    for name, size in zip(tables.files[row], tables.sizes[row].tolist(), strict=True):
-        path = root / name
-        if not path.is_file():
-            continue
+    unreadable: list[str] = []
+    files = tables.files[rows]
+    for name, size in zip(
+        (name for frame in files for name in frame), tables.sizes[rows].reshape(-1, 2).tolist(), strict=True
+    ):
+        path = os.path.join(root, name)
         try:
             with Image.open(path) as image:
-                columns, rows = image.size
+                columns, lines = image.size
+        except FileNotFoundError:
+            continue  # counted later
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            tables.tell(f"image {path} cannot be read ({error!r:.60}); frames that need it will fail")
+            unreadable.append(f"image {path} cannot be read ({error!r:.60})")
             continue
-        if [rows, columns] != size:
+        if [lines, columns] != size:
             raise FD3DError(
-                f"image {path} has {rows}x{columns} pixels (rows x columns), sample_data.json says {size[0]}x{size[1]}; calibration and images "
+                f"image {path} has {lines}x{columns} pixels (rows x columns), sample_data.json says {size[0]}x{size[1]}; calibration and images "
                 "must be of one size"
             )
+    if unreadable:
+        more = f", and {len(unreadable) - 1} more of {chain.name}" if len(unreadable) > 1 else ""
+        tables.tell(f"{unreadable[0]}{more}; frames that need them will fail")
 
 
 def _file_bytes(path: str) -> int:

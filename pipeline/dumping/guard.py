@@ -47,7 +47,9 @@ def guarded() -> Iterator[str]:
     """Guard while the context lasts; its value is what :data:`MARK` is to be in the environment of a process."""
     value = uuid.uuid4().hex
     command = [sys.executable, "-I", "-S", "-c", _GUARD, f"{MARK}={value}"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as guard:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as guard:
         yield value
         assert guard.stdin is not None
         with suppress(OSError):  # a guard that was killed

@@ -308,9 +308,19 @@ def test_samples_that_no_chain_reaches_and_cameras_that_look_up_are_told(own: Pa
 def test_an_image_that_cannot_be_read_is_told(own: Path, world: Path) -> None:
     (own / "samples").unlink()
     shutil.copytree(world / "samples", own / "samples")
-    path = own / indexed(own)[0][0].image_paths[0]
-    path.write_bytes(b"no image")
-    assert [line for line in indexed(own)[1] if f"{path.name} cannot be read" in line]
+    for name in indexed(own)[0][1].image_paths[1:3]:  # of the scene's second frame
+        (own / name).write_bytes(b"no image")
+    (line,) = (line for line in indexed(own)[1] if "cannot be read" in line)
+    assert line.endswith(", and 1 more of scene-2000; frames that need them will fail")
+
+
+def test_an_image_of_another_size_in_the_middle_of_a_scene_is_named(own: Path, world: Path) -> None:
+    (own / "samples").unlink()
+    shutil.copytree(world / "samples", own / "samples")
+    path = own / indexed(own)[0][1].image_paths[2]
+    cv2.imwrite(str(path), np.zeros((100, 288, 3), np.uint8))
+    with pytest.raises(FD3DError, match=f"image {path} has 100x288 pixels .*, sample_data.json says 160x288"):
+        indexed(own)
 
 
 def test_missing_and_empty_images_are_warned_of_by_name(own: Path, world: Path) -> None:
