@@ -126,6 +126,9 @@ def test_submissions_that_cannot_be_are_one_line_that_names_the_sample(own: Path
     for wrong, told in (
         (f'{text[:-2]}, "{first}": []}}}}', f"has {sample} twice; keep one"),
         (f'{text[:-1]}, "results": {{}}}}', "cannot be read: 'results' is there twice"),
+        (json.dumps({"meta": {}, "results": {first: 5}}), f"has 5 for {sample}; it must be a list of boxes"),
+        (json.dumps({"meta": {}, "results": {first: [7]}}), f"has 7 for {sample}, which is no box of this sample"),
+        (changed(json.loads(text), sample_token="0" * 32), f"for {sample}, which is no box of this sample"),
         (changed(json.loads(text), detection_score=-1.0), f"has detection_score -1.0 for {sample}; give numbers of 0"),
         (changed(json.loads(text), detection_score=float("nan")), f"has detection_score nan for {sample}; give"),
         (changed(json.loads(text), detection_score="0.5"), f"has detection_score '0.5' for {sample}; give"),
