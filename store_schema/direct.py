@@ -27,6 +27,7 @@ Entry = Mapping[str, Any]
 # Shards kept open per array: some twenty arrays, and a process may open 1,024 files. The index of a large store's shard
 # (48 frames of BEVFormer-Base, finest level) takes 104 kB.
 _KEPT = 8
+_ATTEMPTS = 3  # to read a row of a file that others write into
 # Blosc's header: 16 bytes, of which the third holds flags; this one says that the bytes were copied, not compressed.
 _BLOSC_HEAD, _BLOSC_COPIED = 16, 2
 
@@ -47,7 +48,17 @@ class ShardFile:
     def __init__(self, path: str, chunks: int, tag: str | None = None) -> None:
         self.path, self.descriptor = path, os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.descriptor)
+        self._stamp = self._stamped()
         self.index = self._read_index(chunks, tag)
+
+    def _stamped(self) -> tuple[int, int]:
+        facts = os.fstat(self.descriptor)  # not the time of the inode's change, which the file's removal changes too
+        return facts.st_size, facts.st_mtime_ns
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether nobody has written into the file since it was opened, as a copy of another store over this one does."""
+        return self._stamped() == self._stamp
 
     def _read_index(self, chunks: int, tag: str | None) -> NDArray[Any]:
         size, length = os.fstat(self.descriptor).st_size, index_bytes(chunks)
@@ -119,7 +130,8 @@ class DirectArray:
         chunk: of one row: a row has ``shape[1:]`` cut into chunks along its first dimension.
         frames: rows of a shard.
         decompress: an encoded chunk into bytes (n,); None where chunks are stored raw.
-        listed: what the manifest says of a shard's file, by the shard's number; a shard of which it says nothing is all zero.
+        listed: what the manifest says of a shard's file, by the shard's number; a shard of which it says nothing is all zero,
+            whatever lies in its place. None where there is no manifest: a shard without a file is all zero.
     """
 
     def __init__(
@@ -132,7 +144,7 @@ class DirectArray:
         decompress: Callable[[Any, Any], Any] | None,
         listed: Callable[[int], Entry | None] | None = None,
     ) -> None:
-        self.listed = listed or (lambda shard: None)
+        self.listed = listed
         self.folder, self.shape, self.dtype, self.chunk, self.frames = folder, shape, dtype, chunk, frames
         self.decompress = decompress
         self.head = {None: 0, blosc.decompress: _BLOSC_HEAD}.get(decompress)
@@ -178,22 +190,33 @@ class DirectArray:
         """A row (shape[1:]) or its first n entries.
 
         Raises:
-            ValueError: a chunk or the shard's index is damaged.
+            ValueError: a chunk or the shard's index is damaged, or the file is being written into.
         """
         row, count = (where, self.shape[1]) if isinstance(where, int) else (where[0], min(where[1].stop, self.shape[1]))
         needed = -(-count // self.chunk[0])
         out = np.empty((needed * self.chunk[0], *self.shape[2:]), self.dtype)
         raw = out.reshape(needed, -1).view(np.uint8) if needed else out
         shard, place = divmod(row, self.frames)
-        try:
+        for _ in range(_ATTEMPTS):
             file = self._open(shard)
-        except FileNotFoundError:
-            if self.listed(shard) is not None:
-                raise
-            out[:] = 0
-            return out[:count]
-        for i in range(needed):
-            number = place * self.per_row + i
+            if file is None:
+                out[:] = 0
+                return out[:count]
+            try:
+                self._read(file, place * self.per_row, raw)
+            except ValueError:
+                if file.unchanged:
+                    raise
+            else:
+                if file.unchanged:
+                    return out[:count]
+            self._files.pop(shard, None)  # its index is of what was there before
+        raise ValueError(f"{self.folder}/c/{shard}{self._suffix} is being written into")
+
+    def _read(self, file: ShardFile, first: int, raw: NDArray[Any]) -> None:
+        """Read chunks from number ``first`` on into rows of bytes."""
+        for i in range(len(raw)):
+            number = first + i
             if self.head is not None and file.read_raw(number, raw[i], self.head):
                 continue
             encoded = file.read_chunk(number)
@@ -203,14 +226,21 @@ class DirectArray:
                 raise ValueError(f"chunk {number} of {file.path} has {len(encoded)} bytes, not {raw.shape[1]}")
             else:
                 self.decompress(encoded, raw[i])
-        return out[:count]
 
-    def _open(self, shard: int) -> ShardFile:
-        """A shard; it stays open, since a finished store does not change, and of one dumped anew the old files are whole."""
+    def _open(self, shard: int) -> ShardFile | None:
+        """A shard, None for one that is all zero; it stays open, since of a store that is dumped anew the old files are whole."""
         file = self._files.pop(shard, None)
         if file is None:
-            tag = (self.listed(shard) or {}).get("tag")
-            file = ShardFile(f"{self.folder}/c/{shard}{self._suffix}", self.frames * self.per_row, tag)
+            entry = None if self.listed is None else self.listed(shard)
+            if self.listed is not None and entry is None:
+                return None
+            tag = (entry or {}).get("tag")
+            try:
+                file = ShardFile(f"{self.folder}/c/{shard}{self._suffix}", self.frames * self.per_row, tag)
+            except FileNotFoundError:
+                if entry is not None:
+                    raise
+                return None
         self._files[shard] = file  # the last used comes last
         if len(self._files) > _KEPT:
             self._files.pop(list(self._files)[0], None)

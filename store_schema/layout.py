@@ -22,8 +22,8 @@ DONE = ".done"
 """Folder of the done-markers."""
 ARRAYS, CONSTANTS = f"{DONE}/arrays", f"{DONE}/constants"
 """Markers of the metadata and tokens, and of the constants."""
-TOKEN = 32
-"""Characters of a token that ``frame/token`` has room for."""
+TOKEN, LONGEST_TOKEN = 32, 64
+"""Characters of a token that ``frame/token`` has room for, and that it is given room for where tokens are longer."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class StoreLayout:
         # sorted, as the manifest's JSON is, so that writer and reader derive the same rows
         scenes = {name: list(self.scenes[name]) for name in sorted(self.scenes)}
         object.__setattr__(self, "scenes", scenes)
+        object.__setattr__(
+            self, "frames_per_shard", int(self.frames_per_shard)
+        )  # numpy's whole numbers do not fit JSON
         object.__setattr__(self, "plan", plan_shards(scenes, self.frames_per_shard))
 
     @cached_property
@@ -109,11 +112,12 @@ class StoreLayout:
         return {name: buffer.to_bytes() for name, buffer in files.items() if name != "zarr.json"}
 
     def token_rows(self) -> NDArray[Any]:
-        """``frame/token``, (rows, 32) uint8: ASCII filled up with blanks, zero for padding rows."""
-        tokens = np.zeros((self.rows_total, TOKEN), np.uint8)
+        """``frame/token``, (rows, 32 or as many as the longest token has) uint8: ASCII filled up with blanks, zero for padding rows."""
+        width = max(TOKEN, *(len(token) for tokens in self.scenes.values() for token in tokens))
+        tokens = np.zeros((self.rows_total, width), np.uint8)
         for shard in range(len(self.plan)):
             for row, token in enumerate(self.tokens(shard), shard * self.frames_per_shard):
-                tokens[row] = np.frombuffer(token.encode("ascii").ljust(TOKEN)[:TOKEN], np.uint8)
+                tokens[row] = np.frombuffer(token.encode("ascii").ljust(width), np.uint8)
         return tokens
 
     def _array_arguments(self, group: zarr.Group, spec: ArraySpec) -> dict[str, Any]:
@@ -176,9 +180,9 @@ def check_scenes(scenes: Mapping[str, Sequence[str]], frames_per_shard: int) -> 
         if not len(tokens):
             raise StoreError(f"scene {name} has no frames; leave it out")
         for token in tokens:
-            if not isinstance(token, str) or not re.fullmatch(rf"[!-~]{{1,{TOKEN}}}", token):
+            if not isinstance(token, str) or not re.fullmatch(rf"[!-~]{{1,{LONGEST_TOKEN}}}", token):
                 raise StoreError(
-                    f"token {token!r} of scene {name} does not fit frame/token, which holds 1 to {TOKEN} printable ASCII "
+                    f"token {token!r} of scene {name} does not fit frame/token, which holds 1 to {LONGEST_TOKEN} printable ASCII "
                     "characters without blanks; use other tokens, such as a hash of this one"
                 )
             if token in owner:

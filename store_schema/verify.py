@@ -163,7 +163,7 @@ def _content_problems(reader: StoreReader, layout: StoreLayout, progress: Progre
         store = WholeStore(store, reader._entry)
     try:
         tokens = np.asarray(_array(store, "frame/token")[:])
-        if tokens.shape != (layout.rows_total, 32) or (tokens != layout.token_rows()).any():
+        if not np.array_equal(tokens, layout.token_rows()):
             yield f"frame/token does not hold the tokens of {MANIFEST} in its order"
     except Exception as error:
         yield f"frame/token cannot be read: {_first_line(error)}"

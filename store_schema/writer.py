@@ -69,7 +69,7 @@ class StoreWriter:
         self.manifest = {
             "schema_version": schema.version,
             "schema": schema.to_dict(),
-            "frames_per_shard": frames_per_shard,
+            "frames_per_shard": self.layout.frames_per_shard,
             "scenes": self.layout.scenes,
             **manifest,
         }

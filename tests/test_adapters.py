@@ -7,7 +7,10 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ import torch
 import yaml
 from mmdet3d.registry import DATASETS, MODELS
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.config import Config
 from mmengine.structures import InstanceData
 
 import pipeline.distill.methods.fd3d  # noqa: F401  registers FocalDistiller
@@ -23,8 +27,10 @@ from pipeline.distill.loading import cached_targets
 from pipeline.dumping.dump import dump
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
-from pipeline.expert import DetectorAdapter, TappedExpert, build_adapter
+from pipeline.expert import DetectorAdapter, ExpertFrame, TappedExpert, build_adapter
+from pipeline.expert.frame import check_frame
 from pipeline.expert.load import identity
+from pipeline.expert.maps import check_turned
 from pipeline.focal.rule import FocalRule
 from pipeline.models.build import load_config, write_config
 from pipeline.models.load import load_detector
@@ -218,6 +224,73 @@ def test_predictions_become_queries_best_first_and_filled_up():
     assert frame.bev.shape == (3, 4, 4) and frame.image_hw == (64, 96) and torch.equal(frame.pv[0], levels)
     (best,) = DetectorAdapter(bev="a").read(torch.nn.Identity(), {"bev": seen["bev"]}, [sample], 1)
     assert best.label.tolist() == [8] and best.pv == []
+
+
+def expert_frame(**parts: object) -> ExpertFrame:
+    plain: dict[str, Any] = dict(
+        boxes=torch.zeros(4, 9),
+        score=torch.tensor([0.9, 0.5, 0.5, 0.0]),
+        label=torch.tensor([0, 9, 3, 3]),
+        bev=torch.zeros(2, 3, 4),
+    )
+    return ExpertFrame(**plain | parts)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (expert_frame(), None),
+        (expert_frame(bev=None, pv=[torch.zeros(6, 2, 3, 4)]), None),
+        ({"boxes": 1}, "gave dict for a frame; give an ExpertFrame"),
+        (None, "gave NoneType for a frame"),
+        (expert_frame(boxes=torch.zeros(4, 7)), r"gave boxes \(4, 7\) for 4 queries; give a tensor \(4, 9\)"),
+        (expert_frame(boxes=np.zeros((4, 9))), "gave boxes ndarray for 4 queries"),
+        (expert_frame(score=torch.zeros(5)), r"gave score \(5,\) for 4 queries"),
+        (
+            expert_frame(label=torch.tensor([0, 1, 2, 10])),
+            "gave the label 10; give numbers of pipeline.data.CLASSES, 0 to 9",
+        ),
+        (expert_frame(label=torch.tensor([0, 1, 2, -1])), "gave the label"),
+        (expert_frame(label=torch.zeros(4)), "gave the label 0"),
+        (expert_frame(score=torch.tensor([4.0, 0.5, 0.5, 0.0])), "gave scores of 0 to 4; give scores in 0..1"),
+        (
+            expert_frame(score=torch.tensor([0.1, 0.5, 0.5, 0.0])),
+            "not in the order of their scores; give the best first",
+        ),
+        (expert_frame(bev=torch.zeros(1, 2, 3, 4)), r"gave bev \(1, 2, 3, 4\); give a tensor of 3 dimensions"),
+        (expert_frame(pv=[torch.zeros(2, 3, 4)]), r"gave pv\[0\] \(2, 3, 4\); give a tensor of 4 dimensions"),
+    ],
+)
+def test_what_an_adapter_gives_is_looked_at(given, message):
+    with pytest.raises(FD3DError, match=f"MyAdapter.read .*{message}") if message else nullcontext():
+        check_frame(given, 4, "MyAdapter")
+
+
+def test_an_adapter_that_gives_something_else_stops_at_the_first_frame(imvoxelnet, source, monkeypatch):
+    expert, cfg = imvoxelnet
+    read = expert.adapter.read
+    monkeypatch.setattr(
+        expert.adapter, "read", lambda *given: [replace(one, score=one.score + 2) for one in read(*given)]
+    )
+    with pytest.raises(FD3DError, match="FrontCameraAdapter.read gave scores of 2"):
+        expert.run(next(iter(frame_batches(cfg, source, [0], 0))))
+
+
+def test_a_map_whose_rows_are_columns_is_refused():
+    cfg = Config({"pc_range": [-40, -20, -5, 40, 20, 3]})
+    check_turned(cfg, 20, 40)
+    check_turned(cfg, 40, 40)  # cells need not be square
+    with pytest.raises(
+        FD3DError, match="map of config .* has 40 rows and 20 columns for 80 m along x and 40 m along y"
+    ):
+        check_turned(cfg, 40, 20)
+
+
+@pytest.mark.parametrize("name", ["image", "pc_range"])
+def test_a_config_without_what_data_are_prepared_by_is_refused(example, imvoxelnet, source, tmp_path, name):
+    (tmp_path / "expert.py").write_text((example / "imvoxelnet.py").read_text() + f"\n{name} = None\n")
+    with pytest.raises(FD3DError, match=f"expert.py has no '{name}', by which data are prepared"):
+        dump(tmp_path / "expert.py", None, source, tmp_path / "store", DumpSettings(FocalRule()), 0)
 
 
 @pytest.mark.parametrize(

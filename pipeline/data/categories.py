@@ -32,10 +32,11 @@ class Categories:
         return category_to_detection_name(category)
 
     def devkit_name(self, category: str) -> str:
-        """Category that the devkit maps to the same class; categories that ``given`` leaves alone keep their names."""
-        if category not in self.given:
+        """Category that the devkit maps to the same class. Categories whose class is the devkit's own keep their names: racks of bicycles,
+        which are no class, still take the bicycles in them from the evaluation."""
+        name = self.class_of(category)
+        if name == category_to_detection_name(category):
             return category
-        name = self.given[category]
         return _UNMAPPED if name is None else CATEGORIES[name]
 
     def check(self, known: Collection[str], where: object) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -27,35 +26,9 @@ _LEAST_STEP = 1.0  # metres between two poses, from which their direction counts
 _LEAST_STEPS = 10  # such steps of a data set, from which the car's heading is judged
 _MAX_SIDEWAYS = 30.0  # degrees between the car's x axis and its way (the median), beyond which poses are doubted
 _STEPS = 1_000, 60_000_000  # microseconds between key frames, beyond which times have another unit
-
-
-def text(row: Mapping[str, Any], name: str) -> str:
-    """Text of a column.
-
-    Raises:
-        TypeError, KeyError: the value is no text, or is missing.
-    """
-    value = row[name]
-    if not isinstance(value, str):
-        raise TypeError(f"{name} is {value!r:.40}, no text")
-    return value
-
-
-def numbers(row: Mapping[str, Any], name: str, *shape: int) -> np.ndarray:
-    """Numbers of a column, float64 of that shape.
-
-    Raises:
-        FD3DError: the value has another shape, or is no number; naming the row.
-        KeyError: the value is missing.
-    """
-    try:
-        array = np.array(row[name], dtype=np.float64)
-    except (TypeError, ValueError):
-        array = np.zeros(0)
-    if array.shape != shape:
-        size = " x ".join(str(n) for n in shape)
-        raise FD3DError(f"{name} of {row.get('token')} is {row[name]!r:.60}; it must be {size} numbers")
-    return array
+_LATEST = 10**17  # microseconds since 1970, which no car reaches, and nanoseconds have passed
+MAX_GAP = 1.5
+"""Seconds between key frames, above which the devkit gives a box no velocity."""
 
 
 def check_times(scene: str, tokens: Sequence[str], columns: Mapping[str, np.ndarray], where: str) -> None:
@@ -77,11 +50,50 @@ def check_times(scene: str, tokens: Sequence[str], columns: Mapping[str, np.ndar
                 f"{where}/{table}.json has timestamp {times[first]} for sample {tokens[first]} of {scene} and {times[first + 1]} for the "
                 f"next, {tokens[first + 1]}; times of a scene's frames are microseconds and must increase ({len(wrong)} do not)"
             )
-        if len(steps) and not _STEPS[0] <= np.median(steps) <= _STEPS[1]:
+        if len(steps) and not (_STEPS[0] <= np.median(steps) <= _STEPS[1] and times.max() < _LATEST):
             raise FD3DError(
                 f"{where}/{table}.json has timestamps {int(np.median(steps))} apart for the samples of {scene}, first {tokens[0]}; give "
                 "timestamps in microseconds"
             )
+
+
+def tell_late(
+    cameras: Sequence[str], times: np.ndarray, frames: np.ndarray, tokens: Sequence[str], tell: Callable[[str], object]
+) -> None:
+    """Tell of cameras whose images are farther in time from their frames than the next frame's would be.
+
+    Args:
+        cameras: names.
+        times: (n, V) microseconds of images, 0 where unknown.
+        frames: (n,) microseconds of a scene's frames.
+        tokens: n sample tokens.
+        tell: called with a line.
+    """
+    if len(frames) < 2:
+        return
+    away = np.where(times > 0, np.abs(times - frames[:, None]), 0)
+    for camera, late in zip(cameras, away.T, strict=True):
+        if count := int((late > np.median(np.diff(frames)) / 2).sum()):
+            tell(
+                f"{count} images of {camera} were taken more than half a step between frames apart from their frame, up to "
+                f"{late.max() / 1e6:.1f} s, of sample {tokens[int(late.argmax())]}"
+            )
+
+
+def tell_still(boxes: np.ndarray, times: np.ndarray, tell: Callable[[str], object]) -> None:
+    """Tell of boxes without velocities, since key frames are too far apart.
+
+    Args:
+        boxes: (n, 9), velocities last.
+        times: microseconds of all frames.
+        tell: called with a line.
+    """
+    step = np.median(np.abs(np.diff(times))) / 1e6 if len(times) > 1 else 0
+    if len(boxes) and np.isnan(boxes[:, 7:]).all() and step > MAX_GAP:
+        tell(
+            f"no box has a velocity: frames are {step:g} s apart (the median), and the devkit takes velocities over {MAX_GAP:g} s at most; are "
+            "timestamps in microseconds?"
+        )
 
 
 def check_poses(scene: str, tokens: Sequence[str], times: np.ndarray, poses: np.ndarray, where: str) -> None:

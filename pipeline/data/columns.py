@@ -4,16 +4,18 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from pipeline.data.can_bus import EgoStates
-from pipeline.data.checks import check_poses
+from pipeline.data.checks import MAX_GAP, check_poses
 from pipeline.data.geometry import arctan2_of, invert, lidar_turn, move_boxes, product, transform
 from pipeline.data.tables import LIDAR, Chain, FrameTables
 from pipeline.errors import FD3DError
 
-_MAX_GAP = 1.5  # seconds between key frames, above which the devkit gives a box no velocity
+_DECODED: dict[str, bool] = {}  # whether OpenCV decodes a kind of file
 
 
 def scene_columns(tables: FrameTables, chain: Chain, states: EgoStates, root: Path) -> dict[str, np.ndarray]:
@@ -86,8 +88,11 @@ def _check_images(tables: FrameTables, chain: Chain, rows: np.ndarray, root: Pat
         try:
             with Image.open(path) as image:
                 columns, lines = image.size
+                _check_kind(image, path)
         except FileNotFoundError:
             continue  # counted later
+        except FD3DError:
+            raise
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             unreadable.append(f"image {path} cannot be read ({error!r:.60})")
             continue
@@ -99,6 +104,32 @@ def _check_images(tables: FrameTables, chain: Chain, rows: np.ndarray, root: Pat
     if unreadable:
         more = f", and {len(unreadable) - 1} more of {chain.name}" if len(unreadable) > 1 else ""
         tables.tell(f"{unreadable[0]}{more}; frames that need them will fail")
+
+
+def _check_kind(image: Image.Image, path: str) -> None:
+    """Refuse an image that cannot be decoded as the sensor recorded it, as far as the file's head tells.
+
+    Raises:
+        FD3DError: naming the image.
+    """
+    tiles = getattr(image, "tile", [])
+    raw = tiles[0][3] if tiles else ""  # by which alone Pillow tells 16 bits of three channels
+    raw = raw[0] if isinstance(raw, tuple) else raw
+    if image.mode[:1] in ("I", "F") or ";16" in str(raw):
+        raise FD3DError(
+            f"image {path} has pixels of more than 8 bits ({raw or image.mode}); convert the images to 8 bits a channel"
+        )
+    kind = str(image.format)
+    if kind not in _DECODED:
+        _DECODED[kind] = cv2.haveImageReader(path)
+    if not _DECODED[kind]:
+        raise FD3DError(
+            f"image {path} is a {kind} file, which OpenCV does not decode here; convert the images to JPEG or PNG"
+        )
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(ExifTags.Base.Orientation, 1) != 1:
+        raise FD3DError(
+            f"image {path} is a TIFF file with an orientation, by which OpenCV turns it; save the images as recorded, without orientation"
+        )
 
 
 def _file_bytes(path: str) -> int:
@@ -154,7 +185,7 @@ def _velocities(found: dict[str, np.ndarray], times: np.ndarray) -> np.ndarray:
             f"annotation {token} has prev {before} and next {after}, which are not in order of time; prev is the annotation of the same object in "
             "the frame before, next in the frame after"
         )
-    limit = np.where(there["prev"] & there["next"], 2 * _MAX_GAP, _MAX_GAP)
+    limit = np.where(there["prev"] & there["next"], 2 * MAX_GAP, MAX_GAP)
     known = (there["prev"] | there["next"]) & (seconds <= limit)
     with np.errstate(divide="ignore", invalid="ignore"):
         motion = (found["place"][last, :2] - found["place"][first, :2]) / seconds[:, None]

@@ -15,9 +15,9 @@ from nuscenes.nuscenes import NuScenes
 
 from pipeline.data.annotations import attributes_of, points_of, possible
 from pipeline.data.categories import Categories
+from pipeline.data.folder import table_folder
 from pipeline.data.index import FrameIndex
 from pipeline.data.json_stream import rows_of
-from pipeline.data.tables import table_folder
 from pipeline.errors import FD3DError
 
 Row = dict[str, Any]
@@ -42,7 +42,7 @@ class _SceneTables(NuScenes):
     """The devkit's tables with the rows of some scenes, and with no sensor data but the LiDAR's key frames.
 
     Rows are as the devkit takes them: mapped categories by nuScenes' names, no attributes of other names, points 0 for boxes that
-    cannot be, and where there is no LIDAR_TOP, whose ego pose boxes' distances are from, another sensor under its name.
+    cannot be, and the sensor of the frame of reference, whose ego pose boxes' distances are from, under the name LIDAR_TOP.
     """
 
     def __init__(self, folder: Path, scenes: Collection[str], categories: Categories, reference: str) -> None:
@@ -73,9 +73,8 @@ class _SceneTables(NuScenes):
         if name == "category":
             return lambda row: row | {"name": self._categories.devkit_name(row["name"])}
         if name == "sensor":
-            channels = [row["channel"] for row in rows_of(self._folder / "sensor.json")]
-            named = "LIDAR_TOP" if "LIDAR_TOP" in channels else self._reference
-            return lambda row: {"modality": ""} | row | ({"channel": "LIDAR_TOP"} if row["channel"] == named else {})
+            channels = {"LIDAR_TOP": "LIDAR_TOP beside the reference", self._reference: "LIDAR_TOP"}
+            return lambda row: {"modality": ""} | row | {"channel": channels.get(row["channel"], row["channel"])}
         if name == "attribute":
             return lambda row: row if row["name"] in ATTRIBUTE_NAMES else row | {"name": ""}
         if name == "sample_annotation":
@@ -111,6 +110,7 @@ class _SceneTables(NuScenes):
 
 def _annotation(row: Row, attributes: Collection[str]) -> Row:
     row["num_lidar_pts"], row["num_radar_pts"] = points_of(row)
+    row["prev"], row["next"] = row["prev"] or "", row["next"] or ""
     row["attribute_tokens"] = [token for token in attributes_of(row) if token in attributes]
     if not possible(np.array([[*row["translation"], *row["size"], *row["rotation"]]], dtype=np.float64))[0]:
         row |= {"size": [1.0, 1.0, 1.0], "rotation": [1.0, 0.0, 0.0, 0.0], "num_lidar_pts": 0, "num_radar_pts": 0}
@@ -131,7 +131,7 @@ def open_scenes(
     Args:
         scenes: names.
         classes: detection class by category, over nuScenes' mapping.
-        reference: sensor whose ego poses count where the data set has no LIDAR_TOP.
+        reference: sensor whose ego poses count.
 
     Raises:
         FD3DError: the root has no such version, or a table is missing or damaged.
@@ -161,10 +161,17 @@ def open_truth(
     """
     options = () if index is None else (index.classes, index.pose_sensor)
     nusc = open_scenes(root, version, scenes, *options)
-    frames = [sample["token"] for sample in nusc.sample if index is None or index.has(sample["token"])]
-    if index is not None and len(frames) != (wanted := sum(len(index.scenes[name]) for name in scenes)):
+    samples = [sample for sample in nusc.sample if index is None or index.has(sample["token"])]
+    frames = [sample["token"] for sample in samples]
+    if index is not None and len(frames) != (wanted := sum(len(index.scenes.get(name, ())) for name in scenes)):
         raise FD3DError(
             f"index {index.path} has {wanted} frames of {len(scenes)} scenes, of which sample.json has {len(frames)}; make the index again"
+        )
+    if lacking := [sample["token"] for sample in samples if "LIDAR_TOP" not in sample["data"]]:
+        sensor = "LIDAR_TOP" if index is None else index.pose_sensor
+        raise FD3DError(
+            f"{nusc.table_root}/sample_data.json has no key frame of {sensor} for sample {lacking[0]}, by whose pose boxes are evaluated; make "
+            "the index again"
         )
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         try:

@@ -16,12 +16,13 @@ from tqdm import tqdm
 from pipeline.data import CAMERAS, GENERATED_BY
 from pipeline.data.can_bus import EgoStates
 from pipeline.data.categories import Categories
-from pipeline.data.checks import check_cameras, tell_sideways
+from pipeline.data.checks import check_cameras, tell_sideways, tell_still
 from pipeline.data.columns import scene_columns
+from pipeline.data.folder import table_folder
 from pipeline.data.npz import map_arrays, write_arrays
 from pipeline.data.rig import EGO, Rig
 from pipeline.data.splits import own_splits, split_scenes
-from pipeline.data.tables import FrameTables, Tell, table_folder
+from pipeline.data.tables import FrameTables, Tell
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 
@@ -321,6 +322,7 @@ def build_index(
     arrays = {name: np.concatenate([scene.pop(name) for scene in scenes]) for name in (*_PER_FRAME, *_PER_BOX)}
     calibration = (arrays["lidar2cam"], arrays["intrinsics"], arrays["image_sizes"])
     check_cameras(*calibration, tables.cameras, f"{folder.name}/ego_pose.json", tell)
+    tell_still(arrays["boxes"], arrays["timestamp"], tell)
     tell_sideways(arrays["ego2global"], arrays["scene_token"], folder.name, tell)
     if missing := int((arrays["image_bytes"] <= 0).sum()):
         first = arrays["image_paths"][arrays["image_bytes"] <= 0][0].decode()

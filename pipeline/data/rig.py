@@ -1,6 +1,6 @@
 """Cameras of a data set that count, and the frame of reference."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,11 @@ from pipeline.errors import FD3DError
 EGO = "ego"
 """Name of the ego frame at the time of the first camera, as a frame of reference."""
 MAX_CAMERAS = 12
+
+
+def is_camera(sensor: Mapping[str, Any]) -> bool:
+    """Whether a row of the sensor table is a camera's: by its modality, in small or capital letters, or a name of nuScenes'."""
+    return sensor["channel"] in CAMERAS or str(sensor.get("modality")).strip().lower() == "camera"
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Rig:
             FD3DError: a sensor is not there, or there are no cameras or too many.
         """
         channels = [row["channel"] for row in sensors]
-        known = [row["channel"] for row in sensors if row["channel"] in CAMERAS or row.get("modality") == "camera"]
+        known = [row["channel"] for row in sensors if is_camera(row)]
         known = sorted(set(known), key=lambda name: (CAMERAS.index(name) if name in CAMERAS else len(CAMERAS), name))
         if not known:
             raise FD3DError(f"{folder}/sensor.json has no sensor with modality 'camera'; give cameras this modality")

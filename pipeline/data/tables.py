@@ -1,7 +1,7 @@
 """Tables of a nuScenes-format data set, row by row with only the columns that are needed."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,12 @@ import numpy as np
 from pipeline.data import CLASSES
 from pipeline.data.annotations import Annotations, check_boxes, uncounted
 from pipeline.data.categories import Categories
-from pipeline.data.checks import check_intrinsic, check_mounts, check_sizes, check_times, numbers, tell_turns, text
+from pipeline.data.checks import check_intrinsic, check_mounts, check_sizes, check_times, tell_late, tell_turns
 from pipeline.data.geometry import transform
 from pipeline.data.json_stream import rows_of
-from pipeline.data.rig import EGO, Rig
+from pipeline.data.rig import EGO, Rig, is_camera
 from pipeline.data.tokens import ByToken
+from pipeline.data.values import flag, numbers, text, token_of, whole
 from pipeline.errors import FD3DError
 
 Row = dict[str, Any]
@@ -25,20 +26,6 @@ LIDAR = -1
 Tell = Callable[[str], object]
 """Callback that takes a line on what of the data set does not count."""
 _BLOCK = 20_000  # rows of annotations that are held as Python objects
-
-
-def table_folder(root: str | Path, version: str) -> Path:
-    """Folder of the tables.
-
-    Raises:
-        FD3DError: the root has no such version.
-    """
-    folder = Path(root).expanduser() / version
-    if not folder.is_dir():
-        known = sorted(path.parent.name for path in Path(root).expanduser().glob("*/scene.json"))
-        has = f" ({', '.join(known)})" if known else ""
-        raise FD3DError(f"{root} has no folder {version}; give the data set's root and one of its versions{has}")
-    return folder
 
 
 @dataclass(frozen=True)
@@ -117,7 +104,8 @@ class FrameTables:
 
     def _read_samples(self) -> None:
         with self._table("scene") as rows:
-            found = [(text(row, "name"), text(row, "token"), row["first_sample_token"]) for row in rows]
+            file = self.folder / "scene.json"
+            found = [(text(row, "name"), token_of(row, file), row["first_sample_token"]) for row in rows]
         scenes = sorted(found)
         for what, values in (("name", [row[0] for row in found]), ("token", [row[1] for row in found])):
             if twice := [value for value, count in Counter(values).items() if count > 1]:
@@ -127,13 +115,9 @@ class FrameTables:
         self.tokens: list[str] = []
         with self._table("sample") as rows:
             for row in rows:
-                if text(row, "token") in samples:
-                    raise FD3DError(f"{self.folder}/sample.json has sample {row['token']} twice; remove one")
-                if not row["token"].isascii():
-                    raise FD3DError(
-                        f"{self.folder}/sample.json has the token {row['token']!r}; give tokens of ASCII characters"
-                    )
-                samples[row["token"]] = row["timestamp"], row["next"], row["scene_token"]
+                if (token := token_of(row, self.folder / "sample.json")) in samples:
+                    raise FD3DError(f"{self.folder}/sample.json has sample {token} twice; remove one")
+                samples[token] = whole(row, "timestamp"), row["next"], row["scene_token"]
             for name, scene, token in scenes:
                 start = len(self.tokens)
                 while token:
@@ -147,19 +131,21 @@ class FrameTables:
                     if len(self.tokens) > len(samples):
                         raise FD3DError(f"samples of {name} in {self.folder} follow each other in a ring")
                 self.chains.append(Chain(name, scene, start, len(self.tokens)))
+                if start == len(self.tokens):
+                    self.tell(f"{name} has no sample, and is left out")
             self.times = np.array([samples[token][0] for token in self.tokens], dtype=np.int64)
         if not self.tokens:
             raise FD3DError(f"{self.folder} has no frames: no scene of scene.json has a sample")
         if lost := sorted(samples.keys() - set(self.tokens)):
             self.tell(f"{len(lost)} samples are in no scene's chain from first_sample_token by next, first {lost[0]}")
-        self._number = {token: number for number, token in enumerate(self.tokens)}
+        self._number = dict.fromkeys(samples, -1) | {token: number for number, token in enumerate(self.tokens)}
 
     def _read_sensor_data(self, rig: Rig) -> None:
         with self._table("sensor") as rows:
             sensors = list(rows)
             channels = ByToken(self.folder, "sensor", ((row["token"], text(row, "channel")) for row in sensors))
-            optical = {row["channel"] for row in sensors if row.get("modality") == "camera"}
-        ignored = Counter[str]()
+            optical = {row["channel"] for row in sensors if is_camera(row)}
+        ignored, strange = Counter[str](), list[str]()
         self.cameras, reference = rig.found(sensors, self.folder)
         self.channels = (*self.cameras, reference)
         views = len(self.cameras)
@@ -174,16 +160,19 @@ class FrameTables:
             self.intrinsics = np.array(known, dtype=np.float64)
             numbered = ((mount["token"], number) for number, mount in enumerate(mounts))
             number_of = ByToken(self.folder, "calibrated_sensor", numbered)
+            optical |= {name for name, matrix in zip(names, known, strict=True) if matrix.any()}
         shape = (len(self.tokens), views + 1)
         self.sensors, self._pose_rows = np.full(shape, -1, dtype=np.int32), np.full(shape, -1, dtype=np.int32)
         self.sizes = np.zeros((*shape[:1], views, 2), dtype=np.int32)
         self.files = np.empty((*shape[:1], views), dtype=object)
-        self.timestamps = np.zeros(shape[0], dtype=np.int64)
+        self.timestamps, self._taken = np.zeros(shape[0], dtype=np.int64), np.zeros((shape[0], views), dtype=np.int64)
         self._pose_tokens: dict[str, int] = {}
         with self._table("sample_data") as rows:
             for row in rows:
-                frame = self._number.get(row["sample_token"]) if row["is_key_frame"] else None
-                if frame is None:
+                if not flag(row, "is_key_frame"):
+                    continue
+                if (frame := self._number.get(row["sample_token"], -2)) < 0:
+                    strange += [row["sample_token"]] * (frame == -2)
                     continue
                 mount = number_of[row["calibrated_sensor_token"]]
                 if not (columns := columns_of[mount]):
@@ -196,8 +185,9 @@ class FrameTables:
                 pose = self._pose_tokens.setdefault(row["ego_pose_token"], len(self._pose_tokens))
                 self.sensors[frame, columns], self._pose_rows[frame, columns] = mount, pose
                 if columns[-1] == views or (reference == EGO and columns[0] == 0):
-                    self.timestamps[frame] = row["timestamp"]
+                    self.timestamps[frame] = whole(row, "timestamp")
                 if columns[0] < views:
+                    self._taken[frame, columns[0]] = row["timestamp"] if type(row.get("timestamp")) is int else 0
                     self.files[frame, columns[0]] = text(row, "filename")
                     self.sizes[frame, columns[0]] = row["height"], row["width"]
         if reference == EGO:
@@ -207,6 +197,14 @@ class FrameTables:
             self.sensors[:, LIDAR] = np.where(self.sensors[:, 0] < 0, -1, len(mounts))
         if other := [f"{name} ({count} key frames)" for name, count in ignored.items() if name in optical]:
             self.tell(f"ignored cameras: {', '.join(other)}; those that count are {', '.join(self.cameras)}")
+        self._tell_strange("key frames of sample_data.json", strange)
+
+    def _tell_strange(self, what: str, samples: Sequence[str]) -> None:
+        """Say how many rows are of samples that the table of samples lacks, as where a data set was cut."""
+        if samples:
+            self.tell(
+                f"{len(samples)} {what} are of samples that sample.json does not have, first {samples[0]}; they do not count"
+            )
 
     def _check_complete(self, skip: bool) -> None:
         self.complete = (self.sensors >= 0).all(1)
@@ -223,7 +221,8 @@ class FrameTables:
                 f"{told}, first sample {self.tokens[frame]} of {self._scene_of(frame)} has no {self.channels[channel]}; {len(self.cameras)} "
                 f"cameras and {self.channels[LIDAR]} are needed{way_out}"
             )
-        self.tell(f"{told} and are skipped")
+        lost = [chain.name for chain in self.chains if chain.start < chain.stop and not len(chain.rows(self.complete))]
+        self.tell(f"{told} and are skipped" + (f", with them all of {', '.join(lost)}" if lost else ""))
 
     def _scene_of(self, frame: int) -> str:
         return next(chain.name for chain in self.chains if chain.start <= frame < chain.stop)
@@ -233,7 +232,9 @@ class FrameTables:
         for chain in self.chains:
             rows = chain.rows(self.complete)
             times = {"sample": self.times[rows], "sample_data": self.timestamps[rows]}
-            check_times(chain.name, [self.tokens[row] for row in rows], times, self.folder.name)
+            tokens = [self.tokens[row] for row in rows]
+            check_times(chain.name, tokens, times, self.folder.name)
+            tell_late(self.cameras, self._taken[rows], self.timestamps[rows], tokens, self.tell)
         complete = np.flatnonzero(self.complete)
         check_sizes(self.sizes[complete], [self.tokens[row] for row in complete], self.folder.name)
         found = [np.unique(column, return_index=True) for column in self.sensors[complete].T]
@@ -277,11 +278,12 @@ class FrameTables:
         classes = {name: self.categories.class_of(name) for name in names.values()}
         labels = {name: -1 if kind is None else CLASSES.index(kind) for name, kind in classes.items()}
         levels = self._visibility_levels()
-        blocks, block, unmapped, pointless = [], Annotations(), Counter[str](), 0
+        blocks, block, unmapped, pointless, strange = [], Annotations(), Counter[str](), 0, list[str]()
         with self._table("sample_annotation") as rows:
             for row in rows:
-                frame, category = self._number.get(row["sample_token"]), kinds[row["instance_token"]]
-                if frame is None:
+                frame, category = self._number.get(row["sample_token"], -2), kinds[row["instance_token"]]
+                if frame < 0:
+                    strange += [row["sample_token"]] * (frame == -2)
                     continue
                 if (label := labels[category]) < 0:
                     unmapped[category] += 1
@@ -292,6 +294,7 @@ class FrameTables:
                     blocks.append(block.columns())
                     block = Annotations()
             blocks.append(block.columns())
+        self._tell_strange("rows of sample_annotation.json", strange)
         order = np.argsort(np.concatenate([columns["frame"] for columns in blocks]), kind="stable")
         columns = {name: np.concatenate([made.pop(name) for made in blocks])[order] for name in list(blocks[0])}
         counts = np.concatenate([[0], np.cumsum(np.bincount(columns["frame"], minlength=len(self.tokens)))])

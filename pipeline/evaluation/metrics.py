@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.data_classes import EvalBoxes
 from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes
@@ -17,11 +18,12 @@ from nuscenes.eval.detection.data_classes import DetectionBox, DetectionMetricDa
 from nuscenes.eval.detection.evaluate import DetectionEval
 from nuscenes.nuscenes import NuScenes
 
+from pipeline.data.annotations import possible
 from pipeline.data.devkit import TABLES, open_truth
+from pipeline.data.folder import table_folder
 from pipeline.data.index import FrameIndex
 from pipeline.data.json_stream import JSONStream, rows_of
 from pipeline.data.splits import split_scenes
-from pipeline.data.tables import table_folder
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 
@@ -151,6 +153,11 @@ class _SplitEval(DetectionEval):
                 raise FD3DError(
                     f"{submission} has a box of sample {token} that the devkit refuses: {_told(error)}"
                 ) from error
+            if (odd := _impossible(frame.boxes[token])) is not None:
+                raise FD3DError(
+                    f"{submission} has a box of sample {token} that cannot be: translation {odd.translation}, size {odd.size}, rotation "
+                    f"{odd.rotation}, velocity {odd.velocity}; give finite numbers, sizes above 0 and a rotation"
+                )
             boxes.boxes[token] = self._counted(frame).boxes[token]
         if others or len(boxes) < len(known):
             odd = min([*others, *(known - set(boxes.boxes))])
@@ -158,6 +165,14 @@ class _SplitEval(DetectionEval):
                 f"{submission} has {len(boxes)} of the {len(known)} samples of {split} and {len(others)} others, first {odd}"
             )
         return boxes
+
+
+def _impossible(boxes: list[DetectionBox]) -> DetectionBox | None:
+    """The first box that cannot be; a velocity that is not known may be NaN."""
+    numbers = [[*box.translation, *box.size, *box.rotation, *box.velocity] for box in boxes]
+    values = np.array(numbers, dtype=np.float64).reshape(len(boxes), 12)
+    bad = ~possible(values[:, :10]) | np.isinf(values[:, 10:]).any(1)
+    return boxes[int(bad.argmax())] if bad.any() else None
 
 
 def _results(submission: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:

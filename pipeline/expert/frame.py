@@ -3,7 +3,11 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from pipeline.data import CLASSES
+from pipeline.errors import FD3DError
 
 
 @dataclass
@@ -61,3 +65,38 @@ class ExpertFrame:
     reference: Tensor | None = None
     features: Tensor | None = None
     reading: BEVReading | CameraReading | None = None
+
+
+def check_frame(frame: object, num_queries: int, adapter: str) -> None:
+    """Refuse what an adapter gave, if it is not as :class:`ExpertFrame` says; numbers that are not finite are left to the dump, which
+    names the frame.
+
+    Args:
+        num_queries: K that was asked for.
+        adapter: name of the adapter in messages.
+
+    Raises:
+        FD3DError: naming the part.
+    """
+    if not isinstance(frame, ExpertFrame):
+        raise FD3DError(f"{adapter}.read gave {type(frame).__name__} for a frame; give an ExpertFrame")
+    wanted = {"boxes": (num_queries, 9), "score": (num_queries,), "label": (num_queries,)}
+    for name, shape in wanted.items():
+        part = getattr(frame, name)
+        told = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+        if told != shape:
+            raise FD3DError(f"{adapter}.read gave {name} {told} for {num_queries} queries; give a tensor {shape}")
+    maps = {"bev": (frame.bev, 3)} if frame.bev is not None else {}
+    for name, (part, dims) in (maps | {f"pv[{i}]": (level, 4) for i, level in enumerate(frame.pv)}).items():
+        if not isinstance(part, Tensor) or part.dim() != dims:
+            told = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+            raise FD3DError(f"{adapter}.read gave {name} {told}; give a tensor of {dims} dimensions")
+    label, score = frame.label, frame.score
+    if label.is_floating_point() or not ((label >= 0) & (label < len(CLASSES))).all():
+        raise FD3DError(
+            f"{adapter}.read gave the label {label.max().item():g}; give numbers of pipeline.data.CLASSES, 0 to {len(CLASSES) - 1}"
+        )
+    if ((score < 0) | (score > 1)).any():
+        raise FD3DError(f"{adapter}.read gave scores of {score.min():g} to {score.max():g}; give scores in 0..1")
+    if (torch.diff(score) > 0).any():
+        raise FD3DError(f"{adapter}.read gave queries that are not in the order of their scores; give the best first")

@@ -1,5 +1,6 @@
 """Maps that a detector makes of the data, measured on a frame: do an expert and a student have them in common?"""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +57,20 @@ def measured(cfg: Config, source: FrameSource, checkpoint: Path | None = None) -
             "leave out adapter.pv"
         )
     pv = tuple((len(level), level.shape[1], level.shape[2], level.shape[3]) for level in frame.pv)
+    if frame.bev is not None:
+        check_turned(cfg, frame.bev.shape[1], frame.bev.shape[2])
     bev = None if frame.bev is None else (frame.bev.shape[0], frame.bev.shape[1], frame.bev.shape[2])
     return Maps(pv, bev, tuple(map(float, cfg.pc_range)), adapter.taps(model))
+
+
+def check_turned(cfg: Config, rows: int, columns: int) -> None:
+    """Refuse a BEV map whose cells are square only if its rows are columns."""
+    x0, y0, _, x1, y1, _ = map(float, cfg.pc_range)
+    if rows != columns and math.isclose((x1 - x0) / rows, (y1 - y0) / columns, rel_tol=0.01):
+        raise FD3DError(
+            f"the BEV map of config {cfg.filename} has {rows} rows and {columns} columns for {x1 - x0:g} m along x and {y1 - y0:g} m along y; rows "
+            "are y and columns x: give the adapter a map that is transposed"
+        )
 
 
 def maps_of(cfg: Config, source: FrameSource) -> Maps:

@@ -15,7 +15,7 @@ from pipeline.models.detector import MultiCameraDetector
 
 from .adapters import ExpertAdapter, Seen, submodule
 from .declared import check_declared, foreign_errors
-from .frame import ExpertFrame
+from .frame import ExpertFrame, check_frame
 
 _DTYPES = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -24,8 +24,13 @@ def build_adapter(cfg: Config) -> ExpertAdapter:
     """The adapter that a detector config names.
 
     Raises:
-        FD3DError: the config names no adapter, or one that does not exist.
+        FD3DError: the config names no adapter, or one that does not exist, or lacks what data are prepared by.
     """
+    if lacking := [name for name in ("image", "pc_range") if cfg.get(name) is None]:
+        raise FD3DError(
+            f"config {cfg.filename} has no '{lacking[0]}', by which data are prepared; give image = dict(scale=1.0, to_rgb=True) and "
+            "pc_range = [x0, y0, z0, x1, y1, z1]"
+        )
     settings = cfg.get("adapter")
     if settings is None:
         raise FD3DError(
@@ -114,7 +119,8 @@ class TappedExpert:
         """One streamed step: a collated batch of the next frame of B different scenes.
 
         Raises:
-            FD3DError: a tapped module did not run, or a detector of another project does not fit its adapter.
+            FD3DError: a tapped module did not run, or a detector of another project does not fit its adapter, or the adapter gave what is no
+            :class:`ExpertFrame`.
         """
         with self._errors():
             with self.tapped() as seen, self._precision():
@@ -123,4 +129,8 @@ class TappedExpert:
             idle = [name for name in self.modules if name not in seen]
             if idle:
                 raise FD3DError(f"the expert's tap '{idle[0]}' saw nothing; does its module run in prediction?")
-            return self.adapter.read(self.model, seen, samples, self.num_queries), samples
+            frames = self.adapter.read(self.model, seen, samples, self.num_queries)
+            if not isinstance(self.model, MultiCameraDetector):
+                for frame in frames:
+                    check_frame(frame, self.num_queries, type(self.adapter).__name__)
+            return frames, samples

@@ -74,6 +74,7 @@ class ExportedDetector:
         boxes, scores, labels, kept = (array[0] for array in found[:4])
         if self.notes.bev_shape is not None:
             self._history = found[4]
+        kept = kept | ~np.isfinite(boxes[:, :3]).all(1)  # for the caller to see, as PyTorch's
         return boxes[kept], scores[kept], labels[kept]
 
     def inputs(

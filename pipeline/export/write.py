@@ -61,11 +61,14 @@ def export_detector(
 
     Raises:
         FD3DError: packages of the extra ``onnx`` are missing, bad input, a detector that is none of this project's or is made
-            worse on purpose, another number of cameras than the detector's, or a place that cannot be written.
+            worse on purpose, another number of cameras than the detector's, or a place that cannot be
+            written.
     """
     check_packages("onnx", "onnxscript", *(("onnxruntime",) if int8 else ()))
     import onnx
 
+    if out.suffix != ".onnx":  # the checkpoint's own name would be overwritten
+        raise FD3DError(f"the ONNX file to write is {out}; give a name that ends in .onnx")
     check_writable(out)
     cfg = load_config(config)
     if "corruption" in cfg:

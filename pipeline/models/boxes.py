@@ -40,7 +40,7 @@ def decode_top(
     Args:
         logits: (N, classes).
         code: (N, 10) in metres.
-        post_center_range: (6,) limits for box centres, metres; None keeps all.
+        post_center_range: (6,) limits for box centres, metres; None keeps all. Centres that are not finite are kept.
 
     Returns:
         boxes (n, 9), scores (n,) falling, labels (n,), query numbers (n,).
@@ -50,6 +50,8 @@ def decode_top(
     query = torch.div(flat, num_classes, rounding_mode="floor")
     boxes, labels = decode_boxes(code.float()[query]), flat % num_classes
     if post_center_range is not None:
-        inside = ((boxes[:, :3] >= post_center_range[:3]) & (boxes[:, :3] <= post_center_range[3:])).all(-1)
+        centres = boxes[:, :3]
+        inside = ((centres >= post_center_range[:3]) & (centres <= post_center_range[3:])).all(-1)
+        inside |= ~centres.isfinite().all(-1)  # for the caller to see, in place of no box at all
         return boxes[inside], scores[inside], labels[inside], query[inside]
     return boxes, scores, labels, query

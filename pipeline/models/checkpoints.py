@@ -60,8 +60,8 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a state dict, bare or under ``state_dict``; nothing in the file is executed.
 
-    Names lose the prefix ``module.`` of parallel training; of a distiller (FD3D's release) the ``student.`` is read, and of
-    mmengine's moving averages the state dict that its EMAHook left for deployment. Log histories are not read.
+    Names lose the prefixes ``module.`` and ``_orig_mod.`` of wrapped modules; of a distiller (FD3D's release) the ``student.`` is read,
+    and of mmengine's moving averages the state dict for deployment. Log histories are not read.
 
     Raises:
         FD3DError: the file is missing, truncated, includes more than tensors and plain values, or a value is not finite.
@@ -102,7 +102,7 @@ def _is_weight(name: object, value: object) -> bool:
 
 
 def _detector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    plain = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    plain = {name.removeprefix("module.").removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
     student = {name.removeprefix("student."): t for name, t in plain.items() if name.startswith("student.")}
     averages = {f"ema_{name.replace('.', '_')}" for name in plain}  # the buffers of mmcv's EMAHook
     return student or {name: tensor for name, tensor in plain.items() if name not in averages}
@@ -216,12 +216,12 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
 
 def _check_fit(model: nn.Module, found: Checkpoint, path: str | Path) -> None:
     state, own = found.state, model.state_dict()
-    missing = [k for k in own if k not in state]
-    unexpected = [k for k in state if k not in own]
+    missing, unexpected = ([k for k in a if k not in b] for a, b in ((own, state), (state, own)))
     mismatched = [
-        f"{k} {tuple(state[k].shape)} instead of {tuple(v.shape)}"
+        f"{k} {tuple(given.shape)} instead of {tuple(v.shape)}" if given.shape != v.shape else f"{k} {given.dtype}"
         for k, v in own.items()
-        if k in state and state[k].shape != v.shape
+        if (given := state.get(k)) is not None
+        and (given.shape != v.shape or (v.is_floating_point() and not given.is_floating_point()))
     ]
     problems = [
         f"{len(keys)} {kind} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"

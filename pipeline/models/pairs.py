@@ -61,7 +61,7 @@ def check_trained_rig(checkpoint: Path, cameras: Sequence[str], reference: str) 
         FD3DError: the checkpoint cannot be read, or has another order or frame; naming both.
     """
     facts = read_checkpoint(checkpoint).training
-    trained, frame = list(facts.get("cameras", cameras)), facts.get("reference", reference)
+    trained, frame = list(facts.get("cameras") or cameras), facts.get("reference") or reference
     if trained != list(cameras) and sorted(trained) == sorted(cameras):
         raise FD3DError(
             f"checkpoint {checkpoint} was trained with the cameras {', '.join(trained)}, the index has {', '.join(cameras)}; list them in "

@@ -98,7 +98,7 @@ class Validator:
         index = FrameIndex.load(self.source.index, self.source.root)
         places = _places(index, self.source.split)
         own = self.scenes[get_rank() :: get_world_size()]
-        rows = [places[row] for name in own for row in index.scenes[name]]
+        rows = [places[row] for name in own for row in index.scenes.get(name, ())]
         found = list(predict(self.cfg, detector, self.source, self.workers, rows)) if rows else []
         return all_gather_object(found) if get_world_size() > 1 else [found]
 

@@ -15,8 +15,10 @@ def draw_frame(reader: StoreReader, token: str, index: FrameIndex, root: Path, o
     """Draw a frame to the image file ``out``, with queries from ``min_score`` on.
 
     Raises:
-        FD3DError: the file cannot be written.
+        FD3DError: the file's suffix is no image's, or it cannot be written.
     """
+    if not cv2.haveImageWriter(out.name):
+        raise FD3DError(f"{out} has no suffix of an image file; give a name that ends in .png or .jpg")
     frame = index[index.row(token)]
     stored = reader.read(token)
     boxes = stored["query/boxes"][stored["query/score"] >= min_score]

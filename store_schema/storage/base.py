@@ -13,7 +13,7 @@ from zarr.abc.store import Store
 
 from ..errors import StoreError
 from ..layout import DONE
-from .own import LEASE, LOCK, MANIFEST, RECIPE, TEMPORARY, own_files
+from .own import LEASE, LOCK, MANIFEST, RECIPE, TEMPORARY, is_foreign, own_files
 
 __all__ = ["BLOCK", "LEASE", "LOCK", "MANIFEST", "RECIPE", "TEMPORARY", "Storage", "is_held"]
 
@@ -112,7 +112,8 @@ class Storage(ABC):
             return
         with self.lock():
             self.empty()
-            self.delete(RECIPE)
+            if not is_foreign(self.read_many([RECIPE]).get(RECIPE, b"")):
+                self.delete(RECIPE)
 
     def check_clearable(self) -> None:
         """Refuse to delete at the root of a bucket, where other data lie.
@@ -133,11 +134,14 @@ class Storage(ABC):
         """
         self.check_clearable()
         there = self.list()
-        records = [name for name in there if name in (RECIPE, MANIFEST) or name.startswith(f"{DONE}/")]
+        named = [name for name in there if name in (RECIPE, MANIFEST) or name.startswith(f"{DONE}/")]
+        records = {name: data for name, data in self.read_many(named).items() if not is_foreign(data)}
         if not records and (foreign := there.keys() - {LOCK, LEASE}):
             raise StoreError(f"{self} is no store (it has {min(foreign)}); nothing is deleted")
-        own = own_files(there, self.read_many(records))
-        self.delete(MANIFEST)
+        others = set(named) - records.keys()
+        own = [name for name in own_files(there, records) if name not in others]
+        if MANIFEST in own:
+            self.delete(MANIFEST)
         self.delete_all(name for name in own if name != MANIFEST)
 
     @abstractmethod

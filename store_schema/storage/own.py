@@ -57,6 +57,17 @@ def own_files(there: Iterable[str], records: Mapping[str, bytes]) -> list[str]:
     return [name for name in there if name not in (RECIPE, LOCK, LEASE) and is_own(name)]
 
 
+def is_foreign(data: bytes) -> bool:
+    """Whether a file of a record's name is another program's, such as a web page's ``manifest.json``; damaged ones are not."""
+    return bool(record := _record(data)) and not record.keys() & {
+        "schema",
+        "schema_version",
+        "scenes",
+        "shards",
+        "files",
+    }
+
+
 def is_temporary(name: str) -> bool:
     """Whether a file is one that a writer has not finished: another one below ``.tmp`` is not the store's."""
     return _TEMPORARY.fullmatch(name) is not None

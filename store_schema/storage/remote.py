@@ -85,10 +85,13 @@ class RemoteStorage(Storage):
         with self._requests("read") as (fs, root):
             paths = {f"{root}/{name}": name for name in names}
             found = fs.cat(list(paths), on_error="return") if paths else {}
+            found = {
+                path.lstrip("/"): data for path, data in found.items()
+            }  # some file systems leave out the root's slash
             failed = [e for e in found.values() if isinstance(e, Exception) and not isinstance(e, FileNotFoundError)]
             if failed:
                 raise failed[0]
-        return {name: found[path] for path, name in paths.items() if isinstance(found[path], bytes)}
+        return {name: data for path, name in paths.items() if isinstance(data := found.get(path.lstrip("/")), bytes)}
 
     def write_all(self, files: Iterable[tuple[str, bytes | memoryview]]) -> None:
         for name, data in files:

@@ -4,12 +4,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.data import CAMERAS
 from pipeline.data.checks import tell_sideways
@@ -126,7 +128,7 @@ FAULTS: list[tuple[str, Callable[[Rows], object], str]] = [
     ("scene", lambda rows: rows.append(rows[0] | {"name": "other"}), "scene.json has the token .* twice"),
     ("sample_data", first(calibrated_sensor_token="nope"), "calibrated_sensor.json has no row with the token 'nope'"),
     ("sample_annotation", first(instance_token="nope"), "instance.json has no row with the token 'nope'"),
-    ("sample", first(token="Straße"), "sample.json has the token 'Straße'; give tokens of ASCII characters"),
+    ("sample", first(token="Straße"), "sample.json has the token 'Straße'; give tokens of 1 to 64"),
     ("sample", first(next="nope"), "sample.json has no row with the token 'nope'"),
     ("sample_annotation", same_frame, "annotation .* has prev none and next .*, which are not in order of time"),
     (
@@ -144,11 +146,18 @@ FAULTS: list[tuple[str, Callable[[Rows], object], str]] = [
         scaled("timestamp", 1000),
         "sample.json has timestamps 500000000 apart .*; give timestamps in microseconds",
     ),
+    ("sample", scaled("timestamp", 100), "give timestamps in microseconds"),  # nanoseconds at 20 Hz
+    ("sample", first(timestamp=1700120000.5), "timestamp of .* is 1700120000.5; give a whole number"),
+    ("sample_data", first(is_key_frame="false"), "is_key_frame of .* is 'false'; give true or false"),
+    ("sample_data", first(filename="a\0b"), "filename is .*, no text"),
+    ("scene", first(name="\ud800"), "name is .*, no text"),
+    ("scene", first(token="Straße"), "scene.json has the token 'Straße'; give tokens of 1 to 64"),
+    ("sample", first(token="x" * 65), "sample.json has the token 'x{65}'; give tokens of 1 to 64"),
     ("sample_data", lambda rows: rows.append(dict(rows[0])), "has two key frames of CAM_FRONT for sample .*; keep one"),
     ("sample_data", first(filename=3), "filename is 3, no text"),
     ("sample_data", each(width=0), "width or height 0 or below for sample"),
     ("sample_data", turned, "image .* has 160x288 pixels .*, sample_data.json says 288x160"),
-    ("sample_data", each(timestamp=float("inf")), "sample_data.json: cannot convert"),
+    ("sample_data", each(timestamp=float("inf")), "timestamp of .* is inf; give a whole number"),
     ("sample_annotation", first(size=[1, 1]), "annotation .* must have 3 numbers of translation, 3 of size and 4"),
     (
         "sample_annotation",
@@ -312,6 +321,88 @@ def test_an_image_that_cannot_be_read_is_told(own: Path, world: Path) -> None:
         (own / name).write_bytes(b"no image")
     (line,) = (line for line in indexed(own)[1] if "cannot be read" in line)
     assert line.endswith(", and 1 more of scene-2000; frames that need them will fail")
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "told"),
+    [
+        (
+            "a.png",
+            lambda path, image: cv2.imwrite(path, image.astype(np.uint16) * 200),
+            "has pixels of more than 8 bits .RGB;16B.",
+        ),
+        (
+            "a.png",
+            lambda path, image: cv2.imwrite(path, image[..., 0].astype(np.uint16) * 200),
+            "has pixels of more than 8 bits",
+        ),
+        ("a.gif", lambda path, image: Image.fromarray(image).save(path), "is a GIF file, which OpenCV does not decode"),
+        (
+            "a.tif",
+            lambda path, image: Image.fromarray(image).save(path, tiffinfo={274: 3}),
+            "is a TIFF file with an orientation",
+        ),
+        (
+            "a.tif",
+            lambda path, image: Image.fromarray(image).save(path, tiffinfo={274: 6}),
+            "is a TIFF file with an orientation",
+        ),
+        ("a.tif", lambda path, image: Image.fromarray(image).save(path), None),
+        ("a.bmp", lambda path, image: Image.fromarray(image).save(path), None),
+    ],
+)
+def test_images_that_cannot_be_decoded_as_recorded_are_refused_by_the_index(
+    own: Path, world: Path, name: str, write: Callable, told: str | None
+) -> None:
+    (own / "samples").unlink()
+    shutil.copytree(world / "samples", own / "samples")
+    write(str(own / "samples" / name), np.random.default_rng(0).integers(0, 256, (160, 288, 3), np.uint8))
+    change(own, "sample_data", first(filename=f"samples/{name}"))
+    with pytest.raises(FD3DError, match=f"image .*{name} {told}") if told else nullcontext():
+        indexed(own)
+
+
+def test_cameras_by_a_modality_in_capitals_and_sensors_with_intrinsics_are_found(own: Path) -> None:
+    change(
+        own,
+        "sensor",
+        lambda rows: [
+            row.update(channel=row["channel"].lower(), modality="Camera") for row in rows if row["modality"] == "camera"
+        ],
+    )
+    assert indexed(own)[0].cameras == tuple(sorted(name.lower() for name in CAMERAS))
+    change(own, "sensor", lambda rows: rows[0].update(modality="ccd"))
+    index, (line,) = indexed(own)
+    assert len(index.cameras) == 5 and line.startswith("ignored cameras: cam_")
+
+
+def test_a_camera_whose_images_are_of_other_frames_is_told(own: Path) -> None:
+    def late(rows: Rows) -> None:
+        for row in rows:
+            row["timestamp"] += 400_000 * ("CAM_BACK/" in row["filename"])
+
+    change(own, "sample_data", late)
+    lines = indexed(own)[1]
+    assert lines and all(
+        "images of CAM_BACK were taken more than half a step between frames apart" in line for line in lines
+    )
+
+
+def test_frames_too_far_apart_for_velocities_are_told(own: Path) -> None:
+    (own / "can_bus").unlink()
+    for table in ("sample", "sample_data", "ego_pose"):
+        change(
+            own,
+            table,
+            lambda rows: [row.update(timestamp=(row["timestamp"] - 1_500_000_000_000_000) * 10) for row in rows],
+        )
+    assert any("no box has a velocity: frames are 5 s apart" in line for line in indexed(own)[1])
+
+
+def test_a_version_is_the_name_of_a_folder(own: Path) -> None:
+    for version in (f"{VERSION}/", str(own / VERSION), f"../own/{VERSION}"):
+        with pytest.raises(FD3DError, match="give the name of a folder directly below"):
+            indexed(own, version)
 
 
 def test_an_image_of_another_size_in_the_middle_of_a_scene_is_named(own: Path, world: Path) -> None:

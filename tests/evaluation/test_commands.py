@@ -137,6 +137,15 @@ def test_submissions_that_cannot_be_are_one_line_that_names_the_sample(own: Path
             changed(json.loads(text), translation=[float("nan")] * 3),
             f"a box of {sample} that the devkit refuses: Asser",
         ),
+        (
+            changed(json.loads(text), rotation=[0, 0, 0, 0]),
+            f"has a box of {sample} that cannot be: .*rotation .0.*; give",
+        ),
+        (
+            changed(json.loads(text), velocity=[float("inf"), 0]),
+            f"has a box of {sample} that cannot be: .*velocity .inf",
+        ),
+        (changed(json.loads(text), size=[-1, 1, 1]), f"has a box of {sample} that cannot be: .*size .-1, 1, 1"),
         (changed(json.loads(text), size=[1, 1]), f"a box of {sample} that the devkit refuses: Asser"),
     ):
         given.write_text(wrong)

@@ -494,6 +494,14 @@ def test_bad_input_of_export_is_named_before_work(
     assert "\n" not in str(caught.value) and not converted and not (tmp_path / "a.onnx").exists()
 
 
+def test_a_checkpoint_is_not_overwritten_by_the_file(files, world_index, tmp_path):
+    config, checkpoint = files["bevformer"]
+    before = checkpoint.read_bytes()
+    with pytest.raises(FD3DError, match="give a name that ends in .onnx"):
+        fd3d("export", config, checkpoint, checkpoint, "--index", world_index)
+    assert checkpoint.read_bytes() == before
+
+
 def test_a_split_of_single_frames_calibrates_nothing(world, world_index, monkeypatch):
     index = FrameIndex.load(world_index)
     monkeypatch.setattr(FrameIndex, "select", lambda self, split: [rows[0] for rows in index.scenes.values()])

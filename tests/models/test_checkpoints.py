@@ -230,6 +230,13 @@ def test_weights_that_are_not_finite_are_refused(state, tmp_path, value):
         read_checkpoint(tmp_path / "broken.pth")
 
 
+def test_whole_numbers_in_place_of_weights_are_refused(bevformer, state, tmp_path):
+    name = "img_neck.fpn_convs.2.conv.weight"
+    rounded = official(tmp_path / "rounded.pth", state | {name: state[name].round().to(torch.int8)})
+    with pytest.raises(FD3DError, match=rf"1 mismatched \({name} torch.int8\)"):
+        load_checkpoint(build_detector(load_config(bevformer)), rounded)
+
+
 def test_after_reading_a_checkpoint_a_training_can_still_resume_from_its_own(state, tmp_path):
     """An online student reads its expert before mmengine reads the student's unfinished checkpoint."""
     torch.save({"state_dict": state}, tmp_path / "expert.pth")

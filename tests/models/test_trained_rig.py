@@ -33,6 +33,9 @@ def test_order_and_frame_are_compared(expert_checkpoint: Path, tmp_path: Path) -
     check_trained_rig(own, CAMERAS, "LIDAR_TOP")
     check_trained_rig(own, [f"ring_{i}" for i in range(6)], "top")  # another fleet
     check_trained_rig(expert_checkpoint, TURNED, "LIDAR_TOP")  # does not tell
+    odd = tmp_path / "odd.pth"
+    torch.save(torch.load(own, weights_only=True) | {"training": {"cameras": None, "reference": None}}, odd)
+    check_trained_rig(odd, TURNED, "LIDAR_TOP")
     with pytest.raises(
         FD3DError, match="with the cameras CAM_FRONT, .*, the index has CAM_BACK.*; list them in that order"
     ):

@@ -151,7 +151,7 @@ def test_frames_that_do_not_fit_are_refused_by_name(tmp_path, name, change, mess
 @pytest.mark.parametrize(
     ("scenes", "message"),
     [
-        ({"s": ["x" * 33]}, "token 'x{33}' of scene s does not fit frame/token, which holds 1 to 32 printable ASCII"),
+        ({"s": ["x" * 65]}, "token 'x{65}' of scene s does not fit frame/token, which holds 1 to 64 printable ASCII"),
         ({"s": ["straße-1"]}, "token 'straße-1' of scene s does not fit"),
         ({"s": [""]}, "token '' of scene s does not fit"),
         ({"s": ["a", "a "]}, "token 'a ' of scene s does not fit"),  # padded with blanks both are equal

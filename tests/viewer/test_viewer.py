@@ -388,6 +388,11 @@ def run_inspect(*args: object):
     return CliRunner().invoke(app, ["inspect", *map(str, args)])
 
 
+def test_a_picture_s_name_tells_its_kind(reader, world, world_index, tmp_path):
+    done = run_inspect(reader.path, "--index", world_index, "--root", world, "--out", tmp_path / "picture")
+    assert isinstance(done.exception, FD3DError) and "no suffix of an image file" in str(done.exception)
+
+
 def test_inspect_prints_a_table_and_writes_a_page(reader, world, world_index, tmp_path):
     place = ["--index", world_index, "--root", world, "--html", tmp_path / "page.html"]
     lines = run_inspect(reader.path, *place, "--frames", 4, "--width", 64).stdout.splitlines()
