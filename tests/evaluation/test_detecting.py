@@ -5,6 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from pipeline.data.index import FrameIndex
@@ -42,6 +43,15 @@ def test_boxes_are_those_of_predict_and_drawings_are_images(
         height, width, _ = cv2.imread(str(frame.drawing)).shape
         assert width == 3 * 480 + height
     assert FrameIndex.load(tmp_path / "index.npz").sha256 == index.sha256
+
+
+def test_weights_that_overflow_are_one_line_and_not_no_boxes(world, scene, expert_config, expert_checkpoint, tmp_path):
+    """Centres that are no numbers are inside no range, and would be left out."""
+    content = torch.load(expert_checkpoint, weights_only=True)
+    state = {name: t * 1e30 if name.startswith("img_neck") else t for name, t in content["state_dict"].items()}
+    torch.save(content | {"state_dict": state}, tmp_path / "huge.pth")
+    with pytest.raises(FD3DError, match="detections of frame .* are not finite; look at the checkpoint"):
+        list(detect_scene(expert_config, tmp_path / "huge.pth", world, scene, tmp_path, frames=1))
 
 
 def test_the_command_with_and_without_a_checkpoint(

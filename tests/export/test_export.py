@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -178,6 +179,18 @@ def test_detect_runs_the_file(files, exported, world, world_index, tmp_path):
         assert [b["detection_score"] for b in boxes] == pytest.approx(
             [b["detection_score"] for b in theirs[token]], abs=1e-3
         )
+
+
+def test_centres_that_are_no_numbers_reach_the_caller(exported, monkeypatch):
+    detector = ExportedDetector(exported["bevformer"][0])
+    boxes = np.zeros((1, 2, 9), np.float32)
+    boxes[0, 1, 0] = np.nan
+    outputs = [boxes, np.ones((1, 2), np.float32), np.zeros((1, 2), np.int64), np.zeros((1, 2), bool), np.zeros((1, 1))]
+    monkeypatch.setattr(detector, "inputs", lambda *given: {})
+    monkeypatch.setattr(detector, "_session", SimpleNamespace(run=lambda names, inputs: outputs))
+    nothing = np.zeros(0)
+    found, *_ = detector(nothing, nothing, nothing, False)
+    assert len(found) == 1 and np.isnan(found[0, 0])
 
 
 def test_a_file_is_for_the_cameras_that_it_was_exported_for(files, exported, world_index):
