@@ -73,7 +73,7 @@ def detect_scene(
     if index is None:
         index = out / "index.npz"
         try:
-            build_index(root, version or _only_version(root), index)
+            build_index(root, version or _only_version(root), index, tell=print)
         except FD3DError as error:
             raise FD3DError(f"{error}; or name an index of {root} by --index, or its profile by --params") from error
     known = FrameIndex.load(index, root)

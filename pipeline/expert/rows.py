@@ -1,5 +1,6 @@
 """Rows of the store, made from an expert's frames."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from pipeline.focal.rule import FocalRule
 from pipeline.models.views import own_cells
 from store_schema import MapCode, StoreSchema, dequantise, quantise
 
+_FAR = 0.5  # error of codes in shares of a frame's features, of which a dump warns
 ALGORITHM = 2
 """Number of the algorithm that makes rows, in every store's fingerprint; raised with each change of the code after which the
 same expert and frames give other rows, so that a dump after the change does not take old shards for its own."""
@@ -117,7 +119,7 @@ def level_cells(frame: ExpertFrame) -> dict[str, np.ndarray]:
     return {f"pv/{i}": own_cells(own, size, image_hw).flatten().cpu().numpy() for i, size in enumerate(sizes)}
 
 
-def _packed(
+def packed(
     name: str, feature: Tensor, mask: Tensor, values: str, codes: Mapping[str, FeatureCode]
 ) -> dict[str, np.ndarray]:
     """The True cells of a map, channel last, as the store's arrays of that map; feature (..., C, H, W)."""
@@ -126,11 +128,23 @@ def _packed(
     cells = last.reshape(-1, last.shape[-1])[index]
     packed = {f"{name}/index": index.cpu().numpy()}
     if name in codes:
-        return packed | {f"{name}/values": codes[name].encode(cells).cpu().numpy()}
+        coded = codes[name].encode(cells)
+        _tell_far(name, codes[name], coded, cells)
+        return packed | {f"{name}/values": coded.cpu().numpy()}
     if values != "uint8":
         return packed | {f"{name}/values": cells.to(getattr(torch, values)).cpu().numpy()}
     bytes_, affine = quantise(cells.float().cpu().numpy())
     return packed | {f"{name}/values": bytes_, f"{name}/affine": affine}
+
+
+def _tell_far(name: str, code: FeatureCode, coded: Tensor, cells: Tensor) -> None:
+    """Warn of features (k, C) far from all that the code was learned from, which it clips; one text, so that it is said once a map."""
+    if (code.decode(coded) - cells).norm() > _FAR * cells.norm():
+        warnings.warn(
+            f"codes of {name} err by more than {_FAR:.0%} of a frame's features, which are unlike those that the codes were learned from; raise "
+            "dump.code_frames, so that such frames are among them, or use another dump.values",
+            stacklevel=3,
+        )
 
 
 def store_row(
@@ -162,9 +176,9 @@ def store_row(
         return row | {path: level.cpu().numpy() for path, level in levels.items()}
     bev, masks = cells
     if frame.bev is not None and bev is not None:
-        row |= _packed("bev", frame.bev, bev, schema.values, codes or {})
+        row |= packed("bev", frame.bev, bev, schema.values, codes or {})
     for i, (feature, mask) in enumerate(zip(frame.pv, masks, strict=True)):
-        row |= _packed(f"pv/{i}", feature, mask, schema.values, codes or {})
+        row |= packed(f"pv/{i}", feature, mask, schema.values, codes or {})
     return row
 
 

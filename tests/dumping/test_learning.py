@@ -19,6 +19,8 @@ from pipeline.dumping.learning import learn_code, sample_frames
 from pipeline.dumping.recompute import recompute
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
+from pipeline.expert.rows import packed
+from pipeline.focal.codes import FeatureCode
 from pipeline.focal.rule import FocalRule
 from pipeline.models.build import load_config
 from store_schema import StoreReader, verify
@@ -154,6 +156,21 @@ def test_few_or_equal_features():
 def test_settings_that_contradict_each_other(settings, message):
     with pytest.raises(FD3DError, match=message):
         DumpSettings(FocalRule(), **settings)
+
+
+@pytest.mark.parametrize("kind", ["pq", "pca"])
+def test_features_far_from_what_a_code_was_learned_from_are_warned_of(kind: str) -> None:
+    """A code holds no values beyond its sample's, such as those of the first night in a dump."""
+    plain = np.random.default_rng(0).normal(size=(2000, 8)).astype(np.float32)
+    code = Code(kind, 8, 8)
+    coders = {"bev": FeatureCode(learn_code("bev", code, plain))}
+    mask = torch.ones(20, 25, dtype=torch.bool)
+    cells = torch.from_numpy(plain[:500].T.reshape(8, 20, 25))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        packed("bev", cells, mask, kind, coders)
+    with pytest.warns(UserWarning, match="codes of bev err by more than 50% of a frame's features, which are unlike"):
+        packed("bev", cells * 10, mask, kind, coders)
 
 
 @pytest.mark.parametrize("kind", ["pq", "pca"])
