@@ -220,7 +220,7 @@ def test_a_lidar_that_does_not_count_may_be_missing(own: Path, lacks: str) -> No
 
 def test_a_scene_without_frames_is_told_and_left_out(own: Path) -> None:
     index, _ = indexed(own)
-    before, last = judged(own, "world_val"), names(own)[0]
+    before, last = judged(own, "world_train"), names(own)[0]
     scene = next(row for row in json.loads((own / VERSION / "scene.json").read_text()) if row["name"] == last)
     samples = {
         row["token"]
@@ -234,12 +234,12 @@ def test_a_scene_without_frames_is_told_and_left_out(own: Path) -> None:
     change(own, "sample_data", drop)
     _, (line,) = indexed(own, skip_incomplete=True)
     assert line.endswith(f"and are skipped, with them all of {last}")
-    assert judged(own, "world_val")["mAP"] > 50 and before["mAP"] > 50
+    assert judged(own, "world_train")["mAP"] > 50 and before["mAP"] > 50
     with pytest.raises(FD3DError, match="lack a sensor"):
         indexed(own)
     change(own, "scene", lambda rows: [row.update(first_sample_token="") for row in rows if row["name"] == last])
     assert f"{last} has no sample, and is left out" in indexed(own)[1]
-    assert judged(own, "world_val")["mAP"] > 50
+    assert judged(own, "world_train")["mAP"] > 50
 
 
 def test_rows_of_samples_that_are_not_there_are_counted(own: Path) -> None:
