@@ -524,7 +524,8 @@ def test_a_split_of_single_frames_calibrates_nothing(world, world_index, monkeyp
 
 def test_a_place_that_cannot_be_written_is_named_before_work(files, tmp_path, converted):
     (tmp_path / "file").touch()
-    for out in (tmp_path, tmp_path / "file/a.onnx"):
+    (tmp_path / "folder.onnx").mkdir()
+    for out in (tmp_path / "folder.onnx", tmp_path / "file/a.onnx"):
         with pytest.raises(FD3DError, match=f"{out} cannot be written: "):
             fd3d("export", *files["bevformer"], out, "--height", 160, "--width", 288)
     assert not converted
