@@ -3,6 +3,7 @@
 A worker that watches its parent by a thread is deaf while it loads libraries, which takes seconds.
 """
 
+import os
 import subprocess
 import sys
 import uuid
@@ -46,6 +47,8 @@ while True:
 def guarded() -> Iterator[str]:
     """Guard while the context lasts; its value is what :data:`MARK` is to be in the environment of a process."""
     value = uuid.uuid4().hex
+    # dask leaves the mark of an earlier dump in this process's environment, and prefers what is there to what it is given
+    os.environ.pop(MARK, None)
     command = [sys.executable, "-I", "-S", "-c", _GUARD, f"{MARK}={value}"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from pipeline.dumping.dump import dump
+from pipeline.dumping.guard import MARK
 
 WAITING = """
 import signal, sys, time
@@ -80,7 +81,8 @@ def test_a_dump_that_is_ended_leaves_its_shards_and_no_process(
         process = subprocess.Popen(
             [sys.executable, "dumping.py"],
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(project)},
+            # as in a process that has dumped before
+            env=os.environ | {"PYTHONPATH": str(project), MARK: "another dump's"},
             stderr=said,
             start_new_session=True,
         )
