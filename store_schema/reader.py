@@ -234,6 +234,8 @@ class StoreReader:
         """
         try:
             self._check_files(shard)
+        except StoreError:  # of the system, not of the file
+            raise
         except ValueError as error:
             raise StoreError(
                 f"shard {shard} of {self.storage} is damaged: {error}; delete {self.layout.marker(shard)} and dump again"
@@ -269,13 +271,13 @@ class StoreReader:
         """
         try:
             return {path: np.asarray(array_of(self.group, path)[:]) for path in self.schema.constants()}
+        except StoreError:
+            raise
         except (ValueError, KeyError, FileNotFoundError) as error:
             self._check_same()
             raise StoreError(
                 f"a constant of store {self.storage} is damaged: {error}; run 'fd3d dump' again, which writes it anew"
             ) from error
-        except StoreError:
-            raise
         except Exception as error:
             raise self.storage.trouble("read", error) from error
 

@@ -1,6 +1,8 @@
 """Files of another store where a store's own were: copied over a store, into open files, or exchanged."""
 
+import errno
 import itertools
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,6 +124,24 @@ def test_a_damaged_constant_is_dumped_again(tmp_path: Path) -> None:
         StoreError, match="a constant of store .* is damaged: .*; run 'fd3d dump' again, which writes it"
     ):
         reader.constants  # noqa: B018
+
+
+def test_what_is_no_damage_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that went away under an open reader, and a file that may not be read."""
+    write(tmp_path / "store")
+    reader = StoreReader(tmp_path / "store")
+    (tmp_path / "store/manifest.json").rename(tmp_path / "kept")
+    with pytest.raises(StoreError, match="^store .* was deleted or is being dumped again since it was opened; wait"):
+        reader.constants  # noqa: B018
+    (tmp_path / "kept").rename(tmp_path / "store/manifest.json")
+    denied = reader.storage.trouble("read", PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+    def refuse(self: object, names: object) -> dict[str, bytes]:
+        raise denied
+
+    monkeypatch.setattr(type(reader.storage), "read_many", refuse)
+    with pytest.raises(StoreError, match="^store .* cannot be read: Permission denied"):
+        reader.check_shard(0)
 
 
 def test_another_program_s_manifest_stays(tmp_path: Path) -> None:
