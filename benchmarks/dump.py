@@ -108,6 +108,7 @@ def main(
             "one": lambda: dump(one),
             "workers": lambda: dump(many),
         }
+        many.probe(job, everything[0])  # tells the engine the workers' kind of device
         dump(many)  # the workers read their expert
         for _ in range(repeats):
             for name, turn in turns.items():

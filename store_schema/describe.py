@@ -7,17 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from .reader import StoreReader, array_of, read_counts
+from .reader import StoreReader, array_of
 from .storage import Storage
 
 
 def describe(path: str | Path | Storage) -> list[dict[str, Any]]:
     """A row per array: name, shape, type, bytes on disk, bytes uncompressed without padding rows and cells."""
     reader = StoreReader(path)
-    for shard in range(len(reader.layout.plan)) if reader.path else ():  # elsewhere this would be some requests a shard
-        reader.check_shard(shard)
     rows, per_frame = [], reader.schema.arrays()
-    counts = read_counts(reader._arrays, reader.schema)
+    counts = reader.counts()
     lists = [reader.manifest["files"], *reader.manifest["shards"].values()]
     sizes = {file: entry["bytes"] for files in lists for file, entry in files.items()}
     for name, spec in (per_frame | reader.schema.constants()).items():

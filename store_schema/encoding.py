@@ -67,6 +67,7 @@ def encode_shard(spec: ArraySpec, rows: Iterable[NDArray[Any]], frames: int) -> 
     if not parts:
         return None
     table = index.tobytes()
+    tag = zlib.crc32(table, tag)
     return b"".join([*parts, tag.to_bytes(TAG, "little"), table, crc32c_bytes(table)])
 
 
@@ -76,10 +77,10 @@ def index_bytes(chunks: int) -> int:
 
 
 def tag_of(tail: bytes) -> str:
-    """The tag, given a shard file's end from the tag on: CRC-32 of the CRC-32Cs of the shard's chunks, in hexadecimal.
+    """The tag, given a shard file's end from the tag on: CRC-32 of the CRC-32Cs of the shard's chunks and of the index, in hexadecimal.
 
     Markers and manifests list the tag. A reader gets the tag with the index and so tells a file of another store, with sound
-    chunks of the same lengths, without reading the chunks.
+    chunks of the same lengths or with the same chunks at other places, without reading the chunks.
     """
     return f"{int.from_bytes(tail[:TAG], 'little'):08x}"
 

@@ -1,5 +1,6 @@
 """The rows and files that a store consists of, derived from its schema, its scenes and the rows of a shard."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -93,6 +94,13 @@ class StoreLayout:
         )
         frame[:] = tokens
         return {name: buffer.to_bytes() for name, buffer in files.items()}
+
+    def root_metadata(self, manifest: Mapping[str, Any]) -> bytes:
+        """The root group's ``zarr.json`` with the manifest as attribute ``fd3d``, without its long lists."""
+        metadata = json.loads(self.metadata()["zarr.json"])
+        long = ("shards", "scenes", "files", "mixed_libraries")
+        metadata["attributes"] = {"fd3d": {key: value for key, value in manifest.items() if key not in long}}
+        return json.dumps(metadata, indent=2).encode()
 
     def constant_files(self, constants: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
         """Files of the arrays without a frame dimension; the root's metadata is with the other arrays."""

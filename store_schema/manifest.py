@@ -33,7 +33,7 @@ MADE_BY = ("expert", "data", "image", "history", "coordinates", "focal", "librar
 """Sections of a manifest that tell a person what made a store."""
 ABSENT = "(absent)"
 # facts about the run that do not change what is stored
-_INCIDENTAL = ("libraries", "mixed_libraries", "shards", "statistics", "coverage", "files", "crc32c")
+_INCIDENTAL = ("libraries", "mixed_libraries", "source_sha256", "shards", "statistics", "coverage", "files", "crc32c")
 
 
 def canonical(value: Any) -> str:

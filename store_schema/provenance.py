@@ -49,15 +49,17 @@ def check_markers(storage: Storage, markers: Sequence[str], own: str) -> None:
 
 
 def joined_versions(markers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Library versions of all shards as entries of a manifest.
+    """Library versions and code of all shards as entries of a manifest.
 
     Args:
         markers: of all shards, in order.
 
     Returns:
         ``libraries``, the version by library, or a list of versions where shards differ; then also ``mixed_libraries``,
-        the versions and numbers of each group of shards.
+        the versions and numbers of each group of shards; ``source_sha256``, the code's digest, or a list of digests.
     """
+    sources = list(dict.fromkeys(marker.get("source_sha256") for marker in markers))
+    made = {"source_sha256": sources[0] if len(sources) == 1 else sources} if sources != [None] else {}
     groups: list[tuple[dict[str, str], list[str]]] = []
     for shard, marker in enumerate(markers):
         libraries = marker.get("libraries") or {}
@@ -67,12 +69,12 @@ def joined_versions(markers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             groups.append((libraries, shards))
         shards.append(f"{shard:05d}")
     if len(groups) == 1:
-        return {"libraries": groups[0][0]} if groups[0][0] else {}
+        return made | ({"libraries": groups[0][0]} if groups[0][0] else {})
     joined: dict[str, Any] = {}
     for name in sorted({name for known, _ in groups for name in known}):
         versions = list(dict.fromkeys(known.get(name, "unknown") for known, _ in groups))
         joined[name] = versions[0] if len(versions) == 1 else versions
-    return {
+    return made | {
         "libraries": joined,
         "mixed_libraries": [{"libraries": known, "shards": shards} for known, shards in groups],
     }

@@ -24,8 +24,6 @@ from .schema import OLDEST_VERSION, SCHEMA_VERSION, StoreSchema
 from .storage import LocalStorage, Storage, open_storage
 from .whole import WholeStore
 
-_SMALL = 1 << 16  # bytes of a shard's file that is read whole when the shard is opened
-
 
 class StoreReader:
     """Frames of a store by token.
@@ -204,15 +202,10 @@ class StoreReader:
         return decoded(frame, self.codes) if decode else frame
 
     def _read_stored(self, token: str) -> dict[str, NDArray[Any]]:
-        row, size = self.row(token), self.layout.frames_per_shard
-        shard = row // size
+        row = self.row(token)
+        shard = row // self.layout.frames_per_shard
         try:
-            if shard not in self._counted:
-                self._check_files(shard)
-                rows = slice(shard * size, (shard + 1) * size)
-                for path, counts in self._counts.items():
-                    counts[rows] = np.asarray(_count_array(self._arrays, path)[rows])
-                self._counted.add(shard)
+            self._count(shard)
             frame = read_row(self._arrays, self._counts, self.schema, row)
         except StoreError:
             raise
@@ -226,20 +219,33 @@ class StoreReader:
         self._check_same()  # now that all of the frame's files are open
         return frame
 
-    def check_shard(self, shard: int) -> None:
-        """Refuse missing or cut files of a shard, and small ones, counts among them, that are not as they were written.
+    def counts(self) -> dict[str, NDArray[Any]]:
+        """Stored cells of every row, (N,) by the name of the map (``bev``, ``pv/0``, ...).
 
         Raises:
-            StoreError: naming the file.
+            StoreError: files of a shard are missing or cut, or its counts are not as they were written; the shard is named.
         """
-        try:
-            self._check_files(shard)
-        except StoreError:  # of the system, not of the file
-            raise
-        except ValueError as error:
-            raise StoreError(
-                f"shard {shard} of {self.storage} is damaged: {error}; delete {self.layout.marker(shard)} and dump again"
-            ) from error
+        for shard in range(len(self.layout.plan)):
+            try:
+                self._count(shard)
+            except StoreError:  # of the system, not of the file
+                raise
+            except (ValueError, KeyError, RuntimeError, FileNotFoundError) as error:
+                self._check_same()
+                raise StoreError(
+                    f"shard {shard} of {self.storage} is damaged: {error}; delete {self.layout.marker(shard)} and dump again"
+                ) from error
+        return self._counts
+
+    def _count(self, shard: int) -> None:
+        """Check the sizes of a shard's files and read its counts, once."""
+        if shard in self._counted:
+            return
+        self._check_files(shard)
+        rows = slice(shard * self.layout.frames_per_shard, (shard + 1) * self.layout.frames_per_shard)
+        for path, counts in self._counts.items():
+            counts[rows] = np.asarray(_count_array(self._arrays, path)[rows])
+        self._counted.add(shard)
 
     def _check_files(self, shard: int) -> None:
         files = self.manifest["shards"][f"{shard:05d}"]
@@ -251,11 +257,6 @@ class StoreReader:
             if sizes.get(name) != entry["bytes"]:
                 have = "is missing" if name not in sizes else f"has {sizes[name]} bytes instead of {entry['bytes']}"
                 raise ValueError(f"{name} {have}")
-        # two shards whose few chunks are alike differ by the places of the chunks only, which no checksum of a chunk tells
-        small = [name for name, entry in files.items() if entry["bytes"] <= _SMALL]
-        for name, data in self.storage.read_many(small).items():
-            if problem := fault(data, files[name]):
-                raise ValueError(f"{name} {problem}")
 
     @cached_property
     def codes(self) -> dict[str, MapCode]:

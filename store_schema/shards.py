@@ -28,6 +28,7 @@ class ShardWriter:
         layout: rows and files of the store.
         fingerprint: the dump's, kept in done-markers.
         libraries: versions that make the rows, by name, kept in done-markers.
+        source: SHA-256 of the program's code that makes the rows, kept in done-markers.
         codes: codes by map, for coded features.
         code_tag: checksum of the codes' constants, kept in done-markers.
     """
@@ -36,6 +37,7 @@ class ShardWriter:
     layout: StoreLayout
     fingerprint: str
     libraries: Mapping[str, str] = field(default_factory=dict)
+    source: str | None = None
     codes: Mapping[str, MapCode] = field(default_factory=dict)
     code_tag: str | None = None
 
@@ -74,20 +76,35 @@ class ShardWriter:
         marker = {"shard": shard, "fingerprint": self.fingerprint, "files": files, "sums": dict(sums or {})}
         if self.code_tag is not None:
             marker["code"] = self.code_tag
+        if self.source is not None:
+            marker["source_sha256"] = self.source
         self.storage.write(self.layout.marker(shard), seal(marker | {"libraries": dict(self.libraries)}))
+
+    def listing(self, shard: int, frames: Mapping[str, Mapping[str, NDArray[Any]]]) -> dict[str, dict[str, Any]]:
+        """Sizes and checksums of the files that :meth:`write` would write, by name, as a done-marker lists the files."""
+        rows = [frames[token] for token in self.layout.tokens(shard)]
+        return {name: self._entry(spec, data) for name, spec, data in self._encoded(shard, rows) if data is not None}
 
     def _files(
         self, shard: int, frames: Sequence[Mapping[str, NDArray[Any]]], listed: dict[str, dict[str, Any]]
     ) -> Iterator[tuple[str, bytes]]:
-        """Names and contents of a shard's files, one in memory at a time; what a marker says of each goes to ``listed``."""
-        for path, spec in self.schema.arrays().items():
-            name = shard_file(path, spec, shard)
-            data = self._encode(path, spec, frames)
-            if data is None:  # all empty; an earlier attempt's file would be read in its place
+        """Names and contents of a shard's files; what a marker says of each goes to ``listed``."""
+        for name, spec, data in self._encoded(shard, frames):
+            if data is None:  # an earlier attempt's file would be read in its place
                 self.storage.delete(name)
                 continue
-            listed[name] = entry(data) | {"tag": tag_of(data[-index_bytes(self._chunks(spec)) - TAG :])}
+            listed[name] = self._entry(spec, data)
             yield name, data
+
+    def _encoded(
+        self, shard: int, frames: Sequence[Mapping[str, NDArray[Any]]]
+    ) -> Iterator[tuple[str, ArraySpec, bytes | None]]:
+        """Name, array and content of a shard's files, one in memory at a time; no content where all is empty."""
+        for path, spec in self.schema.arrays().items():
+            yield shard_file(path, spec, shard), spec, self._encode(path, spec, frames)
+
+    def _entry(self, spec: ArraySpec, data: bytes) -> dict[str, Any]:
+        return entry(data) | {"tag": tag_of(data[-index_bytes(self._chunks(spec)) - TAG :])}
 
     def _chunks(self, spec: ArraySpec) -> int:
         """Chunks of a shard of an array."""

@@ -5,7 +5,6 @@ a done-marker with their sizes and checksums. A reader needs the manifest, and t
 is there and every file has its checksum. What a kill leaves at each moment stands in this folder's README.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -43,6 +42,7 @@ class StoreWriter:
 
     Attributes:
         replacing: called before a store that another dump made is deleted; None refuses such a store.
+        outdated: why the store that is there is another dump's though the manifests agree; None where it is not.
 
     Raises:
         StoreError: another manifest made the store, other library versions wrote a part of it, another process writes it,
@@ -50,6 +50,7 @@ class StoreWriter:
     """
 
     replacing: Callable[[OtherStoreError], None] | None = None
+    outdated: OtherStoreError | None = None
 
     def __init__(
         self,
@@ -75,7 +76,8 @@ class StoreWriter:
         }
         self._recipe, self.allow_versions = seal(self.manifest), allow_versions
         self.fingerprint = fingerprint(self.manifest)
-        self.shards = ShardWriter(self.storage, self.layout, self.fingerprint, self.manifest.get("libraries") or {})
+        libraries, source = self.manifest.get("libraries") or {}, self.manifest.get("source_sha256")
+        self.shards = ShardWriter(self.storage, self.layout, self.fingerprint, libraries, source)
         self._held: Callable[[], None] | None = None
         self._exit = ExitStack()
 
@@ -113,10 +115,9 @@ class StoreWriter:
         self.storage.sweep()
         if not self._is_whole(ARRAYS):
             self._write_marked(ARRAYS, self.layout.metadata())
-        if pending := self.pending():
+        if self.pending():
             if not self.allow_versions:
-                done = {i: m for i, m in enumerate(self._markers()) if m is not None and i not in pending}
-                check_versions(self.storage, done, self.shards.libraries)
+                check_versions(self.storage, self.finished(), self.shards.libraries)
             # while shards are redone nothing of this store is to be read
             self.storage.delete(MANIFEST)
 
@@ -124,6 +125,8 @@ class StoreWriter:
         """Make the folder this dump's, by a recipe that says so."""
         try:
             made_by, sound = self._made_by()
+            if self.outdated is not None:
+                raise self.outdated
             if made_by is not None:
                 refuse_difference(made_by, self.manifest, self.storage, "delete the store or choose another folder")
         except OtherStoreError as error:
@@ -172,10 +175,6 @@ class StoreWriter:
             raise StoreError(f"{self.storage} is not empty and no store (it has {foreign[0]}); choose another folder")
         return None, False
 
-    def shard_scenes(self, shard: int) -> list[str]:
-        """Scenes that a shard holds, in the order of its rows."""
-        return self.layout.plan[shard]
-
     def _markers(self) -> list[dict[str, Any] | None]:
         """Done-markers in shard order; None for one that is not there, of another dump or shard, or not as it was written."""
         names = self.layout.markers()
@@ -190,17 +189,22 @@ class StoreWriter:
 
     def pending(self) -> list[int]:
         """Shards without a valid done-marker, which has this dump's fingerprint and codes and names files of full length."""
-        markers, tag = self._markers(), self.shards.code_tag
-        if self.schema.code is not None and tag is None and (held := self.constants()) is not None:
-            tag = code_tag(self.schema.codes(held))
+        markers = self._markers()
+        if self.schema.code is not None and self.shards.code_tag is None and (held := self.constants()) is not None:
+            self._know_codes(held)
         sizes = self.storage.sizes(name for marker in markers if marker for name in marker["files"])
         return [
             shard
             for shard, marker in enumerate(markers)
             if marker is None
-            or marker.get("code") != tag
+            or marker.get("code") != self.shards.code_tag
             or any(sizes.get(name) != listed["bytes"] for name, listed in marker["files"].items())
         ]
+
+    def finished(self) -> dict[int, dict[str, Any]]:
+        """Done-markers of the shards that need not be written, by number."""
+        missing = set(self.pending())
+        return {i: marker for i, marker in enumerate(self._markers()) if marker is not None and i not in missing}
 
     def _is_whole(self, marker: str) -> bool:
         """Whether a marker of small files is there, and all of these files are as they were written."""
@@ -293,7 +297,7 @@ class StoreWriter:
         lists = small | {self.layout.marker(shard): marker["files"] for shard, marker in enumerate(markers)}
         self._check_files(lists)
         full = self.manifest | joined_versions(markers) | {"statistics": dict(statistics), "coverage": self._coverage()}
-        root = _with_attributes(self.layout.metadata()["zarr.json"], full)
+        root = self.layout.root_metadata(full)
         records = self.storage.read_many([RECIPE, *lists])
         files = {"zarr.json": entry(root)} | {name: entry(data) for name, data in records.items()}
         content = full | {"shards": shards, "files": dict(sorted((files | small[ARRAYS] | small[CONSTANTS]).items()))}
@@ -336,11 +340,3 @@ class StoreWriter:
                 counts = np.asarray(zarr.open_array(store, path=f"{name}/count", mode="r")[:])
             coverage[name] = round(float(counts.sum()) / (frames * total), 5)
         return coverage
-
-
-def _with_attributes(group: bytes, manifest: Mapping[str, Any]) -> bytes:
-    """The root group's metadata with the manifest as attribute ``fd3d``, without its long lists."""
-    metadata = json.loads(group)
-    long = ("shards", "scenes", "files", "mixed_libraries")
-    metadata["attributes"] = {"fd3d": {key: value for key, value in manifest.items() if key not in long}}
-    return json.dumps(metadata, indent=2).encode()

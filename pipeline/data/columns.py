@@ -1,6 +1,7 @@
 """Columns of the frame index, scene by scene: geometry, ego motion and annotated boxes of key frames."""
 
 import os
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def scene_columns(tables: FrameTables, chain: Chain, states: EgoStates, root: Pa
     tokens = [tables.tokens[row] for row in rows]
     check_poses(chain.name, tokens, tables.timestamps[rows], to_global[:, LIDAR], str(tables.folder))
     order = before + np.arange(count)
+    found = np.array([[_contents(os.path.join(root, path)) for path in paths] for paths in files], dtype=np.int64)
     return {
         "token": np.array(tokens, dtype=np.bytes_),
         "scene_token": np.array([chain.token] * count, dtype=np.bytes_),
@@ -61,9 +63,8 @@ def scene_columns(tables: FrameTables, chain: Chain, states: EgoStates, root: Pa
         "timestamp": tables.timestamps[rows],
         "image_paths": np.array([[path.encode() for path in six] for six in files], dtype=np.bytes_),
         "image_sizes": tables.sizes[rows],
-        "image_bytes": np.array(
-            [[_file_bytes(os.path.join(root, path)) for path in six] for six in files], dtype=np.int64
-        ),
+        "image_bytes": found[..., 0],
+        "image_crc32": found[..., 1].astype(np.uint32),
         "intrinsics": tables.intrinsics[sensors[:, :LIDAR]],
         "lidar2cam": lidar2cam,
         "lidar2ego": mounts[:, LIDAR],
@@ -132,11 +133,14 @@ def _check_kind(image: Image.Image, path: str) -> None:
         )
 
 
-def _file_bytes(path: str) -> int:
+def _contents(path: str) -> tuple[int, int]:
+    """Size in bytes and CRC-32 of a file; -1 and 0 where it cannot be read."""
     try:
-        return os.stat(path).st_size
+        with open(path, "rb") as file:
+            content = file.read()
     except OSError:
-        return -1
+        return -1, 0
+    return len(content), zlib.crc32(content)
 
 
 def _boxes(tables: FrameTables, chain: Chain, global2lidar: np.ndarray) -> dict[str, np.ndarray]:

@@ -26,8 +26,8 @@ from pipeline.data.tables import FrameTables, Tell
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 
-FORMAT = 3
-"""Number of the index's format; 3 is mapped into memory: narrow columns, texts as bytes, no instance tokens."""
+FORMAT = 4
+"""Number of the index's format; 3 is mapped into memory: narrow columns, texts as bytes; 4 has checksums of the images."""
 _PER_FRAME = (
     "token",
     "scene_token",
@@ -39,6 +39,7 @@ _PER_FRAME = (
     "image_paths",
     "image_sizes",
     "image_bytes",
+    "image_crc32",
     "intrinsics",
     "lidar2cam",
     "lidar2ego",
@@ -58,7 +59,7 @@ class Frame:
         timestamp: of the LiDAR sweep, microseconds.
         image_paths: V paths relative to the data root, order of ``cameras``.
         image_sizes: (V, 2) rows and columns.
-        image_bytes: (V,) sizes of the image files in bytes, -1 of one that is missing; so another image is another index.
+        image_bytes, image_crc32: (V,) sizes and CRC-32 of the image files, -1 and 0 of one that is missing.
         intrinsics: (V, 3, 3) pixels.
         lidar2cam: (V, 4, 4) LiDAR frame at its time to camera frame at its own time, by way of the global frame.
         lidar2ego, ego2global: (4, 4) at the LiDAR's time.
@@ -81,6 +82,7 @@ class Frame:
     image_paths: tuple[str, ...]
     image_sizes: np.ndarray
     image_bytes: np.ndarray
+    image_crc32: np.ndarray
     intrinsics: np.ndarray
     lidar2cam: np.ndarray
     lidar2ego: np.ndarray
@@ -292,7 +294,7 @@ def build_index(
 ) -> FrameIndex:
     """Index a data set and write the file ``out``, the same bytes for the same data set on every machine.
 
-    The index covers the images by their sizes in bytes, and the settings of a generated data set.
+    The index covers the images, which are read once, by their checksums, and the settings of a generated data set.
 
     Args:
         classes: detection class by category, over nuScenes' mapping; None for a category that is no class.

@@ -3,6 +3,7 @@
 Each transform declares ``moves_pixels``: cached expert targets stay valid only where no pixel moves.
 """
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,19 +60,19 @@ class LoadMultiViewImages(BaseTransform):
         self.scale, self.to_rgb = scale, to_rgb
 
     def transform(self, results: Item) -> Item:
-        """Raises FD3DError naming an image that is missing, truncated or of another size than the tables say."""
+        """Raises FD3DError naming an image that is missing, truncated, of another size than the tables say, or another than was indexed."""
         for entry in results["frames"]:
             frame = entry["frame"]
             images = [
-                self._decode(Path(results["root"]) / path, size)
-                for path, size in zip(frame.image_paths, frame.image_sizes, strict=True)
+                self._decode(Path(results["root"]) / path, size, int(checksum))
+                for path, size, checksum in zip(frame.image_paths, frame.image_sizes, frame.image_crc32, strict=True)
             ]
             entry["img"], entry["scale"] = padded(images), self.scale
             factors = resize_factors(frame.image_sizes.max(0), self.scale)
             entry["lidar2img"] = lidar2img(frame.intrinsics, frame.lidar2cam, factors)
         return results
 
-    def _decode(self, path: Path, size: np.ndarray) -> np.ndarray:
+    def _decode(self, path: Path, size: np.ndarray, checksum: int | None = None) -> np.ndarray:
         try:
             content = np.fromfile(path, np.uint8)
         except OSError as error:
@@ -83,6 +84,10 @@ class LoadMultiViewImages(BaseTransform):
             raise FD3DError(f"image {path} has {image.dtype} pixels; convert the images to 8 bits a channel")
         if image.shape[:2] != tuple(size):
             raise FD3DError(f"image {path} has size {image.shape[:2]}, the tables say {tuple(int(n) for n in size)}")
+        if checksum is not None and zlib.crc32(content.data) != checksum:
+            raise FD3DError(
+                f"image {path} is another than when the index was made; run 'fd3d index' again, and what was made with the old image"
+            )
         return image[..., ::-1] if self.to_rgb else image
 
 

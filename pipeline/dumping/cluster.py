@@ -84,6 +84,11 @@ def learn(job: Job, schema: StoreSchema, scenes: Sequence[Sequence[str]]) -> dic
     return session_of(job).learn(schema, scenes, lambda frames: None)
 
 
+def again(job: Job, writer: ShardWriter, shard: int) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
+    """Task: see :meth:`~pipeline.dumping.session.Session.again`."""
+    return session_of(job).again(writer, shard)
+
+
 def run_shard(name: str, key: str, shard: int) -> None:
     """Task: infer and write a shard; the next one's inference starts while this one is written.
 
@@ -224,6 +229,15 @@ class DaskEngine:
         )
         report(sum(map(len, scenes)))
         return found
+
+    def again(
+        self, job: Job, writer: ShardWriter, shard: int
+    ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
+        """See :class:`~pipeline.dumping.engine.Engine`."""
+        made: tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]] = self._result(
+            self.client.submit(again, job, writer, shard, pure=False), f"shard {shard}"
+        )
+        return made
 
     def run(self, job: Job, writer: ShardWriter, shards: Sequence[int], report: Report) -> None:
         """See :class:`~pipeline.dumping.engine.Engine`."""

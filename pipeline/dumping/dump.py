@@ -20,7 +20,8 @@ from pipeline.dumping.moments import join_moments
 from pipeline.dumping.recipe import library_versions, make_manifest, scene_rows
 from pipeline.dumping.session import Job, shard_tokens
 from pipeline.dumping.settings import ClusterSettings, DumpSettings
-from pipeline.dumping.shared import Shared, code_sha256
+from pipeline.dumping.shared import Shared, source_sha256
+from pipeline.dumping.unchanged import outdated_by
 from pipeline.errors import FD3DError
 from pipeline.expert import build_adapter
 from pipeline.models.build import file_sha256, load_config
@@ -69,7 +70,7 @@ def dump(
 
     Raises:
         FD3DError: bad input, ``settings.autocast`` without a GPU, features that are not finite (with the frame's token), or the cluster is gone.
-        OtherStoreError: the store was made by another expert, config or index.
+        OtherStoreError: the store was made by another expert, config or index, or by code that made other values.
         StoreError: the store is being written, other library versions wrote a part of it, a token or scene does not fit,
             or the disk is full.
     """
@@ -101,7 +102,7 @@ def dump(
         files = [(source.index, index.sha256)]
         if checkpoint is not None and checkpoint.is_file():  # a worker says that it is not there
             files.append((checkpoint, file_sha256(checkpoint)))
-        shared = Shared(tuple(files), code_sha256())
+        shared = Shared(tuple(files), source_sha256())
     job = Job(cfg.pretty_text, checkpoint, source, settings, cluster.threads_per_worker, workers, versions, shared)
     manifest = None
     if checkpoint is None or checkpoint.is_file():
@@ -115,6 +116,9 @@ def dump(
         manifest = continued(storage, made)
         rows = settings.frames_per_shard
         writer = StoreWriter(storage, schema, manifest, tokens, rows, allow_versions=allow_versions)
+        writer.outdated = outdated_by(engine, job, writer, constants)
+        if writer.outdated is not None and not replace_other:
+            raise writer.outdated
         constants |= learned(engine, job, writer, settings)  # before another store is deleted
         with opened(writer, replace_other):
             writer.write_constants(constants)
@@ -159,7 +163,7 @@ def learned(engine: Engine, job: Job, writer: StoreWriter, settings: DumpSetting
     schema = writer.schema
     if schema.code is None:
         return {}
-    if (held := writer.constants()) is not None:
+    if writer.outdated is None and (held := writer.constants()) is not None:
         return {path: array for path, array in held.items() if path.startswith("code/")}
     scenes = sample_frames(writer.scenes, settings.code_frames)
     progress = Progress(sum(map(len, scenes)), 0, "frame of the codes")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -27,6 +27,11 @@ class Engine(Protocol):
     ) -> dict[str, np.ndarray]:
         """See :meth:`~pipeline.dumping.session.Session.learn`."""
 
+    def again(
+        self, job: Job, writer: ShardWriter, shard: int
+    ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
+        """See :meth:`~pipeline.dumping.session.Session.again`."""
+
     def run(self, job: Job, writer: ShardWriter, shards: Sequence[int], report: Report) -> None:
         """Write shards; on an error the finished shards stay."""
 
@@ -49,6 +54,12 @@ class InProcess:
     ) -> dict[str, np.ndarray]:
         """See :class:`Engine`."""
         return session_of(job).learn(schema, scenes, report)
+
+    def again(
+        self, job: Job, writer: ShardWriter, shard: int
+    ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
+        """See :class:`Engine`."""
+        return session_of(job).again(writer, shard)
 
     def run(self, job: Job, writer: ShardWriter, shards: Sequence[int], report: Report) -> None:
         """See :class:`Engine`."""

@@ -13,6 +13,7 @@ from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.dumping.learning import SAMPLE
 from pipeline.dumping.settings import DumpSettings
+from pipeline.dumping.shared import source_sha256
 from pipeline.errors import FD3DError
 from pipeline.expert import BEVReading, CameraReading, ExpertFrame
 from pipeline.expert.load import identity
@@ -102,6 +103,7 @@ def make_manifest(
         **({"code": {"frames": settings.code_frames, "cells": SAMPLE}} if settings.values in CODED else {}),
         "algorithm": ALGORITHM,
         "libraries": library_versions(),
+        "source_sha256": source_sha256(),
     }
 
 

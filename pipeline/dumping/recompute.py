@@ -1,6 +1,6 @@
 """Comparison of stored frames with the outputs of the expert, run again."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def recompute(
             lidar2img = torch.as_tensor(meta["lidar2img"], dtype=torch.float32, device=expert.device)
             cells = focal_cells(frame, rule, cfg.pc_range, lidar2img, reader.schema.layers)
             again = decoded(store_row(frame, cells, reader.schema, codes), reader.codes)
-            _compare(errors, reader.read(token), again)
+            compare(errors, reader.read(token), again)
     return errors
 
 
@@ -97,7 +97,8 @@ def _up_to(frames: FrameIndex, tokens: Iterable[str], chosen: set[str]) -> list[
     return [frames.row(token) for token in tokens[: last + 1]]
 
 
-def _compare(errors: dict[str, ArrayError], stored: dict[str, np.ndarray], again: dict[str, Any]) -> None:
+def compare(errors: dict[str, ArrayError], stored: Mapping[str, np.ndarray], again: Mapping[str, Any]) -> None:
+    """Add the differences of a frame, decoded on both sides, to the errors by array; ``index`` arrays count in ``cells``."""
     for path, new in again.items():
         old = stored[path]
         if path.endswith("/index"):

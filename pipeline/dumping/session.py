@@ -185,6 +185,16 @@ class Session:
                 converting.result()
         return result
 
+    def again(self, writer: ShardWriter, shard: int) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
+        """Rows by token of a shard and the sums over the rows, as a dump would write them now.
+
+        Raises:
+            FD3DError: see :meth:`infer`.
+        """
+        tokens = shard_tokens(writer, shard)
+        result = self.infer(writer, tokens, self.decoded(tokens), lambda frames: None)
+        return result.rows, sums_of(writer, result)
+
     def _convert(
         self,
         schema: StoreSchema,
@@ -227,13 +237,17 @@ def shard_tokens(writer: ShardWriter, shard: int) -> list[str]:
     return writer.layout.tokens(shard)
 
 
-def write(writer: ShardWriter, shard: int, result: ShardResult) -> None:
-    """Write a shard, with the sums over its rows in its done-marker."""
-    sums = {
+def sums_of(writer: ShardWriter, result: ShardResult) -> dict[str, Any]:
+    """Sums over a shard's rows, as plain values."""
+    return {
         "moments": shard_moments(result.rows.values(), writer.codes, result.own),
         "coverage": to_plain(join_counts(result.counts)),
     }
-    writer.write(shard, result.rows, sums)
+
+
+def write(writer: ShardWriter, shard: int, result: ShardResult) -> None:
+    """Write a shard, with the sums over its rows in its done-marker."""
+    writer.write(shard, result.rows, sums_of(writer, result))
 
 
 _building = threading.Lock()

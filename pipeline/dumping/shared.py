@@ -19,11 +19,11 @@ class Shared:
 
     Attributes:
         files: path and SHA-256 of the checkpoint and the index.
-        code: SHA-256 of the project's code.
+        source: SHA-256 of the project's code.
     """
 
     files: tuple[tuple[Path, str], ...]
-    code: str
+    source: str
 
     def check(self) -> None:
         """Compare with what this process sees.
@@ -31,7 +31,7 @@ class Shared:
         Raises:
             FD3DError: a file is missing or another one here, or the code is another version.
         """
-        if self.code != code_sha256():
+        if self.source != source_sha256():
             raise FD3DError("the code of fd3d is another version here than in the dump; install one version everywhere")
         for path, wanted in self.files:
             if not path.is_file():
@@ -44,7 +44,7 @@ class Shared:
 
 
 @lru_cache(maxsize=1)
-def code_sha256() -> str:
+def source_sha256() -> str:
     """SHA-256 of the files of the packages ``pipeline`` and ``store_schema``."""
     total = hashlib.sha256()
     for package in ("pipeline", "store_schema"):

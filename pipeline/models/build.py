@@ -1,7 +1,6 @@
 """Detectors from configs."""
 
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,7 @@ from torch import nn
 
 from pipeline.errors import FD3DError
 from pipeline.files import NO_SPACE, write_atomically
-
-_OWN = Path(__file__).resolve().parent.parent
-"""Folder of the project's own modules, whose version manifests have anyway."""
+from pipeline.models.own_modules import module_sha256
 
 
 def load_config(path: str | Path) -> Config:
@@ -75,11 +72,8 @@ def note_sources(cfg: Config, path: str | Path) -> None:
     names = cfg.get("custom_imports", {}).get("imports", [])
     sources = []
     for name in [names] if isinstance(names, str) else names:
-        file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
-        if not file.is_file() or "site-packages" in file.parts or _OWN in file.parents:
-            continue
-        files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
-        sources.append(f"{name} {hashlib.sha256(b''.join(part.read_bytes() for part in files)).hexdigest()}")
+        if (digest := module_sha256(name)) is not None:
+            sources.append(f"{name} {digest}")
     for line in cfg.get("custom_sources", []):
         if line not in sources:
             raise FD3DError(

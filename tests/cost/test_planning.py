@@ -45,7 +45,7 @@ def write_store(path: Path, scenes: int, seed: int) -> Path:
     with StoreWriter(path, SCHEMA, {"expert": {}, "focal": {}}, tokens, 10) as writer:
         writer.write_constants({p: rng.normal(size=s.shape).astype(s.dtype) for p, s in SCHEMA.constants().items()})
         for shard in writer.pending():
-            frames = {t: make_frame(rng, mixing) for name in writer.shard_scenes(shard) for t in tokens[name]}
+            frames = {t: make_frame(rng, mixing) for name in writer.plan[shard] for t in tokens[name]}
             writer.write_shard(shard, frames)
         writer.finalise({})
     return path

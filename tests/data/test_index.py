@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -17,6 +18,7 @@ from pipeline.data import CAMERAS, CLASSES
 from pipeline.data.geometry import can_bus_delta, invert, lidar2img, transform
 from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex, build_index
+from pipeline.data.transforms import LoadMultiViewImages
 from pipeline.data.world.config import GENERATOR, WorldConfig
 from pipeline.data.world.generate import generate_world
 from pipeline.errors import FD3DError
@@ -67,6 +69,30 @@ def test_an_image_of_another_size_is_another_index_and_a_missing_one_has_size_mi
         assert build_index(root, SMALL.version, tmp_path / "absent.npz").arrays["image_bytes"].tolist() == sizes
 
 
+def test_an_image_with_other_pixels_and_as_many_bytes_is_another_index_and_is_not_decoded_by_the_old_one(
+    small: Path, tmp_path: Path
+) -> None:
+    """DVC runs the stages again after such a change, and they must not take what they find for made."""
+    root = shutil.copytree(small / "world", tmp_path / "world")
+    before = FrameIndex.load(small / "index.npz")
+    image = root / before[1].image_paths[2]
+    content = image.read_bytes()
+    at = content.rindex(b"\xff\xd9") - 9
+    changed = content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :]
+    image.write_bytes(changed)
+    assert build_index(root, SMALL.version, tmp_path / "index.npz").sha256 != before.sha256
+    load = LoadMultiViewImages()
+    for row, index in itertools.product(range(2), (small / "index.npz", tmp_path / "index.npz")):
+        item = {"root": root, "frames": [{"frame": FrameIndex.load(index)[row]}]}
+        if row == 1 and index.parent == small:
+            with pytest.raises(
+                FD3DError, match=f"image {image} is another than when the index was made; run 'fd3d index'"
+            ):
+                load.transform(item)
+        else:
+            load.transform(item)
+
+
 def test_images_that_are_not_those_of_the_index_are_named(small: Path, tmp_path: Path) -> None:
     root, name = shutil.copytree(small / "world", tmp_path / "world"), Path("index.npz")
     index = FrameIndex.load(small / "index.npz")
@@ -108,7 +134,7 @@ def test_the_generators_settings_are_part_of_the_index(small: Path, tmp_path: Pa
 def test_an_index_of_an_older_format_is_refused(small: Path, tmp_path: Path) -> None:
     arrays = FrameIndex.load(small / "index.npz").arrays
     np.savez(tmp_path / "old.npz", **(arrays | {"format": np.array(1)}))
-    with pytest.raises(FD3DError, match="has format 1, this program reads 3; make it again with 'fd3d index'"):
+    with pytest.raises(FD3DError, match="has format 1, this program reads 4; make it again with 'fd3d index'"):
         FrameIndex.load(tmp_path / "old.npz")
 
 
@@ -116,7 +142,7 @@ def test_an_index_in_the_layout_before_is_refused_in_a_line(small: Path, tmp_pat
     index = FrameIndex.load(small / "index.npz")
     old = {"format": np.array(2), "token": index.arrays["token"].astype("U32"), "boxes": index.arrays["boxes"]}
     np.savez(tmp_path / "old.npz", **old)
-    with pytest.raises(FD3DError, match="has format 2, this program reads 3; make it again with 'fd3d index'"):
+    with pytest.raises(FD3DError, match="has format 2, this program reads 4; make it again with 'fd3d index'"):
         FrameIndex.load(tmp_path / "old.npz")
 
 

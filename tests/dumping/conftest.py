@@ -58,3 +58,19 @@ def broken_checkpoint(expert_checkpoint: Path, tmp_path_factory: pytest.TempPath
     path = tmp_path_factory.mktemp("broken") / "huge.pth"
     torch.save({"state_dict": state, "training": {"seed": 0}}, path)
     return path
+
+
+@pytest.fixture
+def runs(monkeypatch) -> list[str]:
+    """Tokens of the frames that the expert runs over."""
+    from pipeline.expert.tapped import TappedExpert
+
+    seen: list[str] = []
+    run = TappedExpert.run
+
+    def counted(self, batch):
+        seen.append(batch["data_samples"][0].token)
+        return run(self, batch)
+
+    monkeypatch.setattr(TappedExpert, "run", counted)
+    return seen

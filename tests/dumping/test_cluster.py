@@ -148,7 +148,7 @@ def test_a_worker_that_differs_is_named_before_it_infers_a_frame(
     """The worker sees what it sees; the main process is made to see something else."""
     out = tmp_path / "s"
     if changed == "code":
-        monkeypatch.setattr("pipeline.dumping.dump.code_sha256", lambda: "0")
+        monkeypatch.setattr("pipeline.dumping.dump.source_sha256", lambda: "0")
     if changed == "file":
         monkeypatch.setattr("pipeline.data.index.FrameIndex.sha256", "0" * 64)
     run = cluster.DaskEngine.run

@@ -31,19 +31,6 @@ def scene_names(source) -> list[str]:
     return FrameIndex.load(source.index).splits[source.split]
 
 
-@pytest.fixture
-def runs(monkeypatch) -> list[str]:
-    """Tokens of the frames that the expert runs over."""
-    seen, run = [], TappedExpert.run
-
-    def counted(self, batch):
-        seen.append(batch["data_samples"][0].token)
-        return run(self, batch)
-
-    monkeypatch.setattr(TappedExpert, "run", counted)
-    return seen
-
-
 def test_a_resumed_dump_runs_the_missing_shards_only(scenes, settings, expert_config, whole, digest, runs, tmp_path):
     shutil.copytree(whole, tmp_path / "store")
     (tmp_path / "store/.done/shard-00003.json").unlink()

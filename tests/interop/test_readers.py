@@ -53,7 +53,7 @@ def store(request, tmp_path_factory) -> Path:
     with StoreWriter(path, schema, {"expert": {}, "focal": {}}, SCENES, 2) as writer:
         writer.write_constants({name: np.full(s.shape, 0.5, s.dtype) for name, s in schema.constants().items()})
         for shard in writer.pending():
-            tokens = [token for name in writer.shard_scenes(shard) for token in SCENES[name]]
+            tokens = [token for name in writer.plan[shard] for token in SCENES[name]]
             writer.write_shard(shard, {token: make_frame(token, schema) for token in tokens})
         writer.finalise({})
     return path

@@ -64,7 +64,7 @@ def write(path: Path | str | Storage, expert: str = "x", pause: float = 0.0, **s
         store.write_constants(CONSTANTS)
         for shard in store.pending():
             time.sleep(pause)
-            store.write_shard(shard, {t: make_frame(t) for name in store.shard_scenes(shard) for t in SCENES[name]})
+            store.write_shard(shard, {t: make_frame(t) for name in store.plan[shard] for t in SCENES[name]})
         store.finalise(STATISTICS)
 
 

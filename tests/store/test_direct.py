@@ -47,7 +47,7 @@ def store(tmp_path_factory):
     with StoreWriter(path, SCHEMA, {"expert": {}, "focal": {}}, SCENES, 3) as writer:
         writer.write_constants(constants)
         for shard in writer.pending():
-            tokens = [t for name in writer.shard_scenes(shard) for t in SCENES[name]]
+            tokens = [t for name in writer.plan[shard] for t in SCENES[name]]
             writer.write_shard(shard, {token: frame(token) for token in tokens})
         writer.finalise(STATISTICS)
     return path

@@ -67,7 +67,7 @@ def write(path: Path, schema: StoreSchema) -> Path:
     with StoreWriter(path, schema, {"expert": {}, "focal": {}}, {token: [token] for token in TOKENS}, 3) as store:
         store.write_constants({p: np.ones(spec.shape, np.float32) for p, spec in schema.constants().items()})
         for shard in store.pending():
-            store.write_shard(shard, {token: make_frame(schema, token) for token in store.shard_scenes(shard)})
+            store.write_shard(shard, {token: make_frame(schema, token) for token in store.plan[shard]})
         store.finalise({})
     return path
 

@@ -25,7 +25,7 @@ def write(path: Path, schema: StoreSchema, frames: dict[str, dict[str, np.ndarra
     with StoreWriter(path, schema, {"expert": {}, "focal": {}}, {t: [t] for t in frames}, per_shard) as store:
         store.write_constants({})
         for shard in store.pending():
-            store.write_shard(shard, {t: frames[t] for t in store.shard_scenes(shard)})
+            store.write_shard(shard, {t: frames[t] for t in store.plan[shard]})
         store.finalise({})
     return StoreReader(path)
 

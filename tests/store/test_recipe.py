@@ -54,7 +54,7 @@ def store(request, tmp_path_factory) -> Path:
         constants = {name: rng.normal(size=spec.shape).astype(np.float32) for name, spec in schema.constants().items()}
         writer.write_constants(constants)
         for shard in writer.pending():
-            tokens = [token for name in writer.shard_scenes(shard) for token in SCENES[name]]
+            tokens = [token for name in writer.plan[shard] for token in SCENES[name]]
             writer.write_shard(shard, {token: make_frame(ord(token[0]) - ord("a"), request.param) for token in tokens})
         writer.finalise({})
     return path

@@ -97,7 +97,7 @@ def test_any_number_of_cells_up_to_the_capacity(tmp_path, bev, pv):
     with writer(tmp_path / "s") as store:
         store.write_constants(CONSTANTS)
         for shard in store.pending():
-            store.write_shard(shard, {t: make_frame(t, bev, pv) for n in store.shard_scenes(shard) for t in SCENES[n]})
+            store.write_shard(shard, {t: make_frame(t, bev, pv) for n in store.plan[shard] for t in SCENES[n]})
         store.finalise(STATISTICS)
     back = StoreReader(tmp_path / "s").read(tokens[0])
     assert len(back["bev/index"]) == bev and len(back["pv/0/values"]) == pv
@@ -143,7 +143,7 @@ def broken(name: str, change) -> dict[str, np.ndarray]:
 )
 def test_frames_that_do_not_fit_are_refused_by_name(tmp_path, name, change, message):
     with writer(tmp_path / "s") as store, pytest.raises(StoreError, match=message) as caught:
-        frames = {t: make_frame(t) for n in store.shard_scenes(0) for t in SCENES[n]}
+        frames = {t: make_frame(t) for n in store.plan[0] for t in SCENES[n]}
         store.write_shard(0, frames | {"a" * 32: broken(name, change)})
     assert "\n" not in str(caught.value) and "a" * 32 in str(caught.value)
 
@@ -212,7 +212,7 @@ def test_a_stride_may_be_one_number():
 
 def test_too_many_cells_name_the_capacity(tmp_path):
     with writer(tmp_path / "s") as store, pytest.raises(StoreError, match="has 11 cells, more than the capacity 10"):
-        store.write_shard(0, {t: make_frame(t, bev_cells=11) for n in store.shard_scenes(0) for t in SCENES[n]})
+        store.write_shard(0, {t: make_frame(t, bev_cells=11) for n in store.plan[0] for t in SCENES[n]})
 
 
 def test_another_expert_is_refused_with_both_values(store):
@@ -234,7 +234,7 @@ def test_an_unfinished_or_missing_store_is_not_read(tmp_path):
         StoreReader(tmp_path / "none")
     with writer(tmp_path / "s") as store:
         store.write_constants(CONSTANTS)
-        store.write_shard(0, {t: make_frame(t) for n in store.shard_scenes(0) for t in SCENES[n]})
+        store.write_shard(0, {t: make_frame(t) for n in store.plan[0] for t in SCENES[n]})
         with pytest.raises(StoreError, match="1 of 2 shards"):
             store.finalise(STATISTICS)
     with pytest.raises(StoreError, match=r"not finished \(1 shards written\)"):

@@ -44,7 +44,7 @@ def make_store(path: Path, index: FrameIndex, **settings) -> StoreReader:
     with StoreWriter(path, schema, manifest, scenes, 3) as writer:
         writer.write_constants({name: np.zeros(spec.shape, np.float32) for name, spec in schema.constants().items()})
         for shard in writer.pending():
-            tokens = [token for name in writer.shard_scenes(shard) for token in scenes[name]]
+            tokens = [token for name in writer.plan[shard] for token in scenes[name]]
             writer.write_shard(shard, {token: make_frame(schema, index[index.row(token)]) for token in tokens})
         writer.finalise({})
     return StoreReader(path)

@@ -1,0 +1,73 @@
+"""Digests of modules from outside of the project: what an adapter imports beside it counts, what is installed does not."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.models.own_modules import module_sha256
+
+FILES = {
+    "own_adapter.py": "import numpy\nimport own_helper\nfrom pipeline.errors import FD3DError\n",
+    "own_helper.py": "def load():\n    from own_package import late\n    return late\n",
+    "own_package/__init__.py": "",
+    "own_package/late.py": "from . import sibling\n",
+    "own_package/sibling.py": "A = 1\n",
+    "own_package/inner/__init__.py": "from ..sibling import A\n",
+    "own_package/inner/part.py": "import beside_package\n",
+    "beside_package.py": "B = 1\n",
+    "not_imported.py": "C = 1\n",
+    "own_package/old.py": "print 'of another Python'\n",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Iterator[Path]:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith(("own_", "beside_"))]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", ["own_adapter", "own_package", "own_package.inner.part", "own_package.late"])
+def test_a_change_of_what_a_module_imports_changes_its_digest(folder: Path, name: str) -> None:
+    importlib.import_module(name)
+    before = module_sha256(name)
+    counted = {
+        "own_adapter": {"own_adapter.py", "own_helper.py", *[f for f in FILES if "package" in f]},
+        "own_package": {f for f in FILES if "package" in f},
+        "own_package.inner.part": {
+            "own_package/__init__.py",
+            "own_package/inner/__init__.py",
+            "own_package/inner/part.py",
+            "own_package/sibling.py",
+            "beside_package.py",
+        },
+        "own_package.late": {f for f in FILES if "package" in f},  # from the package, which counts whole
+    }[name]
+    changed = set()
+    for file, text in FILES.items():
+        (folder / file).write_text(text + "# another version\n")
+        if module_sha256(name) != before:
+            changed.add(file)
+        (folder / file).write_text(text)
+    assert changed == counted and module_sha256(name) == before
+
+
+def test_the_place_of_a_module_does_not_count(folder: Path, tmp_path_factory, monkeypatch) -> None:
+    importlib.import_module("own_adapter")
+    before = module_sha256("own_adapter")
+    other = folder.rename(tmp_path_factory.mktemp("elsewhere") / "modules")
+    monkeypatch.setattr(sys.modules["own_adapter"], "__file__", str(other / "own_adapter.py"))
+    assert module_sha256("own_adapter") == before
+
+
+@pytest.mark.parametrize("name", ["numpy", "pipeline.errors", "sys", "not.imported"])
+def test_installed_modules_and_the_projects_have_none(name: str) -> None:
+    importlib.import_module("pipeline.errors")
+    assert module_sha256(name) is None
