@@ -140,11 +140,11 @@ def test_a_displaced_expert_is_trusted_by_its_rays_except_on_the_pyramid(
         assert moved_far.any() and (weight[moved_far] < 1).all()
     assert after.share < before.share
     assert torch.equal(after.trust, before.trust) and have["loss_pv"] == want["loss_pv"]
-    assert 0 < have["loss_fine"] < want["loss_fine"] or family == "bevformer"
+    assert 0 < have["loss_fine"] < want["loss_fine"]
     if family == "bevformer":
         assert torch.equal(after.bev.cells.mask, before.bev.cells.mask)
         assert (after.bev.weight <= before.bev.weight).all() and torch.isin(after.bev.weight, after.placed).all()
-        assert have["loss_bev"] != want["loss_bev"] and have["loss_fine"] != want["loss_fine"]
+        assert have["loss_bev"] != want["loss_bev"]
 
 
 @pytest.mark.parametrize("family", APPRENTICES)
