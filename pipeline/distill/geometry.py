@@ -135,6 +135,30 @@ def _polar(boxes: Tensor) -> tuple[Tensor, Tensor]:
     return torch.atan2(boxes[:, 1], boxes[:, 0]), boxes[:, :2].norm(dim=-1).clamp(min=0.1)
 
 
+def ray_trust(boxes: Tensor, true_boxes: Tensor, along: float, across: float) -> Tensor:
+    """Trust in boxes by how far they lie from their annotations: long along the ray and short across.
+
+    ``exp(-(d_along^2 / (2 s_along^2) + d_across^2 / (2 s_across^2)))`` of the displacement d between the centres on the ground, in
+    the axes of the ray from the LiDAR through the annotation. Cameras misjudge ranges in proportion to the range, so
+    ``s_along`` is a share of it. Unlike :func:`~pipeline.distill.losses.agreement` this trust has no distance at which it ends. The
+    idea is RCTDistill's (Bang et al., 2025: range and azimuth apart) and FSD-BEV's (Jiang et al., ECCV 2024: elliptical
+    Gaussians); the form, one weight for all of a box, is ours.
+
+    Args:
+        boxes, true_boxes: (K, 9) each, a box and its annotation, LiDAR frame.
+        along: ``s_along`` as a share of the annotation's range.
+        across: ``s_across``, metres.
+
+    Returns:
+        (K,) in 0..1; exactly 1 for a box on its annotation.
+    """
+    azimuth, reach = _polar(true_boxes)
+    x, y = (boxes[:, :2] - true_boxes[:, :2]).unbind(-1)
+    cos, sin = azimuth.cos(), azimuth.sin()
+    off_along, off_across = (cos * x + sin * y) / (along * reach), (cos * y - sin * x) / across
+    return torch.exp(-(off_along**2 + off_across**2) / 2)
+
+
 def projected_overlap(rectangles: Tensor, valid: Tensor, true_rectangles: Tensor, true_valid: Tensor) -> Tensor:
     """Intersection over union of projected boxes, the largest over cameras; arguments as ``project_boxes`` gives them.
 

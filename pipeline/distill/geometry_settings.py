@@ -1,9 +1,11 @@
 """Settings of FD3D that corrects where the expert's objects are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pipeline.errors import SettingError
+
+_RAY = {"counts_with": "ray_along"}  # see pipeline.study.hashes.deciding
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,12 @@ class GeometrySettings:
     """Absolute logarithm of the ratio of two ranges beyond which query and annotation are two objects."""
     unmatched: float = 0.0
     """Factor on the trust of a query without an annotation, most often the expert's false positive; 0 drops such a query."""
+    ray_along: float = field(default=0.0, metadata=_RAY)
+    """Standard deviation, along the ray, of the trust in a matched query, as a share of its annotation's range
+    (:func:`~pipeline.distill.geometry.ray_trust`): 0.2 leaves 61 % of the trust to a box that is 20 % too far. 0 trusts all matched
+    queries by their scores alone."""
+    ray_across: float = field(default=1.0, metadata=_RAY)
+    """Standard deviation of this trust across the ray, metres; read with ``ray_along`` only."""
     reanchor: bool = False
     """Whether what the expert has at a matched query's box is the target at the annotated box: BEV cells and positions that
     queries read (:class:`~pipeline.distill.geometry.Anchors`)."""
@@ -35,17 +43,22 @@ class GeometrySettings:
     """Weight of the relations inside objects (:func:`~pipeline.distill.losses.relation_loss`)."""
 
     def __post_init__(self) -> None:
-        for name in ("agreement_power", "w_relation"):
+        for name in ("agreement_power", "ray_along", "w_relation"):
             if getattr(self, name) < 0:
                 raise SettingError(f"{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("across", "log_range"):
+        for name in ("across", "log_range", "ray_across"):
             if getattr(self, name) <= 0:
                 raise SettingError(f"{name} is {getattr(self, name)}; it must be positive")
         if not 0 <= self.unmatched <= 1:
             raise SettingError(f"unmatched is {self.unmatched}; it must be in 0..1")
-        for name in ("reanchor", "pyramid", "w_relation"):
+        for name in ("ray_along", "reanchor", "pyramid", "w_relation"):
             if getattr(self, name) and not self.match:
                 raise SettingError(f"{name} is {getattr(self, name)}, but match is false; set match to true")
+        if self.ray_along and self.agreement_power:
+            raise SettingError(
+                f"ray_along is {self.ray_along} and agreement_power is {self.agreement_power}; both weigh by agreement with the "
+                "annotations: set one of the two to 0"
+            )
 
     @property
     def asks(self) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.focal.areas import project_boxes
 
-from .geometry import Anchors, match_along_rays, projected_overlap
+from .geometry import Anchors, match_along_rays, projected_overlap, ray_trust
 from .geometry_settings import GeometrySettings
 from .losses import agreement
 
@@ -38,7 +38,10 @@ def place_queries(
         overlap = projected_overlap(*projected[0], *projected[1])
         match = match_along_rays(boxes, labels, trust, true_boxes, true_labels, overlap, geometry)
         weight = torch.where(match >= 0, weight, weight * geometry.unmatched)
-    return Anchors.found(boxes, true_boxes, match), weight
+    anchors = Anchors.found(boxes, true_boxes, match)
+    if geometry.ray_along:  # 1 for unmatched queries, whose targets are their own boxes
+        weight = weight * ray_trust(anchors.source, anchors.target, geometry.ray_along, geometry.ray_across)
+    return anchors, weight
 
 
 def student_positions(

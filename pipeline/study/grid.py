@@ -11,7 +11,7 @@ from pipeline.errors import FD3DError
 from pipeline.profile import Profile, parse_profile
 from pipeline.settings import mapping, merged, read_yaml
 from pipeline.study.checks import name_of, names_of, seeds_of
-from pipeline.study.hashes import resolved_config, sha256, short_hash
+from pipeline.study.hashes import deciding, resolved_config, sha256, short_hash
 from pipeline.study.training import EXPERT, SPLITS, VAL, Expert, Params, Row, Training
 
 _FAMILY = "FAMILY"  # stands for the row's family in an override's key or text
@@ -279,7 +279,7 @@ class Grid:
             facts["init"] = sha256(family.apprentice.init)
         if self.needs_expert(training):
             facts["expert"] = self._expert_facts(training.family, training.expert)
-        facts["settings"] = asdict(profile.method(training.method, family))
+        facts["settings"] = deciding(profile.method(training.method, family))
         if training.store:
             facts["store"] = self.store_hash(training.family, training.expert, training.store)
         return short_hash(facts)

@@ -1,5 +1,6 @@
 """Hashes of what decides a result, each file read again only when it has changed."""
 
+import dataclasses
 import hashlib
 import json
 from functools import lru_cache
@@ -12,6 +13,20 @@ from pipeline.models.build import file_sha256, load_config
 def short_hash(value: Any) -> str:
     """12 hexadecimal digits of the SHA-256 of a value as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def deciding(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as plain values, without the settings that do nothing.
+
+    A field whose metadata has ``counts_with`` is left out while the setting of that name is 0 or false: a part that is off and
+    was added later leaves the hashes of earlier trainings as they are.
+    """
+    found = {}
+    for field in dataclasses.fields(settings):
+        switch, value = field.metadata.get("counts_with"), getattr(settings, field.name)
+        if switch is None or getattr(settings, switch):
+            found[field.name] = deciding(value) if dataclasses.is_dataclass(value) else value
+    return found
 
 
 @lru_cache(maxsize=64)

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from pipeline.distill.geometry import Anchors, match_along_rays, projected_overlap, reanchored
+from pipeline.distill.geometry import Anchors, match_along_rays, projected_overlap, ray_trust, reanchored
 from pipeline.distill.geometry_settings import GeometrySettings
+from pipeline.distill.placing import place_queries
 from pipeline.focal.areas import bev_footprints, query_weights
 
 RANGE = torch.tensor([-3.0, -3.0, -2.0, 3.0, 3.0, 2.0])  # 6 x 6 cells of 1 m: column j has its centre at x = j - 2.5
@@ -216,3 +217,72 @@ def test_overlap_of_projected_boxes_is_the_largest_over_cameras():
     assert projected_overlap(a, valid, b, torch.tensor([[True, True], [True, False]])).tolist() == [[1.0, 0.0]]
     seen = projected_overlap(a, valid, b, torch.tensor([[True, False], [True, False]]))
     assert seen[0].tolist() == pytest.approx([4 / 12, 0.0])
+
+
+def trust_of(there, offset, along=0.2, across=1.0):
+    """Trust in a box at an offset (x, y) from its annotation at ``there``."""
+    boxes = torch.tensor([box(there[0] + offset[0], there[1] + offset[1])])
+    return ray_trust(boxes, torch.tensor([box(*there)]), along, across).item()
+
+
+@pytest.mark.parametrize(
+    ("there", "offset", "exponent"),
+    [
+        # at 30 m the deviation along the ray is 0.2 * 30 = 6 m, across it 1 m
+        ((30.0, 0.0), (6.0, 0.0), 1 / 2),  # bearing 0: one deviation along
+        ((30.0, 0.0), (-6.0, 0.0), 1 / 2),  # too near is as bad as too far
+        ((30.0, 0.0), (0.0, 1.0), 1 / 2),  # one deviation across
+        ((30.0, 0.0), (0.0, 4.0), 8.0),  # 4 m across: four deviations
+        ((30.0, 0.0), (4.0, 0.0), 2 / 9),  # 4 m along: two thirds of one
+        ((30.0, 0.0), (6.0, -1.0), 1.0),  # one of each
+        # bearing 45 degrees: the range is 20 sqrt(2), the deviation along 4 sqrt(2)
+        ((20.0, 20.0), (4.0, 4.0), 1 / 2),
+        ((20.0, 20.0), (0.5**0.5, -(0.5**0.5)), 1 / 2),
+        ((20.0, 20.0), (4.0, 0.0), (0.25 + 8) / 2),  # 2 sqrt(2) along, which is half a deviation, and as much across
+        ((-20.0, 20.0), (-4.0, 4.0), 1 / 2),  # behind, to the left
+        # the same 3 m along the ray at another range
+        ((15.0, 0.0), (3.0, 0.0), 1 / 2),
+        ((30.0, 0.0), (3.0, 0.0), 1 / 8),
+        ((0.0, 60.0), (0.0, 3.0), 1 / 32),
+        # the same 1 m across at another range
+        ((0.0, 60.0), (1.0, 0.0), 1 / 2),
+    ],
+)
+def test_trust_is_long_along_the_ray_and_short_across(there, offset, exponent):
+    assert trust_of(there, offset) == pytest.approx(math.exp(-exponent), rel=1e-4)
+
+
+def test_trust_follows_both_deviations():
+    assert trust_of((30.0, 0.0), (6.0, 0.0), along=0.1) == pytest.approx(math.exp(-2), rel=1e-4)
+    assert trust_of((30.0, 0.0), (0.0, 1.0), across=0.5) == pytest.approx(math.exp(-2), rel=1e-4)
+
+
+def test_a_box_on_its_annotation_has_the_whole_trust():
+    torch.manual_seed(2)
+    true = torch.randn(50, 9) * 20
+    boxes = true.clone()
+    boxes[:, 2:] += 1  # heights, sizes, headings and velocities do not count
+    assert torch.equal(ray_trust(boxes, true, 0.2, 1.0), torch.ones(50))
+
+
+def placed(boxes, true_boxes, trust, **settings):
+    meta = {"lidar2img": torch.eye(4)[None], "pad_hw": (10, 10)}
+    boxes, true_boxes = torch.tensor(boxes), torch.tensor(true_boxes)
+    labels, true_labels = (torch.zeros(len(b), dtype=torch.long) for b in (boxes, true_boxes))
+    geometry = GeometrySettings(match=True, **settings)
+    return place_queries(boxes, labels, torch.tensor(trust), true_boxes, true_labels, meta, geometry)[1]
+
+
+def test_matched_queries_are_trusted_along_the_ray_and_unmatched_ones_as_told():
+    boxes = [at(36, 45), at(30, 45), box(0.0, -40.0)]  # 6 m too far, in its place, a false positive
+    trust = [0.8, 0.5, 0.4]
+    soft = placed(boxes, [at(30, 45)], trust, ray_along=0.2, unmatched=0.5)
+    assert soft.tolist() == pytest.approx([0.8 * math.exp(-0.5), 0.5, 0.2], rel=1e-5)
+    # what lies on its annotation keeps its very bits
+    assert soft[1] == 0.5 and placed(boxes, [at(30, 45)], trust, ray_along=0.2)[2] == 0
+
+
+def test_no_trust_along_the_ray_leaves_trust_as_it_is():
+    boxes, trust = [at(36, 45), at(30, 45), at(29, 47)], [0.8, 0.5, 0.1]
+    assert torch.equal(placed(boxes, [at(30, 45)], trust), torch.tensor(trust))
+    assert torch.equal(placed(boxes, [at(30, 45)], trust, ray_across=0.1), torch.tensor(trust))

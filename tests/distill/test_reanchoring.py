@@ -65,10 +65,11 @@ def distilled(losses):
     return {name: loss.item() for name, loss in losses.items() if name in ("loss_pv", "loss_bev", "loss_fine")}
 
 
+@pytest.mark.parametrize("ray_along", [0.0, 0.2])
 @pytest.mark.parametrize("family", APPRENTICES)
-def test_an_expert_on_its_annotations_gives_the_published_losses(project, dense_stores, source, family):
+def test_an_expert_on_its_annotations_gives_the_published_losses(project, dense_stores, source, family, ray_along):
     cfg, published = distiller(project, dense_stores[family], family)
-    _, corrected = distiller(project, dense_stores[family], family, **FULL)
+    _, corrected = distiller(project, dense_stores[family], family, **FULL, ray_along=ray_along)
     batch = batch_of(published, cfg, source, dense_stores[family])
     want, have = (distilled(losses_of(model, batch)) for model in (published, corrected))
     assert len(want) == (3 if family == "bevformer" else 2)
@@ -117,6 +118,36 @@ def test_a_displaced_expert_gives_the_targets_of_one_in_its_place(project, dense
 
 
 @pytest.mark.parametrize("family", APPRENTICES)
+def test_a_displaced_expert_is_trusted_by_its_rays_except_on_the_pyramid(
+    project, dense_stores, source, seen_targets, family
+):
+    cfg, hard = distiller(project, dense_stores[family], family, match=True, log_range=3.0)
+    _, soft = distiller(project, dense_stores[family], family, match=True, log_range=3.0, ray_along=0.2)
+    batch = batch_of(hard, cfg, source, dense_stores[family])
+    for sample in batch["data_samples"]:
+        sample.set_metainfo({"expert": moved(sample.expert)})
+    want, have = (distilled(losses_of(model, batch)) for model in (hard, soft))
+    before, after = seen_targets
+    for b, anchors in enumerate(after.anchors):
+        at, true = (
+            np.array([complex(*xy) for xy in side[:, :2].tolist()]) for side in (anchors.source, anchors.target)
+        )
+        off = (at - true) * true.conj() / abs(true)  # along the ray, across it
+        weight = np.exp(-((off.real / (0.2 * abs(true))) ** 2 + off.imag**2) / 2)
+        by_hand = before.placed[b].numpy() * weight
+        np.testing.assert_allclose(after.placed[b].numpy(), by_hand, rtol=1e-3, atol=1e-6)
+        moved_far = anchors.matched.numpy() & (abs(at - true) > CELL / 2)
+        assert moved_far.any() and (weight[moved_far] < 1).all()
+    assert after.share < before.share
+    assert torch.equal(after.trust, before.trust) and have["loss_pv"] == want["loss_pv"]
+    assert 0 < have["loss_fine"] < want["loss_fine"]
+    if family == "bevformer":
+        assert torch.equal(after.bev.cells.mask, before.bev.cells.mask)
+        assert (after.bev.weight <= before.bev.weight).all() and torch.isin(after.bev.weight, after.placed).all()
+        assert have["loss_bev"] != want["loss_bev"]
+
+
+@pytest.mark.parametrize("family", APPRENTICES)
 def test_false_positives_reach_the_pyramid_alone(project, dense_stores, source, family):
     cfg, model = distiller(project, dense_stores[family], family, match=True)
     batch = batch_of(model, cfg, source, dense_stores[family])
@@ -152,6 +183,10 @@ def test_a_store_with_narrow_areas_is_refused(project, store):
         ({"unmatched": 1.5}, "distill.geometry.unmatched is 1.5"),
         ({"across": 0.0}, "distill.geometry.across is 0"),
         ({"w_relation": -1.0}, "distill.geometry.w_relation is -1"),
+        ({"ray_along": -0.1}, "distill.geometry.ray_along is -0.1"),
+        ({"ray_across": 0.0}, "distill.geometry.ray_across is 0"),
+        ({"ray_along": 0.2}, "distill.geometry.ray_along is 0.2, but match is false"),
+        ({"match": True, "ray_along": 0.2, "agreement_power": 1.0}, "ray_along is 0.2 and agreement_power is 1.0"),
     ],
 )
 def test_wrong_settings_are_named(values, message):

@@ -231,6 +231,8 @@ def test_the_hash_changes_with_all_that_decides_a_result_and_with_nothing_else(p
         "nested": fd3d | {"distill": {"rule": {"num_queries": 20}}},
         "store": fd3d | {"store": "dense"},
         "inherit": fd3d | {"distill": {"inherit": []}},
+        "ray": fd3d | {"distill": {"geometry": {"match": True, "ray_along": 0.2}}},
+        "ray across": fd3d | {"distill": {"geometry": {"match": True, "ray_along": 0.2, "ray_across": 2}}},
         "iterations": fd3d | {"families": {"FAMILY": {"apprentice": {"train": {"max_iters": 7}}}}},
         "mgd": mgd,
         "mgd weight": mgd | {"methods": {"mgd": {"w_bev": 2}}},
@@ -241,8 +243,9 @@ def test_the_hash_changes_with_all_that_decides_a_result_and_with_nothing_else(p
     same = hashes(
         again=fd3d | {"families": {"FAMILY": {"apprentice": {"train": {"workers": 3}}}}},
         other=mgd | {"distill": {"w_pv": 3}, "methods": {"cwd": {"tau": 2}}},
+        off=fd3d | {"distill": {"geometry": {"ray_across": 2}}},
     )
-    assert (same["again"], same["other"]) == (first["same"], first["mgd"])
+    assert (same["again"], same["other"], same["off"]) == (first["same"], first["mgd"], first["same"])
     Path("runs/bevformer/expert/detector.pth").write_text("other weights")
     later = hashes(**rows)
     assert {name for name in later if later[name] == first[name]} == {"plain"}
@@ -507,6 +510,11 @@ def test_the_shipped_grid_is_readable(project, monkeypatch):
         ("dev", "dev"),
         ("coding", "dev"),
     }
+    dev = {(t.family, r.row): grid.params(t)["distill"] for t in grid.trainings for r in t.rows if r.group == "dev"}
+    for family in ("bevformer", "detr3d"):  # rows that differ in the trust along the ray alone
+        for with_ray, without in (("fd3d-ray", "match"), ("fd3d-geometry-ray", "fd3d-geometry")):
+            base = dev[family, f"{without}-object-0.2"]
+            assert dev[family, f"{with_ray}-object-0.2"] == merged(base, {"geometry": {"ray_along": 0.2}})
     for training in grid.trainings:  # no student copies a part of the expert but its head
         if training.method != "expert":
             profile = grid.parsed(training)
