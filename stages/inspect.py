@@ -15,18 +15,14 @@ def inspect(
     index: Annotated[Path | None, typer.Option(help="Frame index for drawings; default: the profile's.")] = None,
     root: Annotated[Path | None, typer.Option(help="Data root for drawings; default: the profile's.")] = None,
     html: Annotated[Path | None, typer.Option(help="Page to look through frames; one file, no server.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="PNG of a frame: cameras with boxes, BEV energy, focal cells.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG of a frame: cameras, boxes, BEV energy, focal cells.")] = None,
     scene: Annotated[list[str] | None, typer.Option(help="Scene whose frames are shown, repeatable.")] = None,
     token: Annotated[list[str] | None, typer.Option(help="Frame to show, repeatable.")] = None,
     frames: Annotated[int, typer.Option(help="Largest number of frames on a page.")] = 40,
     width: Annotated[int, typer.Option(help="Largest width of a page's images, pixels.")] = 640,
     min_score: Annotated[
         float | None,
-        typer.Option(
-            help="Score from which queries are drawn, start of a page's slider; default: 0.3, of random weights 0."
-        ),
+        typer.Option(help="Least score drawn, start of a page's slider; default: 0.3, of random weights 0."),
     ] = None,
     params: Annotated[Path, typer.Option(help="Profile, read for drawings.")] = Path("params.yaml"),
 ) -> None:

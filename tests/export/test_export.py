@@ -203,8 +203,8 @@ def test_a_file_is_for_the_cameras_that_it_was_exported_for(files, exported, wor
     other, narrow = ["left", *index.cameras[1:]], [*sizes[:4], [160, 200], sizes[5]]
     for given, told in (
         ((index.cameras[::-1], index.reference), "an order of cameras CAM_FRONT, .*; the index has CAM_BACK"),
-        ((other, index.reference), "for cameras CAM_FRONT, .*; the index has left, "),
-        ((index.cameras[:2], index.reference), "for cameras CAM_FRONT, .*; the index has CAM_FRONT, CAM_FRONT_RIGHT"),
+        ((other, index.reference), "cameras CAM_FRONT, .*; the index has left, "),
+        ((index.cameras[:2], index.reference), "cameras CAM_FRONT, .*; the index has CAM_FRONT, CAM_FRONT_RIGHT"),
         ((index.cameras, "ego"), "boxes in the frame of LIDAR_TOP; the index has ego"),
         ((index.cameras, index.reference, narrow), "images of 160x288 of CAM_BACK_LEFT; the index has 160x200"),
     ):
