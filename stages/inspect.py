@@ -20,19 +20,15 @@ def inspect(
     token: Annotated[list[str] | None, typer.Option(help="Frame to show, repeatable.")] = None,
     frames: Annotated[int, typer.Option(help="Largest number of frames on a page.")] = 40,
     width: Annotated[int, typer.Option(help="Largest width of a page's images, pixels.")] = 640,
-    min_score: Annotated[
-        float | None,
-        typer.Option(help="Least score drawn, start of a page's slider; default: 0.3, of random weights 0."),
-    ] = None,
+    min_score: Annotated[float | None, typer.Option(help="Least score drawn; default: 0.3, random weights: 0.")] = None,
     params: Annotated[Path, typer.Option(help="Profile, read for drawings.")] = Path("params.yaml"),
 ) -> None:
     """Print arrays, bytes, coverage and manifest of a store; draw a frame (--out) or a page of frames (--html)."""
-    from pipeline.viewer.words import manifest_lines, table
+    from pipeline.viewer.words import in_words
     from store_schema import StoreReader
 
     if html is None and out is None:
-        reader = StoreReader(store)
-        print("\n".join([*table(reader), "", *manifest_lines(reader.manifest)]))
+        print(in_words(StoreReader(store)))
         return
     if index is None or root is None:
         if not params.is_file():
@@ -50,7 +46,7 @@ def inspect(
     chosen, more = choose_frames(reader, scene, token, frames)
     for path in filter(None, (out, html)):
         check_writable(path)
-    print("\n".join([*table(reader), "", *manifest_lines(reader.manifest)]))
+    print(in_words(reader))
     if out is not None:
         draw_frame(reader, chosen[0], known, root, out, score)
         print(f"drew {chosen[0]} to {out}")
