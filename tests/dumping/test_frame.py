@@ -1,6 +1,7 @@
 """A store tells the frame of reference that its boxes and points are in."""
 
 from pathlib import Path
+from typing import Any
 
 from pipeline.data.index import build_index
 from pipeline.data.rig import Rig
@@ -12,8 +13,8 @@ from pipeline.focal.rule import FocalRule
 from store_schema import StoreReader, StoreSchema, verify
 
 REST = "x y z of the centre of gravity, dx dy dz, yaw, vx vy; metres, radians, metres/second"
-SIZES = dict(bev=None, pv=[(2, 3, 4, 8)], cameras=("front",), queries=2, bev_kmax=0, pv_kmax=[6])
-CAMERAS = SIZES | dict(reading="cameras", layers=1, query_channels=4)
+SIZES: dict[str, Any] = dict(bev=None, pv=[(2, 3, 4, 8)], cameras=("front",), queries=2, bev_kmax=0, pv_kmax=[6])
+CAMERAS: dict[str, Any] = SIZES | dict(reading="cameras", layers=1, query_channels=4)
 
 
 def test_a_store_of_the_lidars_frame_is_as_it_was(store: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_no_student_starts_from_an_expert_of_another_rig(
                 train_plain(config, source, out, run, expert=expert, inherit=("pts_bbox_head",))
             else:
                 settings = DistillSettings(inherit=("pts_bbox_head",))
-                shared = dict(source=source, store=store, expert=expert, out=out, run=run)
+                shared: dict[str, Any] = dict(source=source, store=store, expert=expert, out=out, run=run)
                 train_apprentice(config, method, settings, **shared)
     assert not out.exists()
 
