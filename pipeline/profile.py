@@ -15,8 +15,8 @@ from pipeline.focal.rule import FocalRule
 from pipeline.settings import from_mapping, mapping, merged, read_yaml
 from pipeline.training.settings import Initial, RunSettings, Validation
 
-RUNS = Path("runs")
-"""Folder of the stages' outputs."""
+RUNS, METRICS = Path("runs"), Path("metrics/detectors")
+"""Folders of the stages' outputs, and of detectors' metrics."""
 DETECTOR, CONFIG = "detector.pth", "config.py"
 """Names of a trained detector's checkpoint and config in its run's folder."""
 STARTS = ("pretrained/", "checkpoints/")
@@ -186,6 +186,10 @@ class Family:
     def store(self) -> Path:
         """Store that the dump stage makes."""
         return self.folder / "store"
+
+    def evaluated(self, role: str) -> tuple[Path, Path, Path]:
+        """Checkpoint of the expert or of a method's student, folder of its evaluation, and file of its metrics."""
+        return self.folder / role / DETECTOR, RUNS / "evaluate" / self.name / role, METRICS / self.name / f"{role}.json"
 
 
 @dataclass(frozen=True)

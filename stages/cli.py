@@ -42,7 +42,7 @@ for command in (*STAGES, *TOOLS):
 
 def main() -> None:
     """Run a command; bad input ends with one line and exit status 1, a signal with one line and 128 and its number."""
-    warnings.formatwarning = lambda message, *where, **more: f"fd3d: {message}\n"
+    warnings.formatwarning = lambda message, *where, **more: f"warning: {message}\n"
     warnings.filterwarnings("ignore", module=r"(mmengine|mmcv|mmdet|mmdet3d|torch|numba|zarr)(\.|$)")
     try:
         with space_errors():

@@ -11,13 +11,15 @@ from pipeline.profile import CONFIG, read_profile
 
 
 def evaluate(
-    out: Annotated[Path, typer.Option(help="Folder for submission.json and pr.csv.")],
-    metrics: Annotated[Path, typer.Option(help="JSON file for the metrics.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint of a detector, unless --submission.")] = None,
-    submission: Annotated[Path | None, typer.Option(help="Submission to score, in place of a detector's.")] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="Config of the detector; default: config.py beside the checkpoint.")
+    out: Annotated[Path | None, typer.Option(help="Output folder; default: runs/evaluate/FAMILY/ROLE.")] = None,
+    metrics: Annotated[
+        Path | None, typer.Option(help="JSON file for the metrics; default: metrics/detectors/FAMILY/ROLE.json.")
     ] = None,
+    role: Annotated[str | None, typer.Option(help="Detector: expert, or a student's method such as fd3d.")] = None,
+    family: Annotated[str | None, typer.Option(help="Family of --role; default: the profile's first.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint, unless --role or --submission.")] = None,
+    submission: Annotated[Path | None, typer.Option(help="Submission to score, in place of a detector's.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Config; default: config.py beside the checkpoint.")] = None,
     split: Annotated[
         str, typer.Option(help="Split: the profile's val, dev or train, or any name that the index has, or all.")
     ] = "val",
@@ -27,12 +29,18 @@ def evaluate(
     params: Annotated[Path, typer.Option(help="Profile; its section 'data' is used.")] = Path("params.yaml"),
 ) -> None:
     """Detect on the scenes of a split and evaluate with the devkit."""
-    data = read_profile(params).data
+    profile = read_profile(params)
+    data = profile.data
+    if role is not None:
+        own, folder, file = profile.family(family).evaluated(role)
+        checkpoint, out, metrics = checkpoint or (None if submission else own), out or folder, metrics or file
+    if out is None or metrics is None:
+        raise FD3DError("give --out and --metrics, or --role and --family for a detector of the profile")
     from pipeline.data.index import FrameIndex
     from pipeline.evaluation.run import check_evaluation, evaluate_detector, score
 
     if (checkpoint is None) == (submission is None):
-        raise FD3DError("give one of --checkpoint and --submission")
+        raise FD3DError("give one of --checkpoint and --submission, or --role")
     source = data.source(split)
     source = replace(source, index=index or source.index, root=root or source.root)
     version = data.version if index is None else FrameIndex.load(index).version

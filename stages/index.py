@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.data.source import check_generated
 from pipeline.profile import read_profile
 
 
@@ -29,6 +30,7 @@ def index(
         profile = read_profile(params)
         profile.check_checkpoints()
         root, version, out = root or profile.data.root, version or profile.data.version, out or profile.data.index
+        check_generated(root, version, profile.data.generate, profile.path)
     from pipeline.data.devkit import open_truth
     from pipeline.data.index import build_index
     from pipeline.data.rig import Rig

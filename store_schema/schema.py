@@ -16,7 +16,8 @@ VALUES = ("float16", "float32", "uint8", *CODED)
 # Sampling locations are 16-bit fixed point over this range of the BEV extent: finer than float16 near 1, and positions
 # farther out read nothing but zeros anyway. The attributes follow the CF conventions, so xarray decodes them.
 SAMPLING_RANGE = (-0.5, 1.5)
-_BOX = "x y z dx dy dz yaw vx vy, LiDAR frame, z of the centre"
+LIDAR_FRAME = "LiDAR frame"
+"""Words for the frame of LIDAR_TOP, in which boxes and points are by default."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class StoreSchema:
     """Bytes of a cell's code, for ``pq`` and ``pca``."""
     code_bits: int = 8
     """Bits of a component, for ``pca``."""
+    frame: str = LIDAR_FRAME
+    """Frame of reference of boxes and points, in words."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pv", [(*level[:3], _pair(level[3])) for level in self.pv])
@@ -139,6 +142,8 @@ class StoreSchema:
         plain = asdict(self)
         if self.code is None:  # as written before features were coded, so that such stores keep their fingerprints
             del plain["code_bytes"], plain["code_bits"]
+        if self.frame == LIDAR_FRAME:  # likewise, before there were other frames
+            del plain["frame"]
         bev = list(self.bev) if self.bev else None
         return plain | {
             "bev": bev,
@@ -152,9 +157,9 @@ class StoreSchema:
 
     @cached_property
     def _arrays(self) -> dict[str, ArraySpec]:
-        k = self.queries
+        k, box = self.queries, f"x y z dx dy dz yaw vx vy, {self.frame}, z of the centre"
         specs = [
-            ArraySpec("query/boxes", (k, 9), ("query", "box"), "float32", (k, 9), units="m, rad, m/s", about=_BOX),
+            ArraySpec("query/boxes", (k, 9), ("query", "box"), "float32", (k, 9), units="m, rad, m/s", about=box),
             ArraySpec("query/score", (k,), ("query",), "float32", (k,), about="best class score"),
             ArraySpec("query/label", (k,), ("query",), "uint8", (k,), about="class number"),
         ]
@@ -247,7 +252,7 @@ class StoreSchema:
                     "float32",
                     (layers, k, 3),
                     units="m",
-                    about="points that are projected into the cameras, LiDAR frame",
+                    about=f"points that are projected into the cameras, {self.frame}",
                 ),
                 ArraySpec(
                     "query/camera_weights",

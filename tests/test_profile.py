@@ -319,3 +319,12 @@ def test_the_benchmarks_students_share_a_backbone_that_is_not_the_experts():
         stages = [model.img_backbone.num_stages for model in (expert, own)]
         assert widths[0] > widths[1] and stages[0] > stages[1]
         assert own.img_neck.in_channels == [widths[1] * 2**stage for stage in own.img_backbone.out_indices]
+
+
+def test_detectors_are_evaluated_where_dvc_looks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    words = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]["evaluate"]["cmd"].split()
+    places = [Path(words[words.index(name) + 1]) for name in ("--checkpoint", "--out", "--metrics")]
+    found = read_profile(Path("params.yaml")).family("detr3d").evaluated("fd3d")
+    filled = [str(path).replace("${item.family}", "detr3d").replace("${item.role}", "fd3d") for path in places]
+    assert [str(path) for path in found] == filled

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data import CAMERAS
+from pipeline.data.json_stream import rows_of
 from pipeline.errors import FD3DError
 
 EGO = "ego"
@@ -16,6 +17,19 @@ MAX_CAMERAS = 12
 def is_camera(sensor: Mapping[str, Any]) -> bool:
     """Whether a row of the sensor table is a camera's: by its modality, in small or capital letters, or a name of nuScenes'."""
     return sensor["channel"] in CAMERAS or str(sensor.get("modality")).strip().lower() == "camera"
+
+
+def other_sensors(folder: Path) -> tuple[str, ...]:
+    """Names of the sensors that are no cameras and no radars, of the table in a folder; none where the table cannot be read."""
+    try:
+        return _others(list(rows_of(folder / "sensor.json")))
+    except (FD3DError, OSError, ValueError, LookupError, TypeError):
+        return ()
+
+
+def _others(sensors: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    lidars = [row for row in sensors if not is_camera(row) and str(row.get("modality")).strip().lower() != "radar"]
+    return tuple(sorted({str(row["channel"]) for row in lidars}))
 
 
 @dataclass(frozen=True)
@@ -52,5 +66,8 @@ class Rig:
             )
         reference = self.reference or ("LIDAR_TOP" if "LIDAR_TOP" in channels else EGO)
         if reference != EGO and reference not in channels:
-            raise FD3DError(f"data.reference is {reference}, which {folder} does not have; name a sensor or 'ego'")
+            others = ", ".join((*_others(sensors), EGO))
+            raise FD3DError(
+                f"data.reference is {reference}, which {folder} does not have; name one of {others}, or a camera"
+            )
         return cameras, reference

@@ -35,6 +35,23 @@ def check_classes(classes: Mapping[str, str | None]) -> None:
             raise FD3DError(f"data.classes.{category} is '{name}'; use null or one of {', '.join(CLASSES)}")
 
 
+def check_generated(root: Path, version: str, generate: Collection[str], params: Path) -> None:
+    """Refuse an embedded data set that is not generated yet.
+
+    Args:
+        generate: names below ``data/`` of the data sets that a profile generates.
+        params: the profile.
+
+    Raises:
+        FD3DError: naming the command that generates the data set.
+    """
+    if root in [Path("data") / name for name in generate] and not (root / version).is_dir():
+        profile = "" if params == Path("params.yaml") else f" --params {params}"
+        raise FD3DError(
+            f"{root} has no folder {version}; generate the data set with 'fd3d world --root {root}{profile}'"
+        )
+
+
 def check_boxes(counts: Mapping[str, tuple[str, int]]) -> None:
     """Refuse splits without a box that counts, which nothing can be trained or judged on.
 

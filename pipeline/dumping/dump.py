@@ -88,7 +88,7 @@ def dump(
     build_adapter(cfg)  # a config without one is refused before anything starts
     index = FrameIndex.load(source.index, source.root)
     if checkpoint is not None and checkpoint.is_file():  # one that is missing here may lie on the workers
-        check_trained_rig(checkpoint, index.cameras, index.reference)
+        check_trained_rig(checkpoint, index.cameras, index.reference, source.root / index.version)
     tokens = {
         name: [index[row].token for row in rows] for name, rows in scene_rows(index, source.split, scenes).items()
     }
@@ -181,7 +181,7 @@ def opened(writer: StoreWriter, replace_other: bool) -> Iterator[None]:
 
     def tell(error: OtherStoreError) -> None:
         tqdm.write(
-            f"{writer.storage} was made with {error.field} = {error.stored}, now it is {error.wanted}: it is deleted"
+            f"warning: {writer.storage} was made with {error.field} = {error.stored}, now it is {error.wanted}: it is deleted"
         )
 
     writer.replacing = tell if replace_other else None

@@ -10,6 +10,7 @@ from mmengine.config import Config
 
 from pipeline.data import CAMERAS
 from pipeline.data.index import FrameIndex
+from pipeline.data.rig import EGO
 from pipeline.data.source import FrameSource
 from pipeline.dumping.learning import SAMPLE
 from pipeline.dumping.settings import DumpSettings
@@ -21,10 +22,25 @@ from pipeline.expert.rows import ALGORITHM, padded_size
 from pipeline.focal.areas import cell_size
 from store_schema import StoreSchema
 from store_schema.codes import CODED
+from store_schema.schema import LIDAR_FRAME
 
 
-def schema_of(frame: ExpertFrame, settings: DumpSettings, cameras: tuple[str, ...] = CAMERAS) -> StoreSchema:
-    """The store's shape, from the expert's first frame."""
+def frame_in_words(reference: str) -> str:
+    """The frame of reference of an index, a sensor or ``ego``, as a store tells it."""
+    return {"LIDAR_TOP": LIDAR_FRAME, EGO: "ego frame"}.get(reference, f"frame of {reference}")
+
+
+def schema_of(
+    frame: ExpertFrame, settings: DumpSettings, cameras: tuple[str, ...] = CAMERAS, reference: str = "LIDAR_TOP"
+) -> StoreSchema:
+    """The store's shape, from the expert's first frame.
+
+    Args:
+        cameras, reference: names of the cameras in order, and the frame of reference, as of an index.
+
+    Raises:
+        FD3DError: the expert's outputs have another number of cameras, or fewer layers than the settings ask for.
+    """
     views = [len(f) for f in frame.pv if len(f) != len(cameras)]
     if views:
         raise FD3DError(
@@ -56,6 +72,7 @@ def schema_of(frame: ExpertFrame, settings: DumpSettings, cameras: tuple[str, ..
         layers=layers,
         bev_kmax=0 if bev is None else bev[0] * bev[1],
         pv_kmax=[len(cameras) * h * w for h, w, _, _ in levels],
+        frame=frame_in_words(reference),
         **_code(settings, min(channels, default=0)),
         **reading,
     )
@@ -94,7 +111,8 @@ def make_manifest(
         },
         "history": "streamed through each scene in time order, reset at its first frame",
         "coordinates": {
-            "boxes": "LiDAR frame, x y z of the centre of gravity, dx dy dz, yaw, vx vy; metres, radians, metres/second",
+            "boxes": f"{frame_in_words(index.reference)}, x y z of the centre of gravity, dx dy dz, yaw, vx vy; metres, radians, "
+            "metres/second",
             "bev": "row = y, column = x, cell centres",
             "pv": "flat cell = (camera * rows + row) * columns + column",
             "pc_range": list(cfg.pc_range),

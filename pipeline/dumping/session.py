@@ -108,7 +108,7 @@ class Session:
         torch.set_num_threads(self.job.threads)
         (frame,), _ = self.expert.run(collate([self.dataset[self.number[token]]]))
         constants = self.expert.adapter.constants(self.expert.model)
-        schema = schema_of(frame, self.job.settings, self.index.cameras)
+        schema = schema_of(frame, self.job.settings, self.index.cameras, self.index.reference)
         return schema, stored_constants(constants, schema)
 
     def learn(

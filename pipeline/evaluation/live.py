@@ -99,8 +99,10 @@ class Detector:
         views: int | None,
         notes: Notes | None = None,
         checkpoint: Path | None = None,
+        onnx: str | Path = "the ONNX file",
     ) -> None:
         self.cfg, self._detect, self._views, self._notes, self._checkpoint = cfg, detect, views, notes, checkpoint
+        self._onnx = onnx
         self._pack = Compose(frame_pipeline(cfg, train=False)[1:])
         self._drive = 0
         self._last: EgoPose | None = None
@@ -127,26 +129,36 @@ class Detector:
         if onnx is not None:
             exported = ExportedDetector(Path(onnx))
             exported.notes.check_config(cfg, onnx)
-            return cls(cfg, lambda batch: exported(*graph_arguments(batch)), exported.notes.views, exported.notes)
+            return cls(
+                cfg, lambda batch: exported(*graph_arguments(batch)), exported.notes.views, exported.notes, onnx=onnx
+            )
         weights = None if checkpoint is None else Path(checkpoint)
         model = load_detector(cfg, weights)
         views = detector_views(model) if isinstance(model, MultiCameraDetector) else None
         detect = batch_detector(cfg, model)
         return cls(cfg, lambda batch: detect(batch)[0][1:], views, checkpoint=weights)
 
-    def check_rig(self, cameras: Sequence[str], reference: str) -> None:
+    def check_rig(
+        self,
+        cameras: Sequence[str],
+        reference: str,
+        sizes: Sequence[Sequence[int]] | None = None,
+        folder: Path | None = None,
+    ) -> None:
         """Refuse a rig that the exported file was not made for, or that the checkpoint was not trained with.
 
         Args:
             cameras, reference: names of the cameras in order, and the frame of reference, as of an index.
+            sizes: rows and columns of each camera's image.
+            folder: of the data set's tables.
 
         Raises:
             FD3DError: naming both.
         """
         if self._notes is not None:
-            self._notes.check_rig(cameras, reference, "the ONNX file")
+            self._notes.check_rig(cameras, reference, self._onnx, sizes)
         elif self._checkpoint is not None:
-            check_trained_rig(self._checkpoint, cameras, reference)
+            check_trained_rig(self._checkpoint, cameras, reference, folder)
 
     def reset(self) -> None:
         """Forget the frames so far: the next one starts another drive."""

@@ -15,7 +15,7 @@ from pipeline.evaluation.metrics import evaluate, evaluated_scenes
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.submission import write_submission
 from pipeline.files import check_writable, write_atomically
-from pipeline.models.build import load_config
+from pipeline.models.build import file_sha256, load_config
 from pipeline.models.load import load_detector
 from pipeline.models.pairs import check_trained_rig
 
@@ -28,7 +28,7 @@ def evaluate_detector(
     Args:
         version: folder of the data set's tables.
         out: folder for ``submission.json`` and ``pr.csv``.
-        metrics: JSON file for the returned metrics.
+        metrics: JSON file for the returned metrics; what was evaluated is noted in it, see :func:`score`.
         workers: processes that decode images.
 
     Returns:
@@ -41,15 +41,15 @@ def evaluate_detector(
     if not checkpoint.is_file():
         raise FD3DError(f"checkpoint {checkpoint} does not exist; run 'dvc repro', or give another by --checkpoint")
     index = check_evaluation(source, version, out, metrics)
-    check_trained_rig(checkpoint, index.cameras, index.reference)
+    check_trained_rig(checkpoint, index.cameras, index.reference, source.root / index.version)
     check_images(index, source.root, index.select(source.split), source.index)
     torch.set_num_threads(1)
-    cfg = load_config(config)
+    cfg, detector = load_config(config), file_sha256(checkpoint)
     model = load_detector(cfg, checkpoint)
     detections = predict(cfg, model, source, workers)
     write_submission(out / "submission.json", index, detections)
     del model, detections  # the metrics need their memory
-    return score(out / "submission.json", index, source, out, metrics)
+    return score(out / "submission.json", index, source, out, metrics, detector)
 
 
 def check_evaluation(
@@ -86,11 +86,17 @@ def check_evaluation(
     return index
 
 
-def score(submission: Path, index: FrameIndex, source: FrameSource, out: Path, metrics: Path) -> dict[str, Any]:
+def score(
+    submission: Path, index: FrameIndex, source: FrameSource, out: Path, metrics: Path, detector: str | None = None
+) -> dict[str, Any]:
     """Evaluate a submission and write the metrics; arguments as of :func:`evaluate_detector`.
+
+    Args:
+        detector: SHA-256 of the checkpoint that detected; None where that is not known.
 
     Returns:
         metrics as of :func:`~pipeline.evaluation.metrics.evaluate`; none, and none written, for a split without annotations.
+        ``evaluated`` has one entry: ``checkpoint_sha256``, ``index_sha256`` and ``split``.
 
     Raises:
         FD3DError: the submission is missing or damaged, or does not cover the split.
@@ -98,5 +104,7 @@ def score(submission: Path, index: FrameIndex, source: FrameSource, out: Path, m
     if not index.boxes_of(index.select(source.split))[0]:
         return {}
     found = evaluate(submission, source.root, index.version, source.split, out, index=index)
+    # a list, since 'dvc metrics' leaves lists out: hashes are no columns of a table of numbers
+    found["evaluated"] = [{"checkpoint_sha256": detector, "index_sha256": index.sha256, "split": source.split}]
     write_atomically(metrics, lambda file: json.dump(found, file, indent=1))
     return found

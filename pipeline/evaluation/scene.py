@@ -79,7 +79,8 @@ def detect_scene(
     known = FrameIndex.load(index, root)
     if version not in (None, known.version):
         raise FD3DError(f"index {index} was made from {known.version}, not {version}; leave out one of the two")
-    detector.check_rig(known.cameras, known.reference)
+    sizes = known.arrays["image_sizes"][known.scenes.get(scene, [0])[0]].tolist()
+    detector.check_rig(known.cameras, known.reference, sizes, Path(root) / known.version)
     if scene not in known.scenes:
         raise FD3DError(f"scene '{scene}' is not in {root}; it has {', '.join(list(known.scenes)[:5])}, ...")
     rows = known.scenes[scene][:frames]

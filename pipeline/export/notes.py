@@ -80,20 +80,34 @@ class Notes:
                 raise
             raise FD3DError(f"{path} is no file of 'fd3d export'; give one that 'fd3d export' made") from error
 
-    def check_rig(self, cameras: Sequence[str], reference: str, path: object) -> None:
-        """Refuse cameras in another order, or another frame of reference, than a file was exported for.
+    def check_rig(
+        self, cameras: Sequence[str], reference: str, path: object, sizes: Sequence[Sequence[int]] | None = None
+    ) -> None:
+        """Refuse other cameras, another order, another frame of reference or other images than a file was exported for.
 
         Args:
             cameras, reference: those of an index.
+            sizes: rows and columns of each camera's image; None where they are not known.
 
         Raises:
-            FD3DError: naming both.
+            FD3DError: naming what differs, on both sides.
         """
-        if self.cameras and (tuple(cameras), reference) != (self.cameras, self.reference):
-            raise FD3DError(
-                f"{path} was exported for the cameras {', '.join(self.cameras)} and boxes in the frame of {self.reference}, the index has "
-                f"{', '.join(cameras)} and {reference}; name the index of this rig by --index"
-            )
+        own, given = list(self.cameras), list(cameras)
+        if own and own != given:
+            kind = "an order of cameras" if sorted(own) == sorted(given) else "cameras"
+            differs = f"{kind} {', '.join(own)}; the index has {', '.join(given)}"
+        elif self.views != len(given):
+            differs = f"{self.views} cameras; the index has {len(given)} ({', '.join(given)})"
+        elif own and self.reference != reference:
+            differs = f"boxes in the frame of {self.reference}; the index has {reference}"
+        elif sizes is not None and (odd := [i for i, hw in enumerate(sizes) if tuple(hw) != self.sizes[i]]):
+            (rows, columns), (h, w) = self.sizes[odd[0]], sizes[odd[0]]
+            differs = f"images of {rows}x{columns} of {given[odd[0]]}; the index has {h}x{w}"
+        else:
+            return
+        raise FD3DError(
+            f"{path} was exported for {differs}; export the detector again for this index with 'fd3d export --index', or name the file's own index"
+        )
 
     def check_config(self, cfg: Config, path: object) -> None:
         """Refuse a config that a file was not exported with.

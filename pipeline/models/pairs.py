@@ -8,7 +8,7 @@ from typing import Any, Self
 from torch import nn
 
 from pipeline.data import CAMERAS
-from pipeline.data.rig import EGO
+from pipeline.data.rig import EGO, other_sensors
 from pipeline.errors import FD3DError
 
 from .build import build_detector, load_config
@@ -49,13 +49,14 @@ def check_rig(config: Path, views: int) -> None:
         check_cameras(head["transformer"].get("num_cams", len(CAMERAS)), views, f"config {config}")
 
 
-def check_trained_rig(checkpoint: Path, cameras: Sequence[str], reference: str) -> None:
+def check_trained_rig(checkpoint: Path, cameras: Sequence[str], reference: str, folder: Path | None = None) -> None:
     """Refuse a checkpoint that was trained here with these cameras in another order, or with boxes in another frame.
 
     Cameras of other names are taken for another rig of the same kind; a checkpoint of another project tells neither.
 
     Args:
         cameras, reference: names of the cameras in order, and the frame of reference, as of an index.
+        folder: of the data set's tables, whose sensors the message then names where the checkpoint's is none of these.
 
     Raises:
         FD3DError: the checkpoint cannot be read, or has another order or frame; naming both.
@@ -68,9 +69,14 @@ def check_trained_rig(checkpoint: Path, cameras: Sequence[str], reference: str) 
             "that order under data.cameras and make the index again"
         )
     if (frame == EGO) != (reference == EGO):
+        others = other_sensors(folder) if folder is not None else ()
+        advice = f"set data.reference: {frame} and make the index again"
+        if frame != EGO and others and frame not in others:
+            advice = f"set data.reference to the sensor that stands for {frame} ({', '.join(others)}) and make the index again"
+        elif frame != EGO and folder is not None and not others:
+            advice = f"the data set has no sensor but cameras to set data.reference to; give a checkpoint in the frame of {EGO}"
         raise FD3DError(
-            f"checkpoint {checkpoint} was trained with boxes in the frame of {frame}, the index has {reference}; set data.reference: {frame} and "
-            "make the index again"
+            f"checkpoint {checkpoint} was trained with boxes in the frame of {frame}, the index has {reference}; {advice}"
         )
 
 

@@ -89,7 +89,7 @@ def bev_figure(
     energy: np.ndarray | None = None,
     focal: np.ndarray | None = None,
 ) -> Figure:
-    """Bird's-eye view in the LiDAR frame: x to the right, y forward, metres.
+    """Bird's-eye view in the frame of reference, metres; x to the right of the picture, which is ahead of some cars.
 
     Args:
         layers: boxes (n, 9) and a colour by name.
@@ -110,8 +110,8 @@ def bev_figure(
             axes.plot(*outline.T, color=color, lw=1, label=name if i == 0 else None)
             axes.plot(*np.stack([boxes[i, :2], box[[4, 6], :2].mean(0)]).T, color=color, lw=1)
     axes.plot(0, 0, "^", color="tab:gray", ms=8)
-    axes.set(xlim=span[:2], ylim=span[2:], aspect="equal", xlabel="x (right), m", ylabel="y (forward), m")
-    if layers:
+    axes.set(xlim=span[:2], ylim=span[2:], aspect="equal", xlabel="x, m", ylabel="y, m")
+    if axes.get_legend_handles_labels()[0]:  # none of layers without boxes
         axes.legend(loc="upper right", fontsize=8)
     return figure
 

@@ -16,10 +16,10 @@ from pipeline.data.index import Frame, FrameIndex
 from pipeline.errors import FD3DError
 from pipeline.files import between_markers, write_atomically
 from pipeline.profile import Published
+from pipeline.report.evaluated import ROLES, check_evaluated, check_outputs, metrics_file
 from pipeline.report.figures import bev_figure, camera_sheet, data_uri, jpeg, stored_energy, to_png
 from store_schema import StoreReader
 
-ROLES = ("expert", "plain", "fd3d")
 _SHOWN = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
 _COMPARED = ("NDS", "mAP")  # with published numbers
 _FORMATS = {
@@ -58,7 +58,7 @@ def summarise(
         out[family] = {}
         for role in ROLES:
             found, facts = (
-                read_json(metrics / "detectors" / family / f"{role}.json"),
+                read_json(metrics_file(metrics, family, role)),
                 read_json(runs / family / role / "train.json"),
             )
             out[family][role] = {name: found[name] for name in _SHOWN} | {
@@ -133,7 +133,8 @@ def loss_figure(curves: dict[str, Path]) -> Figure:
             if term != "step" and not term.startswith(("d0", "d1", "grad")):
                 axes.plot([float(r["step"]) for r in rows], [float(r[term] or "nan") for r in rows], label=term)
         axes.set(title=name, xlabel="step", yscale="log")
-        axes.legend(fontsize=7)
+        if axes.lines:  # not of a training too short for a row
+            axes.legend(fontsize=7)
     return figure
 
 
@@ -170,7 +171,8 @@ def pr_figure(curves: dict[str, Path]) -> Figure:
         for name, axes in panels.items():
             chosen = [(float(r["recall"]), float(r["precision"])) for r in rows if r["class"] == name]
             axes.plot(*zip(*chosen, strict=True), color=_COLORS[role], label=role)
-    panels[CLASSES[0]].legend(fontsize=7)
+    if panels[CLASSES[0]].lines:
+        panels[CLASSES[0]].legend(fontsize=7)
     return figure
 
 
@@ -196,10 +198,16 @@ def build_report(
     frames: int = 3,
     published: Mapping[str, Published] | None = None,
 ) -> Summary:
-    """Write ``index.html`` (stands alone), ``summary.md`` and the metrics' ``summary.json``; returns the summary."""
+    """Write ``index.html`` (stands alone), ``summary.md`` and the metrics' ``summary.json``; returns the summary.
+
+    Raises:
+        FD3DError: a file is missing, or store or metrics are of another index, split or checkpoint.
+    """
+    check_outputs(families, runs, metrics)
+    ix = FrameIndex.load(index, root)
+    check_evaluated(families, ix, split, runs, metrics)
     summary = summarise(families, metrics, runs, published)
     table = markdown(summary)
-    ix = FrameIndex.load(index, root)
     page = _page(table, "".join(_family_section(family, ix, root, split, runs, frames) for family in families))
     write_atomically(out / "index.html", lambda file: file.write(page))
     write_atomically(out / "summary.md", lambda file: file.write(table))

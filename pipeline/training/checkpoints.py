@@ -59,9 +59,9 @@ def find_unfinished(folder: Path) -> Unfinished | None:
                 f"checkpoint {path} cannot be opened ({error}); mend that and run the command again"
             ) from error
         except Exception as error:  # whatever a damaged file raises
-            tell(f"checkpoint {path} cannot be read ({type(error).__name__}); it is passed over")
+            tell(f"warning: checkpoint {path} cannot be read ({type(error).__name__}); it is passed over")
     if files:
-        tell(f"no checkpoint in {folder} can be read; the training starts afresh")
+        tell(f"warning: no checkpoint in {folder} can be read; the training starts afresh")
     return None
 
 
@@ -107,7 +107,7 @@ def take_up(folder: Path, recipe: Mapping[str, Any], restart: bool) -> Unfinishe
     about = f"{folder} has a training stopped after {found.iterations} iterations with other settings ({told})"
     if not restart:
         raise FD3DError(f"{about}; set them back to go on with it, or give --restart to start afresh")
-    tell(f"{about}: it is deleted when this training starts")
+    tell(f"warning: {about}: it is deleted when this training starts")
     return None
 
 

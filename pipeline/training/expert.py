@@ -60,6 +60,8 @@ def take_or_train(
         views = len(index.cameras)
         for one in (config, student.config):
             check_rig(one, views)
+        if checkpoint is not None:
+            check_trained_rig(checkpoint, index.cameras, index.reference, source.root / index.version)
     read_schedule(load_config(student.config))
     told = bool(boxes or classes)
     planned = planned_student(student, config, None if told else checkpoint)
@@ -77,7 +79,6 @@ def take_or_train(
     else:
         found = load_checkpoint(build_detector(cfg), checkpoint, cfg.get("adapter"))
         if source.index.is_file():
-            check_trained_rig(checkpoint, index.cameras, index.reference)
             check_foreign(cfg, checkpoint, source, student)
         with open(checkpoint, "rb") as source_file:
             write_atomically(out, partial(shutil.copyfileobj, source_file), binary=True)

@@ -28,10 +28,11 @@ def warn_of_heights(cfg: Config, index: FrameIndex, rows: Sequence[int]) -> None
     low, high = cfg.pc_range[2], cfg.pc_range[5]
     if not len(boxes):
         return
+    config = cfg.filename or "the config"
     outside = float(np.mean((boxes[:, 2] < low) | (boxes[:, 2] > high)))
     if outside > _OUTSIDE:
         warnings.warn(
-            f"{outside:.0%} of the boxes are outside the heights {low:g} to {high:g} m of pc_range; set pc_range for the frame of "
+            f"{outside:.0%} of the boxes are outside the heights {low:g} to {high:g} m of pc_range of {config}; set pc_range for the frame of "
             f"{index.reference}",
             stacklevel=3,
         )
@@ -40,8 +41,8 @@ def warn_of_heights(cfg: Config, index: FrameIndex, rows: Sequence[int]) -> None
     wasted = int((heights < ground - _BELOW).sum())
     if len(heights) and 2 * wasted >= len(heights):
         warnings.warn(
-            f"{wasted} of {len(heights)} pillar_heights are below the ground, which is at {ground:.1f} m of the frame of {index.reference} (the "
-            "boxes' median lower side); set pillar_heights and pc_range for this frame",
+            f"{wasted} of {len(heights)} pillar_heights of {config} are below the ground, which is at {ground:.1f} m of the frame of "
+            f"{index.reference} (the boxes' median lower side); set pillar_heights and pc_range for this frame",
             stacklevel=3,
         )
 

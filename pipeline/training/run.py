@@ -27,6 +27,7 @@ from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 from pipeline.models.build import file_sha256, write_config
 from pipeline.models.checkpoints import save_checkpoint
+from pipeline.models.pairs import check_trained_rig
 from pipeline.training import hooks, loop  # noqa: F401  registers what the Runner is told by name
 from pipeline.training.checkpoints import Unfinished, flat, forget_unfinished, take_up, unwrapped
 from pipeline.training.heights import warn_of_heights
@@ -104,7 +105,7 @@ def train(
 
     Raises:
         FD3DError: contradictory settings, settings of an unfinished training that changed, a file to start from that does not
-            fit, frozen parameters that would keep random weights, frames that cannot be validated on, or a loss that is not
+            fit or was trained with the cameras in another order or in another frame of reference, frozen parameters that would keep random weights, frames that cannot be validated on, or a loss that is not
             finite.
     """
     if settings.amp and not torch.cuda.is_available():
@@ -118,6 +119,8 @@ def train(
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise FD3DError("train.tensorboard is set, but there is no TensorBoard: pip install fd3d[tensorboard]")
     schedule, index = read_schedule(cfg), FrameIndex.load(source.index, source.root)
+    if inheritance:
+        check_trained_rig(inheritance.checkpoint, index.cameras, index.reference, source.root / index.version)
     if not index.boxes_of(index.select(source.split))[1]:
         raise FD3DError(
             f"split '{source.split}' has no box that counts, so nothing can be trained on it; name another split"
@@ -241,7 +244,7 @@ def _loader(
     if found is not None and len(found.workers[get_rank()]) == workers:
         states = found.workers[get_rank()]
     elif found is not None:
-        tell("the number of data workers has changed: random distortions go on with other random numbers")
+        tell("warning: the number of data workers has changed: random distortions go on with other random numbers")
     loader: dict[str, Any] = dict(
         batch_size=course.batch_size,
         num_workers=workers,

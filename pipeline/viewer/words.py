@@ -6,6 +6,11 @@ from store_schema import StoreReader, describe
 from store_schema.manifest import MADE_BY
 
 
+def in_words(reader: StoreReader) -> str:
+    """The table of arrays and the manifest."""
+    return "\n".join([*table(reader), "", *manifest_lines(reader.manifest)])
+
+
 def table(reader: StoreReader) -> list[str]:
     """Lines of the table of arrays.
 

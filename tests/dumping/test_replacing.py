@@ -40,4 +40,6 @@ def test_a_store_of_another_expert_is_deleted_where_that_is_asked_for(made, caps
     store = writer(made, "y")
     with opened(store, replace_other=True):
         assert store.pending() == [0, 1] and not (made / "manifest.json").exists()
-    assert 'made with expert.checkpoint_sha256 = "x", now it is "y": it is deleted' in "".join(capsys.readouterr())
+    told = "".join(capsys.readouterr())
+    assert 'was made with expert.checkpoint_sha256 = "x", now it is "y": it is deleted' in told
+    assert told.lstrip().startswith("warning: ")

@@ -1,5 +1,6 @@
 """``fd3d index`` and ``fd3d evaluate`` on data sets of one's own."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from pipeline.data.index import FrameIndex, build_index
 from pipeline.errors import FD3DError
 from pipeline.evaluation.submission import write_submission
+from pipeline.models.build import load_config, write_config
 from stages.cli import app
 
 VERSION = "v1.0-world"
@@ -70,6 +72,56 @@ def test_a_submission_is_scored_on_own_splits_without_a_detector(own: Path) -> N
     for both in ((), ("--submission", "given.json", "--checkpoint", "checkpoints/world_expert.pth")):
         with pytest.raises(FD3DError, match="give one of --checkpoint and --submission"):
             fd3d("evaluate", *both, *place)
+
+
+def test_metrics_say_what_was_evaluated_and_lie_where_the_report_looks(own: Path, project: Path) -> None:
+    fd3d("index")
+    expert = Path("runs/bevformer/expert")
+    expert.mkdir(parents=True)
+    shutil.copy(project / "checkpoints/world_expert.pth", expert / "detector.pth")
+    write_config(load_config(project / "configs/world/expert.py"), expert / "config.py")
+    fd3d("evaluate", "--role", "expert", "--workers", 0)
+    (told,) = json.loads(Path("metrics/detectors/bevformer/expert.json").read_text())["evaluated"]
+    of = {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in (("checkpoint", expert / "detector.pth"), ("index", Path("index.npz")))
+    }
+    assert told == {"checkpoint_sha256": of["checkpoint"], "index_sha256": of["index"], "split": "val"}
+    submission = Path("runs/evaluate/bevformer/expert/submission.json")
+    assert submission.is_file() and submission.with_name("pr.csv").is_file()
+    fd3d("evaluate", "--submission", submission, "--family", "detr3d", "--role", "plain")
+    (told,) = json.loads(Path("metrics/detectors/detr3d/plain.json").read_text())["evaluated"]
+    assert told == {"checkpoint_sha256": None, "index_sha256": of["index"], "split": "val"}
+    with pytest.raises(FD3DError, match="runs/bevformer/fd3d/detector.pth does not exist"):
+        fd3d("evaluate", "--role", "fd3d")
+    with pytest.raises(FD3DError, match="give --out and --metrics, or --role and --family"):
+        fd3d("evaluate", "--checkpoint", expert / "detector.pth", "--out", "out")
+
+
+def test_data_that_a_profile_generates_are_to_be_generated_first(own: Path, project: Path, monkeypatch) -> None:
+    profile(project, {"root": "data/mine", "generate": ["mine", "world"]})
+    with pytest.raises(
+        FD3DError, match="data/mine has no folder v1.0-world; generate .* 'fd3d world --root data/mine'$"
+    ):
+        fd3d("index")
+    shutil.copy("params.yaml", "other.yaml")
+    with pytest.raises(FD3DError, match="generate .* 'fd3d world --root data/mine --params other.yaml'"):
+        fd3d("index", "--params", "other.yaml")
+    made: list[Path] = []
+
+    def generate(root: Path, settings: object, workers: int) -> dict[str, Any]:
+        made.append(root)
+        return {"scenes": 0, "frames": 0, "rows": {"sample_annotation": 0}}
+
+    monkeypatch.setattr("pipeline.data.world.generate.generate_world", generate)
+    fd3d("world")
+    fd3d("world", "--root", "data/world")
+    profile(project, {})
+    fd3d("world")
+    assert made == [Path("data/mine"), Path("data/world"), Path("data/world")]
+    with pytest.raises(FD3DError, match="data has no folder v1.0-gone; give the data set's root"):
+        profile(project, {"version": "v1.0-gone"})
+        fd3d("index")
 
 
 def test_what_a_detector_would_meet_late_is_named_before_it_is_loaded(own: Path, project: Path, monkeypatch) -> None:

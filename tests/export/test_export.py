@@ -17,12 +17,13 @@ import torch
 from typer.testing import CliRunner
 
 from pipeline.data.index import FrameIndex
+from pipeline.data.npz import write_arrays
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
 from pipeline.evaluation.differences import difference
 from pipeline.evaluation.live import Boxes, Calibration, Detector, EgoPose
 from pipeline.evaluation.predict import predict
-from pipeline.evaluation.scene import live_frame
+from pipeline.evaluation.scene import detect_scene, live_frame
 from pipeline.export import write
 from pipeline.export.graph import DetectorGraph
 from pipeline.export.notes import KEY, Notes
@@ -197,10 +198,35 @@ def test_a_file_is_for_the_cameras_that_it_was_exported_for(files, exported, wor
     detector = Detector.open(files["bevformer"][0], onnx=exported["bevformer"][0])
     index = FrameIndex.load(world_index)
     detector.check_rig(index.cameras, index.reference)
-    with pytest.raises(FD3DError, match="exported for the cameras CAM_FRONT, .*, the index has CAM_BACK.* by --index"):
-        detector.check_rig(index.cameras[::-1], index.reference)
-    with pytest.raises(FD3DError, match="in the frame of LIDAR_TOP, the index has .* and ego;"):
-        detector.check_rig(index.cameras, "ego")
+    sizes = index.arrays["image_sizes"][0].tolist()
+    detector.check_rig(index.cameras, index.reference, sizes)
+    other, narrow = ["left", *index.cameras[1:]], [*sizes[:4], [160, 200], sizes[5]]
+    for given, told in (
+        ((index.cameras[::-1], index.reference), "an order of cameras CAM_FRONT, .*; the index has CAM_BACK"),
+        ((other, index.reference), "cameras CAM_FRONT, .*; the index has left, "),
+        ((index.cameras[:2], index.reference), "cameras CAM_FRONT, .*; the index has CAM_FRONT, CAM_FRONT_RIGHT"),
+        ((index.cameras, "ego"), "boxes in the frame of LIDAR_TOP; the index has ego"),
+        ((index.cameras, index.reference, narrow), "images of 160x288 of CAM_BACK_LEFT; the index has 160x200"),
+    ):
+        with pytest.raises(FD3DError, match=f"onnx was exported for {told}.*again for this index with 'fd3d export"):
+            detector.check_rig(*given)
+    assert detector._notes is not None
+    nameless = replace(detector._notes, cameras=(), reference=None)
+    nameless.check_rig([f"ring_{i}" for i in range(6)], "ego", "x.onnx", sizes)
+    with pytest.raises(FD3DError, match="x.onnx was exported for 6 cameras; the index has 1 .front.; export"):
+        nameless.check_rig(["front"], "ego", "x.onnx")
+
+
+def test_a_scene_of_other_images_is_refused_before_any_is_decoded(files, exported, world, world_index, tmp_path):
+    index = FrameIndex.load(world_index)
+    arrays = dict(index.arrays)
+    arrays["image_sizes"] = arrays["image_sizes"] // 2
+    with open(tmp_path / "half.npz", "wb") as file:
+        write_arrays(file, arrays)
+    place = dict(index=tmp_path / "half.npz", onnx=exported["bevformer"][0])
+    scene = next(iter(index.scenes))
+    with pytest.raises(FD3DError, match="images of 160x288 of CAM_FRONT; the index has 80x144; export the detector"):
+        next(detect_scene(files["bevformer"][0], None, world, scene, tmp_path / "out", **place))
 
 
 def test_live_frames_are_those_of_evaluation(files, drives, rows, world, world_index):

@@ -1,6 +1,9 @@
 """A checkpoint with the cameras of the training in another order, or with boxes in another frame, is refused."""
 
+import json
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +11,10 @@ import torch
 from pipeline.data import CAMERAS
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
+from pipeline.distill.apprentice import train_apprentice
+from pipeline.distill.settings import DistillSettings
 from pipeline.dumping.dump import dump
+from pipeline.dumping.recompute import recompute
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.evaluation.live import Detector
@@ -17,7 +23,9 @@ from pipeline.export.write import export_detector, rig_of
 from pipeline.focal.rule import FocalRule
 from pipeline.models.pairs import StudentPlan, check_trained_rig
 from pipeline.training.expert import take_or_train
+from pipeline.training.plain import train_plain
 from pipeline.training.settings import RunSettings
+from store_schema import StoreReader
 
 TURNED = CAMERAS[::-1]
 
@@ -62,5 +70,70 @@ def test_nothing_runs_with_cameras_in_another_order(
     plan, taken = StudentPlan(project / "configs/world/apprentice.py"), tmp_path / "expert/detector.pth"
     with pytest.raises(FD3DError, match="turned.pth was trained with the cameras"):
         take_or_train(expert_config, turned, RunSettings(max_iters=4), source, taken, plan)
+    with pytest.raises(FD3DError, match="turned.pth was trained with the cameras"):
+        take_or_train(expert_config, turned, RunSettings(max_iters=4), source, taken, plan, boxes="new")
     assert not taken.exists() and not (tmp_path / "out.onnx").exists()
     assert not (tmp_path / "store").exists() and not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("method", ["plain", "fd3d"])
+def test_no_student_starts_from_an_expert_of_another_rig(
+    project: Path, expert_checkpoint: Path, source: FrameSource, store: Path, tmp_path: Path, method: str
+) -> None:
+    config, out, run = project / "configs/world/apprentice.py", tmp_path / "run/detector.pth", RunSettings(max_iters=4)
+    for cameras, reference, told in (
+        (TURNED, "LIDAR_TOP", "was trained with the cameras CAM_BACK"),
+        (
+            CAMERAS,
+            "ego",
+            "was trained with boxes in the frame of ego, the index has LIDAR_TOP; set data.reference: ego",
+        ),
+    ):
+        expert = trained_with(cameras, reference, expert_checkpoint, tmp_path / "expert.pth")
+        with pytest.raises(FD3DError, match=told), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a store of another expert
+            if method == "plain":
+                train_plain(config, source, out, run, expert=expert, inherit=("pts_bbox_head",))
+            else:
+                settings = DistillSettings(inherit=("pts_bbox_head",))
+                shared: dict[str, Any] = dict(source=source, store=store, expert=expert, out=out, run=run)
+                train_apprentice(config, method, settings, **shared)
+    assert not out.exists()
+
+
+def test_a_store_that_the_wrong_expert_made_is_not_recomputed(
+    expert_config: Path, expert_checkpoint: Path, source: FrameSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As made before the dump looked at the cameras."""
+    turned = trained_with(TURNED, "LIDAR_TOP", expert_checkpoint, tmp_path / "turned.pth")
+    monkeypatch.setattr("pipeline.dumping.dump.check_trained_rig", lambda *given: None)
+    settings, scene = (
+        DumpSettings(FocalRule(), frames_per_shard=3),
+        FrameIndex.load(source.index).splits["world_train"][0],
+    )
+    dump(expert_config, turned, source, tmp_path / "store", settings, 0, [scene])
+    with pytest.raises(FD3DError, match="turned.pth was trained with the cameras"):
+        recompute(StoreReader(tmp_path / "store"), expert_config, turned, source.index, source.root, 1)
+
+
+def test_a_frame_of_reference_is_advised_that_the_data_have(expert_checkpoint: Path, tmp_path: Path) -> None:
+    own = trained_with(CAMERAS, "LIDAR_TOP", expert_checkpoint, tmp_path / "own.pth")
+    camera, radar = {"channel": "CAM_FRONT", "modality": "camera"}, {"channel": "RADAR_FRONT", "modality": "radar"}
+    for sensors, told in (
+        ([camera, radar], "the data set has no sensor but cameras to set data.reference to; give a checkpoint in the"),
+        (
+            [camera, {"channel": "top", "modality": "lidar"}],
+            "set data.reference to the sensor that stands for LIDAR_TOP .top. and",
+        ),
+        (
+            [camera, {"channel": "LIDAR_TOP", "modality": "lidar"}],
+            "set data.reference: LIDAR_TOP and make the index again",
+        ),
+    ):
+        rows = [row | {"token": row["channel"]} for row in sensors]
+        (tmp_path / "sensor.json").write_text(json.dumps(rows))
+        with pytest.raises(FD3DError, match=told):
+            check_trained_rig(own, CAMERAS, "ego", tmp_path)
+    frame = trained_with(CAMERAS, "ego", expert_checkpoint, tmp_path / "ego.pth")
+    with pytest.raises(FD3DError, match="set data.reference: ego and make the index again"):
+        check_trained_rig(frame, CAMERAS, "LIDAR_TOP", tmp_path)

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from pipeline.data import CAMERAS
@@ -408,7 +409,7 @@ def test_inspect_prints_a_table_and_writes_a_page(reader, world, world_index, tm
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--html", "page.html"], "drawing frames needs --index and --root"),
+        (["--html", "page.html", "--params", "none.yaml"], "drawing frames needs --index and --root, or a profile by"),
         (["--html", "page.html", "--index", "none.npz", "--root", "{root}"], "index none.npz does not exist"),
         (["--html", "page.html", "--index", "{index}", "--root", "none"], "none has no folder v1.0-world"),
         (["--html", "page.html", "--index", "{index}", "--root", "{root}", "--token", "zz"], "has no frame zz"),
@@ -419,6 +420,24 @@ def test_what_a_page_lacks_is_told_in_one_line(reader, world, world_index, args,
     done = run_inspect(reader.path, *(arg.format(root=world, index=world_index) for arg in args))
     assert isinstance(done.exception, FD3DError | StoreError)
     assert message in str(done.exception) and "\n" not in str(done.exception)
+
+
+def test_a_page_is_of_the_profiles_data_and_nothing_is_printed_before_it_can_be_made(
+    reader, world, world_index, project, tmp_path, monkeypatch
+):
+    for folder in ("configs", "checkpoints"):
+        (tmp_path / folder).symlink_to(project / folder)
+    monkeypatch.chdir(tmp_path)
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["data"] |= {"root": str(world), "index": "index.npz", "generate": []}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    done = run_inspect(reader.path, "--html", "page.html")
+    assert "index index.npz does not exist" in str(done.exception) and not done.stdout
+    shutil.copy(world_index, "index.npz")
+    done = run_inspect(reader.path, "--html", "page.html", "--token", "zz")
+    assert "has no frame zz" in str(done.exception) and not done.stdout
+    done = run_inspect(reader.path, "--html", "page.html", "--width", 64)
+    assert done.exit_code == 0 and "page.html: 6 frames" in done.stdout and Path("page.html").is_file()
 
 
 def test_an_unfinished_store_is_not_inspected(reader, tmp_path):
