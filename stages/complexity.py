@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 
 def complexity(
@@ -26,7 +26,7 @@ def complexity(
     cameras = rig_cameras(height or 900, width or 1600) if index is None else frame_cameras(index, token)
     found = {str(config): count(load_config(config), cameras) for config in configs}
     print(
-        f"Multiply-adds in 1e9, parameters in 1e6; one sample of {len(cameras.intrinsics)} cameras of "
+        f"Multiply-adds in 1e9, parameters in 1e6; one sample of {counted(len(cameras.intrinsics), 'camera')} of "
         f"{cameras.image_hw[0]}x{cameras.image_hw[1]}, first frame; cameras of {cameras.source}.\n"
     )
     print(markdown(found))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 
 def detect(
@@ -50,6 +50,8 @@ def detect(
         config, weights, root, scene, out, version=version, index=index, frames=frames, min_score=min_score, onnx=onnx
     )
     for frame in tqdm(found, total=frames, unit="frame", disable=None):
-        tqdm.write(f"{frame.token}  {frame.seconds:.2f} s  {frame.boxes} boxes from score {min_score}  {frame.drawing}")
+        tqdm.write(
+            f"{frame.token}  {frame.seconds:.2f} s  {counted(frame.boxes, 'box')} from score {min_score}  {frame.drawing}"
+        )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts KiB
     print(f"{out / 'submission.json'}: {weights or onnx or 'RANDOM weights, seed 0'}; peak memory {peak:.2f} GB")

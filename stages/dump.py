@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.errors import counted
 from pipeline.profile import CONFIG, read_profile
 
 
@@ -53,6 +54,6 @@ def dump(
         check_writable(path)
     run = (settings, workers, scene, cluster, replace, allow_versions)
     made = run_dump(config or made_by, weights, source, target, *run)
-    print("\n".join([f"{target}: {made['frames']} frames", *lines(made["coverage"])]))
+    print("\n".join([f"{target}: {counted(made['frames'], 'frame')}", *lines(made["coverage"])]))
     if path is not None:
         write_coverage(path, made["frames"], made["coverage"])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 
 def export(
@@ -51,8 +51,8 @@ def export(
         frames = calibration_frames(replace(given, index=index or given.index, root=root or given.root), int8)
     notes, nodes = export_detector(config, checkpoint, out, rig, frames)
     history = "" if notes.bev_shape is None else ", history {}x{} in and out".format(*notes.bev_shape)
-    sizes = " and ".join(f"{count} cameras of {h}x{w}" for (h, w), count in Counter(notes.sizes).items())
+    sizes = " and ".join(f"{counted(count, 'camera')} of {h}x{w}" for (h, w), count in Counter(notes.sizes).items())
     print(
-        f"{out}: {notes.detector}, {sizes}{history}; opset {OPSET}, {nodes.total()} nodes of {len(nodes)} operators, "
+        f"{out}: {notes.detector}, {sizes}{history}; opset {OPSET}, {counted(nodes.total(), 'node')} of {counted(len(nodes), 'operator')}, "
         f"{out.stat().st_size / 1e6:.1f} MB"
     )

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.errors import counted
 from pipeline.profile import read_profile
 
 
@@ -44,5 +45,5 @@ def index(
         check_boxes({key: (split, made.boxes_of(made.select(split))[1]) for key, split in named.items()})
         open_truth(root, version, made.splits.get(profile.data.val, made.scenes), made)
     print(
-        f"{out}: {len(made)} frames in {len(made.scenes)} scenes, splits {', '.join(made.splits)}, sha256 {made.sha256[:12]}"
+        f"{out}: {counted(len(made), 'frame')} in {counted(len(made.scenes), 'scene')}, splits {', '.join(made.splits)}, sha256 {made.sha256[:12]}"
     )

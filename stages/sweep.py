@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 
 def sweep(
@@ -37,7 +37,9 @@ def sweep(
             print(f"{training.name}{others}: {state}")
         return
     made = work.run(trainings)
-    print(f"{read.table}: {len(made.done)} rows made, {len(made.skipped)} were there, {len(made.failed)} failed")
+    print(
+        f"{read.table}: {counted(len(made.done), 'row')} made, {len(made.skipped)} were there, {len(made.failed)} failed"
+    )
     if made.claimed:
         print(f"being trained by another sweep: {', '.join(made.claimed)}")
     if made.failed:

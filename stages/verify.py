@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.profile import CONFIG, read_profile
 
 LIMIT = 0.01
@@ -35,9 +35,9 @@ def verify(
     for problem in report.problems:
         print(problem)
     if report.problems:
-        raise FD3DError(f"{store} has {len(report.problems)} problem{'s' * (len(report.problems) > 1)}")
+        raise FD3DError(f"{store} has {counted(len(report.problems), 'problem')}")
     print(
-        f"{store} is sound: {report.files} files, {report.bytes / 1e6:.1f} MB, {report.frames} frames, {report.seconds:.1f} s"
+        f"{store} is sound: {counted(report.files, 'file')}, {report.bytes / 1e6:.1f} MB, {counted(report.frames, 'frame')}, {report.seconds:.1f} s"
     )
     if not recompute:
         return

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.errors import counted
 from pipeline.profile import read_profile
 
 
@@ -18,4 +19,6 @@ def world(
     from pipeline.data.world.generate import generate_world
 
     made = generate_world(root, settings, workers)
-    print(f"{root}: {made['scenes']} scenes, {made['frames']} frames, {made['rows']['sample_annotation']} boxes")
+    print(
+        f"{root}: {counted(made['scenes'], 'scene')}, {counted(made['frames'], 'frame')}, {counted(made['rows']['sample_annotation'], 'box')}"
+    )

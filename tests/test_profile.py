@@ -255,7 +255,7 @@ def test_a_shipped_student_with_frozen_norms_has_a_pretrained_file():
             "data.train is 'trane', of which data/nuscenes/v1.0-trainval has no scene; there are train, val, all",
         ),
         ("train", "mini_val", "data.val is 'mini_val', of which .* has no scene"),
-        ("all", "val", "data.train 'all' and data.val 'val' share 1 scenes, first scene-0003"),
+        ("all", "val", "data.train 'all' and data.val 'val' share 1 scene, first scene-0003"),
     ],
 )
 def test_splits_that_cannot_be_are_named(train: str, val: str, told: str):
@@ -284,9 +284,9 @@ def test_a_split_for_choices_is_checked_like_the_others(tmp_path: Path):
     assert settings("dev").source("dev").split == "dev"
     with pytest.raises(FD3DError, match="data.dev is 'dave', of which data/nuscenes/v1.0-trainval has no scene"):
         settings("dave").check_splits(splits)
-    with pytest.raises(FD3DError, match="data.dev 'mini' and data.val 'val' share 1 scenes, first scene-0003"):
+    with pytest.raises(FD3DError, match="data.dev 'mini' and data.val 'val' share 1 scene, first scene-0003"):
         settings("mini").check_splits(splits)
-    with pytest.raises(FD3DError, match="data.train 'train' and data.dev 'all' share 1 scenes, first scene-0001"):
+    with pytest.raises(FD3DError, match="data.train 'train' and data.dev 'all' share 1 scene, first scene-0001"):
         settings("all").check_splits(splits)
     with pytest.raises(FD3DError, match="data.dev names no split; the profile has data.train, data.val"):
         settings(None).source("dev")

@@ -12,7 +12,7 @@ from pipeline.cost.plan import RATIOS, Measured, StorePlan, coverage_of, expert_
 from pipeline.data.augment import read_augment
 from pipeline.data.index import FrameIndex
 from pipeline.dumping.settings import DumpSettings
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.models.build import load_config
 from pipeline.profile import Family, Profile
 from pipeline.training.schedule import plan_course
@@ -77,16 +77,14 @@ def store_lines(schema: StoreSchema, settings: DumpSettings, outlook: Outlook) -
     shares = coverage_of(outlook.coverage, schema, measured.coverage)
     store = plan_store(schema, outlook.frames, settings.frames_per_shard, replace(measured, coverage=shares))
     source = str(outlook.like) if outlook.like else f"defaults of pipeline/cost/plan.py ({', '.join(RATIOS)})"
-    told = (
-        f"compression as of {source}; {settings.frames_per_shard} frames per shard, {100 * measured.fill:.0f} % filled"
-    )
+    told = f"compression as of {source}; {counted(settings.frames_per_shard, 'frame')} per shard, {100 * measured.fill:.0f} % filled"
     return store, [*table(store, shares), told, ""]
 
 
 def expert_lines(store: StorePlan, outlook: Outlook) -> list[str]:
     """Passes and hours of the expert, for one dump and online."""
     assert outlook.rate is not None
-    hours = ["hours"] if len(outlook.gpus) == 1 else [f"{n} GPU{'s' if n > 1 else ''}, h" for n in outlook.gpus]
+    hours = ["hours"] if len(outlook.gpus) == 1 else [f"{counted(n, 'GPU')}, h" for n in outlook.gpus]
     heads = [
         f"{'':24} {'expert passes':>14} {'worker-hours':>13}",
         *(f"{head:>9}" for head in hours),
@@ -96,7 +94,7 @@ def expert_lines(store: StorePlan, outlook: Outlook) -> list[str]:
     for name, passes, size in (
         ("dump once", outlook.frames, store.total),
         (
-            f"online, {outlook.students} x {outlook.epochs} epochs",
+            f"online, {outlook.students} x {counted(outlook.epochs, 'epoch')}",
             outlook.frames * outlook.epochs * outlook.students,
             0.0,
         ),
@@ -137,7 +135,7 @@ def family_lines(profile: Profile, family: Family, outlook: Outlook) -> list[str
     outlook = replace(outlook, epochs=round(course.updates * course.batch / outlook.frames) or 1)
     store, lines = store_lines(schema, profile.dump, outlook)
     lines = [
-        f"== {family.name}: {family.expert.config} -> {family.apprentice.config}, {outlook.frames} frames",
+        f"== {family.name}: {family.expert.config} -> {family.apprentice.config}, {counted(outlook.frames, 'frame')}",
         *lines,
         *(expert_lines(store, outlook) if outlook.rate else [_NO_RATE.format(name=family.name)]),
         "",

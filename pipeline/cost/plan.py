@@ -16,7 +16,7 @@ from mmengine.config import Config
 from pipeline.cost.complexity import Cameras, on_meta
 from pipeline.dumping.recipe import schema_of
 from pipeline.dumping.settings import DumpSettings
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.expert import TappedExpert, build_adapter
 from store_schema import ArraySpec, StoreReader, StoreSchema
 from store_schema.layout import plan_shards
@@ -234,7 +234,7 @@ def table(plan: StorePlan, coverage: Mapping[str, float]) -> list[str]:
     rows.append(f"{'all':30} {'':7} {plan.frame / 1e3:10.2f} {plan.dense / 1e3:12.2f} {plan.total / 1e9:10.3f}")
     rows.append("")
     rows.append(
-        f"{plan.frames} frames, {plan.dense / plan.frame:.1f} times smaller than dense fp16 "
-        f"({plan.dense * plan.frames / 1e9:.3g} GB); {plan.files} files, {plan.files_per_gb:.1f} per GB"
+        f"{counted(plan.frames, 'frame')}, {plan.dense / plan.frame:.1f} times smaller than dense fp16 "
+        f"({plan.dense * plan.frames / 1e9:.3g} GB); {counted(plan.files, 'file')}, {plan.files_per_gb:.1f} per GB"
     )
     return rows

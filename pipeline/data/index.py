@@ -23,7 +23,7 @@ from pipeline.data.npz import map_arrays, write_arrays
 from pipeline.data.rig import EGO, Rig
 from pipeline.data.splits import own_splits, split_scenes
 from pipeline.data.tables import FrameTables, Tell
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.files import write_atomically
 
 FORMAT = 3
@@ -326,7 +326,7 @@ def build_index(
     tell_sideways(arrays["ego2global"], arrays["scene_token"], folder.name, tell)
     if missing := int((arrays["image_bytes"] <= 0).sum()):
         first = arrays["image_paths"][arrays["image_bytes"] <= 0][0].decode()
-        told = f"{missing} image files of {root} are missing or empty, first {first}; frames that need them will fail"
+        told = f"missing or empty: {counted(missing, 'image file')} of {root}, first {first}; frames that need them will fail"
         warnings.warn(told, stacklevel=2)
     states.warn()
     generator = folder / GENERATED_BY

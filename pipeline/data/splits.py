@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nuscenes.utils.splits import create_splits_scenes
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 FILE = "splits.json"
 """Name of the file beside the tables with a data set's own splits: scene names by split."""
@@ -53,7 +53,7 @@ def own_splits(folder: Path, scenes: Collection[str] | None = None) -> dict[str,
             raise FD3DError(f"{where} has scene {twice[0]} twice; remove one")
         if scenes is not None and (unknown := [name for name in names if name not in scenes]):
             raise FD3DError(
-                f"{where} has {len(unknown)} scenes that scene.json lacks, first '{unknown[0]}'; "
+                f"{where} has {counted(len(unknown), 'scene')} that scene.json lacks, first '{unknown[0]}'; "
                 f"there are {', '.join(sorted(scenes)[:5])}{', ...' if len(scenes) > 5 else ''}"
             )
     return content

@@ -10,7 +10,7 @@ from pipeline.data.devkit import open_truth
 from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.evaluation.metrics import evaluate, evaluated_scenes
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.submission import write_submission
@@ -77,7 +77,7 @@ def check_evaluation(
     scenes = evaluated_scenes(source.root, version, source.split)
     if boxes and not counted:
         raise FD3DError(
-            f"none of the {boxes} boxes of split '{source.split}' has a LiDAR or radar point, so none counts; name another split"
+            f"none of the {counted(boxes, 'box')} of split '{source.split}' has a LiDAR or radar point, so none counts; name another split"
         )
     for path in (out / "submission.json", out / "pr.csv", metrics):
         check_writable(path)

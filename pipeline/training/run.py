@@ -23,7 +23,7 @@ from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.data.workers import check_shared_memory, loader_options, worker_errors
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.files import write_atomically
 from pipeline.models.build import file_sha256, write_config
 from pipeline.models.checkpoints import save_checkpoint
@@ -133,7 +133,7 @@ def train(
         raise FD3DError(f"train.snapshots has {late[0]}, but the training has the updates 1 to {course.updates}")
     if processes * course.batch_size > (there := len(index.select(source.split))):
         raise FD3DError(
-            f"an iteration takes {processes * course.batch_size} different frames, but split '{source.split}' has {there}; lower "
+            f"an iteration takes {counted(processes * course.batch_size, 'different frame')}, but split '{source.split}' has {there}; lower "
             "train.batch_size"
         )
     tell(str(course))
@@ -204,7 +204,7 @@ def train(
         cfg=dict(model_wrapper_cfg=model_wrapper()) if launched() else None,
     )
     if found is not None:
-        tell(f"going on from {found.path}, after {found.iterations // course.accumulate:,} updates")
+        tell(f"going on from {found.path}, after {counted(found.iterations // course.accumulate, 'update')}")
     started = time.perf_counter()
     with worker_errors():
         trained = runner.train()

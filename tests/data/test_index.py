@@ -270,7 +270,7 @@ def test_without_can_bus_folder_motion_is_derived_with_one_warning(excerpt_root,
     root.mkdir()
     for name in ("v1.0-mini", "maps", "samples"):
         (root / name).symlink_to(excerpt_root / name)
-    with pytest.warns(UserWarning, match="2 scenes have no CAN bus") as seen:
+    with pytest.warns(UserWarning, match="no CAN bus poses of 2 scenes") as seen:
         derived = build_index(root, "v1.0-mini", tmp_path / "derived.npz")
     assert sum("CAN bus" in str(w.message) for w in seen) == 1
     measured = build_index(excerpt_root, "v1.0-mini", tmp_path / "measured.npz")
