@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import FD3DError
+from pipeline.files import check_needed
 from pipeline.profile import CONFIG, read_profile
 
 
@@ -28,13 +29,16 @@ def evaluate(
 ) -> None:
     """Detect on the scenes of a split and evaluate with the devkit."""
     data = read_profile(params).data
+    if (checkpoint is None) == (submission is None):
+        raise FD3DError("give one of --checkpoint and --submission")
+    if checkpoint is not None:
+        check_needed(checkpoint=checkpoint, config=config or checkpoint.with_name(CONFIG))
+    source = data.source(split)
+    source = replace(source, index=index or source.index, root=root or source.root)
+    check_needed(submission=submission, index=source.index, root=source.root)
     from pipeline.data.index import FrameIndex
     from pipeline.evaluation.run import check_evaluation, evaluate_detector, score
 
-    if (checkpoint is None) == (submission is None):
-        raise FD3DError("give one of --checkpoint and --submission")
-    source = data.source(split)
-    source = replace(source, index=index or source.index, root=root or source.root)
     version = data.version if index is None else FrameIndex.load(index).version
     if checkpoint is not None:
         path = config or checkpoint.with_name(CONFIG)

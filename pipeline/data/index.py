@@ -24,7 +24,7 @@ from pipeline.data.rig import EGO, Rig
 from pipeline.data.splits import own_splits, split_scenes
 from pipeline.data.tables import FrameTables, Tell
 from pipeline.errors import FD3DError, counted
-from pipeline.files import write_atomically
+from pipeline.files import check_needed, write_atomically
 
 FORMAT = 3
 """Number of the index's format; 3 is mapped into memory: narrow columns, texts as bytes, no instance tokens."""
@@ -112,8 +112,7 @@ class FrameIndex:
 
     def __init__(self, path: str | Path, check: bool = True) -> None:
         self.path = Path(path).absolute()
-        if not self.path.is_file():
-            raise FD3DError(f"index {path} does not exist; make it with 'fd3d index'")
+        check_needed(index=Path(path))
         self._stamp = _stamp(self.path)
         try:
             self.arrays, self._mapping = map_arrays(self.path, check)

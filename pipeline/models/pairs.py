@@ -12,9 +12,9 @@ from pipeline.data.rig import EGO
 from pipeline.errors import FD3DError, counted
 
 from .build import build_detector, load_config
-from .checkpoints import read_checkpoint
 from .pretrained import inherit_weights
 from .query_head import check_cameras
+from .reading import read_checkpoint
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from pipeline.errors import FD3DError, counted
 
 from .backbone import backbone_kind, check_kind, check_names
 from .build import load_config
-from .checkpoints import Checkpoint, check_conventions, read_checkpoint
+from .checkpoints import check_conventions
+from .reading import Checkpoint, read_checkpoint
 
 BACKBONE, NECK = "img_backbone", "img_neck"
 TORCHVISION = "a ResNet as torchvision's"

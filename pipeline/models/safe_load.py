@@ -32,18 +32,21 @@ def _forgotten(*args: object) -> None:
     """Stands for functions in mmengine's files; nothing is looked up or called."""
 
 
-class _Forgotten:
-    """Stands for objects in mmengine's files whose content is not read."""
+class _Forgotten(dict[Any, Any]):
+    """Stands for objects in files of mmengine and Lightning whose content is not read."""
 
     def __setstate__(self, state: object) -> None:
         pass
 
 
-# What mmengine's log history and one-cycle schedule put into its files beside plain values. Reading gives stand-ins.
+# What mmengine's log history and one-cycle schedule, and Lightning's hyperparameters, put into files beside plain values. Reading gives stand-ins.
 _FORGOTTEN: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_Forgotten, "mmengine.logging.history_buffer.HistoryBuffer"),
     (_Forgotten, "mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler"),
     (_forgotten, "builtins.getattr"),
+    (_Forgotten, "lightning_fabric.utilities.data.AttributeDict"),
+    (_Forgotten, "lightning.fabric.utilities.data.AttributeDict"),
+    (_Forgotten, "pytorch_lightning.utilities.parsing.AttributeDict"),
 ]
 
 

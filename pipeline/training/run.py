@@ -24,7 +24,7 @@ from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.data.workers import check_shared_memory, loader_options, worker_errors
 from pipeline.errors import FD3DError, counted
-from pipeline.files import write_atomically
+from pipeline.files import check_needed, write_atomically
 from pipeline.models.build import file_sha256, write_config
 from pipeline.models.checkpoints import save_checkpoint
 from pipeline.training import hooks, loop  # noqa: F401  registers what the Runner is told by name
@@ -109,12 +109,9 @@ def train(
     """
     if settings.amp and not torch.cuda.is_available():
         raise FD3DError("amp is set but there is no GPU; leave it off on a CPU")
-    if inheritance and not inheritance.checkpoint.is_file():
-        raise FD3DError(
-            f"the expert's checkpoint {inheritance.checkpoint} does not exist; run the expert stage, or inherit nothing"
-        )
-    if init.checkpoint and not init.checkpoint.is_file():
-        raise FD3DError(f"{init.setting} {init.checkpoint} does not exist; put the file there")
+    if inheritance:
+        check_needed(expert=inheritance.checkpoint)
+    init.check()
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise FD3DError("train.tensorboard is set, but there is no TensorBoard: pip install fd3d[tensorboard]")
     schedule, index = read_schedule(cfg), FrameIndex.load(source.index, source.root)

@@ -13,8 +13,9 @@ from pipeline.distill.apprentice import train_apprentice
 from pipeline.distill.settings import DistillSettings
 from pipeline.errors import FD3DError
 from pipeline.models.build import build_detector, load_config
-from pipeline.models.checkpoints import load_checkpoint, read_checkpoint
+from pipeline.models.checkpoints import load_checkpoint
 from pipeline.models.pairs import StudentPlan
+from pipeline.models.reading import read_checkpoint
 from pipeline.training.expert import take_or_train
 from pipeline.training.plain import train_plain
 from pipeline.training.run import _recipe
