@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.data.folder import table_folder
 from pipeline.errors import counted
 from pipeline.profile import read_profile
 
@@ -30,6 +31,7 @@ def index(
         profile = read_profile(params)
         profile.check_checkpoints()
         root, version, out = root or profile.data.root, version or profile.data.version, out or profile.data.index
+    table_folder(root, version)
     from pipeline.data.devkit import open_truth
     from pipeline.data.index import build_index
     from pipeline.data.rig import Rig

@@ -59,7 +59,7 @@ def numbers_of_things(tree: ast.AST) -> Iterator[str]:
 
 
 def test_the_search_finds_a_plural_of_one():
-    tree = ast.parse('f"{len(found)} frames of {store}"\nf"{counted(len(found), "frame")} are"\nf"{len(found)} has"')
+    tree = ast.parse('f"{len(found)} frames of {store}"\nf"{counted(len(found), 1)} are"\nf"{len(found)} has"')
     assert list(numbers_of_things(tree)) == ["frames of"]
 
 

@@ -4,8 +4,6 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from nuscenes.utils.splits import create_splits_scenes
-
 from pipeline.errors import FD3DError, counted
 
 FILE = "splits.json"
@@ -18,6 +16,8 @@ def split_scenes(root: str | Path, version: str) -> dict[str, list[str]]:
     Raises:
         FD3DError: ``splits.json`` is no mapping of split names to lists of scene names.
     """
+    from nuscenes.utils.splits import create_splits_scenes  # seconds, and every index is read without it
+
     return dict(create_splits_scenes()) | own_splits(Path(root) / version)
 
 

@@ -32,8 +32,8 @@ def _forgotten(*args: object) -> None:
     """Stands for functions in mmengine's files; nothing is looked up or called."""
 
 
-class _Forgotten(dict[Any, Any]):
-    """Stands for objects in files of mmengine and Lightning whose content is not read."""
+class _Forgotten:
+    """Stands for objects in mmengine's files whose content is not read."""
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -44,9 +44,9 @@ _FORGOTTEN: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_Forgotten, "mmengine.logging.history_buffer.HistoryBuffer"),
     (_Forgotten, "mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler"),
     (_forgotten, "builtins.getattr"),
-    (_Forgotten, "lightning_fabric.utilities.data.AttributeDict"),
-    (_Forgotten, "lightning.fabric.utilities.data.AttributeDict"),
-    (_Forgotten, "pytorch_lightning.utilities.parsing.AttributeDict"),
+    (dict, "lightning_fabric.utilities.data.AttributeDict"),
+    (dict, "lightning.fabric.utilities.data.AttributeDict"),
+    (dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
 ]
 
 

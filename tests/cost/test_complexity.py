@@ -10,18 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.cost.complexity import (
-    PARTS,
-    PUBLISHED,
-    REPEATED,
-    Complexity,
-    count,
-    counting,
-    frame_cameras,
-    markdown,
-    rig_cameras,
-    stand_ins,
-)
+from pipeline.cost.cameras import frame_cameras, rig_cameras
+from pipeline.cost.complexity import PARTS, PUBLISHED, REPEATED, Complexity, count, counting, markdown, stand_ins
 from pipeline.data.index import build_index
 from pipeline.errors import FD3DError
 from pipeline.models.attention import DeformableSampler
