@@ -200,6 +200,8 @@ def train(
         resume=found is not None,
         cfg=dict(model_wrapper_cfg=model_wrapper()) if launched() else None,
     )
+    # frozen parameters, of which mmengine tells one by one: check_frozen has looked at them
+    runner.logger.addFilter(lambda record: "is skipped since its requires_grad=False" not in record.getMessage())
     if found is not None:
         tell(f"going on from {found.path}, after {counted(found.iterations // course.accumulate, 'update')}")
     started = time.perf_counter()
