@@ -9,7 +9,6 @@ import typer
 from pipeline.errors import FD3DError
 from pipeline.files import check_needed
 from pipeline.profile import DETECTOR, PLAIN, Family, read_profile
-from store_schema import StoreReader
 
 
 def train(
@@ -52,6 +51,8 @@ def _plain(pair: Family, settings: Any, expert: Path | None, shared: Any) -> dic
 
 
 def _distilled(pair: Family, method: str, settings: Any, store: Path, expert: Path, shared: Any) -> dict[str, Any]:
+    from store_schema import StoreReader
+
     StoreReader(store)
     from pipeline.distill.apprentice import train_apprentice
 

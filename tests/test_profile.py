@@ -12,9 +12,11 @@ import yaml
 from pipeline.distill.settings import METHODS, MGDSettings, PlainSettings
 from pipeline.errors import FD3DError
 from pipeline.models.build import load_config
+from pipeline.models.pairs import check_rig
 from pipeline.profile import DataSettings, parse_profile, read_profile
 from pipeline.settings import read_yaml
 from pipeline.training.settings import read_schedule
+from tests.readme import blocks
 
 ROOT = Path(__file__).parents[1]
 PROFILES = [ROOT / "params.yaml", *sorted((ROOT / "configs/profiles").glob("*.yaml"))]
@@ -35,6 +37,21 @@ def test_a_shipped_profile_is_read_whole_and_its_configs_load(path: Path):
                 assert settings.inherit == family.distill.inherit, f"{name} starts otherwise than FD3D"
         assert "adapter" in load_config(family.expert.config)
         read_schedule(load_config(family.apprentice.config))
+
+
+def test_the_profile_in_the_document_is_complete():
+    """For DVC too, which asks for every parameter of its stages."""
+    (text,) = blocks(ROOT / "docs/own_data.md", "yaml")
+    values = yaml.safe_load(text)
+    profile = parse_profile(values, Path("params.yaml"))
+    (name,) = profile.families
+    for one in (profile.family().expert, profile.family().apprentice):
+        check_rig(one.config, len(profile.data.cameras))
+    for stage, body in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        for param in body.get("do", body)["params"] if stage != "world" else ():
+            found = values
+            for part in param.replace("${key}", name).split("."):
+                found = found[part]
 
 
 def test_the_active_profile_is_the_embedded_one():

@@ -52,7 +52,7 @@ CHECKED_ONLY = {
 NOT_READ = ("methods.", "data.dev", "data.generate")
 """Settings that no stage's work is given: those of methods that dvc.yaml does not train, a split that ``fd3d index`` checks, and the
 names that dvc.yaml makes stages of."""
-WITH = {
+WITH: dict[str, dict[str, Any]] = {
     r"dump\.code_bytes": {"dump.values": "pq"},
     r"dump\.code_bits": {"dump.values": "pca"},
     r"(.*)\.history": {r"\1.expert": "online", r"\1.history": "scene"},
@@ -64,7 +64,7 @@ WITH = {
     r"data\.generate": {"data.root": "elsewhere"},
 }
 """Other settings that settings need, by their pattern."""
-TOGETHER = {r"(distill|.*\.distill|methods\..*)\.expert": {r"\1.history": "scene"}}
+TOGETHER: dict[str, dict[str, Any]] = {r"(distill|.*\.distill|methods\..*)\.expert": {r"\1.history": "scene"}}
 """Other settings that a changed value needs."""
 VALUES: tuple[Any, ...] = (
     *(False, True, 1, 2, 5, 8, 10, 0.01, 0.3, 0.7, 0.06, 1.5, 400, 70.0),
@@ -148,8 +148,9 @@ def given(stage: str, profile: Profile) -> str:
         patch.setattr(f"{module}.read_profile", lambda path: profile)
         patch.setattr(Profile, "check_checkpoints", lambda *args, **options: None)
         patch.setattr(Initial, "check", lambda self: None)
-        for name in ("check_needed", "check_writable", "table_folder", "StoreReader"):
+        for name in ("check_needed", "check_writable", "table_folder"):
             patch.setattr(f"{module}.{name}", lambda *args, **options: None, raising=False)
+        patch.setattr("store_schema.StoreReader", lambda *args, **options: None)
         try:
             WORK[stage][1](**WORK[stage][2])
         except (Seen, FD3DError) as error:

@@ -52,10 +52,11 @@ def numbers_of_things(tree: ast.AST) -> Iterator[str]:
         for value, text in zip(node.values, node.values[1:], strict=False) if isinstance(node, ast.JoinedStr) else ():
             if not isinstance(value, ast.FormattedValue) or not isinstance(text, ast.Constant):
                 continue
+            behind = str(text.value)
             said = ast.unparse(value.value)
             a_length = re.search(r"\blen\(|\.sum\(|\.total\(", said) and not said.startswith("counted(")
-            if a_length and PLURAL.match(text.value):
-                yield text.value.strip()
+            if a_length and PLURAL.match(behind):
+                yield behind.strip()
 
 
 def test_the_search_finds_a_plural_of_one():

@@ -227,7 +227,7 @@ class Validate(Hook):
             {f"val/{name}": found[name] for name in METRICS}, step=update * self.course.accumulate
         )
         tell(
-            f"epoch {epoch:g}, step {update:,}: NDS {found['NDS']}, mAP {found['mAP']} on {counted(found['scenes'], 'validation scene')}"
+            f"epoch {epoch:g}, step {update:,}: NDS {found['NDS']}, mAP {found['mAP']} on {counted(int(found['scenes']), 'validation scene')}"
         )
         runner.call_hook("after_val")
 
