@@ -17,6 +17,6 @@ def counted(number: int, noun: str) -> str:
     """
     if number == 1:
         return f"1 {noun}"
-    if noun.endswith(("s", "x", "ch")):
+    if noun.endswith(("s", "x")):
         return f"{number} {noun}es"
     return f"{number} {noun[:-1]}ies" if noun[-1] == "y" else f"{number} {noun}s"

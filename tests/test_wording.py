@@ -21,7 +21,7 @@ from pipeline.errors import counted
         (3, "category", "3 categories"),
         (2, "process", "2 processes"),
         (2, "class", "2 classes"),
-        (2, "batch", "2 batches"),
+        (2, "epoch", "2 epochs"),
     ],
 )
 def test_a_number_of_things_in_words(number: int, noun: str, words: str):

@@ -109,8 +109,8 @@ def test_the_papers_convention_leaves_out_and_repeats():
 
 def test_a_layer_without_rule_is_refused():
     with (
-        pytest.raises(FD3DError, match="neck is a GroupNorm, which no counting rule covers"),
-        counting(nn.ModuleDict({"neck": nn.GroupNorm(1, 4)})),
+        pytest.raises(FD3DError, match="neck is a Bilinear, which no counting rule covers"),
+        counting(nn.ModuleDict({"neck": nn.Bilinear(1, 1, 4)})),
     ):
         pass
 
