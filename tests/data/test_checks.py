@@ -309,7 +309,7 @@ def test_samples_that_no_chain_reaches_and_cameras_that_look_up_are_told(own: Pa
     change(own, "calibrated_sensor", first(rotation=[1, 0, 0, 0]))
     change(own, "sample", lambda rows: rows.append(rows[0] | {"token": "lost"}))
     assert [line[:40] for line in indexed(own)[1]] == [
-        "1 sample in no scene's chain from f",
+        "1 sample in no scene's chain from first_",
         "CAM_FRONT looks 90 degrees above the hor",
     ]
 
