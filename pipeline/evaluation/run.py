@@ -69,9 +69,9 @@ def check_evaluation(
         raise FD3DError(
             f"index {source.index} was made from {index.version}, but the tables to evaluate on are {version}; make it again with 'fd3d index'"
         )
-    boxes, counted = index.boxes_of(index.select(source.split))
+    boxes, count = index.boxes_of(index.select(source.split))
     scenes = evaluated_scenes(source.root, version, source.split)
-    if boxes and not counted:
+    if boxes and not count:
         raise FD3DError(
             f"none of the {counted(boxes, 'box')} of split '{source.split}' has a LiDAR or radar point, so none counts; name another split"
         )

@@ -501,7 +501,7 @@ def test_tables_that_the_devkit_cannot_read_are_told_before_a_detector_runs(
 def test_an_index_of_other_frames_than_the_tables_is_told_before_a_detector_runs(own: Path) -> None:
     indexed(own)
     change(own, "sample", lambda rows: rows.pop())
-    with pytest.raises(FD3DError, match="has 3 frames of 1 scenes, of which sample.json has 2; make the index again"):
+    with pytest.raises(FD3DError, match="has 3 frames of 1 scene, of which sample.json has 2; make the index again"):
         check_evaluation(FrameSource(own / "index.npz", own, "world_val"), VERSION, own, own / "m.json")
 
 
