@@ -10,7 +10,7 @@ from pipeline.data.devkit import open_truth
 from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.evaluation.metrics import evaluate, evaluated_scenes
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.submission import write_submission

@@ -78,7 +78,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     found = content if isinstance(content, dict) else {}
     state = next((found[name] for name in _STATES if isinstance(found.get(name), dict)), found)
     if not state or not all(_is_weight(*item) for item in state.items()):
-        has = f" but {', '.join(map(str, list(found)[:5]))}" if found else ""
+        beside = [] if any(isinstance(value, Tensor) for value in found.values()) else [str(name) for name in found][:5]
+        has = f" but {', '.join(beside)}" if beside else ""
         raise FD3DError(
             f"checkpoint {path} holds no state dict{has}; expected dense tensors by name, bare or under 'state_dict'"
         )
