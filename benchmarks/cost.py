@@ -35,7 +35,8 @@ from mmengine.logging import MMLogger  # noqa: E402
 from mmengine.optim import build_optim_wrapper  # noqa: E402
 
 from benchmarks.online import make_world  # noqa: E402
-from pipeline.cost.complexity import count, rig_cameras  # noqa: E402
+from pipeline.cost.cameras import rig_cameras  # noqa: E402
+from pipeline.cost.complexity import count  # noqa: E402
 from pipeline.data.frames import frame_dataset  # noqa: E402
 from pipeline.data.index import FrameIndex  # noqa: E402
 from pipeline.data.source import FrameSource  # noqa: E402

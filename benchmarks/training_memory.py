@@ -6,7 +6,7 @@ convolutions reserve. Its public small keeps no activations inside the backbone'
 
 import typer
 
-from pipeline.cost.complexity import rig_cameras
+from pipeline.cost.cameras import rig_cameras
 from pipeline.cost.memory import training_memory
 from pipeline.models.build import load_config
 

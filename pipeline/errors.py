@@ -1,4 +1,4 @@
-"""The one exception that the command line turns into a one-line message."""
+"""The one exception that the command line turns into a one-line message, and numbers of things in messages."""
 
 
 class FD3DError(ValueError):
@@ -7,3 +7,16 @@ class FD3DError(ValueError):
 
 class SettingError(FD3DError):
     """A setting's value is out of range; the message begins with the setting's name, and the reader adds the section's."""
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: ``1 frame``, ``2 boxes``, ``0 categories``.
+
+    Args:
+        noun: of one thing, whose plural is regular.
+    """
+    if number == 1:
+        return f"1 {noun}"
+    if noun.endswith(("s", "x")):
+        return f"{number} {noun}es"
+    return f"{number} {noun[:-1]}ies" if noun[-1] == "y" else f"{number} {noun}s"

@@ -50,6 +50,37 @@ def check_writable(path: Path) -> None:
         raise _unwritable(path, error) from error
 
 
+_NEEDED = {
+    "config": "config {} does not exist; see configs/ for those that ship",
+    "made": "config {} does not exist; the stages expert and train write it: run 'fd3d expert', 'fd3d train' or 'dvc repro'",
+    "checkpoint": "checkpoint {} does not exist; run 'dvc repro', or give another",
+    "expert": "the expert's checkpoint {} does not exist; run the expert stage, or inherit nothing",
+    "exported": "{} does not exist; make it with 'fd3d export'",
+    "index": "index {} does not exist; make it with 'fd3d index'",
+    "submission": "submission {} does not exist; write one with 'fd3d evaluate --checkpoint', or give another",
+    "output": "{} does not exist; run 'dvc repro'",
+    "root": "data root {} does not exist; give the folder of a data set",
+}
+
+
+def check_needed(**paths: Path | None) -> None:
+    """Refuse what a command needs and what is not there, before libraries are imported that take seconds.
+
+    Args:
+        paths: files (``root``: a folder) by what they are: config, checkpoint, expert (a checkpoint to inherit from), exported, index, submission, output (of a stage);
+            None needs none.
+
+    Raises:
+        FD3DError: naming the first that is missing, and where it comes from.
+    """
+    for kind, path in paths.items():
+        if path is None or (path.is_dir() if kind == "root" else path.is_file()):
+            continue
+        if kind == "config" and path.name == "config.py":  # as the stages call what they write
+            kind = "made"
+        raise FD3DError(_NEEDED[kind].format(path))
+
+
 def _unwritable(path: Path, error: OSError) -> FD3DError:
     return FD3DError(f"{path} cannot be written: {error.strerror or error}; free some space or give another place")
 

@@ -231,22 +231,25 @@ class Profile:
             raise FD3DError(f"unknown method '{name}'; known: {', '.join((PLAIN, *METHODS))}")
         return known[name]
 
-    def check_checkpoints(self) -> None:
+    def check_checkpoints(self, *families: Family, trained: bool = False) -> None:
         """Refuse a profile that names an expert's checkpoint or a pretrained file which is not there.
+
+        Args:
+            families: those whose files are looked for; default: all.
+            trained: whether experts are trained whatever their checkpoint is.
 
         Raises:
             FD3DError: naming the file and its setting.
         """
-        for family in self.families.values():
-            checkpoint = family.expert.checkpoint
+        for family in families or self.families.values():
+            checkpoint = None if trained else family.expert.checkpoint
             if checkpoint is not None and not checkpoint.is_file():
                 raise FD3DError(
                     f"families.{family.name}.expert.checkpoint {checkpoint} does not exist; put the file there, name another in "
                     f"{self.path}, or null to train the expert"
                 )
-            for start in (family.init("expert"), family.init("apprentice")):
-                if start.checkpoint is not None and not start.checkpoint.is_file():
-                    raise FD3DError(f"{start.setting} {start.checkpoint} does not exist; put the file there")
+            for role in ("expert", "apprentice"):
+                family.init(role).check()
 
 
 def read_profile(path: Path) -> Profile:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.files import check_needed
+
 
 def convert(
     official: Annotated[Path, typer.Argument(help="Checkpoint of BEVFormer, DETR3D or FD3D's release.")],
@@ -26,6 +28,7 @@ def convert(
     ] = "auto",
 ) -> None:
     """Check an official checkpoint against a config and write it in this project's conventions; no code in it is run."""
+    check_needed(checkpoint=official, config=config)
     from pipeline.models.checkpoints import convert_checkpoint
 
     names = None if classes is None else [name.strip() for name in classes.split(",")]

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
+from pipeline.files import check_needed
+from pipeline.profile import read_profile
 
 
 def detect(
@@ -34,11 +36,6 @@ def detect(
     params: Annotated[Path, typer.Option(help="Profile, read where its data.root is ROOT.")] = Path("params.yaml"),
 ) -> None:
     """Detect on a few frames of a scene in time order; writes a nuScenes submission and drawings."""
-    from tqdm import tqdm
-
-    from pipeline.evaluation.scene import detect_scene
-    from pipeline.profile import read_profile
-
     if len(checkpoint or []) + random_weights + (onnx is not None) != 1:
         raise FD3DError("give CONFIG, one CHECKPOINT and ROOT, or CONFIG and ROOT with --onnx or with --random-weights")
     if index is None and params.is_file():  # which cameras count, in which order, is the profile's to say
@@ -46,10 +43,17 @@ def detect(
         if data.root.resolve() == root.resolve() and version in (None, data.version):
             index = data.index
     weights = checkpoint[0] if checkpoint else None
+    check_needed(config=config, checkpoint=weights, exported=onnx, root=root, index=index)
+    from tqdm import tqdm
+
+    from pipeline.evaluation.scene import detect_scene
+
     found = detect_scene(
         config, weights, root, scene, out, version=version, index=index, frames=frames, min_score=min_score, onnx=onnx
     )
     for frame in tqdm(found, total=frames, unit="frame", disable=None):
-        tqdm.write(f"{frame.token}  {frame.seconds:.2f} s  {frame.boxes} boxes from score {min_score}  {frame.drawing}")
+        tqdm.write(
+            f"{frame.token}  {frame.seconds:.2f} s  {counted(frame.boxes, 'box')} from score {min_score}  {frame.drawing}"
+        )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts KiB
     print(f"{out / 'submission.json'}: {weights or onnx or 'RANDOM weights, seed 0'}; peak memory {peak:.2f} GB")

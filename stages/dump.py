@@ -5,7 +5,11 @@ from typing import Annotated
 
 import typer
 
+from pipeline.data.source import FrameSource
+from pipeline.errors import counted
+from pipeline.files import check_needed, check_writable
 from pipeline.profile import CONFIG, read_profile
+from store_schema import open_storage
 
 
 def dump(
@@ -21,9 +25,7 @@ def dump(
     replace: Annotated[bool, typer.Option(help="Deletion of a store of another expert, config or index.")] = False,
     allow_versions: Annotated[bool, typer.Option(help="Mixture of library versions in one store, all listed.")] = False,
     workers: Annotated[int, typer.Option(help="Processes that decode images; on a cluster threads per worker.")] = 1,
-    cluster_workers: Annotated[
-        int | None, typer.Option(help="Number of processes that run the expert; default: the profile's.")
-    ] = None,
+    cluster_workers: Annotated[int | None, typer.Option(help="Number of workers; default: the profile's.")] = None,
     address: Annotated[str | None, typer.Option(help="Address of a dask scheduler to run on.")] = None,
     metrics: Annotated[
         Path | None, typer.Option(help="JSON file for the coverage; default without --out: runs/FAMILY/dump.json.")
@@ -33,26 +35,25 @@ def dump(
     """Run the expert once over every frame; a killed run goes on where it stopped."""
     profile = read_profile(params)
     pair, data = profile.family(family), profile.data
-    from pipeline.data.source import FrameSource
+    source = FrameSource(index or data.index, root or data.root, split or data.train)
+    cluster = profile.cluster.with_given(cluster_workers, address)
+    weights, made_by = None if random_weights else checkpoint or pair.detector, pair.detector.with_name(CONFIG)
+    check_needed(config=config or made_by, index=source.index)
+    if cluster.address is None:  # workers at an address may have the only copies
+        check_needed(root=source.root, checkpoint=weights)
+    target = open_storage(out or pair.store)
     from pipeline.dumping.coverage import lines, write_coverage
     from pipeline.dumping.dump import dump as run_dump
-    from pipeline.files import check_writable
     from pipeline.models.pairs import StudentPlan, planned_student
-    from store_schema import open_storage
 
-    source = FrameSource(index or data.index, root or data.root, split or data.train)
-    target = open_storage(out or pair.store)
-    cluster = profile.cluster.with_given(cluster_workers, address)
-    weights = None if random_weights else checkpoint or pair.detector
-    made_by = pair.detector.with_name(CONFIG)
     if config is None and weights == pair.detector and weights.is_file():  # the student's training starts hours later
         planned_student(StudentPlan.of(pair.apprentice.config, pair.distill), made_by, weights)
-    settings = profile.dump.for_trial() if random_weights else profile.dump
     path = metrics or (pair.folder / "dump.json" if out is None else None)
     if path is not None:
         check_writable(path)
+    settings = profile.dump.for_trial() if random_weights else profile.dump
     run = (settings, workers, scene, cluster, replace, allow_versions)
     made = run_dump(config or made_by, weights, source, target, *run)
-    print("\n".join([f"{target}: {made['frames']} frames", *lines(made["coverage"])]))
+    print("\n".join([f"{target}: {counted(made['frames'], 'frame')}", *lines(made["coverage"])]))
     if path is not None:
         write_coverage(path, made["frames"], made["coverage"])

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import FD3DError
+from pipeline.files import check_needed
 from pipeline.profile import CONFIG, read_profile
 
 
@@ -36,16 +37,17 @@ def evaluate(
         checkpoint, out, metrics = checkpoint or (None if submission else own), out or folder, metrics or file
     if out is None or metrics is None:
         raise FD3DError("give --out and --metrics, or --role and --family for a detector of the profile")
+    if (checkpoint is None) == (submission is None):
+        raise FD3DError("give one of --checkpoint and --submission, or --role")
+    path = config or (checkpoint and checkpoint.with_name(CONFIG))
+    source = data.source(split)
+    source = replace(source, index=index or source.index, root=root or source.root)
+    check_needed(checkpoint=checkpoint, config=path, submission=submission, index=source.index, root=source.root)
     from pipeline.data.index import FrameIndex
     from pipeline.evaluation.run import check_evaluation, evaluate_detector, score
 
-    if (checkpoint is None) == (submission is None):
-        raise FD3DError("give one of --checkpoint and --submission, or --role")
-    source = data.source(split)
-    source = replace(source, index=index or source.index, root=root or source.root)
     version = data.version if index is None else FrameIndex.load(index).version
-    if checkpoint is not None:
-        path = config or checkpoint.with_name(CONFIG)
+    if checkpoint is not None and path is not None:
         found = evaluate_detector(path, checkpoint, source, version, out, metrics, workers)
     elif submission is not None:
         found = score(submission, check_evaluation(source, version, out, metrics, submission), source, out, metrics)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.files import check_needed
 from pipeline.profile import read_profile
 
 
@@ -20,12 +21,15 @@ def expert(
     """Check and take the expert's checkpoint; without one train the expert."""
     profile = read_profile(params)
     pair = profile.family(family)
+    checkpoint = None if retrain else pair.expert.checkpoint
+    profile.check_checkpoints(pair, trained=checkpoint is None)
+    source = profile.data.source("train")
+    if checkpoint is None:
+        check_needed(index=source.index, root=source.root)
     from pipeline.models.pairs import StudentPlan
     from pipeline.training.expert import take_or_train
 
-    source = profile.data.source("train")
     target = out / pair.detector.name if out else pair.detector
-    checkpoint = None if retrain else pair.expert.checkpoint
     facts = take_or_train(
         pair.expert.config,
         checkpoint,

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
+from pipeline.files import check_needed
+from pipeline.profile import read_profile
 
 
 def export(
@@ -17,42 +19,41 @@ def export(
     index: Annotated[
         Path | None, typer.Option(help="Frame index that has the rig's cameras; default: the profile's.")
     ] = None,
-    height: Annotated[
-        int | None, typer.Option(min=1, help="Rows of the original images, in place of an index.")
-    ] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Rows of the images, in place of an index.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Columns of the original images, likewise.")] = None,
     int8: Annotated[
         int | None,
         typer.Option(help="Number of training frames to calibrate int8 convolutions on; default: float32."),
     ] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="Data root of the frames for --int8; default: the profile's.")
-    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Data root for --int8; default: the profile's.")] = None,
     split: Annotated[str, typer.Option(help="Split of the frames for --int8, as in 'fd3d evaluate'.")] = "train",
     params: Annotated[Path, typer.Option(help="Profile; its section 'data' is used.")] = Path("params.yaml"),
 ) -> None:
     """Write a detector as one ONNX file of standard operators, history in and out; 'fd3d detect --onnx' runs the file."""
     if (height is None) != (width is None) or (index is not None and height is not None):
         raise FD3DError("give --height and --width together, or --index, or neither for the profile's index")
+    if int8 is not None and height is not None:
+        raise FD3DError("--int8 calibrates on frames of an index; leave out --height and --width")
+    check_needed(config=config, checkpoint=checkpoint, index=index, root=root)
+    if height is None:
+        index = index or read_profile(params).data.index
+        check_needed(index=index)
     from pipeline.data.index import FrameIndex
     from pipeline.export.quantise import calibration_frames
     from pipeline.export.write import OPSET, ImageRig, export_detector, rig_of
-    from pipeline.profile import read_profile
 
-    if int8 is not None and height is not None:
-        raise FD3DError("--int8 calibrates on frames of an index; leave out --height and --width")
     if height is not None and width is not None:
         rig = ImageRig(((height, width),))
-    else:
-        rig = rig_of(FrameIndex.load(index or read_profile(params).data.index))
+    elif index is not None:
+        rig = rig_of(FrameIndex.load(index))
     frames = None
     if int8 is not None:
         given = read_profile(params).data.source(split)
         frames = calibration_frames(replace(given, index=index or given.index, root=root or given.root), int8)
     notes, nodes = export_detector(config, checkpoint, out, rig, frames)
     history = "" if notes.bev_shape is None else ", history {}x{} in and out".format(*notes.bev_shape)
-    sizes = " and ".join(f"{count} cameras of {h}x{w}" for (h, w), count in Counter(notes.sizes).items())
+    sizes = " and ".join(f"{counted(count, 'camera')} of {h}x{w}" for (h, w), count in Counter(notes.sizes).items())
     print(
-        f"{out}: {notes.detector}, {sizes}{history}; opset {OPSET}, {nodes.total()} nodes of {len(nodes)} operators, "
+        f"{out}: {notes.detector}, {sizes}{history}; opset {OPSET}, {counted(nodes.total(), 'node')} of {counted(len(nodes), 'operator')}, "
         f"{out.stat().st_size / 1e6:.1f} MB"
     )

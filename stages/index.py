@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from pipeline.data.folder import table_folder
 from pipeline.data.source import check_generated
+from pipeline.errors import counted
 from pipeline.profile import read_profile
 
 
@@ -31,6 +33,7 @@ def index(
         profile.check_checkpoints()
         root, version, out = root or profile.data.root, version or profile.data.version, out or profile.data.index
         check_generated(root, version, profile.data.generate, profile.path)
+    table_folder(root, version)
     from pipeline.data.devkit import open_truth
     from pipeline.data.index import build_index
     from pipeline.data.rig import Rig
@@ -46,5 +49,5 @@ def index(
         check_boxes({key: (split, made.boxes_of(made.select(split))[1]) for key, split in named.items()})
         open_truth(root, version, made.splits.get(profile.data.val, made.scenes), made)
     print(
-        f"{out}: {len(made)} frames in {len(made.scenes)} scenes, splits {', '.join(made.splits)}, sha256 {made.sha256[:12]}"
+        f"{out}: {counted(len(made), 'frame')} in {counted(len(made.scenes), 'scene')}, splits {', '.join(made.splits)}, sha256 {made.sha256[:12]}"
     )

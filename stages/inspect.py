@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.files import check_writable
 from pipeline.profile import read_profile
 
@@ -52,6 +52,6 @@ def inspect(
         print(f"drew {chosen[0]} to {out}")
     if html is not None:
         size = write_page(reader, known, root, chosen, html, score, width)
-        print(f"{html}: {len(chosen)} frames, {size / 1e6:.1f} MB; open it in a browser")
+        print(f"{html}: {counted(len(chosen), 'frame')}, {size / 1e6:.1f} MB; open it in a browser")
         if more:
-            print(f"{more} more frames are not on the page; choose with --scene or --token, or raise --frames")
+            print(f"not on the page: {counted(more, 'more frame')}; choose with --scene or --token, or raise --frames")

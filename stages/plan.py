@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import FD3DError
+from pipeline.files import check_needed
 from pipeline.profile import read_profile
 
 
@@ -30,9 +31,7 @@ def plan(
     ] = None,
     height: Annotated[int | None, typer.Option(min=1, help="Rows of the original images; default: 900.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Columns of the original images; default: 1600.")] = None,
-    index: Annotated[
-        Path | None, typer.Option(help="Frame index to take cameras from; default: nuScenes' rig.")
-    ] = None,
+    index: Annotated[Path | None, typer.Option(help="Frame index of the cameras; default: nuScenes' rig.")] = None,
     params: Annotated[Path, typer.Option(help="Profile.")] = Path("params.yaml"),
 ) -> None:
     """Print bytes, files and expert hours of a store beside online distillation; for families also training memory and hours."""
@@ -42,13 +41,15 @@ def plan(
     if config is not None and family:
         raise FD3DError(f"--family is of the profile, but {config} is given; leave one of them out")
     pairs = [profile.family(name) for name in family or profile.families]
-    from pipeline.cost.complexity import frame_cameras, rig_cameras
-    from pipeline.cost.outlook import Outlook, config_lines, family_lines, frames_of
-    from pipeline.models.build import load_config
+    check_needed(config=config)
+    from pipeline.cost.cameras import frame_cameras, frames_of, rig_cameras
 
     gpus = (workers,) if workers else (1,) if config else (1, 8)
     count = frames or frames_of(profile)
     cameras = rig_cameras(height or 900, width or 1600) if index is None else frame_cameras(index)
+    from pipeline.cost.outlook import Outlook, config_lines, family_lines
+    from pipeline.models.build import load_config
+
     outlook = Outlook(
         count, cameras, rate, train_rate, gpus, students=students, epochs=epochs, like=like, coverage=coverage
     )

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.files import check_needed
 from pipeline.profile import read_profile
 
 
@@ -20,6 +21,9 @@ def report(
     """Write the table, loss curves, PR curves and pictures."""
     profile = read_profile(params)
     data = profile.data
+    check_needed(index=data.index)
+    for family in profile.families:
+        check_needed(output=metrics / "detectors" / family / "expert.json")
     from pipeline.report.report import build_report, markdown, put_result
 
     published = {name: family.published for name, family in profile.families.items()}

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
+from pipeline.settings import read_yaml
 
 
 def sweep(
@@ -23,6 +24,7 @@ def sweep(
     keep: Annotated[bool, typer.Option(help="Checkpoints and submissions kept after the evaluation.")] = False,
 ) -> None:
     """Train and evaluate the rows that the table lacks; a stopped sweep goes on where it was."""
+    read_yaml(grid)  # names a file that is missing before torch is imported
     from pipeline.study.grid import Grid, chosen
     from pipeline.study.runner import Sweep
 
@@ -37,7 +39,9 @@ def sweep(
             print(f"{training.name}{others}: {state}")
         return
     made = work.run(trainings)
-    print(f"{read.table}: {len(made.done)} rows made, {len(made.skipped)} were there, {len(made.failed)} failed")
+    print(
+        f"{read.table}: {counted(len(made.done), 'row')} made, {len(made.skipped)} were there, {len(made.failed)} failed"
+    )
     if made.claimed:
         print(f"being trained by another sweep: {', '.join(made.claimed)}")
     if made.failed:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.errors import FD3DError
+from pipeline.files import check_needed
 from pipeline.profile import DETECTOR, PLAIN, Family, read_profile
 
 
@@ -28,29 +29,31 @@ def train(
     profile = read_profile(params)
     pair = profile.family(family)
     settings, source = profile.method(method, pair), profile.data.source("train")
+    inherited = expert or (None if method == PLAIN else pair.detector)
+    pair.init("apprentice").check()
+    check_needed(index=source.index, root=source.root, expert=inherited if settings.inherit else None)
     run = pair.apprentice.train if seed is None else replace(pair.apprentice.train, seed=seed)
     out = (out or pair.folder / method) / DETECTOR
     shared = {"source": source, "run": run, "out": out, "init": pair.init("apprentice"), "restart": restart}
     shared["validation"] = profile.data.validation
-    if method == PLAIN:
-        facts = _plain(pair, settings, expert, shared)
-    else:
-        facts = _distilled(pair, method, settings, store or pair.store, expert or pair.detector, shared)
+    distilled = (method, settings, store or pair.store, expert or pair.detector)
+    facts = _plain(pair, settings, expert, shared) if method == PLAIN else _distilled(pair, *distilled, shared)
     print(f"{out}: {facts}")
 
 
 def _plain(pair: Family, settings: Any, expert: Path | None, shared: Any) -> dict[str, Any]:
-    from pipeline.training.plain import train_plain
-
     if settings.inherit and expert is None:
         # 'dvc repro' would not know that a plain student depends on the expert
-        raise FD3DError(
-            f"{settings.section}.inherit starts a plain student from an expert; name its checkpoint by --expert"
-        )
+        raise FD3DError(f"{settings.section}.inherit starts a plain student from an expert; name it by --expert")
+    from pipeline.training.plain import train_plain
+
     return train_plain(pair.apprentice.config, expert=expert, inherit=settings.inherit, **shared)
 
 
 def _distilled(pair: Family, method: str, settings: Any, store: Path, expert: Path, shared: Any) -> dict[str, Any]:
+    from store_schema import StoreReader
+
+    StoreReader(store)
     from pipeline.distill.apprentice import train_apprentice
 
     return train_apprentice(pair.apprentice.config, method, settings, store=store, expert=expert, **shared)

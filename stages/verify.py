@@ -4,9 +4,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from tqdm import tqdm
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
+from pipeline.files import check_needed
 from pipeline.profile import CONFIG, read_profile
+from store_schema import StoreReader
+from store_schema import verify as check
 
 LIMIT = 0.01
 """Largest relative error of an array that counts as the same."""
@@ -26,28 +30,25 @@ def verify(
     ),
 ) -> None:
     """Check every checksum, size, shape, count and token of a store; exit status 1 with all that is wrong."""
-    from tqdm import tqdm
-
-    from store_schema import StoreReader
-    from store_schema import verify as check
-
-    report = check(store, progress=lambda items, total: tqdm(items, total=total, leave=False, disable=None))
-    for problem in report.problems:
-        print(problem)
-    if report.problems:
-        raise FD3DError(f"{store} has {len(report.problems)} problem{'s' * (len(report.problems) > 1)}")
-    print(
-        f"{store} is sound: {report.files} files, {report.bytes / 1e6:.1f} MB, {report.frames} frames, {report.seconds:.1f} s"
-    )
-    if not recompute:
-        return
-    from pipeline.dumping.recompute import recompute as run
-
-    if config is None or checkpoint is None or index is None or root is None:
+    if recompute and None in (config, checkpoint, index, root):
         profile = read_profile(params)
         detector = profile.family(family).detector
         index, root = index or profile.data.index, root or profile.data.root
         config, checkpoint = config or detector.with_name(CONFIG), checkpoint or detector
+    if recompute:
+        check_needed(config=config, checkpoint=checkpoint, index=index, root=root)
+    report = check(store, progress=lambda items, total: tqdm(items, total=total, leave=False, disable=None))
+    for problem in report.problems:
+        print(problem)
+    if report.problems:
+        raise FD3DError(f"{store} has {counted(len(report.problems), 'problem')}")
+    print(
+        f"{store} is sound: {counted(report.files, 'file')}, {report.bytes / 1e6:.1f} MB, {counted(report.frames, 'frame')}, {report.seconds:.1f} s"
+    )
+    if config is None or checkpoint is None or index is None or root is None or not recompute:
+        return
+    from pipeline.dumping.recompute import recompute as run
+
     errors = run(StoreReader(store), config, checkpoint, index, root, recompute, seed)
     print(f"{'array':24} {'values':>12} {'largest':>10} {'relative':>10} {'cells that differ':>18}")
     for name, error in errors.items():

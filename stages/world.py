@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.errors import counted
 from pipeline.profile import read_profile
 
 
@@ -21,4 +22,6 @@ def world(
     from pipeline.data.world.generate import generate_world
 
     made = generate_world(root, profile.world, workers)
-    print(f"{root}: {made['scenes']} scenes, {made['frames']} frames, {made['rows']['sample_annotation']} boxes")
+    print(
+        f"{root}: {counted(made['scenes'], 'scene')}, {counted(made['frames'], 'frame')}, {counted(made['rows']['sample_annotation'], 'box')}"
+    )

@@ -57,7 +57,7 @@ class StoreReader:
             state = "it is not there"
             if self.storage.exists(RECIPE):
                 done = sum("/shard-" in name for name in self.storage.list(DONE)) if self.storage.lists else "some"
-                state = f"its dump is not finished ({done} shards written)"
+                state = f"its dump is not finished (shards written: {done})"
             raise StoreError(f"store {self.storage} cannot be read: {state}; run the 'fd3d dump' that makes it")
         self._stamp = self.storage.stamp(MANIFEST)
         self.manifest = self._read_manifest()
@@ -180,7 +180,7 @@ class StoreReader:
         """
         if not isinstance(token, str) or token not in self.layout.rows:
             raise StoreError(
-                f"store {self.storage} has no frame {token} ({len(self.layout.rows)} others); dump the split that holds it"
+                f"store {self.storage} has no frame {token} (it has {len(self.layout.rows)}); dump the split that holds it"
             )
         return self.layout.rows[token]
 

@@ -71,7 +71,7 @@ class StoreSchema:
             )
         if len(self.pv) != len(self.pv_kmax):
             raise StoreError(
-                f"schema.pv has {len(self.pv)} levels but schema.pv_kmax {len(self.pv_kmax)}; give one capacity per level"
+                f"schema.pv and schema.pv_kmax differ in length, {len(self.pv)} and {len(self.pv_kmax)}; give one capacity per level"
             )
         if self.reading not in READINGS:
             raise StoreError(f"schema.reading is '{self.reading}'; use {', '.join(READINGS)}")

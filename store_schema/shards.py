@@ -62,7 +62,7 @@ class ShardWriter:
         if set(frames) != set(tokens):
             odd = sorted(set(frames) ^ set(tokens))[0]
             raise StoreError(
-                f"shard {shard} holds {len(tokens)} frames, {len(frames)} were given; the first that differs is {odd}"
+                f"shard {shard} was given other frames ({len(frames)}) than it holds ({len(tokens)}); the first that differs is {odd}"
             )
         if self.schema.code is not None and self.code_tag is None:
             raise StoreError(f"store {self.storage} has coded features; write its constants before the first shard")

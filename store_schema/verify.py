@@ -87,7 +87,7 @@ def _manifest_problems(reader: StoreReader, layout: StoreLayout) -> Iterable[str
     manifest, storage = reader.manifest, reader.storage
     tokens = [token for scene in manifest["scenes"].values() for token in scene]
     if len(set(tokens)) != len(tokens):
-        yield f"{MANIFEST} lists {len(tokens) - len(set(tokens))} tokens twice"
+        yield f"{MANIFEST} lists tokens twice ({len(tokens) - len(set(tokens))})"
     for name, other in ((RECIPE, _json(storage, RECIPE)), ("zarr.json", _json(storage, "zarr.json"))):
         inner = other if name == RECIPE else other.get("attributes", {}).get("fd3d", {})
         whole = manifest if name == RECIPE else {key: manifest[key] for key in manifest if key != "scenes"}
@@ -96,7 +96,7 @@ def _manifest_problems(reader: StoreReader, layout: StoreLayout) -> Iterable[str
     shards = manifest.get("shards") or {}
     expected = [f"{shard:05d}" for shard in range(len(layout.plan))]
     if odd := sorted(set(shards) ^ set(expected)):
-        yield f"{MANIFEST} has {len(shards)} shards, its scenes fill {len(expected)}; the first that differs is {odd[0]}"
+        yield f"{MANIFEST} lists other shards ({len(shards)}) than its scenes fill ({len(expected)}); the first that differs is {odd[0]}"
 
 
 def _file_problems(reader: StoreReader, layout: StoreLayout, report: Verification, progress: Progress) -> Iterable[str]:

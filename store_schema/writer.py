@@ -280,7 +280,7 @@ class StoreWriter:
         missing = self.pending()
         if missing:
             raise StoreError(
-                f"{len(missing)} of {len(self.layout.plan)} shards of {self.storage} are not written; run the dump again"
+                f"shards of {self.storage} are not written ({len(missing)} of {len(self.layout.plan)}); run the dump again"
             )
         return [marker for marker in self._markers() if marker is not None]
 
@@ -323,8 +323,8 @@ class StoreWriter:
             for marker in redone:
                 self.storage.delete(marker)
             raise StoreError(
-                f"{damaged[0]} of {self.storage} does not have the checksum it was written with ({len(damaged)} such files); "
-                f"run the dump again, it writes the files of {len(redone)} markers anew"
+                f"{damaged[0]} of {self.storage} does not have the checksum it was written with (such files: {len(damaged)}); "
+                f"run the dump again, it writes the files of the removed markers ({len(redone)}) anew"
             )
 
     def _coverage(self) -> dict[str, float]:

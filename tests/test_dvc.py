@@ -13,6 +13,7 @@ import yaml
 
 from store_schema import StoreReader
 from tests.imports import imports
+from tests.readme import commands
 from tests.store.synthetic import digest, make_frame, write
 
 FAMILIES = ("bevformer", "detr3d")
@@ -88,6 +89,18 @@ def test_a_distillation_weight_concerns_the_distilled_apprentice_only(repo):
         assert other not in planned
 
 
+def test_a_default_that_is_written_out_can_be_committed(repo):
+    """DVC compares texts; the document says what then runs, and how to keep a training."""
+    params = yaml.safe_load((repo / "params.yaml").read_text())
+    params["dump"]["code_frames"], params["distill"]["size_power"] = 100, 0.0
+    (repo / "params.yaml").write_text(yaml.safe_dump(params))
+    trained = {f"apprentice-fd3d@{family}" for family in FAMILIES}
+    quick = {"report", *(f"dump@{family}" for family in FAMILIES)}
+    assert changed(repo) == trained | quick
+    dvc(repo, "commit", "-f", "-q", *sorted(trained))
+    assert changed(repo) == quick
+
+
 def test_no_generated_world_with_data_of_ones_own(repo):
     params = yaml.safe_load((repo / "params.yaml").read_text())
     params["data"]["generate"] = []
@@ -128,6 +141,20 @@ def test_an_edit_in_a_room_reruns_the_stages_that_stand_on_it(repo: Path):
         file.write_text(before + "\n# edited\n")
         assert {stage.split("@")[0] for stage in changed(repo)} == stages, name
         file.write_text(before)
+
+
+def test_the_commands_without_dvc_are_its_own(project: Path):
+    """Those of docs/pipeline.md, without the options by which DVC's stages give up what was there."""
+    wanted = set()
+    for stage in yaml.safe_load((project / "dvc.yaml").read_text())["stages"].values():
+        cmd = stage.get("do", stage)["cmd"].replace('"', "").replace("${item.family}", "${key}")
+        for role in ("expert", "plain", "fd3d"):
+            names = {"${item}": "world", "${key}": "bevformer", "${item.role}": role}
+            filled = cmd
+            for name, value in names.items():
+                filled = filled.replace(name, value)
+            wanted.add(" ".join(filled.replace("--restart", "").replace("--replace", "").split()))
+    assert wanted <= {" ".join(words) for words in commands(project / "docs/pipeline.md")}
 
 
 EXEMPT = ("pipeline/__init__.py", "pipeline/errors.py", "pipeline/files.py", "stages/")

@@ -344,7 +344,7 @@ def test_boxes_of_seven_values_stand_still_and_unknown_classes_are_left_out() ->
     )
     one = detections(found, class_numbers([None, "pedestrian"]))
     assert one.boxes.tolist() == [[5, 6, 8, 1, 1, 2, -0.5, 0, 0]] and one.labels.tolist() == [8]
-    with pytest.raises(FD3DError, match=r"gave class 1, but 1 classes are declared; list all in the config's adapter"):
+    with pytest.raises(FD3DError, match=r"gave class 1, of 1 class declared; list all in the config's adapter"):
         detections(found, class_numbers(["pedestrian"]))
     camera = InstanceData(bboxes_3d=CameraInstance3DBoxes(tensor), scores_3d=found.scores_3d, labels_3d=found.labels_3d)
     with pytest.raises(FD3DError, match="boxes are in a camera's frame; use an adapter .*: MonocularAdapter"):

@@ -12,9 +12,11 @@ import yaml
 from pipeline.distill.settings import METHODS, MGDSettings, PlainSettings
 from pipeline.errors import FD3DError
 from pipeline.models.build import load_config
+from pipeline.models.pairs import check_rig
 from pipeline.profile import DataSettings, parse_profile, read_profile
 from pipeline.settings import read_yaml
 from pipeline.training.settings import read_schedule
+from tests.readme import blocks
 
 ROOT = Path(__file__).parents[1]
 PROFILES = [ROOT / "params.yaml", *sorted((ROOT / "configs/profiles").glob("*.yaml"))]
@@ -35,6 +37,21 @@ def test_a_shipped_profile_is_read_whole_and_its_configs_load(path: Path):
                 assert settings.inherit == family.distill.inherit, f"{name} starts otherwise than FD3D"
         assert "adapter" in load_config(family.expert.config)
         read_schedule(load_config(family.apprentice.config))
+
+
+def test_the_profile_in_the_document_is_complete():
+    """For DVC too, which asks for every parameter of its stages."""
+    (text,) = blocks(ROOT / "docs/own_data.md", "yaml")
+    values = yaml.safe_load(text)
+    profile = parse_profile(values, Path("params.yaml"))
+    (name,) = profile.families
+    for one in (profile.family().expert, profile.family().apprentice):
+        check_rig(one.config, len(profile.data.cameras))
+    for stage, body in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        for param in body.get("do", body)["params"] if stage != "world" else ():
+            found = values
+            for part in param.replace("${key}", name).split("."):
+                found = found[part]
 
 
 def test_the_active_profile_is_the_embedded_one():
@@ -255,7 +272,7 @@ def test_a_shipped_student_with_frozen_norms_has_a_pretrained_file():
             "data.train is 'trane', of which data/nuscenes/v1.0-trainval has no scene; there are train, val, all",
         ),
         ("train", "mini_val", "data.val is 'mini_val', of which .* has no scene"),
-        ("all", "val", "data.train 'all' and data.val 'val' share 1 scenes, first scene-0003"),
+        ("all", "val", "data.train 'all' and data.val 'val' share 1 scene, first scene-0003"),
     ],
 )
 def test_splits_that_cannot_be_are_named(train: str, val: str, told: str):
@@ -284,9 +301,9 @@ def test_a_split_for_choices_is_checked_like_the_others(tmp_path: Path):
     assert settings("dev").source("dev").split == "dev"
     with pytest.raises(FD3DError, match="data.dev is 'dave', of which data/nuscenes/v1.0-trainval has no scene"):
         settings("dave").check_splits(splits)
-    with pytest.raises(FD3DError, match="data.dev 'mini' and data.val 'val' share 1 scenes, first scene-0003"):
+    with pytest.raises(FD3DError, match="data.dev 'mini' and data.val 'val' share 1 scene, first scene-0003"):
         settings("mini").check_splits(splits)
-    with pytest.raises(FD3DError, match="data.train 'train' and data.dev 'all' share 1 scenes, first scene-0001"):
+    with pytest.raises(FD3DError, match="data.train 'train' and data.dev 'all' share 1 scene, first scene-0001"):
         settings("all").check_splits(splits)
     with pytest.raises(FD3DError, match="data.dev names no split; the profile has data.train, data.val"):
         settings(None).source("dev")

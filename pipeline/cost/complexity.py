@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a detector by part, from shapes alone.
+"""Parameters and multiply-adds of a detector by part, from shapes alone (of another project's, from a frame of black images).
 
 The model runs on torch's meta device, where tensors have shapes and no data, and forward hooks count. Only the projection
 of the BEV pillars into the cameras is computed: this projection decides how many queries spatial cross-attention gets.
@@ -24,12 +24,12 @@ from mmdet3d.structures import Det3DDataSample
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from pipeline.cost.cameras import Cameras
 from pipeline.cost.counting import PARTS, REPEATED, Counts, counting, part_of
-from pipeline.data import CAMERAS
-from pipeline.data.geometry import invert, lidar2img, resize_factors, resized_hw, transform
-from pipeline.data.index import FrameIndex
-from pipeline.data.world.rig import LIDAR_POSITION, LIDAR_ROTATION, rig
+from pipeline.cost.foreign import count_foreign
+from pipeline.data.geometry import lidar2img, resize_factors, resized_hw
 from pipeline.errors import FD3DError
+from pipeline.expert.declared import is_foreign
 from pipeline.models.attention import DeformableSampler
 from pipeline.models.bevformer import encoder
 from pipeline.models.bevformer.grid import CameraHits, camera_hits, grid_points, project_pillars
@@ -48,25 +48,6 @@ PUBLISHED = {
 
 # Kinds of operation that the paper's column leaves out.
 LEFT_OUT = ("deformable convolution", "attention", "sampling")
-
-
-@dataclass(frozen=True)
-class Cameras:
-    """Calibrated cameras.
-
-    Attributes:
-        source: origin of the calibration, in words.
-        image_hw: rows and columns of the original images, the largest of all cameras.
-        intrinsics: (V, 3, 3) pixels of the original images.
-        lidar2cam: (V, 4, 4).
-        names: V names.
-    """
-
-    source: str
-    image_hw: tuple[int, int]
-    intrinsics: np.ndarray
-    lidar2cam: np.ndarray
-    names: tuple[str, ...] = CAMERAS
 
 
 @dataclass(frozen=True)
@@ -103,34 +84,6 @@ class Complexity:
         return sum(n for counts in chosen for kind, n in counts.items() if kind not in without)
 
 
-def rig_cameras(height: int = 900, width: int = 1600) -> Cameras:
-    """Cameras of the embedded world's rig, mounted as on the nuScenes car, for images of the given size."""
-    lidar = transform(list(LIDAR_POSITION), list(LIDAR_ROTATION.elements))
-    cameras, lidar2cam = rig(height, width), []
-    for camera in cameras:
-        mount = np.eye(4)
-        mount[:3, :3], mount[:3, 3] = camera.rotation, camera.position
-        lidar2cam.append(invert(mount) @ lidar)
-    intrinsics = np.stack([camera.intrinsic for camera in cameras])
-    return Cameras(
-        "the nuScenes-like rig of pipeline/data/world/rig.py", (height, width), intrinsics, np.stack(lidar2cam)
-    )
-
-
-def frame_cameras(index: str | Path, token: str | None = None) -> Cameras:
-    """Cameras of a frame of an index; default: the index's first frame.
-
-    Raises:
-        FD3DError: the index cannot be read, or has no such frame.
-    """
-    frames = FrameIndex.load(index)
-    frame = frames[0 if token is None else frames.row(token)]
-    height, width = (int(n) for n in frame.image_sizes.max(0))  # smaller images are padded
-    return Cameras(
-        f"frame {frame.token} of {index}", (height, width), frame.intrinsics, frame.lidar2cam, frames.cameras
-    )
-
-
 def count(cfg: Config, cameras: Cameras) -> Complexity:
     """Count a detector config's parameters and multiply-adds for one sample.
 
@@ -138,15 +91,21 @@ def count(cfg: Config, cameras: Cameras) -> Complexity:
         cameras: calibrated cameras, whose images are resized by ``image.scale`` and padded as the config's preprocessor does.
 
     Raises:
-        FD3DError: the config is no detector of this project, or includes a layer without a counting rule.
+        FD3DError: the config is no detector, includes a layer without a counting rule, or is a detector of another project that does
+            not fit its adapter.
     """
-    with on_meta(cfg, cameras) as (model, batch, longest), counting(model) as macs:
-        model(**batch, mode="tensor")
-
+    longest, kind = None, (cfg.get("model") or {}).get("type")
+    if kind and MODELS.get(kind) and is_foreign(cfg):
+        image_hw, sizes, macs = count_foreign(cfg, cameras)
+    else:
+        with on_meta(cfg, cameras) as (model, batch, longest), counting(model) as macs:
+            model(**batch, mode="tensor")
+        image_hw = batch["data_samples"][0].frames[0]["pad_hw"]
+        sizes = {path: parameter.numel() for path, parameter in model.named_parameters()}
     parameters = Counter(dict.fromkeys(PARTS, 0))
-    for path, parameter in model.named_parameters():
-        parameters[part_of(path)] += parameter.numel()
-    return Complexity(batch["data_samples"][0].frames[0]["pad_hw"], longest, dict(parameters), macs)
+    for path, size in sizes.items():
+        parameters[part_of(path)] += size
+    return Complexity(image_hw, longest, dict(parameters), macs)
 
 
 @contextmanager
@@ -165,7 +124,9 @@ def on_meta(
     kind = cfg.get("model", {}).get("type")
     registered = MODELS.get(kind) if kind else None
     if not (isinstance(registered, type) and issubclass(registered, MultiCameraDetector)):
-        raise FD3DError(f"model type {kind!r} is not a detector; give a config whose model is BEVFormer or DETR3D")
+        raise FD3DError(
+            f"model type {kind!r} is not a detector of this project; give a config whose model is BEVFormer or DETR3D"
+        )
     if "image" not in cfg:
         raise FD3DError(f"config {cfg.filename} has no 'image'; add image = dict(scale=..., to_rgb=...)")
     try:

@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mmcv.cnn import Scale
+from mmcv.ops import ModulatedDeformConv2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pipeline.errors import FD3DError
 from pipeline.models.attention import DeformableSampler
@@ -15,8 +18,8 @@ from pipeline.models.deform_conv import DeformConv2d
 
 # Part: prefixes of its modules' paths; the first part that fits takes a module.
 PARTS: dict[str, tuple[str, ...]] = {
-    "backbone": ("img_backbone.",),
-    "neck": ("img_neck.",),
+    "backbone": ("img_backbone.", "backbone."),
+    "neck": ("img_neck.", "neck."),
     "encoder": ("pts_bbox_head.transformer.encoder.",),
     "decoder": ("pts_bbox_head.transformer.decoder.",),
     "branches": ("pts_bbox_head.cls_branches.", "pts_bbox_head.reg_branches."),
@@ -72,12 +75,17 @@ def counting(model: nn.Module) -> Iterator[dict[str, Counts]]:
 # Rules: (module, inputs, output) to multiply-adds by kind.
 
 
-def _conv(conv: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> dict[str, int]:
+def _conv(conv: nn.Module, inputs: tuple[Tensor], output: Tensor) -> dict[str, int]:
     return {"convolution": _products(conv, output)}
 
 
+def _transposed(conv: Any, inputs: tuple[Tensor], output: Tensor) -> dict[str, int]:
+    bias = 0 if conv.bias is None else output.numel()
+    return {"convolution": inputs[0].numel() // inputs[0].shape[1] * conv.weight.numel() + bias}
+
+
 def _products(conv: Any, output: Tensor) -> int:
-    """Multiply-adds of a convolution: a product per output position (N, C, H, W) and weight; a bias adds 1 per element."""
+    """Multiply-adds of a convolution: a product per output position (N, C, ...) and weight; a bias adds 1 per element."""
     bias = 0 if conv.bias is None else output.numel()
     return output.numel() // output.shape[1] * conv.weight.numel() + bias
 
@@ -86,7 +94,7 @@ def _products(conv: Any, output: Tensor) -> int:
 _PER_SAMPLE = 5
 
 
-def _deform_conv(conv: DeformConv2d, inputs: tuple[Tensor], output: Tensor) -> dict[str, int]:
+def _deform_conv(conv: Any, inputs: tuple[Tensor], output: Tensor) -> dict[str, int]:
     taps = inputs[0].shape[1] * conv.weight.shape[2] * conv.weight.shape[3]
     sampled = output.numel() // output.shape[1] * taps
     return {"deformable convolution": _products(conv, output), "sampling": _PER_SAMPLE * sampled}
@@ -126,13 +134,14 @@ def _free(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> dict[str, 
 
 # The first rule that fits counts a module.
 _RULES: list[tuple[type | tuple[type, ...], Callable[..., dict[str, int]]]] = [
-    (DeformConv2d, _deform_conv),
+    ((DeformConv2d, ModulatedDeformConv2d), _deform_conv),
     (DeformableSampler, _sampler),
     (nn.MultiheadAttention, _attention),
-    (nn.Conv2d, _conv),
+    (_ConvTransposeNd, _transposed),
+    (_ConvNd, _conv),
     (nn.Linear, _linear),
-    ((nn.LayerNorm, _BatchNorm), _norm),
+    ((nn.LayerNorm, nn.GroupNorm, _BatchNorm), _norm),
     (nn.ReLU, _relu),
     (nn.MaxPool2d, _pool),
-    (nn.Embedding, _free),
+    ((nn.Embedding, Scale), _free),
 ]

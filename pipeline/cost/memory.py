@@ -14,7 +14,8 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from pipeline.cost.complexity import Cameras, on_meta
+from pipeline.cost.cameras import Cameras
+from pipeline.cost.complexity import on_meta
 from pipeline.distill.base import Taps
 from pipeline.distill.generators import FeatureGenerator, RestoreBEV
 from pipeline.distill.losses import masked_generation_loss

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from pipeline.cost.complexity import Cameras
+from pipeline.cost.cameras import Cameras
 from pipeline.cost.memory import TrainingMemory, training_memory
 from pipeline.cost.plan import RATIOS, Measured, StorePlan, coverage_of, expert_schema, plan_store, plan_work, table
 from pipeline.data.augment import read_augment
-from pipeline.data.index import FrameIndex
 from pipeline.dumping.settings import DumpSettings
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
+from pipeline.expert.declared import is_foreign
 from pipeline.models.build import load_config
 from pipeline.profile import Family, Profile
 from pipeline.training.schedule import plan_course
@@ -23,6 +23,9 @@ _NO_RATE = """expert hours need --rate, the frames per second of the expert on o
 runs/rate' and divide the scene's frames by the seconds (after the expert stage: 'dvc repro expert@{name}')"""
 _NO_TRAIN_RATE = """training hours need --train-rate, the frames per second of a training on one GPU: set max_iters in families.{name}.apprentice.train
 to 100, run 'fd3d train --family {name} --method plain --out runs/rate' and take steps x batch / seconds of runs/rate/train.json"""
+
+_NO_MEMORY = """{training}: the memory of a detector of another project is measured, not planned: train it with max_iters: 4 in
+families.{name}, and take peak_memory_mb of its train.json"""
 
 
 @dataclass(frozen=True)
@@ -57,36 +60,20 @@ class Outlook:
                 raise FD3DError(f"--{name} is {rate}; give the measured frames per second")
 
 
-def frames_of(profile: Profile) -> int:
-    """Frames of the training split in the profile's index.
-
-    Raises:
-        FD3DError: there is no index, or it lacks the split.
-    """
-    if not profile.data.index.is_file():
-        raise FD3DError(
-            f"{profile.data.index} does not exist, so the number of frames is unknown; give --frames (28130 for nuScenes' train), or "
-            "run 'fd3d index'"
-        )
-    return len(FrameIndex.load(profile.data.index).select(profile.data.train))
-
-
 def store_lines(schema: StoreSchema, settings: DumpSettings, outlook: Outlook) -> tuple[StorePlan, list[str]]:
     """A store's plan, with a row per array and where its figures come from."""
     measured = Measured.of(outlook.like) if outlook.like else Measured({}, {})
     shares = coverage_of(outlook.coverage, schema, measured.coverage)
     store = plan_store(schema, outlook.frames, settings.frames_per_shard, replace(measured, coverage=shares))
     source = str(outlook.like) if outlook.like else f"defaults of pipeline/cost/plan.py ({', '.join(RATIOS)})"
-    told = (
-        f"compression as of {source}; {settings.frames_per_shard} frames per shard, {100 * measured.fill:.0f} % filled"
-    )
+    told = f"compression as of {source}; {counted(settings.frames_per_shard, 'frame')} per shard, {100 * measured.fill:.0f} % filled"
     return store, [*table(store, shares), told, ""]
 
 
 def expert_lines(store: StorePlan, outlook: Outlook) -> list[str]:
     """Passes and hours of the expert, for one dump and online."""
     assert outlook.rate is not None
-    hours = ["hours"] if len(outlook.gpus) == 1 else [f"{n} GPU{'s' if n > 1 else ''}, h" for n in outlook.gpus]
+    hours = ["hours"] if len(outlook.gpus) == 1 else [f"{counted(n, 'GPU')}, h" for n in outlook.gpus]
     heads = [
         f"{'':24} {'expert passes':>14} {'worker-hours':>13}",
         *(f"{head:>9}" for head in hours),
@@ -96,7 +83,7 @@ def expert_lines(store: StorePlan, outlook: Outlook) -> list[str]:
     for name, passes, size in (
         ("dump once", outlook.frames, store.total),
         (
-            f"online, {outlook.students} x {outlook.epochs} epochs",
+            f"online, {outlook.students} x {counted(outlook.epochs, 'epoch')}",
             outlook.frames * outlook.epochs * outlook.students,
             0.0,
         ),
@@ -137,7 +124,7 @@ def family_lines(profile: Profile, family: Family, outlook: Outlook) -> list[str
     outlook = replace(outlook, epochs=round(course.updates * course.batch / outlook.frames) or 1)
     store, lines = store_lines(schema, profile.dump, outlook)
     lines = [
-        f"== {family.name}: {family.expert.config} -> {family.apprentice.config}, {outlook.frames} frames",
+        f"== {family.name}: {family.expert.config} -> {family.apprentice.config}, {counted(outlook.frames, 'frame')}",
         *lines,
         *(expert_lines(store, outlook) if outlook.rate else [_NO_RATE.format(name=family.name)]),
         "",
@@ -145,6 +132,9 @@ def family_lines(profile: Profile, family: Family, outlook: Outlook) -> list[str
     ]
     for name, cfg, run, read in trainings:
         size = run.batch_size or read_schedule(cfg).batch_size
+        if is_foreign(cfg):
+            lines.append(_NO_MEMORY.format(training=name, name=family.name))
+            continue
         lines.append(_memory_line(f"{name}, batch {size}", training_memory(cfg, outlook.cameras, size, read)))
     lines += [
         "in float32, at the end of the forward pass; measured peaks are some 3 GB higher (docs/planning.md)",

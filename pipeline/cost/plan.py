@@ -1,6 +1,6 @@
 """Size of a store and the work to make one, estimated before anything is run.
 
-Shapes come from the expert's config, run on torch's meta device. What shapes cannot tell is measured: the share of cells
+Shapes come from the expert's config, run on torch's meta device (a detector of another project on black images). What shapes cannot tell is measured: the share of cells
 that the focal areas take, and how far each array compresses. Both come from a finished store, or from figures measured on
 real frames at BEVFormer-Base size (``COVERAGE``, ``RATIOS``; docs/planning.md says how).
 """
@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 from mmengine.config import Config
 
-from pipeline.cost.complexity import Cameras, on_meta
+from pipeline.cost.cameras import Cameras
+from pipeline.cost.complexity import on_meta
+from pipeline.cost.foreign import foreign_frame
 from pipeline.dumping.recipe import schema_of
 from pipeline.dumping.settings import DumpSettings
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.expert import TappedExpert, build_adapter
+from pipeline.expert.declared import is_foreign
 from store_schema import ArraySpec, StoreReader, StoreSchema
 from store_schema.layout import plan_shards
 
@@ -141,9 +144,11 @@ def expert_schema(cfg: Config, cameras: Cameras, settings: DumpSettings) -> Stor
     """Sizes of the store that ``fd3d dump`` would make, without running the expert on data.
 
     Raises:
-        FD3DError: the config is no detector of this project, or has no adapter.
+        FD3DError: the config is no detector, or has no adapter that fits it.
     """
     adapter = build_adapter(cfg)
+    if is_foreign(cfg):
+        return schema_of(foreign_frame(cfg, cameras, settings.rule.num_queries), settings, cameras.names)
     with on_meta(cfg, cameras) as (model, batch, _):
         expert = TappedExpert(model, adapter, settings.rule.num_queries)
         with expert.tapped() as seen:
@@ -234,7 +239,7 @@ def table(plan: StorePlan, coverage: Mapping[str, float]) -> list[str]:
     rows.append(f"{'all':30} {'':7} {plan.frame / 1e3:10.2f} {plan.dense / 1e3:12.2f} {plan.total / 1e9:10.3f}")
     rows.append("")
     rows.append(
-        f"{plan.frames} frames, {plan.dense / plan.frame:.1f} times smaller than dense fp16 "
-        f"({plan.dense * plan.frames / 1e9:.3g} GB); {plan.files} files, {plan.files_per_gb:.1f} per GB"
+        f"{counted(plan.frames, 'frame')}, {plan.dense / plan.frame:.1f} times smaller than dense fp16 "
+        f"({plan.dense * plan.frames / 1e9:.3g} GB); {counted(plan.files, 'file')}, {plan.files_per_gb:.1f} per GB"
     )
     return rows

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data import CLASSES
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 Row = dict[str, Any]
 LEVELS = {"v0-40": 1, "v40-60": 2, "v60-80": 3, "v80-100": 4}
@@ -103,7 +103,7 @@ def check_boxes(
     if tilted.mean() > 0.25:
         token = found["token"][found["possible"]][np.argmax(tilted)].decode()
         raise FD3DError(
-            f"{source} tilts {tilted.sum()} of {len(place)} boxes by more than {_MAX_TILT:.0f} degrees, first annotation {token}; rotations "
+            f"{source} tilts {tilted.sum()} of {counted(len(place), 'box')} by more than {_MAX_TILT:.0f} degrees, first annotation {token}; rotations "
             "are (w, x, y, z) in the global frame"
         )
     away = np.linalg.norm(place[:, :3] - cars[frame], axis=1)

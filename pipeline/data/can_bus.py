@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.data.geometry import product, yaw_of
 from pipeline.data.json_stream import rows_of
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 _FAR = 60_000_000  # microseconds from a frame to its message, beyond which the two have other clocks or units
 
@@ -56,7 +56,7 @@ class EgoStates:
         """Say once how many scenes had no messages."""
         if self.derived:
             warnings.warn(
-                f"{len(self.derived)} scenes have no CAN bus poses; their ego motion is derived from ego poses",
+                f"no CAN bus poses of {counted(len(self.derived), 'scene')}; the ego motion there is derived from ego poses",
                 stacklevel=3,
             )
 
@@ -80,7 +80,7 @@ class EgoStates:
         if len(far := np.flatnonzero(np.abs(times[after] - timestamps) > _FAR)):
             seconds = abs(int(times[after[far[0]]]) - int(timestamps[far[0]])) / 1e6
             raise FD3DError(
-                f"CAN bus messages {path} are {seconds:g} s from the frame at {timestamps[far[0]]} ({len(far)} of {len(timestamps)} frames); "
+                f"CAN bus messages {path} are {seconds:g} s from the frame at {timestamps[far[0]]} ({len(far)} of {counted(len(timestamps), 'frame')}); "
                 "give utime in microseconds of the frames' clock, or remove the file to derive the ego motion of its scene from ego poses"
             )
         return values[after]

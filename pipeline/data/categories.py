@@ -2,13 +2,18 @@
 
 from collections.abc import Collection, Mapping
 
-from nuscenes.eval.detection.utils import category_to_detection_name
-
 from pipeline.data import CATEGORIES
 from pipeline.data.source import check_classes
 from pipeline.errors import FD3DError
 
 _UNMAPPED = "unmapped"  # no category of the devkit's, so its boxes count for no class
+
+
+def _devkit_class(category: str) -> str | None:
+    from nuscenes.eval.detection.utils import category_to_detection_name  # seconds, and every index is read without it
+
+    name: str | None = category_to_detection_name(category)
+    return name
 
 
 class Categories:
@@ -29,13 +34,13 @@ class Categories:
         """Detection class of a category, None where the category is none."""
         if category in self.given:
             return self.given[category]
-        return category_to_detection_name(category)
+        return _devkit_class(category)
 
     def devkit_name(self, category: str) -> str:
         """Category that the devkit maps to the same class. Categories whose class is the devkit's own keep their names: racks of bicycles,
         which are no class, still take the bicycles in them from the evaluation."""
         name = self.class_of(category)
-        if name == category_to_detection_name(category):
+        if name == _devkit_class(category):
             return category
         return _UNMAPPED if name is None else CATEGORIES[name]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from pipeline.data.geometry import lidar_turn, product
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 _MAX_TILT = 20.0  # degrees between the z axes of the LiDAR and of the car
 _MAX_MOUNT = 50.0  # metres from a sensor to the origin of the car
@@ -75,7 +75,7 @@ def tell_late(
     for camera, late in zip(cameras, away.T, strict=True):
         if count := int((late > np.median(np.diff(frames)) / 2).sum()):
             tell(
-                f"{count} images of {camera} were taken more than half a step between frames apart from their frame, up to "
+                f"{counted(count, 'image')} of {camera} taken more than half a step between frames apart from their frame, up to "
                 f"{late.max() / 1e6:.1f} s, of sample {tokens[int(late.argmax())]}"
             )
 

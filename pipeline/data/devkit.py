@@ -18,7 +18,7 @@ from pipeline.data.categories import Categories
 from pipeline.data.folder import table_folder
 from pipeline.data.index import FrameIndex
 from pipeline.data.json_stream import rows_of
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 Row = dict[str, Any]
 TABLES = (
@@ -165,7 +165,7 @@ def open_truth(
     frames = [sample["token"] for sample in samples]
     if index is not None and len(frames) != (wanted := sum(len(index.scenes.get(name, ())) for name in scenes)):
         raise FD3DError(
-            f"index {index.path} has {wanted} frames of {len(scenes)} scenes, of which sample.json has {len(frames)}; make the index again"
+            f"index {index.path} has {counted(wanted, 'frame')} of {counted(len(scenes), 'scene')}, of which sample.json has {len(frames)}; make the index again"
         )
     if lacking := [sample["token"] for sample in samples if "LIDAR_TOP" not in sample["data"]]:
         sensor = "LIDAR_TOP" if index is None else index.pose_sensor

@@ -23,8 +23,8 @@ from pipeline.data.npz import map_arrays, write_arrays
 from pipeline.data.rig import EGO, Rig
 from pipeline.data.splits import own_splits, split_scenes
 from pipeline.data.tables import FrameTables, Tell
-from pipeline.errors import FD3DError
-from pipeline.files import write_atomically
+from pipeline.errors import FD3DError, counted
+from pipeline.files import check_needed, write_atomically
 
 FORMAT = 4
 """Number of the index's format; 3 is mapped into memory: narrow columns, texts as bytes; 4 has checksums of the images."""
@@ -114,8 +114,7 @@ class FrameIndex:
 
     def __init__(self, path: str | Path, check: bool = True) -> None:
         self.path = Path(path).absolute()
-        if not self.path.is_file():
-            raise FD3DError(f"index {path} does not exist; make it with 'fd3d index'")
+        check_needed(index=Path(path))
         self._stamp = _stamp(self.path)
         try:
             self.arrays, self._mapping = map_arrays(self.path, check)
@@ -328,7 +327,7 @@ def build_index(
     tell_sideways(arrays["ego2global"], arrays["scene_token"], folder.name, tell)
     if missing := int((arrays["image_bytes"] <= 0).sum()):
         first = arrays["image_paths"][arrays["image_bytes"] <= 0][0].decode()
-        told = f"{missing} image files of {root} are missing or empty, first {first}; frames that need them will fail"
+        told = f"missing or empty: {counted(missing, 'image file')} of {root}, first {first}; frames that need them will fail"
         warnings.warn(told, stacklevel=2)
     states.warn()
     generator = folder / GENERATED_BY

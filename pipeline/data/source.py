@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path
 
 from pipeline.data import CLASSES
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,6 @@ def check_splits(chosen: Mapping[str, str], splits: Mapping[str, Collection[str]
     for (setting, split), (other, beside) in combinations(chosen.items(), 2):
         if shared := sorted(set(known[split]) & set(known[beside])):
             raise FD3DError(
-                f"{setting} '{split}' and {other} '{beside}' share {len(shared)} scenes, first {shared[0]}; choose splits "
+                f"{setting} '{split}' and {other} '{beside}' share {counted(len(shared), 'scene')}, first {shared[0]}; choose splits "
                 "without common scenes, or detectors are judged by the frames that they were trained or chosen on"
             )

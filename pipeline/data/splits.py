@@ -4,9 +4,7 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from nuscenes.utils.splits import create_splits_scenes
-
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 FILE = "splits.json"
 """Name of the file beside the tables with a data set's own splits: scene names by split."""
@@ -18,6 +16,8 @@ def split_scenes(root: str | Path, version: str) -> dict[str, list[str]]:
     Raises:
         FD3DError: ``splits.json`` is no mapping of split names to lists of scene names.
     """
+    from nuscenes.utils.splits import create_splits_scenes  # seconds, and every index is read without it
+
     return dict(create_splits_scenes()) | own_splits(Path(root) / version)
 
 
@@ -53,7 +53,7 @@ def own_splits(folder: Path, scenes: Collection[str] | None = None) -> dict[str,
             raise FD3DError(f"{where} has scene {twice[0]} twice; remove one")
         if scenes is not None and (unknown := [name for name in names if name not in scenes]):
             raise FD3DError(
-                f"{where} has {len(unknown)} scenes that scene.json lacks, first '{unknown[0]}'; "
+                f"{where} has {counted(len(unknown), 'scene')} that scene.json lacks, first '{unknown[0]}'; "
                 f"there are {', '.join(sorted(scenes)[:5])}{', ...' if len(scenes) > 5 else ''}"
             )
     return content

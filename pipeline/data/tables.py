@@ -18,7 +18,7 @@ from pipeline.data.json_stream import rows_of
 from pipeline.data.rig import EGO, Rig, is_camera
 from pipeline.data.tokens import ByToken
 from pipeline.data.values import flag, numbers, text, token_of, whole
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 Row = dict[str, Any]
 LIDAR = -1
@@ -137,7 +137,9 @@ class FrameTables:
         if not self.tokens:
             raise FD3DError(f"{self.folder} has no frames: no scene of scene.json has a sample")
         if lost := sorted(samples.keys() - set(self.tokens)):
-            self.tell(f"{len(lost)} samples are in no scene's chain from first_sample_token by next, first {lost[0]}")
+            self.tell(
+                f"{counted(len(lost), 'sample')} in no scene's chain from first_sample_token by next, first {lost[0]}"
+            )
         self._number = dict.fromkeys(samples, -1) | {token: number for number, token in enumerate(self.tokens)}
 
     def _read_sensor_data(self, rig: Rig) -> None:
@@ -214,12 +216,12 @@ class FrameTables:
         channel = int(np.argmin(self.sensors[frame] >= 0))
         by_channel = zip(self.channels, (self.sensors < 0).sum(0).tolist(), strict=True)
         counts = ", ".join(f"{name} {count}" for name, count in by_channel if count)
-        told = f"{lacking} of {len(self.tokens)} frames of {self.folder} lack a sensor ({counts})"
+        told = f"{lacking} of {counted(len(self.tokens), 'frame')} of {self.folder} lack a sensor ({counts})"
         if not skip or not self.complete.any():
             way_out = "; --skip-incomplete drops such frames" if self.complete.any() else ""
             raise FD3DError(
-                f"{told}, first sample {self.tokens[frame]} of {self._scene_of(frame)} has no {self.channels[channel]}; {len(self.cameras)} "
-                f"cameras and {self.channels[LIDAR]} are needed{way_out}"
+                f"{told}, first sample {self.tokens[frame]} of {self._scene_of(frame)} has no {self.channels[channel]}; "
+                f"{counted(len(self.cameras), 'camera')} and {self.channels[LIDAR]} are needed{way_out}"
             )
         lost = [chain.name for chain in self.chains if chain.start < chain.stop and not len(chain.rows(self.complete))]
         self.tell(f"{told} and are skipped" + (f", with them all of {', '.join(lost)}" if lost else ""))
@@ -323,25 +325,25 @@ class FrameTables:
         if left:
             kinds = ", ".join(f"{name} ({count})" for name, count in unmapped.most_common(8))
             more = ", ..." if len(unmapped) > 8 else ""
-            told = f"{left} of {mapped + left} boxes of {len(unmapped)} categories are not mapped: {kinds}{more}"
+            told = f"{left} of {counted(mapped + left, 'box')} of {counted(len(unmapped), 'category')} are not mapped: {kinds}{more}"
             if not mapped:
                 raise FD3DError(
                     f"{told}; name the class of a category under data.classes, such as {{{next(iter(unmapped))}: car}}"
                 )
             self.tell(told)
         if pointless:
-            self.tell(f"{pointless} boxes have no num_lidar_pts; each counts as one with a LiDAR point")
+            self.tell(f"{counted(pointless, 'box')} without num_lidar_pts; each counts as one with a LiDAR point")
         bad = np.flatnonzero(~found["possible"])
         if len(bad):
             first = bad[0]
             size = ", ".join(f"{number:g}" for number in found["place"][first, 3:6])
             self.tell(
-                f"{len(bad)} boxes cannot be (a size that is not above 0, or numbers that are not finite) and do not count, first "
+                f"{counted(len(bad), 'box')} that cannot be (a size that is not above 0, or numbers that are not finite), which do not count, first "
                 f"annotation {found['token'][first].decode()} of {self._scene_of(found['frame'][first])}, size {size}"
             )
         points = found["num_lidar_pts"] + found["num_radar_pts"]
         if mapped and not (found["possible"] & (points > 0) & self.complete[found["frame"]]).any():
             raise FD3DError(
-                f"none of the {mapped} boxes of {self.folder} counts: num_lidar_pts and num_radar_pts are 0, or the box cannot be; where points "
+                f"none of the {counted(mapped, 'box')} of {self.folder} counts: num_lidar_pts and num_radar_pts are 0, or the box cannot be; where points "
                 "were not counted, leave num_lidar_pts out of sample_annotation.json"
             )

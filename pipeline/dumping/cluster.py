@@ -23,7 +23,7 @@ from pipeline.dumping.guard import MARK, guarded
 from pipeline.dumping.session import Job, forget_sessions, session_of, shard_tokens, write
 from pipeline.dumping.settings import ClusterSettings
 from pipeline.dumping.shared import check_store
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from store_schema import ShardWriter, StoreError, StoreSchema
 
 CONNECT = 20
@@ -185,7 +185,7 @@ class DaskEngine:
                 if isinstance(error, RuntimeError):  # dask's word for a worker that ended before it answered
                     raise FD3DError(
                         "a worker of the dump died while it was starting; is there enough memory for "
-                        f"{self.settings.workers} workers? The same command goes on from here"
+                        f"{counted(self.settings.workers, 'worker')}? The same command goes on from here"
                     ) from error
                 raise
             finally:
@@ -278,7 +278,7 @@ class DaskEngine:
             return future.result()
         except KilledWorker as error:
             raise FD3DError(
-                f"{what} was given up: {error.allowed_failures + 1} workers died over it, the last at "
+                f"{what} was given up: {counted(error.allowed_failures + 1, 'worker')} died over it, the last at "
                 f"{error.last_worker.address}; is there enough memory? The same command goes on from here"
             ) from error
         except CancelledError as error:

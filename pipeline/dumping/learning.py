@@ -10,7 +10,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.focal.codes import FeatureCode
 from store_schema import MapCode
 from store_schema.codes import Code
@@ -83,12 +83,12 @@ def _check_error(name: str, made: MapCode, features: NDArray[np.float32]) -> Non
     share = float(error / (given.double() - given.double().mean(0)).norm().clamp(min=1e-30))
     if error != 0 and not share <= 1:  # NaN too
         raise FD3DError(
-            f"codes of {name} (dump.values: {made.code.kind}, {made.code.bytes} bytes) err by {share:.0%} of the features' spread; raise "
+            f"codes of {name} (dump.values: {made.code.kind}, {counted(made.code.bytes, 'byte')}) err by {share:.0%} of the features' spread; raise "
             "dump.code_bytes, or use another dump.values"
         )
     if share > _POOR:
         warnings.warn(
-            f"codes of {name} (dump.values: {made.code.kind}, {made.code.bytes} bytes) err by {share:.0%} of the features' spread; more "
+            f"codes of {name} (dump.values: {made.code.kind}, {counted(made.code.bytes, 'byte')}) err by {share:.0%} of the features' spread; more "
             "dump.code_bytes keep more",
             stacklevel=3,
         )
@@ -97,7 +97,7 @@ def _check_error(name: str, made: MapCode, features: NDArray[np.float32]) -> Non
 def _learned(name: str, code: Code, features: NDArray[np.float32]) -> MapCode:
     if len(features) < 256:
         raise FD3DError(
-            f"{len(features)} stored cells of {name} were found to learn dump.values: {code.kind} from, fewer than 256; raise "
+            f"{counted(len(features), 'stored cell')} of {name} found to learn dump.values: {code.kind} from, fewer than 256; raise "
             "dump.code_frames, widen the focal areas, or use another dump.values"
         )
     wide = features.astype(np.float64)

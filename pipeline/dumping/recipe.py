@@ -15,7 +15,7 @@ from pipeline.data.source import FrameSource
 from pipeline.dumping.learning import SAMPLE
 from pipeline.dumping.settings import DumpSettings
 from pipeline.dumping.shared import source_sha256
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.expert import BEVReading, CameraReading, ExpertFrame
 from pipeline.expert.load import identity
 from pipeline.expert.rows import ALGORITHM, padded_size
@@ -44,7 +44,7 @@ def schema_of(
     views = [len(f) for f in frame.pv if len(f) != len(cameras)]
     if views:
         raise FD3DError(
-            f"the expert's pyramid has {views[0]} cameras, the data {len(cameras)} ({', '.join(cameras)}); tap one of all cameras"
+            f"the expert's pyramid has {counted(views[0], 'camera')}, the data {len(cameras)} ({', '.join(cameras)}); tap one of all cameras"
         )
     levels = [(*f.shape[-2:], f.shape[1], cell_size(f.shape[-2:], padded_size(frame))) for f in frame.pv]
     reading: dict[str, Any] = {"reading": "none"}
@@ -57,7 +57,7 @@ def schema_of(
     layers = known if settings.layers is None else settings.layers
     if layers > known:
         raise FD3DError(
-            f"dump.layers is {layers}, but the expert's reading is known of {known} layers; use null for all"
+            f"dump.layers is {layers}, but the expert's reading is known of {counted(known, 'layer')}; use null for all"
         )
     bev = None if frame.bev is None else (*frame.bev.shape[-2:], frame.bev.shape[0])
     channels = [level[2] for level in levels] + ([bev[2]] if bev else [])

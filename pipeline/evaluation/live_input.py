@@ -14,7 +14,7 @@ from pipeline.data.checks import (
     check_mounts,
 )
 from pipeline.data.geometry import yaw_of
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 _MAX_GAP = 60.0  # seconds between two frames, beyond which a history is of no use and times have another unit
 _STATE_TOLERANCE = 1.0, 5.0  # metres and degrees between a pose and the state that is measured with the pose
@@ -37,7 +37,7 @@ def checked_images(
         raise FD3DError(f"images are of type {type(images).__name__}; give V arrays (H, W, 3) uint8, RGB")
     given = list(images)
     if not given or views not in (None, len(given)):
-        raise FD3DError(f"a frame has {len(given)} images, the detector {views} cameras; give it its own rig")
+        raise FD3DError(f"a frame has {counted(len(given), 'image')}, the detector takes {views}; give it its own rig")
     for number, image in enumerate(given):
         if image is None:
             raise FD3DError(f"image {number} is missing; give a frame only when every camera has an image")

@@ -24,7 +24,7 @@ from pipeline.data.folder import table_folder
 from pipeline.data.index import FrameIndex
 from pipeline.data.json_stream import JSONStream, rows_of
 from pipeline.data.splits import split_scenes
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.files import write_atomically
 
 # the devkit's names of the true-positive errors and the benchmark's
@@ -162,7 +162,7 @@ class _SplitEval(DetectionEval):
         if others or len(boxes) < len(known):
             odd = min([*others, *(known - set(boxes.boxes))])
             raise FD3DError(
-                f"{submission} has {len(boxes)} of the {len(known)} samples of {split} and {len(others)} others, first {odd}"
+                f"{submission} has {len(boxes)} of the {counted(len(known), 'sample')} of {split} and {counted(len(others), 'other')}, first {odd}"
             )
         return boxes
 

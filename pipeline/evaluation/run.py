@@ -10,11 +10,11 @@ from pipeline.data.devkit import open_truth
 from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.evaluation.metrics import evaluate, evaluated_scenes
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.submission import write_submission
-from pipeline.files import check_writable, write_atomically
+from pipeline.files import check_needed, check_writable, write_atomically
 from pipeline.models.build import file_sha256, load_config
 from pipeline.models.load import load_detector
 from pipeline.models.pairs import check_trained_rig
@@ -38,8 +38,7 @@ def evaluate_detector(
         FD3DError: a file is missing or does not fit, the split cannot be evaluated, a place cannot be written, or a detection
             is not finite; all but the last before the detector runs.
     """
-    if not checkpoint.is_file():
-        raise FD3DError(f"checkpoint {checkpoint} does not exist; run 'dvc repro', or give another by --checkpoint")
+    check_needed(checkpoint=checkpoint)
     index = check_evaluation(source, version, out, metrics)
     check_trained_rig(checkpoint, index.cameras, index.reference, source.root / index.version)
     check_images(index, source.root, index.select(source.split), source.index)
@@ -64,20 +63,17 @@ def check_evaluation(
         FD3DError: index, tables or split do not fit each other, the split has boxes of which none counts, or a place cannot be
             written.
     """
-    if submission is not None and not submission.is_file():
-        raise FD3DError(
-            f"submission {submission} does not exist; write one with 'fd3d evaluate --checkpoint', or give another"
-        )
+    check_needed(submission=submission)
     index = FrameIndex.load(source.index, source.root)
     if index.version != version:
         raise FD3DError(
             f"index {source.index} was made from {index.version}, but the tables to evaluate on are {version}; make it again with 'fd3d index'"
         )
-    boxes, counted = index.boxes_of(index.select(source.split))
+    boxes, count = index.boxes_of(index.select(source.split))
     scenes = evaluated_scenes(source.root, version, source.split)
-    if boxes and not counted:
+    if boxes and not count:
         raise FD3DError(
-            f"none of the {boxes} boxes of split '{source.split}' has a LiDAR or radar point, so none counts; name another split"
+            f"none of the {counted(boxes, 'box')} of split '{source.split}' has a LiDAR or radar point, so none counts; name another split"
         )
     for path in (out / "submission.json", out / "pr.csv", metrics):
         check_writable(path)

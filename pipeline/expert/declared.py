@@ -9,7 +9,7 @@ from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from torch import nn
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.models.detector import MultiCameraDetector
 
 from .foreign import DetectorAdapter
@@ -32,7 +32,7 @@ def check_declared(adapter: Any, model: nn.Module, cfg: Config) -> None:
     counts, declared = _class_counts(model), len(adapter.numbers)
     if counts and declared not in counts:
         raise FD3DError(
-            f"the detector has {counts[0]} classes, the adapter of config {cfg.filename} declares {declared}; list all in the detector's order: "
+            f"the detector has {counted(counts[0], 'class')}, the adapter of config {cfg.filename} declares {declared}; list all in the detector's order: "
             "classes=[...], each by a name of this project or None"
         )
     frame = getattr(model, "coord_type", None)

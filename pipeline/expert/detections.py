@@ -9,7 +9,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from pipeline.data import CLASSES
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 
 @dataclass
@@ -67,7 +67,7 @@ def detections(found: InstanceData, numbers: Sequence[int], cam2lidar: Tensor | 
     boxes, labels = lidar_boxes(found.bboxes_3d, cam2lidar), found.labels_3d
     if len(labels) and int(labels.max()) >= len(numbers):
         raise FD3DError(
-            f"the detector gave class {int(labels.max())}, but {len(numbers)} classes are declared; list all in the config's adapter: classes=[...]"
+            f"the detector gave class {int(labels.max())}, of {counted(len(numbers), 'class')} declared; list all in the config's adapter: classes=[...]"
         )
     own = torch.tensor(numbers, device=labels.device)[labels]
     kept = own >= 0

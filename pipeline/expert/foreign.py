@@ -10,7 +10,7 @@ from mmdet3d.structures import CameraInstance3DBoxes, Det3DDataSample, LiDARInst
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 from .adapters import Seen, first_tensor, levels_of, padded_hw
 from .detections import Detections, class_numbers, detections, joined
@@ -146,7 +146,9 @@ class MultiViewAdapter(DetectorAdapter):
         images, samples = [], []
         for img, sample in zip(batch["inputs"]["img"], batch["data_samples"], strict=True):
             if self.views is not None and self.views > len(img[-1]):
-                raise FD3DError(f"adapter.views is {self.views}, but the data have {len(img[-1])} cameras; lower it")
+                raise FD3DError(
+                    f"adapter.views is {self.views}, but the data have {counted(len(img[-1]), 'camera')}; lower it"
+                )
             views, cameras = img[-1][: self.views], camera_meta(sample, self.views)
             single = self.views == 1
             shape = tuple(views.shape[-2:])

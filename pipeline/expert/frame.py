@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data import CLASSES
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 
 @dataclass
@@ -85,7 +85,9 @@ def check_frame(frame: object, num_queries: int, adapter: str) -> None:
         part = getattr(frame, name)
         told = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
         if told != shape:
-            raise FD3DError(f"{adapter}.read gave {name} {told} for {num_queries} queries; give a tensor {shape}")
+            raise FD3DError(
+                f"{adapter}.read gave {name} {told} for {counted(num_queries, 'query')}; give a tensor {shape}"
+            )
     maps = {"bev": (frame.bev, 3)} if frame.bev is not None else {}
     for name, (part, dims) in (maps | {f"pv[{i}]": (level, 4) for i, level in enumerate(frame.pv)}).items():
         if not isinstance(part, Tensor) or part.dim() != dims:

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from pipeline.data.frames import collate, frame_dataset
 from pipeline.data.geometry import resized_hw
 from pipeline.data.source import FrameSource
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.models.build import build_detector, load_config
 from pipeline.models.load import load_detector
 from pipeline.models.pairs import StudentPlan
@@ -53,7 +53,7 @@ def measured(cfg: Config, source: FrameSource, checkpoint: Path | None = None) -
     cameras = data.index.cameras
     if wrong := [len(level) for level in frame.pv if len(level) != len(cameras)]:
         raise FD3DError(
-            f"the pyramid of config {cfg.filename} has {wrong[0]} cameras, the data {len(cameras)} ({', '.join(cameras)}); tap one of all cameras, or "
+            f"the pyramid of config {cfg.filename} has {counted(wrong[0], 'camera')}, the data {len(cameras)} ({', '.join(cameras)}); tap one of all cameras, or "
             "leave out adapter.pv"
         )
     pv = tuple((len(level), level.shape[1], level.shape[2], level.shape[3]) for level in frame.pv)
@@ -68,7 +68,7 @@ def check_turned(cfg: Config, rows: int, columns: int) -> None:
     x0, y0, _, x1, y1, _ = map(float, cfg.pc_range)
     if rows != columns and math.isclose((x1 - x0) / rows, (y1 - y0) / columns, rel_tol=0.01):
         raise FD3DError(
-            f"the BEV map of config {cfg.filename} has {rows} rows and {columns} columns for {x1 - x0:g} m along x and {y1 - y0:g} m along y; rows "
+            f"the BEV map of config {cfg.filename} has {counted(rows, 'row')} and {counted(columns, 'column')} for {x1 - x0:g} m along x and {y1 - y0:g} m along y; rows "
             "are y and columns x: give the adapter a map that is transposed"
         )
 
@@ -111,7 +111,7 @@ def check_common(expert: Maps, student: Maps, config: Path | str, levels: Sequen
         count = min(len(expert.pv), len(student.pv))
         if beyond := [level for level in wanted if level >= count]:
             raise FD3DError(
-                f"the expert's pyramid has {len(expert.pv)} levels, that of {config} {len(student.pv)}, so level {beyond[0]} cannot be compared; set "
+                f"the expert's pyramid has {counted(len(expert.pv), 'level')}, that of {config} {len(student.pv)}, so level {beyond[0]} cannot be compared; set "
                 f"{section}.levels to {list(range(count))}"
             )
         for level in wanted:

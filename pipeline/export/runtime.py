@@ -11,6 +11,7 @@ from pipeline.data.pixels import levels
 from pipeline.errors import FD3DError
 from pipeline.export.graph import INPUTS
 from pipeline.export.notes import Notes
+from pipeline.files import check_needed
 
 
 def check_packages(*names: str) -> None:
@@ -41,8 +42,7 @@ class ExportedDetector:
         check_packages("onnxruntime")
         import onnxruntime
 
-        if not path.is_file():
-            raise FD3DError(f"{path} does not exist; make it with 'fd3d export'")
+        check_needed(exported=path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.index import FrameIndex
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.export.graph import INPUTS, OUTPUTS, DetectorGraph, detector_views
 from pipeline.export.notes import KEY, Notes
 from pipeline.export.quantise import CalibrationFrames, quantised
@@ -87,7 +87,7 @@ def export_detector(
     views = detector_views(model)
     if len(rig.sizes) not in (1, views) or len(rig.cameras) not in (0, views):
         raise FD3DError(
-            f"the rig has {len(rig.sizes)} cameras, the detector of {checkpoint} has {views}; train one for this rig, or name "
+            f"the rig has {counted(len(rig.sizes), 'camera')}, the detector of {checkpoint} has {views}; train one for this rig, or name "
             "another index"
         )
     graph = DetectorGraph(model).eval()

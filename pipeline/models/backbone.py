@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 _BLOCK = re.compile(r"(layer\d+)\.(\d+)\.")
 
@@ -59,7 +59,7 @@ def check_names(own: Collection[str], other: Collection[str], source: str, offse
     for stage in sorted(mine.keys() & theirs.keys()):
         counts = [len({name.split(".")[1] for name in names[stage]}) for names in (theirs, mine)]
         if counts[0] != counts[1]:
-            told = f"{counts[0]} blocks in {stage}, the detector's has {counts[1]}: another depth"
+            told = f"{counted(counts[0], 'block')} in {stage}, the detector's has {counts[1]}: another depth"
         elif any(f"{stage}.0.conv3.weight" in names for names in (own, other)) and not all(
             f"{stage}.0.conv3.weight" in names for names in (own, other)
         ):

@@ -12,7 +12,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from pipeline.errors import FD3DError
-from pipeline.files import NO_SPACE, write_atomically
+from pipeline.files import NO_SPACE, check_needed, write_atomically
 from pipeline.models.own_modules import module_sha256
 
 
@@ -22,10 +22,7 @@ def load_config(path: str | Path) -> Config:
     Raises:
         FD3DError: the file does not exist, is no config, was written by a stage when such a module was another, or has two ranges.
     """
-    if not Path(path).is_file():
-        made = Path(path).name == "config.py"  # as the stages call what they write
-        hint = "the stages expert and train write it: run 'fd3d expert', 'fd3d train' or 'dvc repro'" if made else ""
-        raise FD3DError(f"config {path} does not exist; {hint or 'see configs/ for those that ship'}")
+    check_needed(config=Path(path))
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is code: whatever it raises is the reader's to see, in one line

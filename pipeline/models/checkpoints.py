@@ -1,13 +1,13 @@
-"""Checkpoint files: read without executing anything, checked against a detector, converted from official conventions."""
+"""Checkpoints: checked against a detector, loaded, and converted from official conventions."""
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.data import CLASSES
 from pipeline.errors import FD3DError
@@ -18,9 +18,8 @@ from .bevformer.encoder import BEVFormerEncoder
 from .build import build_detector, file_sha256, load_config
 from .conventions import CONVERTER, box_convention, class_rows, shift_convention, told_classes
 from .query_head import QueryHead
-from .safe_load import load_plain
+from .reading import Checkpoint, read_checkpoint
 
-_POINTER = b"version https://git-lfs"
 # Box code of the new convention from the old one: w and l swap, and yaw' = -yaw - pi/2 makes sin' = -cos and cos' = -sin.
 _NEW_FROM_OLD = [0, 1, 3, 2, 4, 5, 7, 6, 8, 9]
 _SIGN = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0, 1.0, 1.0]
@@ -31,81 +30,6 @@ _STATE_BOXES = (
     "--boxes old if mmdet3d before 1.0 made it (the original BEVFormer, DETR3D and FD3D), --boxes new if 1.0 or later made or "
     "converted it"
 )
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Contents of a checkpoint file.
-
-    Attributes:
-        state: tensors of the detector by name.
-        left_out: number of tensors of a distiller's teacher or of moving averages beside the detector's.
-        meta: notes of the file's writer, empty when there are none.
-        training: facts on this project's training of the detector, else empty.
-        distilled: whether the file has the distiller of FD3D's release around the detector.
-    """
-
-    state: dict[str, Tensor]
-    left_out: int
-    meta: dict[str, Any]
-    training: dict[str, Any]
-    distilled: bool = False
-
-    @property
-    def mute(self) -> bool:
-        """Whether nothing beside the tensors tells what they are."""
-        return not (self.meta or self.training)
-
-
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a state dict, bare or under ``state_dict``; nothing in the file is executed.
-
-    Names lose the prefixes ``module.`` and ``_orig_mod.`` of wrapped modules; of a distiller (FD3D's release) the ``student.`` is read,
-    and of mmengine's moving averages the state dict for deployment. Log histories are not read.
-
-    Raises:
-        FD3DError: the file is missing, truncated, includes more than tensors and plain values, or a value is not finite.
-    """
-    if not Path(path).is_file():
-        raise FD3DError(f"checkpoint {path} does not exist")
-    with open(path, "rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
-            raise FD3DError(f"checkpoint {path} is a pointer of Git LFS in place of the file; run 'git lfs pull'")
-    try:
-        content = load_plain(path)
-    except Exception as error:  # whatever a damaged or foreign file raises, the file is at fault
-        told = str(error).split("WeightsUnpickler error: ")[-1].strip() or type(error).__name__
-        reason = told.splitlines()[0].split(". ")[0][:120]
-        raise FD3DError(
-            f"checkpoint {path} is not a plain PyTorch checkpoint ({reason}); copy it again if it is cut short, else "
-            "save its state dict of tensors alone"
-        ) from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(_is_weight(*item) for item in state.items()):
-        raise FD3DError(
-            f"checkpoint {path} holds no state dict; expected dense tensors by name, bare or under 'state_dict'"
-        )
-    if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
-        raise FD3DError(
-            f"checkpoint {path} has NaN or infinite values in {broken[0]} ({len(broken)} of {len(state)} tensors); take an earlier one"
-        )
-    meta, training = (note if isinstance(note, dict) else {} for note in map(content.get, ("meta", "training")))
-    kept, averaged = _detector_state(state), content.get("ema_state_dict")
-    left_out = len(state) - len(kept) + (len(averaged) if isinstance(averaged, dict) else 0)
-    distilled = any(name.removeprefix("module.").startswith("student.") for name in state)
-    return Checkpoint(kept, left_out, meta, training, distilled)
-
-
-def _is_weight(name: object, value: object) -> bool:
-    dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
-    return isinstance(name, str) and dense
-
-
-def _detector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    plain = {name.removeprefix("module.").removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
-    student = {name.removeprefix("student."): t for name, t in plain.items() if name.startswith("student.")}
-    averages = {f"ema_{name.replace('.', '_')}" for name in plain}  # the buffers of mmcv's EMAHook
-    return student or {name: tensor for name, tensor in plain.items() if name not in averages}
 
 
 def load_checkpoint(model: nn.Module, path: str | Path, adapter: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -120,7 +44,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, adapter: Mapping[str, An
         FD3DError: listing missing, unexpected and mismatched keys; or boxes, classes or ``shift_current`` of the file follow
             another convention than this project's or the config's; or nothing in the file tells the conventions.
     """
-    found = read_checkpoint(path)
+    found = _in_names_of(model, read_checkpoint(path))
     _check_fit(model, found, path)
     check_conventions(model, found, path, adapter)
     if isinstance(shift := found.meta.get("shift_current"), bool):
@@ -128,6 +52,15 @@ def load_checkpoint(model: nn.Module, path: str | Path, adapter: Mapping[str, An
             _check_shift(encoder, shift, path, found.meta.get("shift_told_by", "its notes"))
             encoder.shift_current = shift
     model.load_state_dict(found.state)
+    return found
+
+
+def _in_names_of(model: nn.Module, found: Checkpoint) -> Checkpoint:
+    """What was read, with the prefixes of its wrappers where the detector's own names begin with these."""
+    for start in range(len(found.wrappers)):
+        prefix = "".join(found.wrappers[start:])
+        if all(name.startswith(prefix) for name in model.state_dict()):
+            return replace(found, state={f"{prefix}{name}": tensor for name, tensor in found.state.items()})
     return found
 
 
@@ -216,6 +149,12 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
 
 def _check_fit(model: nn.Module, found: Checkpoint, path: str | Path) -> None:
     state, own = found.state, model.state_dict()
+    first = next(iter(own), "")
+    inside = next((name.removesuffix(first) for name in state if first and name.endswith(f".{first}")), "")
+    if inside and all(f"{inside}{k}" in state for k in own):
+        raise FD3DError(
+            f"checkpoint {path} has the detector's tensors below '{inside}'; save these alone, by their names without '{inside}'"
+        )
     missing, unexpected = ([k for k in a if k not in b] for a, b in ((own, state), (state, own)))
     mismatched = [
         f"{k} {tuple(given.shape)} instead of {tuple(v.shape)}" if given.shape != v.shape else f"{k} {given.dtype}"

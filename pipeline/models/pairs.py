@@ -9,12 +9,12 @@ from torch import nn
 
 from pipeline.data import CAMERAS
 from pipeline.data.rig import EGO, other_sensors
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 from .build import build_detector, load_config
-from .checkpoints import read_checkpoint
 from .pretrained import inherit_weights
 from .query_head import check_cameras
+from .reading import read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def planned_student(plan: StudentPlan, expert: Path, weights: Path | None = None
     ours, theirs = sizes["levels"]
     if plan.levels is None and ours and theirs and ours < theirs:
         raise FD3DError(
-            f"{plan.section}.levels is null for all, but the student {plan.config} has {ours} of the expert's {theirs} levels; set it to {list(range(ours))}"
+            f"{plan.section}.levels is null for all, but the student {plan.config} has {ours} of the expert's {counted(theirs, 'level')}; set it to {list(range(ours))}"
         )
     for name, counts in sizes.items():
         numbers, count = getattr(plan, name), min((count for count in counts if count), default=None)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 from .backbone import backbone_kind, check_kind, check_names
 from .build import load_config
-from .checkpoints import Checkpoint, check_conventions, read_checkpoint
+from .checkpoints import check_conventions
+from .reading import Checkpoint, read_checkpoint
 
 BACKBONE, NECK = "img_backbone", "img_neck"
 TORCHVISION = "a ResNet as torchvision's"
@@ -74,7 +75,7 @@ def take_pretrained(model: nn.Module, path: str | Path) -> Taken:
     taken = _take(model, state, modules, source, [name for name in found if name not in ours])
     fit, own = len(_below(taken.names, BACKBONE)), len(_below(model.state_dict(), BACKBONE))
     if 2 * fit < own:
-        raise FD3DError(f"{source} has only {fit} of {own} tensors of {BACKBONE}: it is of another backbone")
+        raise FD3DError(f"{source} has only {fit} of {counted(own, 'tensor')} of {BACKBONE}: it is of another backbone")
     return taken
 
 
@@ -178,15 +179,15 @@ def _take(
             f"{n} {tuple(state[n].shape)} for {tuple(own[n].shape)}" for n in wanted if n in state and n not in fit
         ]
         report.append(
-            f"  {module}: {len(fit)} of {len(wanted)} tensors"
+            f"  {module}: {len(fit)} of {counted(len(wanted), 'tensor')}"
             + _listed("other shape", other)
             + _listed("not in the file", [n for n in wanted if n not in state])
         )
         taken |= fit
     unused = Counter(name.split(".")[0] for name in [*left_out, *(n for n in state if n not in own)])
     if unused:
-        counted = ", ".join(f"{count} of {name}" for name, count in unused.items())
-        report.append(f"  left out: {counted}")
+        below = ", ".join(f"{count} of {name}" for name, count in unused.items())
+        report.append(f"  left out: {below}")
     model.load_state_dict(taken, strict=False)
     return Taken(frozenset(taken), tuple(report))
 

@@ -6,7 +6,7 @@ import torch
 from mmengine.model import BaseModule, bias_init_with_prob
 from torch import Tensor, nn
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 from .boxes import CODE_SIZE, decode_top, to_metres
 from .heatmap import HeatmapProposals, HeatmapQueries
@@ -45,8 +45,8 @@ def check_cameras(made_for: int, views: int, detector: object = "the detector") 
     """
     if made_for != views:
         raise FD3DError(
-            f"{detector} has weights for {made_for} cameras, the data {views}; set num_cams={views} in the config's transformer and "
-            f"train it, or name the detector's {made_for} cameras under data.cameras"
+            f"{detector} has weights for {counted(made_for, 'camera')}, the data {views}; set num_cams={views} in the config's transformer and "
+            f"train it, or name the detector's {counted(made_for, 'camera')} under data.cameras"
         )
 
 

@@ -39,11 +39,14 @@ class _Forgotten:
         pass
 
 
-# What mmengine's log history and one-cycle schedule put into its files beside plain values. Reading gives stand-ins.
+# What mmengine's log history and one-cycle schedule, and Lightning's hyperparameters, put into files beside plain values. Reading gives stand-ins.
 _FORGOTTEN: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_Forgotten, "mmengine.logging.history_buffer.HistoryBuffer"),
     (_Forgotten, "mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler"),
     (_forgotten, "builtins.getattr"),
+    (dict, "lightning_fabric.utilities.data.AttributeDict"),
+    (dict, "lightning.fabric.utilities.data.AttributeDict"),
+    (dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
 ]
 
 

@@ -14,7 +14,7 @@ from pipeline.data import CLASSES
 from pipeline.data.geometry import invert, move_boxes
 from pipeline.data.index import Frame, FrameIndex
 from pipeline.errors import FD3DError
-from pipeline.files import between_markers, write_atomically
+from pipeline.files import between_markers, check_needed, write_atomically
 from pipeline.profile import Published
 from pipeline.report.evaluated import ROLES, check_evaluated, check_outputs, metrics_file
 from pipeline.report.figures import bev_figure, camera_sheet, data_uri, jpeg, stored_energy, to_png
@@ -36,8 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         FD3DError: the stage that writes it has not run.
     """
-    if not path.is_file():
-        raise FD3DError(f"{path} does not exist; run 'dvc repro'")
+    check_needed(output=path)
     return json.loads(path.read_text())
 
 

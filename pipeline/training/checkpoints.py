@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.utils import apply_to
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.files import write_atomically
 from pipeline.models.checkpoints import save_checkpoint
 from pipeline.training.processes import average_buffers, tell
@@ -104,7 +104,9 @@ def take_up(folder: Path, recipe: Mapping[str, Any], restart: bool) -> Unfinishe
     found = find_unfinished(folder)
     if found is None or not (told := changes(found.recipe, recipe)):
         return found
-    about = f"{folder} has a training stopped after {found.iterations} iterations with other settings ({told})"
+    about = (
+        f"{folder} has a training stopped after {counted(found.iterations, 'iteration')} with other settings ({told})"
+    )
     if not restart:
         raise FD3DError(f"{about}; set them back to go on with it, or give --restart to start afresh")
     tell(f"warning: {about}: it is deleted when this training starts")

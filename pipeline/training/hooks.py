@@ -294,8 +294,7 @@ def start_weights(detector: nn.Module, init: Initial) -> list[Taken]:
     """
     if init.checkpoint is None:
         return []
-    if not init.checkpoint.is_file():
-        raise FD3DError(f"{init.setting} {init.checkpoint} does not exist; put the file there")
+    init.check()
     try:
         return [take_pretrained(detector, init.checkpoint)]
     except FD3DError as error:

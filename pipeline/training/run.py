@@ -23,8 +23,8 @@ from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.data.workers import check_shared_memory, loader_options, worker_errors
-from pipeline.errors import FD3DError
-from pipeline.files import write_atomically
+from pipeline.errors import FD3DError, counted
+from pipeline.files import check_needed, write_atomically
 from pipeline.models.build import file_sha256, write_config
 from pipeline.models.checkpoints import save_checkpoint
 from pipeline.models.pairs import check_trained_rig
@@ -110,12 +110,9 @@ def train(
     """
     if settings.amp and not torch.cuda.is_available():
         raise FD3DError("amp is set but there is no GPU; leave it off on a CPU")
-    if inheritance and not inheritance.checkpoint.is_file():
-        raise FD3DError(
-            f"the expert's checkpoint {inheritance.checkpoint} does not exist; run the expert stage, or inherit nothing"
-        )
-    if init.checkpoint and not init.checkpoint.is_file():
-        raise FD3DError(f"{init.setting} {init.checkpoint} does not exist; put the file there")
+    if inheritance:
+        check_needed(expert=inheritance.checkpoint)
+    init.check()
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise FD3DError("train.tensorboard is set, but there is no TensorBoard: pip install fd3d[tensorboard]")
     schedule, index = read_schedule(cfg), FrameIndex.load(source.index, source.root)
@@ -136,7 +133,7 @@ def train(
         raise FD3DError(f"train.snapshots has {late[0]}, but the training has the updates 1 to {course.updates}")
     if processes * course.batch_size > (there := len(index.select(source.split))):
         raise FD3DError(
-            f"an iteration takes {processes * course.batch_size} different frames, but split '{source.split}' has {there}; lower "
+            f"an iteration takes {counted(processes * course.batch_size, 'different frame')}, but split '{source.split}' has {there}; lower "
             "train.batch_size"
         )
     tell(str(course))
@@ -206,8 +203,10 @@ def train(
         resume=found is not None,
         cfg=dict(model_wrapper_cfg=model_wrapper()) if launched() else None,
     )
+    # frozen parameters, of which mmengine tells one by one: check_frozen has looked at them
+    runner.logger.addFilter(lambda record: "is skipped since its requires_grad=False" not in record.getMessage())
     if found is not None:
-        tell(f"going on from {found.path}, after {found.iterations // course.accumulate:,} updates")
+        tell(f"going on from {found.path}, after {counted(found.iterations // course.accumulate, 'update')}")
     started = time.perf_counter()
     with worker_errors():
         trained = runner.train()

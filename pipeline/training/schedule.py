@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.training.settings import RunSettings, Schedule
 
 _START, _END = 1 / 3, 1e-3
@@ -48,8 +48,7 @@ class Course:
         return self.updates * self.accumulate
 
     def __str__(self) -> str:
-        group = f"{self.processes} process{'es' if self.processes > 1 else ''}"
-        return f"{self.batch} = {group} x {self.batch_size} x {self.accumulate} accumulated; {self.updates:,} updates"
+        return f"{self.batch} = {counted(self.processes, 'process')} x {self.batch_size} x {self.accumulate} accumulated; {self.updates:,} updates"
 
     def learning_rate(self, update: int, base: float) -> float:
         """Learning rate of an update, counted from 0; ``base`` is the rate at the peak.
@@ -94,7 +93,7 @@ def plan_course(schedule: Schedule, settings: RunSettings, frames: int, processe
     batch = schedule.base_batch or together
     if batch % together:
         raise FD3DError(
-            f"schedule.base_batch is {batch}, which {processes} process{'es' if processes > 1 else ''} x {batch_size} frames "
+            f"schedule.base_batch is {batch}, which {counted(processes, 'process')} x {counted(batch_size, 'frame')} "
             "do not divide; choose another number of processes, or another train.batch_size"
         )
     if schedule.epochs is None:
@@ -104,9 +103,13 @@ def plan_course(schedule: Schedule, settings: RunSettings, frames: int, processe
         length = max(1, (updates // schedule.epochs) if settings.max_iters else frames // batch)
     if updates < 4:
         planned = (
-            "" if schedule.epochs is None else f" ({schedule.epochs} epochs of {frames} frames, {batch} an update)"
+            ""
+            if schedule.epochs is None
+            else f" ({counted(schedule.epochs, 'epoch')} of {counted(frames, 'frame')}, {batch} an update)"
         )
-        raise FD3DError(f"{updates} updates are planned{planned}; a schedule with warm-up and decay needs at least 4")
+        raise FD3DError(
+            f"{counted(updates, 'update')} planned{planned}; a schedule with warm-up and decay needs at least 4"
+        )
     return Course(
         processes=processes,
         batch_size=batch_size,

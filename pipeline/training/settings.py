@@ -90,6 +90,15 @@ class Initial:
     setting: str = "init"
     """Name of the setting that names the file, in messages."""
 
+    def check(self) -> None:
+        """Refuse a file that is not there.
+
+        Raises:
+            FD3DError: naming the setting and the file.
+        """
+        if self.checkpoint is not None and not self.checkpoint.is_file():
+            raise FD3DError(f"{self.setting} {self.checkpoint} does not exist; put the file there")
+
 
 RANDOM = Initial()
 """Random weights everywhere."""

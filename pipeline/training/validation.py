@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
-from pipeline.errors import FD3DError, SettingError
+from pipeline.errors import FD3DError, SettingError, counted
 from pipeline.evaluation.metrics import METRICS, evaluate, evaluated_scenes
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.submission import Detection, write_submission
@@ -227,7 +227,7 @@ class Validate(Hook):
             {f"val/{name}": found[name] for name in METRICS}, step=update * self.course.accumulate
         )
         tell(
-            f"epoch {epoch:g}, step {update:,}: NDS {found['NDS']}, mAP {found['mAP']} on {found['scenes']} validation scenes"
+            f"epoch {epoch:g}, step {update:,}: NDS {found['NDS']}, mAP {found['mAP']} on {counted(int(found['scenes']), 'validation scene')}"
         )
         runner.call_hook("after_val")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.index import FrameIndex
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.files import write_atomically
 from pipeline.viewer.colours import FeatureScales
 from pipeline.viewer.payload import frame_payload, page_facts, stored_bev
@@ -45,7 +45,7 @@ def write_page(
         size += len(texts[-1])
         if size > MAX_BYTES:
             raise FD3DError(
-                f"{len(frames)} frames make a page of more than {MAX_BYTES / 1e6:.0f} MB "
+                f"a page of {counted(len(frames), 'frame')} takes more than {MAX_BYTES / 1e6:.0f} MB "
                 f"({size / 1e6 / len(texts):.1f} MB a frame); lower --frames or choose with --scene or --token"
             )
     parts = {name: files(__package__).joinpath(f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}

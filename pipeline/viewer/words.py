@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipeline.errors import counted
 from store_schema import StoreReader, describe
 from store_schema.manifest import MADE_BY
 
@@ -33,7 +34,7 @@ def table(reader: StoreReader) -> list[str]:
     ]
     rule = "-" * len(lines[0])
     lines = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
-    total = f"{frames} frames in {len(reader.manifest['scenes'])} scenes, {stored / 1e6 / frames:.3f} MB per frame"
+    total = f"{counted(frames, 'frame')} in {counted(len(reader.manifest['scenes']), 'scene')}, {stored / 1e6 / frames:.3f} MB per frame"
     return [*(line.rstrip() for line in lines), "", f"{total}, {reader.schema.layout} layout"]
 
 

@@ -10,8 +10,8 @@ import torch
 from benchmarks.pretrain import BACKGROUND, dense_labels, main, pretrain
 from pipeline.data.source import FrameSource
 from pipeline.models.build import build_detector, load_config
-from pipeline.models.checkpoints import read_checkpoint
 from pipeline.models.pretrained import take_pretrained
+from pipeline.models.reading import read_checkpoint
 from pipeline.profile import read_profile
 
 CONFIG = "configs/benchmark/apprentice.py"

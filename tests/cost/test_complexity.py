@@ -10,18 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.cost.complexity import (
-    PARTS,
-    PUBLISHED,
-    REPEATED,
-    Complexity,
-    count,
-    counting,
-    frame_cameras,
-    markdown,
-    rig_cameras,
-    stand_ins,
-)
+from pipeline.cost.cameras import frame_cameras, rig_cameras
+from pipeline.cost.complexity import PARTS, PUBLISHED, REPEATED, Complexity, count, counting, markdown, stand_ins
 from pipeline.data.index import build_index
 from pipeline.errors import FD3DError
 from pipeline.models.attention import DeformableSampler
@@ -119,8 +109,8 @@ def test_the_papers_convention_leaves_out_and_repeats():
 
 def test_a_layer_without_rule_is_refused():
     with (
-        pytest.raises(FD3DError, match="neck is a GroupNorm, which no counting rule covers"),
-        counting(nn.ModuleDict({"neck": nn.GroupNorm(1, 4)})),
+        pytest.raises(FD3DError, match="neck is a Bilinear, which no counting rule covers"),
+        counting(nn.ModuleDict({"neck": nn.Bilinear(1, 1, 4)})),
     ):
         pass
 

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from pipeline.cost.complexity import rig_cameras
+from pipeline.cost.cameras import rig_cameras
 from pipeline.cost.memory import kept_for_backward, training_memory
 from pipeline.data.geometry import lidar2img
 from pipeline.models.attention import DeformableSampler

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pipeline.cost.complexity import rig_cameras
+from pipeline.cost.cameras import rig_cameras
 from pipeline.cost.plan import Measured, coverage_of, expert_schema, plan_store, plan_work
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError

@@ -126,7 +126,7 @@ def test_a_split_without_annotations_gives_a_submission_and_no_metrics(own: Path
         ('{"val": [3]}', r"split 'val' of .* is \[3\]; it must be a list"),
         ('{"val": []}', r"split 'val' of .* has no scene; add one, or remove the split"),
         ('{"val": ["scene-8000", "scene-8000"]}', r"has scene scene-8000 twice"),
-        ('{"val": ["nope"]}', r"has 1 scenes that scene.json lacks, first 'nope'; there are scene-2000, "),
+        ('{"val": ["nope"]}', r"has 1 scene that scene.json lacks, first 'nope'; there are scene-2000, "),
     ],
 )
 def test_faults_of_splits_are_one_line(own: Path, text: str, told: str) -> None:
@@ -164,7 +164,7 @@ def test_a_split_of_which_no_box_counts_is_refused_before_a_detector_runs(own: P
     zero = {"num_lidar_pts": 0, "num_radar_pts": 0}
     change(own, "sample_annotation", lambda rows: [r.update(zero) for r in rows if r["sample_token"] in samples])
     indexed(own)
-    with pytest.raises(FD3DError, match="none of the .* boxes of split 'world_val' has a LiDAR or radar point"):
+    with pytest.raises(FD3DError, match="none of the .* box(?:es)? of split 'world_val' has a LiDAR or radar point"):
         judged(own, "world_val")
 
 
@@ -279,7 +279,7 @@ def test_categories_are_mapped_by_the_profile_and_what_is_not_mapped_is_counted(
     barriers = int((before.arrays["labels"] == 5).sum())
     index, (line,) = indexed(own, classes={"Kfz": "car", "Mensch": "pedestrian"})
     assert re.fullmatch(
-        rf"{barriers} of {len(before.arrays['labels'])} boxes of 1 categories are not mapped: Zaun \(\d+\)", line
+        rf"{barriers} of {len(before.arrays['labels'])} boxes of 1 category are not mapped: Zaun \(\d+\)", line
     )
     assert index.classes == {"Kfz": "car", "Mensch": "pedestrian"}
     kept = before.arrays["labels"] != 5
@@ -309,11 +309,14 @@ def test_a_wrong_mapping_is_named(own: Path, classes: dict, told: str) -> None:
 
 def test_where_nothing_is_mapped_or_nothing_counts_there_is_no_index(own: Path) -> None:
     change(own, "sample_annotation", each(num_lidar_pts=0, num_radar_pts=0))
-    with pytest.raises(FD3DError, match=r"none of the \d+ boxes of .* counts: num_lidar_pts and num_radar_pts are 0"):
+    with pytest.raises(
+        FD3DError, match=r"none of the \d+ box(?:es)? of .* counts: num_lidar_pts and num_radar_pts are 0"
+    ):
         indexed(own)
     change(own, "category", lambda rows: [row.update(name=f"own.{n}") for n, row in enumerate(rows)])
     with pytest.raises(
-        FD3DError, match=r"(\d+) of \1 boxes of \d+ categories are not mapped: own.*name the class .* {own.\d: car}"
+        FD3DError,
+        match=r"(\d+) of \1 boxes of \d+ categor(?:y|ies) are not mapped: own.*name the class .* {own.\d: car}",
     ):
         indexed(own)
     assert not (own / "index.npz").exists()
@@ -335,7 +338,7 @@ def test_boxes_that_cannot_be_are_named_and_do_not_count(own: Path, world_index:
 
     change(own, "sample_annotation", one)
     index, (line,) = indexed(own)
-    assert line.startswith("1 boxes cannot be") and f"first annotation {broken[0]} of scene-8000" in line
+    assert line.startswith("1 box that cannot be") and f"first annotation {broken[0]} of scene-8000" in line
     assert [len(f.labels) for f in before] == [len(f.labels) + (f.token == token) for f in index]
     row = open_scenes(own, VERSION, ["scene-8000"]).get("sample_annotation", broken[0])  # nor does it for the devkit
     assert row["num_lidar_pts"] == row["num_radar_pts"] == 0
@@ -364,7 +367,7 @@ def test_times_that_stand_still_or_go_back_are_named(own: Path, step: int) -> No
 @pytest.mark.parametrize(
     ("table", "by", "lines"),
     [
-        ("sample_annotation", without("num_lidar_pts"), [r"\d+ boxes have no num_lidar_pts; each counts"]),
+        ("sample_annotation", without("num_lidar_pts"), [r"\d+ box(?:es)? without num_lidar_pts; each counts"]),
         ("sample_annotation", without("num_radar_pts", "visibility_token"), []),
         ("sample_annotation", without("attribute_tokens"), []),
         ("attribute", lambda rows: [row.update(name=f"own.{row['name']}") for row in rows], []),

@@ -188,5 +188,5 @@ def test_a_code_that_says_less_than_the_mean_is_refused(kind: str) -> None:
     ):
         warnings.simplefilter("ignore")
         learn_code("bev", code, plain * np.float32(1e25 if kind == "pq" else 1e-25))
-    with pytest.warns(UserWarning, match=f"codes of bev .dump.values: {kind}, 1 bytes. err by [5-9][0-9]% of the"):
+    with pytest.warns(UserWarning, match=f"codes of bev .dump.values: {kind}, 1 byte. err by [5-9][0-9]% of the"):
         learn_code("bev", Code(kind, 1, 8), rng.normal(size=(2000, 24)).astype(np.float32))

@@ -1,10 +1,14 @@
 """``--replace`` deletes a store that another dump made, and nothing else."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.dumping.dump import opened
+from pipeline.dumping.dump import dump, opened
+from pipeline.dumping.settings import DumpSettings
+from pipeline.focal.rule import FocalRule
+from pipeline.settings import from_mapping
 from store_schema import OtherStoreError, StoreError, StoreWriter
 from tests.store.synthetic import digest, write, writer
 
@@ -43,3 +47,17 @@ def test_a_store_of_another_expert_is_deleted_where_that_is_asked_for(made, caps
     told = "".join(capsys.readouterr())
     assert 'was made with expert.checkpoint_sha256 = "x", now it is "y": it is deleted' in told
     assert told.lstrip().startswith("warning: ")
+
+
+def test_settings_that_state_their_defaults_make_the_same_store(store, source, expert_config, expert_checkpoint):
+    """Also with values that null stands for: all three decoder layers."""
+    before, written = digest(store), {file: file.stat().st_mtime_ns for file in store.rglob("c/**/*")}
+    stated = {"layout": "focal", "values": "float16", "code_bytes": None, "code_bits": None, "code_frames": 100}
+    stated |= {"layers": 3, "frames_per_shard": 3, "autocast": None, "seed": 0}
+    focal = {"num_queries": 60, "min_score": 0.05, "bev_margin": 1, "pv_margin": 0.15}
+    settings = from_mapping(DumpSettings, stated, "dump", rule=from_mapping(FocalRule, focal, "focal"))
+    made = dump(expert_config, expert_checkpoint, source, store, settings, workers=0)
+    assert made["frames"] == 6 and digest(store) == before
+    assert {file: file.stat().st_mtime_ns for file in store.rglob("c/**/*")} == written
+    with pytest.raises(OtherStoreError, match="was made with"):
+        dump(expert_config, expert_checkpoint, source, store, replace(settings, layers=2), workers=0)

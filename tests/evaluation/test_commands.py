@@ -226,7 +226,7 @@ def test_a_split_without_annotations_is_detected_on_and_said_so(own: Path, proje
 def test_the_index_prints_what_does_not_count(own: Path, project: Path) -> None:
     path = own / VERSION / "category.json"
     path.write_text(path.read_text().replace("vehicle.car", "Kfz"))
-    assert "boxes of 1 categories are not mapped: Kfz (" in fd3d("index")
+    assert "boxes of 1 category are not mapped: Kfz (" in fd3d("index")
     profile(project, {"classes": {"Kfz": "car"}})
     assert "not mapped" not in fd3d("index")
     index = FrameIndex.load("index.npz")

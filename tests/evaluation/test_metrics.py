@@ -88,7 +88,7 @@ def test_tables_of_some_scenes_have_no_rows_of_others(world: Path) -> None:
         (lambda results, token: results.pop(token), r"has 5 of the 6 samples of world_train and 0 others, first "),
         (
             lambda results, token: results.update(other=[]),
-            r"has 6 of the 6 samples of world_train and 1 others, first other",
+            r"has 6 of the 6 samples of world_train and 1 other, first other",
         ),
         (
             lambda results, token: results.update({token: results[token] * 501}),

@@ -297,7 +297,7 @@ def wrong_frames(
     nan = images[0].astype(np.float32) * np.nan
     wrong: Any
     for wrong, message in (
-        (images[:5], "a frame has 5 images, the detector 6 cameras"),
+        (images[:5], "a frame has 5 images, the detector takes 6"),
         ([], "a frame has 0 images"),
         (None, "images are of type NoneType; give V arrays"),
         ([*images[:5], None], "image 5 is missing; give a frame only when every camera has an image"),

@@ -1,7 +1,9 @@
 import math
 import pickle
 import resource
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ from pipeline.data import CLASSES
 from pipeline.errors import FD3DError
 from pipeline.models.boxes import decode_boxes
 from pipeline.models.build import build_detector, file_sha256, load_config
-from pipeline.models.checkpoints import box_convention, convert_checkpoint, load_checkpoint, read_checkpoint
+from pipeline.models.checkpoints import box_convention, convert_checkpoint, load_checkpoint
+from pipeline.models.reading import read_checkpoint
 from pipeline.report.figures import corners
 from stages.cli import app
 
@@ -220,6 +223,95 @@ def test_wrappings_of_official_files_make_no_difference(bevformer, state, tmp_pa
     a, b = (read_checkpoint(tmp_path / name).state for name in ("a.pth", "b.pth"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert made["left_out"] == (len(state) if left_out is None else left_out)
+
+
+def lightning(state: dict) -> dict[str, object]:
+    """Entries that Lightning writes beside a state dict."""
+
+    class AttributeDict(dict):
+        pass
+
+    AttributeDict.__module__, AttributeDict.__qualname__ = "lightning_fabric.utilities.data", "AttributeDict"
+    return {
+        "epoch": 3,
+        "global_step": 12,
+        "pytorch-lightning_version": "2.4.0",
+        "state_dict": state,
+        "loops": {"fit_loop": {"state_dict": {}}},
+        "callbacks": {},
+        "optimizer_states": [{"state": {}, "param_groups": [{"lr": 1e-4, "params": [0]}]}],
+        "lr_schedulers": [],
+        "hparams_name": "kwargs",
+        "hyper_parameters": AttributeDict(lr=1e-4),
+    }
+
+
+@pytest.mark.parametrize(
+    ("dress", "left_out"),
+    [
+        (lambda state: {"state_dict": moved(state, "model.")}, 0),
+        (lambda state: {"state_dict": moved(state, "module.model.")}, 0),
+        (lambda state: {"state_dict": moved(state, "model._orig_mod.")}, 0),
+        (lambda state: {"model": state}, 0),  # as DETR's and detectron2's
+        (lambda state: {"model_state_dict": moved(state, "module.")}, 0),  # as torch's tutorials
+        (lambda state: moved(state, "module.") | {"n_averaged": torch.tensor(9)}, 1),  # torch's AveragedModel
+        (lambda state: {"state_dict": moved(state, "model.") | moved(state, "ema_model.module.")}, None),
+        (lambda state: lightning(moved(state, "detector.")), 0),
+        (lambda state: lightning(moved(state, "model.") | {"criterion.weight": torch.ones(10)}), 1),
+        (lambda state: lightning(moved(state, "net._orig_mod.")), 0),
+    ],
+    ids=["model", "module.model", "compiled", "detr", "tutorial", "averaged", "ema", "lightning", "criterion", "net"],
+)
+def test_wrappings_of_other_frameworks_make_no_difference(state, tmp_path, monkeypatch, dress, left_out):
+    made = dress(state)
+    for name, value in made.items():  # torch.save looks the class of an object up by its module
+        if type(value).__name__ == "AttributeDict":
+            for path in ("lightning_fabric", "lightning_fabric.utilities", "lightning_fabric.utilities.data"):
+                monkeypatch.setitem(sys.modules, path, module := ModuleType(path))
+            module.AttributeDict = type(value)  # type: ignore[attr-defined]
+            assert name == "hyper_parameters"
+    torch.save(made, tmp_path / "file.ckpt")
+    monkeypatch.undo()  # a reader has no Lightning
+    found = read_checkpoint(tmp_path / "file.ckpt")
+    assert list(found.state) == list(state) and all(torch.equal(found.state[k], t) for k, t in state.items())
+    assert found.left_out == (len(state) if left_out is None else left_out)
+    assert not found.distilled
+
+
+class Wrapping(torch.nn.Module):
+    """A detector of another project whose own names begin with ``model.``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = torch.nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_detector_that_has_its_parts_in_a_module_called_model_is_loaded(tmp_path, prefix):
+    given, model = Wrapping(), Wrapping()
+    torch.save({"state_dict": moved(given.state_dict(), prefix)}, tmp_path / "file.pth")
+    load_checkpoint(model, tmp_path / "file.pth")
+    assert torch.equal(model.model.weight, given.model.weight)
+
+
+def test_an_unknown_wrapper_is_named(bevformer, state, tmp_path):
+    torch.save({"state_dict": moved(state, "student_a.body.")}, tmp_path / "file.pth")
+    with pytest.raises(FD3DError, match=r"has the detector's tensors below 'student_a\.body\.'; save these alone"):
+        load_checkpoint(build_detector(load_config(bevformer)), tmp_path / "file.pth")
+
+
+def test_a_file_of_safetensors_is_refused_with_the_way_to_write_it_anew(tmp_path):
+    (tmp_path / "detector.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    with pytest.raises(
+        FD3DError, match=r"is of safetensors; .*torch.save\({'state_dict': safetensors.torch.load_file\('"
+    ):
+        read_checkpoint(tmp_path / "detector.safetensors")
+
+
+def test_entries_of_a_file_without_a_state_dict_are_named(state, tmp_path):
+    torch.save({"epoch": 3, "weights": {"a": 1}}, tmp_path / "file.pth")
+    with pytest.raises(FD3DError, match="holds no state dict but epoch, weights; expected"):
+        read_checkpoint(tmp_path / "file.pth")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -49,7 +49,7 @@ def test_any_number_of_processes_makes_the_same_epochs_at_the_same_batch(project
 
 
 def test_a_batch_that_the_processes_do_not_divide_is_refused():
-    with pytest.raises(FD3DError, match="base_batch is 8, which 3 processes x 1 frames do not divide; choose another"):
+    with pytest.raises(FD3DError, match="base_batch is 8, which 3 processes x 1 frame do not divide; choose another"):
         planned(3)
     with pytest.raises(FD3DError, match="base_batch is 8, which 1 process x 16 frames"):
         planned(batch_size=16)
@@ -57,7 +57,7 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused():
 
 def test_too_few_updates_are_told_with_what_they_come_from():
     schedule = Schedule(warmup_iters=0, batch_size=1, policy="cosine", epochs=2, base_batch=64)
-    with pytest.raises(FD3DError, match=r"0 updates are planned \(2 epochs of 12 frames, 64 an update\)"):
+    with pytest.raises(FD3DError, match=r"0 updates planned \(2 epochs of 12 frames, 64 an update\)"):
         plan_course(schedule, RunSettings(), frames=12, processes=1)
 
 

@@ -1,5 +1,7 @@
 """What a training starts from: pretrained and inherited weights, and what is refused before it."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from pipeline.distill.apprentice import train_apprentice
 from pipeline.distill.settings import DistillSettings
 from pipeline.errors import FD3DError
 from pipeline.models.build import build_detector, load_config
-from pipeline.models.checkpoints import load_checkpoint, read_checkpoint
+from pipeline.models.checkpoints import load_checkpoint
 from pipeline.models.pairs import StudentPlan
+from pipeline.models.reading import read_checkpoint
 from pipeline.training.expert import take_or_train
 from pipeline.training.plain import train_plain
 from pipeline.training.run import _recipe
@@ -63,6 +66,24 @@ def test_a_frozen_student_trains_from_its_file_and_only_from_it(project, source,
     assert torch.equal(trained["img_backbone.layer1.0.bn2.weight"], given["layer1.0.bn2.weight"])
     change = (trained["img_backbone.conv1.weight"] - given["conv1.weight"]).abs().max()
     assert 0 < change < 0.05 * given["conv1.weight"].abs().max()
+
+
+def test_a_training_tells_of_itself_and_nothing_of_frozen_parameters(project, source, init, tmp_path):
+    """In a process of its own, whose streams mmengine's logger holds."""
+    config = student(tmp_path, project, FROZEN)
+    code = f"""
+from pathlib import Path
+from pipeline.data.source import FrameSource
+from pipeline.training.plain import train_plain
+from pipeline.training.settings import Initial, RunSettings
+source = FrameSource(Path({str(source.index)!r}), Path({str(source.root)!r}), {source.split!r})
+train_plain(Path({str(config)!r}), source, Path("run/detector.pth"), RunSettings(max_iters=4, workers=0), init=Initial(Path({str(init.checkpoint)!r})))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines() + [line for line in done.stderr.splitlines() if "mmengine" in line]
+    assert lines[0] == "2 = 1 process x 2 x 1 accumulated; 4 updates"
+    assert any("img_backbone: 90 of 90 tensors" in line for line in lines)
+    assert not any("WARNING" in line for line in lines)
 
 
 def test_inherited_weights_give_a_frozen_backbone_too(project, source, expert_checkpoint, tmp_path):

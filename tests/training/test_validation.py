@@ -22,9 +22,9 @@ from pipeline.evaluation.metrics import METRICS, evaluate
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.submission import write_submission
 from pipeline.models.build import load_config
-from pipeline.models.checkpoints import read_checkpoint
 from pipeline.models.load import load_detector
 from pipeline.models.pairs import StudentPlan
+from pipeline.models.reading import read_checkpoint
 from pipeline.training import hooks, run
 from pipeline.training.expert import take_or_train
 from pipeline.training.loop import UpdateLoop

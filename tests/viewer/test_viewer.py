@@ -184,7 +184,7 @@ def test_a_page_too_large_and_a_missing_image_are_refused(reader, index, world, 
     with pytest.raises(FD3DError, match=r"image .*CAM_FRONT.* cannot be read"):
         write_page(reader, index, tmp_path, reader.tokens, tmp_path / "page.html", 0.3, 640)
     monkeypatch.setattr(page, "MAX_BYTES", 50_000)
-    with pytest.raises(FD3DError, match=r"6 frames make a page of more than 0 MB .*lower --frames"):
+    with pytest.raises(FD3DError, match=r"a page of 6 frames takes more than 0 MB .*lower --frames"):
         write_page(reader, index, world, reader.tokens, tmp_path / "page.html", 0.3, 640)
     assert not (tmp_path / "page.html").exists()
 
@@ -402,7 +402,7 @@ def test_inspect_prints_a_table_and_writes_a_page(reader, world, world_index, tm
     assert values[1:8] == ["6", "x", "400", "x", "8", "float16", f"{6 * 37 * 8 * 2 / 1e6:.3f}"] and values[-2] == "9.2"
     assert float(values[9]) == pytest.approx(float(values[7]) / float(values[8]), abs=0.1)
     assert any(line.startswith("6 frames in 2 scenes") for line in lines)
-    assert "4 frames" in lines[-2] and lines[-1].startswith("2 more frames are not on the page; choose with --scene")
+    assert "4 frames" in lines[-2] and lines[-1].startswith("not on the page: 2 more frames; choose with --scene")
     assert (tmp_path / "page.html").read_text().count('"token":') == 4
 
 
