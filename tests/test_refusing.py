@@ -42,7 +42,7 @@ REFUSED = {
     f"export {EXPERT} none.pth o.onnx": "checkpoint none.pth does not exist",
     f"export {EXPERT} {WEIGHTS} o.onnx": "index runs/index.npz does not exist",
     "report": "index runs/index.npz does not exist",
-    "index": "data/world has no folder v1.0-world; give the data set's root and one of its versions",
+    "index": "data/world has no folder v1.0-world; generate the data set with 'fd3d world --root data/world'",
     "inspect nowhere": "store nowhere cannot be read: it is not there",
     "plan none.py --frames 10 --rate 1": "config none.py does not exist",
     "plan": "runs/index.npz does not exist, so the number of frames is unknown; give --frames",

@@ -2,11 +2,11 @@
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from pipeline.errors import FD3DError
 from pipeline.models.build import file_sha256
+from pipeline.models.own_modules import python_files
 from store_schema import ShardWriter, StoreError
 from store_schema.manifest import RECIPE, fingerprint, unseal
 
@@ -43,14 +43,20 @@ class Shared:
                 )
 
 
-@lru_cache(maxsize=1)
-def source_sha256() -> str:
-    """SHA-256 of the files of the packages ``pipeline`` and ``store_schema``."""
+def _source() -> str:
     total = hashlib.sha256()
     for package in ("pipeline", "store_schema"):
-        for file in sorted((_CODE / package).rglob("*.py")):
+        for file in python_files(_CODE / package):
             total.update(file.relative_to(_CODE).as_posix().encode() + b"\0" + file.read_bytes())
     return total.hexdigest()
+
+
+_SOURCE = _source()  # now, since the files may be edited while this process works with what it has imported
+
+
+def source_sha256() -> str:
+    """SHA-256 of the files of the packages ``pipeline`` and ``store_schema``, as they were when this process began."""
+    return _SOURCE
 
 
 def check_store(writer: ShardWriter) -> None:

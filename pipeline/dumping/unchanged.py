@@ -5,7 +5,7 @@ because its settings are, nor dumped again because a comment changed.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,9 @@ from store_schema.coding import decoded
 from store_schema.reader import read_back
 
 LIMIT = 1e-3
-"""Largest relative error that counts as the same: another GPU rounds otherwise, which moves single codes and cells."""
+"""Largest relative error of an array that counts as the same in a finished store: another processor rounds otherwise."""
+CELLS, SUMS = 0.01, 0.1
+"""Likewise the share of stored cells that another rounding moves, and the relative error of a shard's sums of them."""
 
 
 def outdated_by(
@@ -29,30 +31,45 @@ def outdated_by(
 ) -> OtherStoreError | None:
     """Make a shard again that other code wrote, the one with the fewest frames, and compare.
 
+    Shards that are missing would be added by today's code, so those that are there must be equal in every bit then. A
+    finished store may be near. How codes are learned is not compared: a store keeps the codes that it has.
+
     Args:
         writer: of the store, not open yet.
         constants: the expert's, as today's code reads them.
 
     Returns:
         what differs; None where nothing does, or where today's code wrote all shards.
+
+    Raises:
+        StoreError: other library versions wrote shards of an unfinished store.
     """
+    writer.check_versions()
     here, finished = source_sha256(), writer.finished()
     sources = {shard: marker.get("source_sha256") or "unknown" for shard, marker in finished.items()}
+    mixed = bool(writer.pending())
+    if mixed and any(marker.get("libraries") != dict(writer.shards.libraries) for marker in finished.values()):
+        return None  # a mixture that was asked for, whose bits differ
     for source in sorted(set(sources.values()) - {here}):
         shards = [shard for shard in sources if sources[shard] == source]
-        shard = min(shards, key=lambda shard: (len(writer.layout.tokens(shard)), shard))
-        errors = _errors(writer, shard, finished[shard], engine.again(job, writer.shards, shard), constants)
+        shards.sort(key=lambda shard: (len(writer.layout.tokens(shard)), shard))
+        was, now, errors = source[:12], here[:12], None
+        while errors is None and shards:  # those that cannot be read are damaged, and written again
+            shard = shards.pop(0)
+            errors = _errors(writer, shard, finished[shard], engine.again(job, writer.shards, shard), constants, mixed)
+        if errors is None:
+            continue
         name, worst = max(errors.items(), key=lambda item: item[1], default=("", 0.0))
-        was, now = source[:12], here[:12]
-        if worst > LIMIT:
-            found = f"{name} of shard {shard} made again differs{'' if math.isinf(worst) else f' by {worst:.2%}'}"
+        if worst > 1:
+            times = "" if math.isinf(worst) else f" by {worst:.1f} times what another rounding gives"
+            found = f"{name} of shard {shard} made again differs{times}"
             return OtherStoreError(
                 f"{writer.storage} was made with fd3d's code = {was}, now it is {now}, and {found}; delete the store or choose another folder",
                 "fd3d's code",
                 was,
                 f"{now}, and {found}",
             )
-        same = f"differs by {worst:.1e} at most ({name})" if errors else "is the same"
+        same = f"differs by last bits, most of all {name}" if errors else "is the same"
         tqdm.write(
             f"{writer.storage} was made with fd3d's code = {was}, now it is {now}; shard {shard} made again {same}, so the store is kept"
         )
@@ -65,25 +82,41 @@ def _errors(
     marker: Mapping[str, Any],
     again: tuple[Mapping[str, Mapping[str, np.ndarray]], Mapping[str, Any]],
     constants: Mapping[str, NDArray[Any]],
-) -> dict[str, float]:
-    """Relative errors of what differs, by name; empty where a shard, its sums and the constants are equal in every bit."""
+    exact: bool,
+) -> dict[str, float] | None:
+    """Errors of what differs, by name, in shares of their limits; infinite where every bit counts.
+
+    Returns:
+        empty where a shard, its sums and the constants are equal in every bit; None where the shard cannot be read.
+    """
     rows, sums = again
     held = writer.constants() or {}  # damaged ones are written anew
-    errors = {path: _relative(held[path], new) for path, new in constants.items() if path in held}
-    # JSON keeps every bit
-    errors |= {name: _relative(old, new) for name, old, new in _pairs(_leaves(marker["sums"]), _leaves(sums))}
-    if writer.shards.listing(shard, rows) != marker["files"]:
+    errors = {
+        path: _relative(held[path], np.asarray(new, held[path].dtype)) / LIMIT
+        for path, new in constants.items()
+        if path in held
+    }
+    same = writer.shards.listing(shard, rows) == marker["files"]
+    old, new, none = _leaves(marker["sums"]), _leaves(sums), np.zeros(0)  # JSON keeps every bit
+    for name in sorted(old.keys() | new.keys()):
+        error = _relative(old.get(name, none), new.get(name, none))
+        errors[name] = error / SUMS if not same else math.inf if error else 0.0  # sums of equal rows are equal
+    if not same and exact:
+        errors["a file"] = math.inf
+    elif not same:
         try:
             reader = StoreReader(writer.storage)
             stored = {token: reader.read(token) for token in rows}
-        except StoreError:  # an unfinished store, of which nothing is read
-            return {"a file": math.inf}
+        except StoreError:
+            return None
         found: dict[str, ArrayError] = {}
         for token, row in rows.items():
             compare(found, stored[token], decoded(read_back(writer.schema, row), reader.codes))
-        errors |= {name: max(error.relative, error.cells / max(error.values, 1)) for name, error in found.items()}
-        errors["the files"] = 0.0
-    return {name: error for name, error in errors.items() if error or name == "the files"}
+        for name, array in found.items():
+            cells = sum(len(row[name]) for row in rows.values()) if array.cells else 1
+            errors[name] = max(array.relative / LIMIT, array.cells / max(cells, 1) / CELLS)
+        errors["a file"] = 0.0
+    return {name: math.inf if exact and error else error for name, error in errors.items() if error or name == "a file"}
 
 
 def _leaves(sums: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
@@ -96,17 +129,10 @@ def _leaves(sums: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     }
 
 
-def _pairs(
-    old: Mapping[str, NDArray[Any]], new: Mapping[str, NDArray[Any]]
-) -> Iterator[tuple[str, NDArray[Any], NDArray[Any]]]:
-    none = np.zeros(0)
-    return ((name, old.get(name, none), new.get(name, none)) for name in sorted(old.keys() | new.keys()))
-
-
 def _relative(old: NDArray[Any], new: NDArray[Any]) -> float:
-    """Norm of the difference over that of the new values; infinite for another shape."""
+    """Norm of the difference over that of the new values; infinite for another shape or values that are not finite."""
     if old.shape != new.shape:
         return math.inf
     error = ArrayError()
-    error.add(old, np.asarray(new, old.dtype))
-    return error.relative
+    error.add(old, new)
+    return error.relative if math.isfinite(error.relative) else math.inf

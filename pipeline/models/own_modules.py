@@ -3,11 +3,15 @@
 import ast
 import hashlib
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _KNOWN = [_PROJECT / name for name in ("pipeline", "stages", "store_schema")]  # stores have a digest of these anyway
+_KNOWN += [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
+_LONGEST = 1 << 20
+"""Bytes of a file that is searched for imports; longer ones are tables, which take seconds to parse."""
 
 
 def module_sha256(name: str) -> str | None:
@@ -41,7 +45,18 @@ def module_sha256(name: str) -> str | None:
 
 def _is_not_own(file: Path) -> bool:
     """Whether a file is an installed package's or this project's, and no module of the user's own."""
-    return "site-packages" in file.parts or any(folder in file.parents for folder in _KNOWN)
+    file = file.resolve()
+    installed = "site-packages" in file.parts or "dist-packages" in file.parts
+    return installed or any(folder in file.parents for folder in _KNOWN)
+
+
+def python_files(folder: Path) -> list[Path]:
+    """Files of modules below a folder, in order of path; editors' locks and hidden folders have names with a dot first."""
+    return [
+        file
+        for file in sorted(folder.rglob("*.py"))
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
 
 
 def _files(root: Path, name: str) -> Iterator[Path]:
@@ -52,17 +67,17 @@ def _files(root: Path, name: str) -> Iterator[Path]:
             yield parent
     place = root.joinpath(*parts)
     if (place / "__init__.py").is_file():
-        yield from place.rglob("*.py")
+        yield from python_files(place)
     elif (file := place.with_suffix(".py")).is_file():
         yield file
 
 
 def _imports(root: Path, file: Path) -> Iterator[str]:
     """Dotted names that a file imports; ``from a import b`` may be of a module ``a.b``."""
-    package = file.relative_to(root).parent.parts
+    package, text = file.relative_to(root).parent.parts, file.read_bytes()
     try:
-        tree = ast.parse(file.read_bytes())
-    except SyntaxError:  # of a file in the package that nothing imports
+        tree = ast.parse(text if len(text) <= _LONGEST else b"")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # of a file in the package that nothing imports
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -71,3 +71,26 @@ def test_the_place_of_a_module_does_not_count(folder: Path, tmp_path_factory, mo
 def test_installed_modules_and_the_projects_have_none(name: str) -> None:
     importlib.import_module("pipeline.errors")
     assert module_sha256(name) is None
+
+
+def test_odd_files_beside_a_module_are_no_trouble(folder: Path) -> None:
+    importlib.import_module("own_package")
+    before = module_sha256("own_package")
+    (folder / "own_package/.#late.py").symlink_to("someone@host.1")  # an editor's lock
+    (folder / "own_package/folder.py").mkdir()
+    (folder / "own_package/.hidden").mkdir()
+    (folder / "own_package/.hidden/late.py").write_text("old")
+    assert module_sha256("own_package") == before
+    (folder / "own_package/deep.py").write_text("x = " + "(" * 300 + ")" * 300)
+    (folder / "own_package/null.py").write_bytes(b"x = 1\0")
+    (folder / "own_package/table.py").write_text("import not_imported\nx = [" + "0, " * 500_000 + "]")
+    long = module_sha256("own_package")
+    (folder / "not_imported.py").write_text("changed")
+    assert module_sha256("own_package") == long != before
+
+
+def test_the_projects_own_modules_have_none_by_way_of_a_link(folder: Path, monkeypatch) -> None:
+    errors = importlib.import_module("pipeline.errors")
+    (folder / "link").symlink_to(Path(str(errors.__file__)).parents[1])
+    monkeypatch.setattr(errors, "__file__", str(folder / "link/pipeline/errors.py"))
+    assert module_sha256("pipeline.errors") is None and module_sha256("email") is None
