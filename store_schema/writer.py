@@ -115,8 +115,9 @@ class StoreWriter:
         self.storage.sweep()
         if not self._is_whole(ARRAYS):
             self._write_marked(ARRAYS, self.layout.metadata())
-        self.check_versions()
         if self.pending():
+            if not self.allow_versions:
+                check_versions(self.storage, self.finished(), self.shards.libraries)
             # while shards are redone nothing of this store is to be read
             self.storage.delete(MANIFEST)
 
@@ -204,15 +205,6 @@ class StoreWriter:
         """Done-markers of the shards that need not be written, by number."""
         missing = set(self.pending())
         return {i: marker for i, marker in enumerate(self._markers()) if marker is not None and i not in missing}
-
-    def check_versions(self) -> None:
-        """Refuse to add shards to those of other library versions, unless ``allow_versions`` says so.
-
-        Raises:
-            StoreError: naming a shard, the library and both versions.
-        """
-        if not self.allow_versions and self.pending():
-            check_versions(self.storage, self.finished(), self.shards.libraries)
 
     def _is_whole(self, marker: str) -> bool:
         """Whether a marker of small files is there, and all of these files are as they were written."""

@@ -40,16 +40,12 @@ def outdated_by(
 
     Returns:
         what differs; None where nothing does, or where today's code wrote all shards.
-
-    Raises:
-        StoreError: other library versions wrote shards of an unfinished store.
     """
-    writer.check_versions()
     here, finished = source_sha256(), writer.finished()
     sources = {shard: marker.get("source_sha256") or "unknown" for shard, marker in finished.items()}
     mixed = bool(writer.pending())
     if mixed and any(marker.get("libraries") != dict(writer.shards.libraries) for marker in finished.values()):
-        return None  # a mixture that was asked for, whose bits differ
+        return None  # a mixture of bits, which the writer refuses unless it was asked for
     for source in sorted(set(sources.values()) - {here}):
         shards = [shard for shard in sources if sources[shard] == source]
         shards.sort(key=lambda shard: (len(writer.layout.tokens(shard)), shard))

@@ -218,15 +218,20 @@ def test_each_code_that_wrote_a_part_is_compared(scenes, settings, expert_config
     assert len(runs) == 1 + 2 * 2  # two shards of two frames
 
 
-def test_constants_that_changed_are_told(scenes, settings, expert_config, whole, edited, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("by", "finished", "what"), [(1.01, True, " by 9"), (1.0005, False, ";")])
+def test_constants_that_changed_are_told(
+    scenes, settings, expert_config, whole, edited, tmp_path, monkeypatch, by, finished, what
+):
     made = session.stored_constants
 
     def other(*args):
-        return {path: array * np.float32(1.01) for path, array in made(*args).items()}
+        return {path: array * np.float32(by) for path, array in made(*args).items()}
 
     monkeypatch.setattr(session, "stored_constants", other)
     shutil.copytree(whole, tmp_path / "s")
-    with pytest.raises(OtherStoreError, match="decoder/.* of shard 0 made again differs by 9"):
+    if not finished:
+        unfinish(tmp_path / "s", 3)
+    with pytest.raises(OtherStoreError, match=f"decoder/.* of shard 0 made again differs{what}"):
         dump(expert_config, None, scenes, tmp_path / "s", settings, workers=0)
 
 
