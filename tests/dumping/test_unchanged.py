@@ -9,6 +9,7 @@ import pytest
 from pipeline.dumping import session, shared
 from pipeline.dumping.dump import dump
 from pipeline.dumping.settings import ClusterSettings
+from pipeline.dumping.unchanged import _relative
 from pipeline.expert.tapped import TappedExpert
 from store_schema import OtherStoreError, StoreError, StoreReader, verify
 from store_schema.manifest import seal, unseal
@@ -275,3 +276,9 @@ def test_the_digest_is_of_the_code_that_was_imported(tmp_path, monkeypatch):
     assert shared._source() == there != before
     (tmp_path / "store_schema/c.py").write_text("edited")
     assert shared._source() != there
+
+
+def test_another_shape_and_what_is_not_finite_are_no_small_differences():
+    one, two = np.ones(2), np.ones((2, 2))
+    assert _relative(one, one) == 0 and _relative(one, one * 2) == 0.5
+    assert _relative(one, two) == _relative(one, one * np.nan) == _relative(one * np.nan, one) == np.inf
