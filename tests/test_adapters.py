@@ -302,7 +302,7 @@ def test_a_config_without_what_data_are_prepared_by_is_refused(example, imvoxeln
         ('adapter = dict(type="FrontCameraAdapter")', "taps neither 'bev' nor 'pv'"),
         ('adapter = dict(type="FrontCameraAdapter", bev="neck_4d")', "has no module 'neck_4d'; give the tap's path"),
         ('adapter = dict(type="FrontCameraAdapter", bev="bbox_head.loss_cls")', "tap 'bev' saw nothing"),
-        ('adapter = dict(type="FrontCameraAdapter", pv="neck")', r"has 1 cameras, the data 6 \(CAM_FRONT, "),
+        ('adapter = dict(type="FrontCameraAdapter", pv="neck")', r"has 1 camera, the data 6 \(CAM_FRONT, "),
         ('custom_imports = dict(imports=["nowhere"])', "No module named 'nowhere'; are the .* on PYTHONPATH"),
     ],
 )

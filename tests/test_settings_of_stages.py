@@ -57,7 +57,8 @@ WITH: dict[str, dict[str, Any]] = {
     r"dump\.code_bits": {"dump.values": "pca"},
     r"(.*)\.history": {r"\1.expert": "online", r"\1.history": "scene"},
     r".*\.(areas|head)": {"dump.layout": "dense"},
-    r"distill\.geometry\.(reanchor|pyramid|w_relation)": {"distill.geometry.match": True},
+    r"distill\.geometry\.(reanchor|pyramid|w_relation|ray_.*)": {"distill.geometry.match": True},
+    r"distill\.geometry\.ray_across": {"distill.geometry.ray_along": 0.2},
     r"(.*)\.expert\.init": {r"\1.expert.checkpoint": None},
     r"(.*\.published\.plain)\..*": {r"\1": {"NDS": 2, "mAP": 2}},
     r"data\.root|(data|world)\.version": {"data.generate": []},
@@ -148,7 +149,7 @@ def given(stage: str, profile: Profile) -> str:
         patch.setattr(f"{module}.read_profile", lambda path: profile)
         patch.setattr(Profile, "check_checkpoints", lambda *args, **options: None)
         patch.setattr(Initial, "check", lambda self: None)
-        for name in ("check_needed", "check_writable", "table_folder"):
+        for name in ("check_needed", "check_writable", "table_folder", "check_generated"):
             patch.setattr(f"{module}.{name}", lambda *args, **options: None, raising=False)
         patch.setattr("store_schema.StoreReader", lambda *args, **options: None)
         try:

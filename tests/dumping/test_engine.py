@@ -173,6 +173,8 @@ def test_the_stage_leaves_coverage_and_its_curve(scenes, expert_config, project,
             random_weights=True,
             out=tmp_path / "store",
             metrics=tmp_path / "folder",
+            index=scenes.index,
+            root=scenes.root,
             params=tmp_path / "params.yaml",
         )
     assert (tmp_path / "store/manifest.json").stat().st_mtime_ns == before

@@ -508,7 +508,7 @@ INT8 = ["--index", "INDEX", "--root", "WORLD", "--split", "world_train", "--int8
         ([*INT8, "-3"], "--int8 -3: .* give 1 to 4"),
         ([*INT8, "5"], "--int8 5: .* give 1 to 4"),
         ([*INT8, "2", "--split", "nowhere"], "split 'nowhere' has no scene in this index; it has world_train"),
-        ([*INT8, "2", "--root", "nowhere"], "nowhere has no folder v1.0-world"),
+        ([*INT8, "2", "--root", "nowhere"], "data root nowhere does not exist; give the folder of a data set"),
         (
             [*INT8, "2", "--root", "EMPTY"],
             "image .*EMPTY/samples/.*jpg cannot be read: No such file .*is the data root complete",

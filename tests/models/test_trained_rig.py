@@ -40,7 +40,10 @@ def test_order_and_frame_are_compared(expert_checkpoint: Path, tmp_path: Path) -
     own = trained_with(CAMERAS, "LIDAR_TOP", expert_checkpoint, tmp_path / "own.pth")
     check_trained_rig(own, CAMERAS, "LIDAR_TOP")
     check_trained_rig(own, [f"ring_{i}" for i in range(6)], "top")  # another fleet
-    check_trained_rig(expert_checkpoint, TURNED, "LIDAR_TOP")  # does not tell
+    with pytest.raises(
+        FD3DError, match="world_expert.pth was trained with the cameras CAM_FRONT, .*, the index has CAM_BACK_R"
+    ):
+        check_trained_rig(expert_checkpoint, TURNED, "LIDAR_TOP")
     odd = tmp_path / "odd.pth"
     torch.save(torch.load(own, weights_only=True) | {"training": {"cameras": None, "reference": None}}, odd)
     check_trained_rig(odd, TURNED, "LIDAR_TOP")

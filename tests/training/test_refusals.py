@@ -73,7 +73,7 @@ def test_heights_of_another_frame_are_warned_of_before_the_first_step(
         "model = dict(pts_bbox_head=dict(transformer=dict(encoder=dict(pillar_heights=[-4.5, -3.5, -0.2, 1.2]))))\n"
     )
     with (
-        pytest.warns(UserWarning, match="2 of 4 pillar_heights are below the ground"),
+        pytest.warns(UserWarning, match="2 of 4 pillar_heights of .*high.py are below the ground"),
         pytest.raises(FD3DError, match="takes 1000 different frames"),
     ):
         train_plain(tmp_path / "high.py", source, tmp_path / "plain/detector.pth", replace(RUN, batch_size=1000))
