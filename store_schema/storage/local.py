@@ -18,13 +18,13 @@ from zarr.abc.store import Store
 from ..checksum import checksums
 from ..errors import StoreError
 from .base import BLOCK, LOCK, TEMPORARY, Storage, is_held
-from .zarr_folder import FolderStore
 from .folders import make_folders, sync, sync_folder
 from .interrupted import close, repeated
 from .lease import LEASE_SECONDS, Lease
 from .own import FOLDERS, LEASE, MANIFEST, RECIPE, is_temporary
 from .regular import irregular, open_regular, parts, regular
 from .trouble import ABSENT, FULL, UNSUPPORTED, trouble, unwritable_lock
+from .zarr_folder import FolderStore
 
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
 _NO_LOCKS = (*UNSUPPORTED, errno.ENOLCK)
