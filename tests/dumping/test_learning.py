@@ -182,7 +182,9 @@ def test_one_frame_is_enough_where_it_has_the_cells():
     sample.add(cells, mask)
     made = learn_code("bev", Code("pca", 8, 8), sample.features())
     assert len(sample.features()) == 340
-    assert (FeatureCode(made).decode(FeatureCode(made).encode(cells.flatten(1).T)) - cells.flatten(1).T).norm() < 0.2 * cells.norm()
+    assert (
+        FeatureCode(made).decode(FeatureCode(made).encode(cells.flatten(1).T)) - cells.flatten(1).T
+    ).norm() < 0.2 * cells.norm()
     few = CellSample(16_384)
     few.add(cells, mask & (torch.arange(20) < 15))
     with pytest.raises(FD3DError, match="255 stored cells of bev found to learn dump.values: pca from, fewer than 256"):
