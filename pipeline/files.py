@@ -76,13 +76,30 @@ def check_needed(**paths: Path | None) -> None:
     for kind, path in paths.items():
         if path is None or (path.is_dir() if kind == "root" else path.is_file()):
             continue
+        if kind != "root":
+            refuse_irregular(path)
         if kind == "config" and path.name == "config.py":  # as the stages call what they write
             kind = "made"
         raise FD3DError(_NEEDED[kind].format(path))
 
 
+def refuse_irregular(path: Path) -> None:
+    """Refuse what is there and no file, before it is called missing; reading a pipe would wait for another process.
+
+    Raises:
+        FD3DError: naming the path.
+    """
+    if path.exists() and not path.is_file():
+        raise FD3DError(f"{path} is no regular file but a folder, pipe, socket or device; give a file")
+
+
 def _unwritable(path: Path, error: OSError) -> FD3DError:
-    return FD3DError(f"{path} cannot be written: {error.strerror or error}; free some space or give another place")
+    return FD3DError(f"{path} cannot be written: {_reason(error)}; free some space or give another place")
+
+
+def _reason(error: OSError) -> str:
+    full = ": no space or no inodes left (df -h, df -i)" if error.errno == errno.ENOSPC else ""
+    return f"{error.strerror or error}{full}"
 
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -101,7 +118,7 @@ def space_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
-        raise FD3DError(f"{error.filename or 'a file'} cannot be written: {error.strerror}; free some space") from error
+        raise FD3DError(f"{error.filename or 'a file'} cannot be written: {_reason(error)}; free some space") from error
 
 
 def between_markers(text: str, content: str, markers: tuple[str, str], where: object) -> str:

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import FD3DError, SettingError
+from pipeline.files import refuse_irregular
 
 _WORDS = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text", Path: "a path"}
 _LONGEST_NAME = 255  # bytes of a file's name that file systems take
@@ -24,6 +25,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         FD3DError: the file is missing, no YAML, or no mapping.
     """
+    refuse_irregular(path)
     if not path.is_file():
         raise FD3DError(f"{path} does not exist; run from the project's root, or give another file")
     try:

@@ -22,6 +22,8 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, Zstd
 
 from .checksum import check_crc32c
 from .encoding import MISSING, TAG, index_bytes, tag_of
+from .storage.interrupted import repeated
+from .storage.regular import open_regular
 
 Entry = Mapping[str, Any]
 # Shards kept open per array: some twenty arrays, and a process may open 1,024 files. The index of a large store's shard
@@ -42,11 +44,12 @@ class ShardFile:
 
     Raises:
         FileNotFoundError: there is no such shard.
+        StoreError: no regular file has this name.
         ValueError: the index is damaged, or the file is another shard.
     """
 
     def __init__(self, path: str, chunks: int, tag: str | None = None) -> None:
-        self.path, self.descriptor = path, os.open(path, os.O_RDONLY)
+        self.path, self.descriptor = path, repeated(open_regular, path)
         weakref.finalize(self, os.close, self.descriptor)
         self._stamp = self._stamped()
         self.index = self._read_index(chunks, tag)
@@ -61,7 +64,7 @@ class ShardFile:
         return self._stamped() == self._stamp
 
     def _read_index(self, chunks: int, tag: str | None) -> NDArray[Any]:
-        size, length = os.fstat(self.descriptor).st_size, index_bytes(chunks)
+        size, length = self._stamp[0], index_bytes(chunks)
         start = max(size - length - (TAG if tag else 0), 0)
         tail = self._read(size - start, start)
         data = np.frombuffer(tail, np.uint8)[-length:]

@@ -125,10 +125,8 @@ def _file_problems(reader: StoreReader, layout: StoreLayout, report: Verificatio
     for name, entry in expected.items():
         if name in markers:
             continue
-        if name not in there:
-            yield f"{name} is missing"
-        elif there[name] != entry["bytes"]:
-            yield f"{name} has {there[name]} bytes, {MANIFEST} says {entry['bytes']}"
+        if there.get(name) != entry["bytes"]:
+            yield _size_problem(storage, name, there.get(name), entry["bytes"])
         else:
             whole.append(name)
     for name, checksum in progress(storage.checksums(whole), len(whole)):
@@ -140,6 +138,14 @@ def _file_problems(reader: StoreReader, layout: StoreLayout, report: Verificatio
             yield f"{name} is gone, {MANIFEST} lists it"
         elif differ := mismatch(checksum, expected[name]):
             yield f"{name} has checksum {differ[0]}, {MANIFEST} says {differ[1]}"
+
+
+def _size_problem(storage: Storage, name: str, size: int | None, listed: int) -> str:
+    try:
+        storage.sizes([name])
+    except StoreError as error:  # a folder or pipe in its place
+        return str(error)
+    return f"{name} is missing" if size is None else f"{name} has {size} bytes, {MANIFEST} says {listed}"
 
 
 def _metadata_problems(reader: StoreReader, layout: StoreLayout) -> Iterable[str]:

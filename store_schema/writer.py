@@ -5,8 +5,8 @@ a done-marker with their sizes and checksums. A reader needs the manifest, and t
 is there and every file has its checksum. What a kill leaves at each moment stands in this folder's README.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .checksum import entry, fault, mismatch
 from .codes import code_tag
 from .coding import check_constants
+from .coverage import stored_shares
 from .errors import OtherStoreError, StoreError
 from .layout import ARRAYS, CONSTANTS, DONE, StoreLayout, check_scenes
 from .manifest import MANIFEST, RECIPE, fingerprint, refuse_difference, seal, unseal, unseal_manifest, unseal_recipe
@@ -78,6 +79,7 @@ class StoreWriter:
         self.fingerprint = fingerprint(self.manifest)
         libraries, source = self.manifest.get("libraries") or {}, self.manifest.get("source_sha256")
         self.shards = ShardWriter(self.storage, self.layout, self.fingerprint, libraries, source)
+        self._lock: Callable[[], None] | None = None
         self._held: Callable[[], None] | None = None
         self._exit = ExitStack()
 
@@ -91,9 +93,18 @@ class StoreWriter:
         """Scenes of each shard."""
         return self.layout.plan
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the store's lock, by :meth:`__enter__` too, so that what is found out about the store still holds when it is opened."""
+        with self.storage.lock() as self._lock:
+            try:
+                yield
+            finally:
+                self._lock = None
+
     def __enter__(self) -> "StoreWriter":
         with ExitStack() as stack:
-            self._held = stack.enter_context(self.storage.lock())
+            self._held = self._lock or stack.enter_context(self.storage.lock())
             self._open()
             self._exit = stack.pop_all()
         return self
@@ -221,17 +232,21 @@ class StoreWriter:
         found = self.storage.read_many(files) if check else {}
         return None if check and any(fault(found.get(name), files[name]) for name in files) else files
 
-    def _write_marked(self, marker: str, files: Mapping[str, bytes]) -> None:
-        """Write small files, then the marker that lists them; nothing is to be read meanwhile."""
+    def _write_marked(self, marker: str, files: Mapping[str, bytes], **facts: str | None) -> None:
+        """Write small files, then the marker that lists them, with further facts; nothing is to be read meanwhile."""
         self.storage.delete(MANIFEST)
         self.storage.delete(marker)
         self.storage.write_all(files.items())
         # the root group's attributes change when the store is finished
         listed = {name: entry(data) for name, data in files.items() if name != "zarr.json"}
-        self.storage.write(marker, seal({"fingerprint": self.fingerprint, "files": listed}))
+        known = {name: fact for name, fact in facts.items() if fact is not None}
+        self.storage.write(marker, seal({"fingerprint": self.fingerprint, "files": listed} | known))
 
-    def write_constants(self, constants: Mapping[str, NDArray[Any]]) -> None:
+    def write_constants(self, constants: Mapping[str, NDArray[Any]], learned_by: str | None = None) -> None:
         """Arrays without a frame dimension; a resume finds them written and leaves them, or mends them.
+
+        Args:
+            learned_by: SHA-256 of the program's code that learned the codes, kept in the constants' marker.
 
         Raises:
             StoreError: a name, shape or value does not fit.
@@ -242,10 +257,13 @@ class StoreWriter:
             if self.schema.code is not None:
                 self._know_codes(self.constants() or {})
             return
-        self._write_marked(CONSTANTS, self.layout.constant_files(constants))
-        self._know_codes(
-            {path: np.asarray(constants[path], spec.dtype) for path, spec in self.schema.constants().items()}
-        )
+        self._write_marked(CONSTANTS, self.layout.constant_files(constants), learned_by=learned_by)
+        specs = self.schema.constants()
+        self._know_codes({path: np.asarray(constants[path], spec.dtype) for path, spec in specs.items()})
+
+    def learned_by(self) -> str | None:
+        """SHA-256 of the code that learned the codes; None where the constants' marker does not tell."""
+        return (unseal(self.storage.read_many([CONSTANTS]).get(CONSTANTS)) or {}).get("learned_by")
 
     def constants(self) -> dict[str, NDArray[Any]] | None:
         """The constants that the store has; None where these are missing or damaged."""
@@ -296,7 +314,11 @@ class StoreWriter:
         small = {marker: self._listed(marker) or {} for marker in (ARRAYS, CONSTANTS)}
         lists = small | {self.layout.marker(shard): marker["files"] for shard, marker in enumerate(markers)}
         self._check_files(lists)
-        full = self.manifest | joined_versions(markers) | {"statistics": dict(statistics), "coverage": self._coverage()}
+        full = (
+            self.manifest
+            | joined_versions(markers)
+            | {"statistics": dict(statistics), "coverage": stored_shares(self.storage, self.layout)}
+        )
         root = self.layout.root_metadata(full)
         records = self.storage.read_many([RECIPE, *lists])
         files = {"zarr.json": entry(root)} | {name: entry(data) for name, data in records.items()}
@@ -326,17 +348,3 @@ class StoreWriter:
                 f"{damaged[0]} of {self.storage} does not have the checksum it was written with (such files: {len(damaged)}); "
                 f"run the dump again, it writes the files of the removed markers ({len(redone)}) anew"
             )
-
-    def _coverage(self) -> dict[str, float]:
-        """Share of each map's cells that are stored, over all frames."""
-        if self.schema.layout != "focal":
-            return {}
-        cells = {"bev": self.schema.bev_cells} if self.schema.bev else {}
-        cells |= {f"pv/{i}": n for i, n in enumerate(self.schema.pv_cells)}
-        store = self.storage.zarr_store()
-        frames, coverage = sum(map(len, self.layout.scenes.values())), {}
-        for name, total in cells.items():
-            with self.storage.named():
-                counts = np.asarray(zarr.open_array(store, path=f"{name}/count", mode="r")[:])
-            coverage[name] = round(float(counts.sum()) / (frames * total), 5)
-        return coverage

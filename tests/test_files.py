@@ -1,18 +1,24 @@
 """Files that cannot be written."""
 
 import errno
+import os
 
 import pytest
 
 from pipeline.errors import FD3DError
-from pipeline.files import space_errors, write_atomically
+from pipeline.files import check_needed, space_errors, write_atomically
+from pipeline.settings import read_yaml
 
 
 def test_want_of_space_is_one_line():
-    told = r"runs/a.txt cannot be written: No space left on device; free some space"
+    told = r"runs/a.txt cannot be written: No space left on device: no space or no inodes left \(df -h, df -i\); free some space"
     with pytest.raises(FD3DError, match=told), space_errors():
         raise OSError(errno.ENOSPC, "No space left on device", "runs/a.txt")
-    with pytest.raises(FD3DError, match="a file cannot be written"), space_errors(), open("/dev/full", "w") as full:
+    with (
+        pytest.raises(FD3DError, match="a file cannot be written: No space left on device: no space or no inodes"),
+        space_errors(),
+        open("/dev/full", "w") as full,
+    ):
         full.write("x")
     with pytest.raises(PermissionError), space_errors():
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -26,6 +32,22 @@ def test_what_stood_there_stays_when_a_write_fails(tmp_path):
         file.write("new")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(FD3DError, match=r"config.py cannot be written: No space left on device"):
+    with pytest.raises(
+        FD3DError, match=r"config.py cannot be written: No space left on device: no space or no inodes left"
+    ):
         write_atomically(path, fail)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("instead", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_folder_is_not_called_missing(tmp_path, instead):
+    instead(tmp_path / "f")
+    for kind in ("config", "checkpoint", "expert", "exported", "index", "submission", "output"):
+        with pytest.raises(FD3DError, match="/f is no regular file but a folder, pipe, socket or device; give a file"):
+            check_needed(**{kind: tmp_path / "f"})
+    with pytest.raises(FD3DError, match="/f is no regular file"):
+        read_yaml(tmp_path / "f")
+    with pytest.raises(FD3DError, match="index .*/none does not exist"):
+        check_needed(index=tmp_path / "none")
+    with pytest.raises(FD3DError, match="data root .*/none does not exist"):
+        check_needed(root=tmp_path / "none")

@@ -104,5 +104,5 @@ def test_a_file_is_no_root_and_a_folder_no_file(tmp_path: Path):
     check_needed(config=tmp_path / "a", root=tmp_path, checkpoint=None)
     with pytest.raises(FD3DError, match="data root .*a does not exist"):
         check_needed(root=tmp_path / "a")
-    with pytest.raises(FD3DError, match="config .* does not exist; see configs/"):
+    with pytest.raises(FD3DError, match="is no regular file but a folder, pipe, socket or device; give a file"):
         check_needed(config=tmp_path)

@@ -20,7 +20,7 @@ from pipeline.dumping.moments import join_moments
 from pipeline.dumping.recipe import library_versions, make_manifest, scene_rows
 from pipeline.dumping.session import Job, shard_tokens
 from pipeline.dumping.settings import ClusterSettings, DumpSettings
-from pipeline.dumping.shared import Shared, source_sha256
+from pipeline.dumping.shared import LEARNING, Shared, learning_sha256, source_sha256
 from pipeline.dumping.unchanged import outdated_by
 from pipeline.errors import FD3DError
 from pipeline.expert import build_adapter
@@ -116,19 +116,21 @@ def dump(
         manifest = continued(storage, made)
         rows = settings.frames_per_shard
         writer = StoreWriter(storage, schema, manifest, tokens, rows, allow_versions=allow_versions)
-        writer.outdated = outdated_by(engine, job, writer, constants)
-        if writer.outdated is not None and not replace_other:
-            raise writer.outdated
-        constants |= learned(engine, job, writer, settings)  # before another store is deleted
-        with opened(writer, replace_other):
-            writer.write_constants(constants)
-            pending = writer.pending()
-            total = sum(map(len, tokens.values()))
-            progress = Progress(total, total - sum(len(shard_tokens(writer.shards, shard)) for shard in pending))
-            with progress.bar:
-                engine.run(job, writer.shards, pending, progress)
-            sums = writer.sums()
-            writer.finalise(join_moments(shard["moments"] for shard in sums))
+        # from the comparison on, so that no other dump puts another store there meanwhile
+        with writer.locked():
+            writer.outdated = outdated_by(engine, job, writer, constants)
+            if writer.outdated is not None and not replace_other:
+                raise writer.outdated
+            constants |= learned(engine, job, writer, settings)  # before another store is deleted
+            with opened(writer, replace_other):
+                writer.write_constants(constants, learning_sha256() if schema.code is not None else None)
+                pending = writer.pending()
+                total = sum(map(len, tokens.values()))
+                progress = Progress(total, total - sum(len(shard_tokens(writer.shards, shard)) for shard in pending))
+                with progress.bar:
+                    engine.run(job, writer.shards, pending, progress)
+                sums = writer.sums()
+                writer.finalise(join_moments(shard["moments"] for shard in sums))
     return {"frames": total, "coverage": join_counts(shard["coverage"] for shard in sums)}
 
 
@@ -164,6 +166,11 @@ def learned(engine: Engine, job: Job, writer: StoreWriter, settings: DumpSetting
     if schema.code is None:
         return {}
     if writer.outdated is None and (held := writer.constants()) is not None:
+        if (by := writer.learned_by()) != learning_sha256():
+            tqdm.write(
+                f"warning: codes of {writer.storage} were learned by another version of {' or '.join(LEARNING)} ({(by or 'unknown')[:12]}, now "
+                f"{learning_sha256()[:12]}); they are kept; delete the store to learn them anew"
+            )
         return {path: array for path, array in held.items() if path.startswith("code/")}
     scenes = sample_frames(writer.scenes, settings.code_frames)
     progress = Progress(sum(map(len, scenes)), 0, "frame of the codes")

@@ -21,6 +21,7 @@ _ROUNDS = 12
 """Rounds of k-means; the error of held-out features falls by less than 1 % in 12 more."""
 _CHECKED = 2_048  # cells of the sample that a code is tried on
 _POOR = 0.5  # error in shares of the spread, from which a code is warned of
+_LAST_BITS = 1e-6  # error in shares of the features that float32's rounding explains
 _TAILS = 0.001
 """Share of the sample that lies beyond the range of a component, on each side."""
 
@@ -80,7 +81,9 @@ def _check_error(name: str, made: MapCode, features: NDArray[np.float32]) -> Non
     """Refuse a code that says less than the mean does, and warn of one that says little: features too large, or a few that outweigh all."""
     given, coder = torch.from_numpy(np.ascontiguousarray(features)), FeatureCode(made)
     error = (coder.decode(coder.encode(given)).double() - given.double()).norm()
-    share = float(error / (given.double() - given.double().mean(0)).norm().clamp(min=1e-30))
+    # a spread of last bits only, as of a map that is all but constant, is not kept by any code and is no loss
+    least = max(_LAST_BITS * float(given.double().norm()), 1e-30)
+    share = float(error / (given.double() - given.double().mean(0)).norm().clamp(min=least))
     if error != 0 and not share <= 1:  # NaN too
         raise FD3DError(
             f"codes of {name} (dump.values: {made.code.kind}, {counted(made.code.bytes, 'byte')}) err by {share:.0%} of the features' spread; raise "

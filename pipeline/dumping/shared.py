@@ -51,12 +51,31 @@ def _source() -> str:
     return total.hexdigest()
 
 
-_SOURCE = _source()  # now, since the files may be edited while this process works with what it has imported
+LEARNING = ("pipeline/dumping/learning.py", "store_schema/codes.py")
+"""Files that decide how codes are learned."""
+
+
+def _learning() -> str:
+    total = hashlib.sha256()
+    for name in LEARNING:
+        total.update((_CODE / name).read_bytes() + b"\0")
+    return total.hexdigest()
+
+
+_SOURCE, _LEARNING = (
+    _source(),
+    _learning(),
+)  # now, since the files may be edited while this process works with what it has imported
 
 
 def source_sha256() -> str:
     """SHA-256 of the files of the packages ``pipeline`` and ``store_schema``, as they were when this process began."""
     return _SOURCE
+
+
+def learning_sha256() -> str:
+    """SHA-256 of the files that decide how codes are learned, likewise."""
+    return _LEARNING
 
 
 def check_store(writer: ShardWriter) -> None:

@@ -4,9 +4,13 @@ Nothing in a manifest tells whether an edit of the code changes what is stored. 
 because its settings are, nor dumped again because a comment changed.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +20,60 @@ from pipeline.dumping.engine import Engine
 from pipeline.dumping.recompute import ArrayError, compare
 from pipeline.dumping.session import Job
 from pipeline.dumping.shared import source_sha256
+from pipeline.errors import FD3DError
+from pipeline.files import write_atomically
 from store_schema import OtherStoreError, StoreError, StoreReader, StoreWriter
 from store_schema.coding import decoded
+from store_schema.manifest import MANIFEST, seal, unseal, unseal_manifest
 from store_schema.reader import read_back
+from store_schema.storage import LocalStorage, Storage
 
 LIMIT = 1e-3
 """Largest relative error of an array that counts as the same in a finished store: another processor rounds otherwise."""
 CELLS, SUMS = 0.01, 0.1
 """Likewise the share of stored cells that another rounding moves, and the relative error of a shard's sums of them."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Which code was found to make the same as a finished store, in a file beside the store.
+
+    The store's own files, which DVC tracks, stay as they are. A note is lost without harm: a shard is compared once more then.
+
+    Attributes:
+        path: the note's, ``.NAME.same`` beside a store ``NAME``.
+        manifest: SHA-256 of the manifest of the store that is meant.
+    """
+
+    path: Path
+    manifest: str
+
+    @classmethod
+    def of(cls, storage: Storage) -> Self | None:
+        """The note of a store; None for one at a URL, beside which nothing is a dump's, and for one without a manifest."""
+        data = storage.read_many([MANIFEST]).get(MANIFEST)
+        if not isinstance(storage, LocalStorage) or not storage.path.name or unseal_manifest(data) is None:
+            return None
+        return cls(storage.path.with_name(f".{storage.path.name}.same"), hashlib.sha256(data or b"").hexdigest())
+
+    def _content(self, source: str) -> dict[str, str]:
+        return {
+            "about": "code that makes the store beside it",
+            "manifest_sha256": self.manifest,
+            "source_sha256": source,
+        }
+
+    def says(self, source: str) -> bool:
+        """Whether the code of a digest was compared with this very store."""
+        with suppress(OSError):
+            if self.path.is_file() and (found := unseal(self.path.read_bytes())) is not None:
+                return {key: found[key] for key in found if key != "crc32c"} == self._content(source)
+        return False
+
+    def write(self, source: str) -> None:
+        """Note a digest; in a folder that cannot be written nothing is noted."""
+        with suppress(FD3DError):
+            write_atomically(self.path, lambda file: file.write(seal(self._content(source))), binary=True)
 
 
 def outdated_by(
@@ -32,10 +82,11 @@ def outdated_by(
     """Make a shard again that other code wrote, the one with the fewest frames, and compare.
 
     Shards that are missing would be added by today's code, so those that are there must be equal in every bit then. A
-    finished store may be near. How codes are learned is not compared: a store keeps the codes that it has.
+    finished store may be near, and is compared once with each version of the code, see :class:`Note`. How codes are learned is
+    not compared: a store keeps the codes that it has.
 
     Args:
-        writer: of the store, not open yet.
+        writer: of the store, locked and not open yet.
         constants: the expert's, as today's code reads them.
 
     Returns:
@@ -46,7 +97,11 @@ def outdated_by(
     mixed = bool(writer.pending())
     if mixed and any(marker.get("libraries") != dict(writer.shards.libraries) for marker in finished.values()):
         return None  # a mixture of bits, which the writer refuses unless it was asked for
-    for source in sorted(set(sources.values()) - {here}):
+    others = sorted(set(sources.values()) - {here})
+    note = Note.of(writer.storage) if others and not mixed else None
+    if note is not None and note.says(here):
+        return None
+    for source in others:
         shards = [shard for shard in sources if sources[shard] == source]
         shards.sort(key=lambda shard: (len(writer.layout.tokens(shard)), shard))
         was, now, errors = source[:12], here[:12], None
@@ -54,6 +109,7 @@ def outdated_by(
             shard = shards.pop(0)
             errors = _errors(writer, shard, finished[shard], engine.again(job, writer.shards, shard), constants, mixed)
         if errors is None:
+            note = None  # nothing is known of this code
             continue
         name, worst = max(errors.items(), key=lambda item: item[1], default=("", 0.0))
         if worst > 1:
@@ -69,6 +125,8 @@ def outdated_by(
         tqdm.write(
             f"{writer.storage} was made with fd3d's code = {was}, now it is {now}; shard {shard} made again {same}, so the store is kept"
         )
+    if note is not None:
+        note.write(here)
     return None
 
 

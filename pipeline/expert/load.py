@@ -9,6 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from pipeline.errors import FD3DError
+from pipeline.files import refuse_irregular
 from pipeline.models.build import file_sha256
 from pipeline.models.detector import MultiCameraDetector
 from pipeline.models.fold import fold_batchnorm
@@ -55,6 +56,7 @@ def check_identity(made_by: Mapping[str, Any], cfg: Config, checkpoint: Path, st
     Raises:
         FD3DError: the checkpoint is missing, or config or checkpoint are not those that made the store.
     """
+    refuse_irregular(checkpoint)
     if not checkpoint.is_file():
         raise FD3DError(f"checkpoint {checkpoint} does not exist; give the one that made store {store}")
     if made_by["checkpoint_sha256"] is None:

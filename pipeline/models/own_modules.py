@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import re
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -11,7 +12,13 @@ _PROJECT = Path(__file__).resolve().parents[2]
 _KNOWN = [_PROJECT / name for name in ("pipeline", "stages", "store_schema")]  # stores have a digest of these anyway
 _KNOWN += [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
 _LONGEST = 1 << 20
-"""Bytes of a file that is searched for imports; longer ones are tables, which take seconds to parse."""
+"""Bytes of a file that is parsed; longer ones are tables, which take a second and 130 MB of memory each MB: see :data:`_IMPORT`."""
+_IMPORT = re.compile(
+    rb"(?:^|[;:])[ \t]*("
+    rb"from[ \t]*[.\w][.\w \t]*[ \t.]import\b[ \t]*(?:\((?:[^)#]|#[^\n]*)*\)|[^\n#;(]*)|import[ \t]+[^\n#;]*)",
+    re.MULTILINE,
+)
+"""What may be an import in the text of a table: one in a string counts, too, if it names a file that is there."""
 
 
 def module_sha256(name: str) -> str | None:
@@ -75,11 +82,7 @@ def _files(root: Path, name: str) -> Iterator[Path]:
 def _imports(root: Path, file: Path) -> Iterator[str]:
     """Dotted names that a file imports; ``from a import b`` may be of a module ``a.b``."""
     package, text = file.relative_to(root).parent.parts, file.read_bytes()
-    try:
-        tree = ast.parse(text if len(text) <= _LONGEST else b"")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # of a file in the package that nothing imports
-        return
-    for node in ast.walk(tree):
+    for node in _nodes(text) if len(text) <= _LONGEST else _nodes_of_table(text):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -88,3 +91,17 @@ def _imports(root: Path, file: Path) -> Iterator[str]:
             if start:
                 yield ".".join(start)
             yield from (".".join([*start, alias.name]) for alias in node.names)
+
+
+def _nodes(text: bytes) -> Iterator[ast.AST]:
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # of a file in the package that nothing imports
+        return
+    yield from ast.walk(tree)
+
+
+def _nodes_of_table(text: bytes) -> Iterator[ast.AST]:
+    joined = re.sub(rb"\\\r?\n", b" ", text)  # lines that a backslash continues
+    for found in _IMPORT.finditer(joined):
+        yield from _nodes(found[1])

@@ -192,6 +192,15 @@ class Storage(ABC):
             yield from pool.map(one, names)
 
 
-def is_held(storage: object, by: str = "another process") -> StoreError:
-    """The refusal of a store that another process holds."""
+def is_held(storage: object, by: str = "another process", shared: str | None = None) -> StoreError:
+    """The refusal of a store that another process holds.
+
+    Args:
+        shared: the lock, if it has other names: a store copied by hard links may share it, whose dumps hold this one too.
+    """
+    if shared is not None:
+        return StoreError(
+            f"store {storage} is being written by {by}, or a copy of it is: {shared} is a hard link (as of cp -l) that other stores may share; "
+            "wait, or delete this link if no dump of this store runs"
+        )
     return StoreError(f"store {storage} is being written by {by}; wait for it or stop it")

@@ -5,10 +5,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import zarr
-from zarr.abc.store import ByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype
-
 Result = TypeVar("Result")
 
 
@@ -24,20 +20,3 @@ def close(descriptor: int) -> None:
     """Close a file; one whose closing is interrupted is closed."""
     with suppress(InterruptedError):
         os.close(descriptor)
-
-
-class InterruptibleStore(zarr.storage.LocalStore):
-    """A folder as zarr-python reads it, once more where a call is interrupted."""
-
-    async def _open(self, **options: Any) -> None:
-        with suppress(InterruptedError):
-            return await super()._open(**options)
-        return await super()._open(**options)
-
-    async def get(
-        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        """See :class:`zarr.storage.LocalStore`."""
-        with suppress(InterruptedError):
-            return await super().get(key, prototype, byte_range)
-        return await super().get(key, prototype, byte_range)

@@ -18,10 +18,13 @@ from zarr.abc.store import Store
 from ..checksum import checksums
 from ..errors import StoreError
 from .base import BLOCK, LOCK, TEMPORARY, Storage, is_held
-from .interrupted import InterruptibleStore, close, repeated
+from .folders import make_folders, sync, sync_folder
+from .interrupted import close, repeated
 from .lease import LEASE_SECONDS, Lease
 from .own import FOLDERS, LEASE, MANIFEST, RECIPE, is_temporary
-from .trouble import ABSENT, FULL, UNSUPPORTED, trouble
+from .regular import irregular, open_regular, parts, regular
+from .trouble import ABSENT, FULL, UNSUPPORTED, trouble, unwritable_lock
+from .zarr_folder import FolderStore
 
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
 _NO_LOCKS = (*UNSUPPORTED, errno.ENOLCK)
@@ -68,7 +71,11 @@ class LocalStorage(Storage):
 
     def read(self, name: str) -> bytes:
         with self._reading():
-            return repeated((self.path / name).read_bytes)
+            return repeated(self._read, f"{self.path}/{name}")
+
+    def _read(self, place: str) -> bytes:
+        with regular(place) as descriptor:
+            return b"".join(parts(descriptor, os.fstat(descriptor).st_size + 1))
 
     def read_many(self, names: Iterable[str]) -> dict[str, bytes]:
         found = {}
@@ -80,7 +87,7 @@ class LocalStorage(Storage):
     def write_all(self, files: Iterable[tuple[str, bytes | memoryview]]) -> None:
         temporary: dict[str, str] = {}  # by the file's own path
         try:
-            gained = _make_folders(f"{self.path}/{TEMPORARY}")
+            gained = make_folders(f"{self.path}/{TEMPORARY}")
             with ExitStack() as opened:
                 descriptors = []
                 for name, data in files:
@@ -95,16 +102,16 @@ class LocalStorage(Storage):
                     descriptors.append(descriptor)
                 # one after the other: a file system that keeps a journal writes all at the first
                 for descriptor in descriptors:
-                    _sync(descriptor)
+                    sync(descriptor)
             for target in temporary:
                 folder = os.path.dirname(target)
-                gained |= _make_folders(folder) | {folder}
+                gained |= make_folders(folder) | {folder}
             for target in list(temporary):
                 repeated(os.replace, temporary[target], target)
                 del temporary[target]
             # a file is safe when the entries that lead to it are
             for folder in sorted(gained):
-                _sync_folder(folder)
+                sync_folder(folder)
         except OSError as error:
             raise self.trouble("written", error) from error
         finally:
@@ -135,7 +142,7 @@ class LocalStorage(Storage):
     def delete(self, name: str) -> None:
         try:
             repeated(os.unlink, f"{self.path}/{name}")
-            _sync_folder(os.path.dirname(f"{self.path}/{name}"))
+            sync_folder(os.path.dirname(f"{self.path}/{name}"))
         except ABSENT:
             return
         except OSError as error:
@@ -152,7 +159,7 @@ class LocalStorage(Storage):
             for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
                 with suppress(OSError):
                     repeated(os.rmdir, f"{self.path}/{folder}")
-            _sync_folder(str(self.path))
+            sync_folder(str(self.path))
         except OSError as error:
             raise self.trouble("written", error) from error
 
@@ -171,7 +178,10 @@ class LocalStorage(Storage):
 
         seen = set()
         for place, folders, names in os.walk(top, onerror=failed, followlinks=True):
-            if Path(place) == self.path:  # what a link of another name leads to may be a whole disk
+            if Path(place) == self.path:
+                if odd := [name for name in (RECIPE, MANIFEST, LOCK) if name in folders]:
+                    raise irregular(f"{self.path}/{odd[0]}")
+                # what a link of another name leads to may be a whole disk
                 for folder in [name for name in folders if name not in FOLDERS and os.path.islink(f"{place}/{name}")]:
                     folders.remove(folder)
                     found[folder] = 0
@@ -191,7 +201,10 @@ class LocalStorage(Storage):
         found = {}
         for name in names:
             with suppress(FileNotFoundError), self._reading():
-                found[name] = repeated(os.stat, f"{self.path}/{name}").st_size
+                facts = repeated(os.stat, f"{self.path}/{name}")
+                if not stat.S_ISREG(facts.st_mode):
+                    raise irregular(f"{self.path}/{name}")
+                found[name] = facts.st_size
         return found
 
     def stamp(self, name: str) -> Any:
@@ -205,18 +218,22 @@ class LocalStorage(Storage):
 
     def checksum(self, name: str) -> dict[str, str]:
         def read() -> dict[str, str]:
-            with open(self.path / name, "rb") as file:
-                return checksums(iter(lambda: file.read(BLOCK), b""))
+            with regular(f"{self.path}/{name}") as descriptor:
+                return checksums(parts(descriptor, BLOCK))
 
         with self._reading():
             return repeated(read)
 
     @contextmanager
     def lock(self) -> Iterator[Callable[[], None]]:
+        place = f"{self.path}/{LOCK}"
         try:
-            _make_folders(str(self.path))
+            make_folders(str(self.path))
             self._check_links()
-            file = os.open(f"{self.path}/{LOCK}", os.O_WRONLY | os.O_CREAT, 0o644)
+            file = open_regular(place, os.O_WRONLY | os.O_CREAT)
+        except PermissionError as error:
+            told = unwritable_lock(self, error) if error.filename == place else self.trouble("written", error)
+            raise told from error
         except OSError as error:
             raise self.trouble("written", error) from error
         try:
@@ -224,7 +241,7 @@ class LocalStorage(Storage):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in _HELD:
-                    raise is_held(self) from error
+                    raise is_held(self, shared=place if os.fstat(file).st_nlink > 1 else None) from error
                 if error.errno not in _NO_LOCKS:
                     raise self.trouble("locked", error) from error
                 yield from self._leased()
@@ -283,7 +300,7 @@ class LocalStorage(Storage):
             os.rmdir(self.path / TEMPORARY)
 
     def zarr_store(self) -> Store:
-        return InterruptibleStore(self.path, read_only=True)
+        return FolderStore(self.path, read_only=True)
 
 
 @contextmanager
@@ -296,45 +313,3 @@ def _unless_gone() -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-
-
-def _make_folders(folder: str) -> set[str]:
-    """Create a folder with its parents; returns the folders that have a new entry."""
-    if _is_folder(folder):
-        return set()
-    parent = os.path.dirname(folder) or "."
-    gained = _make_folders(parent)
-    try:
-        repeated(os.mkdir, folder)
-    except FileExistsError:
-        if not _is_folder(folder):
-            raise
-    return gained | {parent}
-
-
-def _is_folder(path: str) -> bool:
-    try:
-        return stat.S_ISDIR(repeated(os.stat, path).st_mode)
-    except ABSENT:
-        return False
-
-
-def _sync(descriptor: int) -> None:
-    """Flush a file or folder to the disk, where the file system can do that."""
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in UNSUPPORTED:
-            raise
-
-
-def _sync_folder(path: str) -> None:
-    """Flush a folder's entries to the disk; a folder that may be written to but not read is left to the system."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:
-        return
-    try:
-        _sync(descriptor)
-    finally:
-        close(descriptor)

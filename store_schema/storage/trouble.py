@@ -1,8 +1,10 @@
 """What a failed system call means to a person, and what to do about it."""
 
 import errno
+import os
 
 from ..errors import StoreError
+from .regular import irregular
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ABSENT = (FileNotFoundError, NotADirectoryError)
@@ -34,8 +36,12 @@ def trouble(storage: object, verb: str, error: OSError, free: float | None = Non
         free: megabytes left on the disk, for the errors of a full one.
     """
     what = error.strerror or str(error) or type(error).__name__
+    if error.errno == errno.EISDIR:
+        return irregular(error.filename2 or error.filename or storage)
     if error.errno in FULL:
         room = "" if free is None else f" ({free:.0f} MB free)"
+        if error.errno == errno.ENOSPC:  # also of a disk with free bytes
+            room += ": no space or no inodes left (df -h, df -i)"
         return StoreError(
             f"store {storage} cannot be {verb}: {what}{room}; what is done stays, make room and run the dump again"
         )
@@ -43,3 +49,16 @@ def trouble(storage: object, verb: str, error: OSError, free: float | None = Non
     where = f" ({name})" if isinstance(name, str) else ""
     advice = _ADVICE.get(error.errno or 0, "what is done stays; mend this and run again")
     return StoreError(f"store {storage} cannot be {verb}: {what}{where}; {advice}")
+
+
+def unwritable_lock(storage: object, error: OSError) -> StoreError:
+    """The line for a lock that may not be opened for writing, or not be made."""
+    place = error.filename if os.path.exists(error.filename) else os.path.dirname(error.filename)
+    try:
+        mode = f"{os.stat(place).st_mode & 0o7777:04o}"
+    except OSError:
+        mode = "unknown"
+    return StoreError(
+        f"store {storage} cannot be locked: {error.strerror} to write {place} (mode {mode}); make it writable (chmod u+w, or by its owner), "
+        "or choose another folder"
+    )

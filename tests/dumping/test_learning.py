@@ -15,7 +15,7 @@ from pipeline.distill.build import distiller_config
 from pipeline.distill.loading import cached_targets
 from pipeline.distill.settings import DistillSettings
 from pipeline.dumping.dump import dump
-from pipeline.dumping.learning import learn_code, sample_frames
+from pipeline.dumping.learning import CellSample, learn_code, sample_frames
 from pipeline.dumping.recompute import recompute
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
@@ -140,6 +140,55 @@ def test_few_or_equal_features():
     np.testing.assert_allclose(constant.decode(np.zeros((1, 2), np.uint8)), np.full((1, 4), 3.0), atol=1e-5)
     constant = learn_code("bev", Code("pca", 1, 4), np.full((400, 4), 3, np.float32))
     np.testing.assert_allclose(constant.decode(np.zeros((1, 1), np.uint8)), np.full((1, 4), 3.0), atol=1e-5)
+
+
+def test_a_feature_of_tiny_variance_by_hand():
+    """Channel 0 takes 0..15, channel 1 is 1e-6 or -1e-6, channel 2 is always 7: components of steps 1, 2e-6 / 15 and the least."""
+    rows = [(k, s * 1e-6, 7, 0) for k in range(16) for s in (1, -1)]
+    features = np.array(rows * 13, np.float32)
+    code = learn_code("bev", Code("pca", 2, 4), features)
+    np.testing.assert_allclose(np.abs(code.basis).max(1), [1, 2e-6 / 15, 1e-12, 1e-12], rtol=1e-6)
+    np.testing.assert_allclose(code.mean, [0, -1e-6, 7, 0], rtol=1e-6, atol=1e-9)
+    coder = FeatureCode(code)
+    codes = coder.encode(torch.from_numpy(features[:32]))
+    np.testing.assert_array_equal(codes[:, 0], [k | (15 if s > 0 else 0) << 4 for k in range(16) for s in (1, -1)])
+    for back in (coder.decode(codes).numpy(), code.decode(codes.numpy())):
+        np.testing.assert_allclose(back, features[:32], rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("code", [Code("pca", 4, 8), Code("pca", 4, 4), Code("pq", 4)])
+@pytest.mark.parametrize("value", [0.0, 3.0, -0.1, 1e-5, 6e4, 1e-20, 17.0, 60.0])
+@pytest.mark.parametrize("noise", [0.0, 1e-6])
+def test_features_that_are_all_but_constant_are_kept(code: Code, value: float, noise: float) -> None:
+    """Also where the noise is of float32's last bits, 4e-6 at 60; of a map that comes to life, codes are finite."""
+    plain = (value + noise * np.random.default_rng(0).normal(size=(2000, 8))).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = learn_code("bev", code, plain)
+    coder = FeatureCode(made)
+    for array in (made.basis, made.mean, *([] if made.book is None else [made.book])):
+        assert np.isfinite(array).all()
+    back = coder.decode(coder.encode(torch.from_numpy(plain))).numpy()
+    assert np.abs(back - plain).max() <= 5 * noise + 1e-6 * abs(value)
+    far = torch.tensor([[1.0, -1.0] * 4, [6e4] * 8, [-1e30, 1e30] * 4])
+    assert coder.decode(coder.encode(far)).isfinite().all()
+
+
+def test_one_frame_is_enough_where_it_has_the_cells():
+    assert sample_frames({"s": ["a"]}, 100) == [["a"]]
+    sample, cells = CellSample(16_384), torch.from_numpy(np.random.default_rng(0).normal(size=(8, 20, 20))).float()
+    mask = torch.ones(20, 20, dtype=torch.bool)
+    mask[:3] = False
+    sample.add(cells, mask)
+    made = learn_code("bev", Code("pca", 8, 8), sample.features())
+    assert len(sample.features()) == 340
+    assert (
+        FeatureCode(made).decode(FeatureCode(made).encode(cells.flatten(1).T)) - cells.flatten(1).T
+    ).norm() < 0.2 * cells.norm()
+    few = CellSample(16_384)
+    few.add(cells, mask & (torch.arange(20) < 15))
+    with pytest.raises(FD3DError, match="255 stored cells of bev found to learn dump.values: pca from, fewer than 256"):
+        learn_code("bev", Code("pca", 8, 8), few.features())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A store that other code of the project wrote: kept where that code made the same, told and dumped again where it did not."""
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -9,9 +10,9 @@ import pytest
 from pipeline.dumping import session, shared
 from pipeline.dumping.dump import dump
 from pipeline.dumping.settings import ClusterSettings
-from pipeline.dumping.unchanged import _relative
+from pipeline.dumping.unchanged import Note, _relative
 from pipeline.expert.tapped import TappedExpert
-from store_schema import OtherStoreError, StoreError, StoreReader, verify
+from store_schema import OtherStoreError, StoreError, StoreReader, open_storage, verify
 from store_schema.manifest import seal, unseal
 
 
@@ -78,6 +79,75 @@ def test_an_edit_that_changes_no_value_keeps_the_store(
     dump(expert_config, None, scenes, tmp_path / "s", settings, workers=0)
     assert "now it is eeeeeeeeeeee; shard 0 made again is the same, so the store is kept" in capsys.readouterr().out
     assert digest(tmp_path / "s") == digest(whole)
+
+
+def test_a_store_is_compared_once_with_each_version_of_the_code(
+    scenes, settings, expert_config, whole, digest, edited, tmp_path, capsys, runs, monkeypatch
+):
+    shutil.copytree(whole, tmp_path / "s")
+    dump(expert_config, None, scenes, tmp_path / "s", settings, workers=0)
+    first = len(runs)
+    assert "so the store is kept" in capsys.readouterr().out and first > 1
+    dump(expert_config, None, scenes, tmp_path / "s", settings, workers=0)
+    assert len(runs) == first + 1 and "made again" not in capsys.readouterr().out
+    assert digest(tmp_path / "s") == digest(whole)
+    assert {file.name for file in tmp_path.iterdir()} == {"s", ".s.same"}
+    for module in ("dump", "recipe", "shared", "unchanged"):
+        monkeypatch.setattr(f"pipeline.dumping.{module}.source_sha256", lambda: "f" * 64)
+    dump(expert_config, None, scenes, tmp_path / "s", settings, workers=0)
+    assert "now it is ffffffffffff; shard 0 made again is the same" in capsys.readouterr().out
+
+
+def test_a_note_is_of_one_store_only(whole, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(whole, tmp_path / name)
+    manifest = unseal((tmp_path / "b/manifest.json").read_bytes())
+    assert manifest is not None
+    (tmp_path / "b/manifest.json").write_bytes(seal(manifest | {"source_sha256": "c" * 64}))
+    a, b = (Note.of(open_storage(tmp_path / name)) for name in ("a", "b"))
+    assert a is not None and b is not None and not a.says("1" * 64)
+    a.write("1" * 64)
+    assert a.says("1" * 64) and not a.says("2" * 64)
+    shutil.copy(a.path, b.path)
+    assert not b.says("1" * 64)
+    a.path.write_bytes(b"cut")
+    assert not a.says("1" * 64)
+    a.path.unlink()
+    os.mkfifo(a.path)
+    assert not a.says("1" * 64)
+    (tmp_path / "a/manifest.json").unlink()
+    assert Note.of(open_storage(tmp_path / "a")) is None and Note.of(open_storage("memory://note/a")) is None
+    Note(tmp_path / "b/manifest.json/none", "").write("1" * 64)  # a place that cannot be written
+
+
+def test_nobody_replaces_a_store_that_is_being_compared(
+    scenes, settings, expert_config, whole, edited, tmp_path, monkeypatch
+):
+    """From the comparison to the end of the dump, what learns codes included."""
+    shutil.copytree(whole, tmp_path / "s")
+    tried = []
+
+    def locked(call):
+        def first(*args, **kwargs):
+            with (
+                pytest.raises(StoreError, match="is being written by another process"),
+                open_storage(tmp_path / "s").lock(),
+            ):
+                pass
+            tried.append(call)
+            return call(*args, **kwargs)
+
+        return first
+
+    for module, name in (("engine", "InProcess.again"), ("dump", "learned"), ("engine", "InProcess.run")):
+        owner = __import__(f"pipeline.dumping.{module}", fromlist=["x"])
+        for part in name.split(".")[:-1]:
+            owner = getattr(owner, part)
+        monkeypatch.setattr(owner, name.split(".")[-1], locked(getattr(owner, name.split(".")[-1])))
+    dump(expert_config, None, scenes, tmp_path / "s", settings, workers=0)
+    assert len(tried) == 3
+    with open_storage(tmp_path / "s").lock():
+        pass
 
 
 def test_the_same_code_makes_nothing_again(scenes, settings, expert_config, whole, runs, tmp_path):
@@ -169,7 +239,7 @@ def test_a_dump_that_was_stopped_does_not_go_on_after_an_edit_that_changes_value
 
 @pytest.mark.parametrize("values", ["pq", "pca"])
 def test_codes_are_learned_anew_where_values_changed(
-    scenes, settings, expert_config, edited, digest, tmp_path, monkeypatch, values
+    scenes, settings, expert_config, edited, digest, tmp_path, monkeypatch, capsys, values
 ):
     with monkeypatch.context() as before:
         for module in ("dump", "recipe", "shared", "unchanged"):
@@ -178,7 +248,12 @@ def test_codes_are_learned_anew_where_values_changed(
         dump(expert_config, None, scenes, tmp_path / "s", coded, workers=0)
     made = digest(tmp_path / "s")
     dump(expert_config, None, scenes, tmp_path / "s", coded, workers=0)
-    assert digest(tmp_path / "s") == made
+    assert digest(tmp_path / "s") == made and "were learned by" not in capsys.readouterr().out
+    with monkeypatch.context() as other:
+        other.setattr("pipeline.dumping.dump.learning_sha256", lambda: "d" * 64)
+        dump(expert_config, None, scenes, tmp_path / "s", coded, workers=0)
+    told = f"were learned by another version of pipeline/dumping/learning.py or store_schema/codes.py ({shared.learning_sha256()[:12]}, now dddddddddddd)"
+    assert told in capsys.readouterr().out and digest(tmp_path / "s") == made
     run = TappedExpert.run
 
     def brighter(self, batch):
@@ -186,6 +261,8 @@ def test_codes_are_learned_anew_where_values_changed(
         return [replace(frame, pv=[level * 3 for level in frame.pv]) for frame in frames], states
 
     monkeypatch.setattr(TappedExpert, "run", brighter)
+    for module in ("dump", "recipe", "shared", "unchanged"):
+        monkeypatch.setattr(f"pipeline.dumping.{module}.source_sha256", lambda: "f" * 64)
     dump(expert_config, None, scenes, tmp_path / "s", coded, workers=0, replace_other=True)
     books = [name for name in made if name.startswith("code/") and "/c/" in name]
     assert books and any(made[name] != digest(tmp_path / "s").get(name) for name in books)

@@ -202,7 +202,9 @@ def small_disk(tmp_path: Path):
 
 def test_a_small_tmpfs_fills_up_and_is_enlarged(small_disk, tmp_path):
     scenes = 16
-    with pytest.raises(StoreError, match=r"cannot be written: No space left on device \(0 MB free\)"):
+    with pytest.raises(
+        StoreError, match=r"cannot be written: No space left on device \(0 MB free\): no space or no inodes left"
+    ):
         crash.dump(small_disk / "store", scenes)
     done = list((small_disk / "store" / ".done").glob("shard-*"))
     assert done and crash.wrong(small_disk / "store") == []
@@ -234,3 +236,13 @@ def test_a_flipped_bit_in_any_array_is_found_by_verify_and_by_finalise(tmp_path)
             StoreReader(path)
         crash.dump(path, SCENES)
         assert verify(path).problems == []
+
+
+def test_a_disk_without_inodes_is_told_though_bytes_are_free(small_disk, tmp_path):
+    subprocess.run(["mount", "-o", "remount,size=64m,nr_inodes=60", small_disk], check=True)
+    told = r"cannot be written: No space left on device \((5\d|6\d) MB free\): no space or no inodes left \(df -h, df -i\); what is done stays"
+    with pytest.raises(StoreError, match=told):
+        crash.dump(small_disk / "store", 16)
+    subprocess.run(["mount", "-o", "remount,nr_inodes=6000", small_disk], check=True)
+    crash.dump(small_disk / "store", 16)
+    assert crash.wrong(small_disk / "store") == []

@@ -49,7 +49,7 @@ WRONG_ONCE = (
     "dump close 22 EIO lasting",  # that of the lock
     "verify list 12 EIO",
     "verify open 36 EACCES lasting",  # a file that is listed and cannot be read
-    "verify read 225 EIO",
+    "verify read 169 EIO",
     "read read 200 half",
     "read close 44 EINTR",
     "zarr close 80 EINTR",

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import resource
+import shutil
 import stat
 import warnings
 from pathlib import Path
@@ -100,7 +101,10 @@ def test_a_folder_without_permission_is_not_taken_for_an_empty_one(store, monkey
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (errno.ENOSPC, r"No space left on device \(\d+ MB free\); what is done stays, make room"),
+        (
+            errno.ENOSPC,
+            r"No space left on device \(\d+ MB free\): no space or no inodes left \(df -h, df -i\); what is done stays, make room",
+        ),
         (errno.EDQUOT, r"Disk quota exceeded \(\d+ MB free\); what is done stays, make room"),
         (errno.EROFS, "Read-only file system; the file system can only be read; mount it for writing"),
         (errno.EIO, "Input/output error; the disk or its connection fails"),
@@ -155,6 +159,45 @@ def test_a_lock_that_fails_otherwise_is_not_taken_for_another_dump(tmp_path, mon
     monkeypatch.setattr(fcntl, "flock", failing(errno.EIO))
     with pytest.raises(StoreError, match="cannot be locked: Input/output error"), writer(tmp_path / "s"):
         pass
+
+
+def test_a_lock_that_is_shared_by_hard_links_is_told(store, tmp_path):
+    shutil.copytree(store, tmp_path / "copy", copy_function=os.link)
+    with writer(store):
+        told = r"is being written by another process, or a copy of it is: .*/copy/\.lock is a hard link \(as of cp -l\) .*; wait, or delete this link"
+        with pytest.raises(StoreError, match=told), writer(tmp_path / "copy"):
+            pass
+        (tmp_path / "copy/.lock").unlink()
+        write(tmp_path / "copy")
+    with pytest.raises(StoreError, match="is being written by another process; wait"), writer(store), writer(store):
+        pass
+    os.link(store / ".lock", tmp_path / "link")
+    write(store)  # nobody holds it
+
+
+def test_a_lock_that_may_not_be_written_is_told(store, monkeypatch):
+    opened = os.open
+
+    def refusing(path, flags, *rest, **more):  # root may write to all
+        place = Path(path)
+        written = place if place.exists() else place.parent
+        if flags & os.O_WRONLY and not written.stat().st_mode & 0o200:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refusing)
+    (store / ".lock").chmod(0o444)
+    told = r"cannot be locked: Permission denied to write .*/store/\.lock \(mode 0444\); make it writable"
+    with pytest.raises(StoreError, match=told):
+        write(store)
+    (store / ".lock").unlink()
+    store.chmod(0o555)
+    told = r"cannot be locked: Permission denied to write .*/store \(mode 0555\); make it writable \(chmod u\+w"
+    with pytest.raises(StoreError, match=told):
+        write(store)
+    with pytest.raises(StoreError, match=told):
+        local.LocalStorage(store).clear()
+    assert verify(store).problems == []
 
 
 def test_a_working_folder_that_changes_changes_no_store(tmp_path, monkeypatch):
