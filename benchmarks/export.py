@@ -32,7 +32,8 @@ from pipeline.evaluation.run import score
 from pipeline.evaluation.scene import live_frame
 from pipeline.evaluation.submission import write_submission
 from pipeline.export.quantise import calibration_frames, quantised
-from pipeline.export.write import export_detector, rig_of
+from pipeline.export.rig import rig_of
+from pipeline.export.write import export_detector
 from pipeline.models.build import load_config
 from pipeline.models.load import load_detector
 

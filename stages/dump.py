@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.data.source import FrameSource
+from pipeline.dumping.early import frames_to_dump
 from pipeline.errors import counted
 from pipeline.files import check_needed, check_writable
 from pipeline.profile import CONFIG, read_profile
@@ -28,7 +29,7 @@ def dump(
     cluster_workers: Annotated[int | None, typer.Option(help="Number of workers; default: the profile's.")] = None,
     address: Annotated[str | None, typer.Option(help="Address of a dask scheduler to run on.")] = None,
     metrics: Annotated[
-        Path | None, typer.Option(help="JSON file for the coverage; default without --out: runs/FAMILY/dump.json.")
+        Path | None, typer.Option(help="JSON file for coverage; default: dump.json of --family.")
     ] = None,
     params: Annotated[Path, typer.Option(help="Profile.")] = Path("params.yaml"),
 ) -> None:
@@ -38,19 +39,20 @@ def dump(
     source = FrameSource(index or data.index, root or data.root, split or data.train)
     cluster = profile.cluster.with_given(cluster_workers, address)
     weights, made_by = None if random_weights else checkpoint or pair.detector, pair.detector.with_name(CONFIG)
-    check_needed(config=config or made_by, index=source.index)
+    check_needed(config=config, beside=None if config else made_by, index=source.index)
     if cluster.address is None:  # workers at an address may have the only copies
         check_needed(root=source.root, checkpoint=weights)
+    frames_to_dump(source, scene, profile.dump.frames_per_shard)
     target = open_storage(out or pair.store)
+    path = metrics or (pair.folder / "dump.json" if out is None else None)
+    if path is not None:
+        check_writable(path)
     from pipeline.dumping.coverage import lines, write_coverage
     from pipeline.dumping.dump import dump as run_dump
     from pipeline.models.pairs import StudentPlan, planned_student
 
     if config is None and weights == pair.detector and weights.is_file():  # the student's training starts hours later
         planned_student(StudentPlan.of(pair.apprentice.config, pair.distill), made_by, weights)
-    path = metrics or (pair.folder / "dump.json" if out is None else None)
-    if path is not None:
-        check_writable(path)
     settings = profile.dump.for_trial() if random_weights else profile.dump
     run = (settings, workers, scene, cluster, replace, allow_versions)
     made = run_dump(config or made_by, weights, source, target, *run)

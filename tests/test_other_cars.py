@@ -24,9 +24,9 @@ from pipeline.evaluation.live import Boxes
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.submission import write_submission
 from pipeline.export.graph import DetectorGraph
+from pipeline.export.rig import rig_of
 from pipeline.export.runtime import graph_arguments
 from pipeline.export.standard import standard_operators
-from pipeline.export.write import rig_of
 from pipeline.models.build import load_config
 from pipeline.models.load import load_detector
 from pipeline.profile import read_profile

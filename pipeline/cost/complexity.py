@@ -35,6 +35,7 @@ from pipeline.models.bevformer import encoder
 from pipeline.models.bevformer.grid import CameraHits, camera_hits, grid_points, project_pillars
 from pipeline.models.deform_conv import DeformConv2d
 from pipeline.models.detector import MultiCameraDetector
+from pipeline.models.pairs import check_views
 
 # GFLOPS as published in FD3D's table of nuScenes results.
 PUBLISHED = {
@@ -127,6 +128,7 @@ def on_meta(
         raise FD3DError(
             f"model type {kind!r} is not a detector of this project; give a config whose model is BEVFormer or DETR3D"
         )
+    check_views(cfg, len(cameras.intrinsics))
     if "image" not in cfg:
         raise FD3DError(f"config {cfg.filename} has no 'image'; add image = dict(scale=..., to_rgb=...)")
     try:

@@ -12,7 +12,7 @@ from pipeline.expert.maps import check_foreign
 from pipeline.files import write_atomically
 from pipeline.models.build import build_detector, load_config, write_config
 from pipeline.models.checkpoints import convert_checkpoint, load_checkpoint
-from pipeline.models.pairs import StudentPlan, check_rig, check_trained_rig, planned_student
+from pipeline.models.pairs import StudentPlan, check_rig, check_views, planned_student
 from pipeline.models.pretrained import check_frozen
 from pipeline.training.hooks import start_weights
 from pipeline.training.run import finish, train, write_facts
@@ -57,11 +57,8 @@ def take_or_train(
     cfg = load_config(config)
     if source.index.is_file():
         index = FrameIndex.load(source.index, source.root)
-        views = len(index.cameras)
-        for one in (config, student.config):
-            check_rig(one, views)
-        if checkpoint is not None:
-            check_trained_rig(checkpoint, index.cameras, index.reference, source.root / index.version)
+        check_rig(cfg, checkpoint, index.cameras, index.reference, source.root / index.version)
+        check_views(load_config(student.config), len(index.cameras))
     read_schedule(load_config(student.config))
     told = bool(boxes or classes)
     planned = planned_student(student, config, None if told else checkpoint)

@@ -25,12 +25,12 @@ from pipeline.evaluation.live import Boxes, Calibration, Detector, EgoPose
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.scene import detect_scene, live_frame
 from pipeline.export import write
+from pipeline.export.early import calibration_frames
 from pipeline.export.graph import DetectorGraph
 from pipeline.export.notes import KEY, Notes
-from pipeline.export.quantise import calibration_frames
+from pipeline.export.rig import rig_of
 from pipeline.export.runtime import ExportedDetector
 from pipeline.export.standard import deform, unproject
-from pipeline.export.write import rig_of
 from pipeline.models.build import build_detector, load_config
 from pipeline.models.deform_conv import DeformConv2d
 from pipeline.models.detr3d import queries

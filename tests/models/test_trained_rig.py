@@ -19,7 +19,8 @@ from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.evaluation.live import Detector
 from pipeline.evaluation.run import evaluate_detector
-from pipeline.export.write import export_detector, rig_of
+from pipeline.export.rig import rig_of
+from pipeline.export.write import export_detector
 from pipeline.focal.rule import FocalRule
 from pipeline.models.pairs import StudentPlan, check_trained_rig
 from pipeline.training.expert import take_or_train
@@ -109,7 +110,7 @@ def test_a_store_that_the_wrong_expert_made_is_not_recomputed(
 ) -> None:
     """As made before the dump looked at the cameras."""
     turned = trained_with(TURNED, "LIDAR_TOP", expert_checkpoint, tmp_path / "turned.pth")
-    monkeypatch.setattr("pipeline.dumping.dump.check_trained_rig", lambda *given: None)
+    monkeypatch.setattr("pipeline.dumping.dump.check_rig", lambda *given: None)
     settings, scene = (
         DumpSettings(FocalRule(), frames_per_shard=3),
         FrameIndex.load(source.index).splits["world_train"][0],
