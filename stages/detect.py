@@ -2,7 +2,7 @@
 
 import resource
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,13 +42,13 @@ def detect(
             index = data.index
     weights = checkpoint[0] if checkpoint else None
     check_needed(config=config, checkpoint=weights, exported=onnx, root=root, index=index)
-    check_detection(root, scene, out, version, index, frames)
+    check_detection(config, root, scene, out, version, index, frames)
     from tqdm import tqdm
 
     from pipeline.evaluation.scene import detect_scene
 
-    run = dict(version=version, index=index, frames=frames, min_score=min_score)
-    found = detect_scene(config, weights, root, scene, out, onnx=onnx, random_weights=random_weights, **run)
+    given: dict[str, Any] = dict(version=version, index=index, frames=frames, min_score=min_score)
+    found = detect_scene(config, weights, root, scene, out, onnx=onnx, random_weights=random_weights, **given)
     for frame in tqdm(found, total=frames, unit="frame", disable=None):
         tqdm.write(
             f"{frame.token}  {frame.seconds:.2f} s  {counted(frame.boxes, 'box')} from score {min_score}  {frame.drawing}"

@@ -6,11 +6,10 @@ from typing import Annotated
 import typer
 
 from pipeline.data.source import FrameSource
-from pipeline.dumping.early import frames_to_dump
+from pipeline.dumping.early import frames_to_dump, place_of
 from pipeline.errors import counted
-from pipeline.files import check_needed, check_writable
+from pipeline.files import check_needed
 from pipeline.profile import CONFIG, read_profile
-from store_schema import open_storage
 
 
 def dump(
@@ -29,7 +28,7 @@ def dump(
     cluster_workers: Annotated[int | None, typer.Option(help="Number of workers; default: the profile's.")] = None,
     address: Annotated[str | None, typer.Option(help="Address of a dask scheduler to run on.")] = None,
     metrics: Annotated[
-        Path | None, typer.Option(help="JSON file for coverage; default: dump.json of --family.")
+        Path | None, typer.Option(help="JSON file for the coverage; default without --out: runs/FAMILY/dump.json.")
     ] = None,
     params: Annotated[Path, typer.Option(help="Profile.")] = Path("params.yaml"),
 ) -> None:
@@ -42,11 +41,9 @@ def dump(
     check_needed(config=config, beside=None if config else made_by, index=source.index)
     if cluster.address is None:  # workers at an address may have the only copies
         check_needed(root=source.root, checkpoint=weights)
-    frames_to_dump(source, scene, profile.dump.frames_per_shard)
-    target = open_storage(out or pair.store)
     path = metrics or (pair.folder / "dump.json" if out is None else None)
-    if path is not None:
-        check_writable(path)
+    frames_to_dump(source, scene, profile.dump.frames_per_shard, config or made_by, path)
+    target = place_of(out or pair.store)
     from pipeline.dumping.coverage import lines, write_coverage
     from pipeline.dumping.dump import dump as run_dump
     from pipeline.models.pairs import StudentPlan, planned_student

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.data.index import FrameIndex
+from pipeline.data.made_for import check_config
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError, counted
 from pipeline.export.early import calibration_frames, check_export
@@ -25,8 +26,7 @@ def export(
     height: Annotated[int | None, typer.Option(min=1, help="Rows of the images, in place of an index.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Columns of the original images, likewise.")] = None,
     int8: Annotated[
-        int | None,
-        typer.Option(help="Number of training frames to calibrate int8 convolutions on; default: float32."),
+        int | None, typer.Option(help="Number of training frames to calibrate int8 on; default: float32.")
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Data root for --int8; default: the profile's.")] = None,
     split: Annotated[str, typer.Option(help="Split of the frames for --int8, as in 'fd3d evaluate'.")] = "train",
@@ -47,6 +47,7 @@ def export(
         check_needed(index=source.index)
         rig = rig_of(FrameIndex.load(source.index), source.root if root or source == own else None)
         frames = calibration_frames(source, int8) if int8 is not None else None
+        check_config(config, len(rig.sizes))
     from pipeline.export.write import OPSET, export_detector
 
     notes, nodes = export_detector(config, checkpoint, out, rig, frames)

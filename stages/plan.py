@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.data.made_for import check_config
 from pipeline.errors import FD3DError
 from pipeline.files import check_needed
 from pipeline.profile import read_profile
@@ -18,9 +19,7 @@ def plan(
     rate: Annotated[float | None, typer.Option(help="Measured frames per second of one worker's expert.")] = None,
     train_rate: Annotated[float | None, typer.Option(help="Measured frames per second of one GPU's training.")] = None,
     family: Annotated[list[str] | None, typer.Option(help="Family to plan, repeatable; default: all.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Number of GPUs; default: 1 for a config, 1 and 8 for families.")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of GPUs; default: 1, of families 1 and 8.")] = None,
     students: Annotated[int, typer.Option(min=1, help="Number of trainings that read the store.")] = 1,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of a training; of families the schedule's.")] = 24,
     like: Annotated[Path | None, typer.Option(help="Finished store to take coverage and compression from.")] = None,
@@ -48,6 +47,8 @@ def plan(
     gpus = (workers,) if workers else (1,) if config else (1, 8)
     count = frames or frames_of(profile)
     cameras = rig_cameras(height or 900, width or 1600) if index is None else frame_cameras(index)
+    for one in [config] if config else [part.config for pair in pairs for part in (pair.expert, pair.apprentice)]:
+        check_config(one, len(cameras.names))
     outlook = Outlook(count, cameras, rate, train_rate, gpus, students, epochs, like, coverage)
     from pipeline.cost.outlook import config_lines, family_lines
     from pipeline.models.build import load_config

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.data.made_for import check_views
 from pipeline.distill.settings import METHODS, MGDSettings, PlainSettings
 from pipeline.errors import FD3DError
 from pipeline.models.build import load_config
-from pipeline.models.pairs import check_views
 from pipeline.profile import DataSettings, parse_profile, read_profile
 from pipeline.settings import read_yaml
 from pipeline.training.settings import read_schedule
@@ -46,7 +46,7 @@ def test_the_profile_in_the_document_is_complete():
     profile = parse_profile(values, Path("params.yaml"))
     (name,) = profile.families
     for one in (profile.family().expert, profile.family().apprentice):
-        check_views(load_config(one.config), len(profile.data.cameras))
+        check_views(load_config(one.config), len(profile.data.cameras), one.config)
     for stage, body in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
         for param in body.get("do", body)["params"] if stage != "world" else ():
             found = values

@@ -5,21 +5,25 @@ from pathlib import Path
 from pipeline.data.folder import table_folder
 from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
+from pipeline.data.made_for import check_config
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError, counted
 from pipeline.files import check_writable
 
 
-def frames_to_evaluate(source: FrameSource, version: str | None, out: Path, metrics: Path) -> FrameIndex:
+def frames_to_evaluate(
+    source: FrameSource, version: str | None, out: Path, metrics: Path, config: Path | None = None
+) -> FrameIndex:
     """The index of frames that can be evaluated.
 
     Args:
         version: folder of the data set's tables; None for the index's.
         out: folder for ``submission.json`` and ``pr.csv``.
         metrics: JSON file for the metrics.
+        config: of the detector that will run; None where none does.
 
     Raises:
-        FD3DError: the index is damaged or does not fit the root or the tables, it lacks the split, the split has boxes of which none
+        FD3DError: the config is made for another number of cameras, the index is damaged or does not fit the root or the tables, it lacks the split, the split has boxes of which none
             counts, or a place cannot be written.
     """
     index = FrameIndex.load(source.index, source.root)
@@ -34,13 +38,15 @@ def frames_to_evaluate(source: FrameSource, version: str | None, out: Path, metr
         )
     for path in (out / "submission.json", out / "pr.csv", metrics):
         check_writable(path)
+    if config is not None:
+        check_config(config, len(index.cameras))
     return index
 
 
 def check_detection(
-    root: Path, scene: str, out: Path, version: str | None = None, index: Path | None = None, frames: int = 1
+    config: Path, root: Path, scene: str, out: Path, version: str | None, index: Path | None, frames: int
 ) -> None:
-    """Refuse a scene, number of frames or place; arguments as of :func:`~pipeline.evaluation.scene.detect_scene`.
+    """Refuse a scene, number of frames or place, or a config of another number of cameras; arguments as of :func:`~pipeline.evaluation.scene.detect_scene`.
 
     Without an index the scene is looked for later, in the index that is made.
 
@@ -53,6 +59,7 @@ def check_detection(
     if index is not None:
         known = open_scene(index, root, scene, version)
         check_images(known, root, known.scenes[scene][:frames], index)
+        check_config(config, len(known.cameras))
         return
     try:
         table_folder(root, version or only_version(root))

@@ -158,7 +158,9 @@ class Detector:
         Raises:
             FD3DError: naming both.
         """
-        self._rig.check(cameras, reference, None if sizes is None else [(int(h), int(w)) for h, w in sizes], folder)
+        self._rig.check(
+            cameras, reference, None if sizes is None else tuple((int(h), int(w)) for h, w in sizes), folder
+        )
 
     def reset(self) -> None:
         """Forget the frames so far: the next one starts another drive."""

@@ -69,7 +69,7 @@ def detect_scene(
     Raises:
         FD3DError: bad input, among it an unknown scene, another rig than an exported file's, or images that are missing.
     """
-    check_detection(root, scene, out, version, index, frames)
+    check_detection(config, root, scene, out, version, index, frames)
     detector = Detector.open(config, checkpoint, onnx, random_weights)
     if index is None:
         index = out / "index.npz"

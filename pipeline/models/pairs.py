@@ -8,13 +8,12 @@ from typing import Any, Self
 from mmengine.config import Config
 from torch import nn
 
-from pipeline.data import CAMERAS
+from pipeline.data.made_for import check_views
 from pipeline.data.rig import EGO, other_sensors
 from pipeline.errors import FD3DError, counted
 
 from .build import build_detector, load_config
 from .pretrained import inherit_weights
-from .query_head import check_cameras
 from .reading import read_checkpoint
 
 
@@ -39,17 +38,6 @@ class StudentPlan:
         return cls(config, distill.inherit, distill.levels, distill.layers, distill.section)
 
 
-def check_views(cfg: Config, views: int) -> None:
-    """Refuse a config of BEVFormer or DETR3D that is made for another number of cameras than the data have.
-
-    Raises:
-        FD3DError: naming the config and both numbers.
-    """
-    head = cfg.model.get("pts_bbox_head") or {}
-    if head.get("type") in ("BEVFormerHead", "DETR3DHead"):
-        check_cameras(head["transformer"].get("num_cams", len(CAMERAS)), views, f"config {cfg.filename}")
-
-
 def check_rig(
     cfg: Config, checkpoint: Path | None, cameras: Sequence[str], reference: str, folder: Path | None = None
 ) -> None:
@@ -60,9 +48,9 @@ def check_rig(
         cameras, reference, folder: as of :func:`check_trained_rig`.
 
     Raises:
-        FD3DError: as of :func:`check_views` and :func:`check_trained_rig`.
+        FD3DError: as of :func:`~pipeline.data.made_for.check_views` and :func:`check_trained_rig`.
     """
-    check_views(cfg, len(cameras))
+    check_views(cfg, len(cameras), cfg.filename)
     if checkpoint is not None:
         check_trained_rig(checkpoint, cameras, reference, folder)
 

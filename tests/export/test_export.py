@@ -210,8 +210,8 @@ def test_a_file_is_for_the_cameras_that_it_was_exported_for(files, exported, wor
     ):
         with pytest.raises(FD3DError, match=f"onnx was exported for {told}.*again for this index with 'fd3d export"):
             detector.check_rig(*given)
-    assert detector._notes is not None
-    nameless = replace(detector._notes, cameras=(), reference=None)
+    notes = ExportedDetector(exported["bevformer"][0]).notes
+    nameless = replace(notes, cameras=(), reference=None)
     nameless.check_rig([f"ring_{i}" for i in range(6)], "ego", "x.onnx", sizes)
     with pytest.raises(FD3DError, match="x.onnx was exported for 6 cameras; the index has 1 .front.; export"):
         nameless.check_rig(["front"], "ego", "x.onnx")
