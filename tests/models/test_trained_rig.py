@@ -53,7 +53,8 @@ def test_order_and_frame_are_compared(expert_checkpoint: Path, tmp_path: Path) -
     ):
         check_trained_rig(own, TURNED, "LIDAR_TOP")
     with pytest.raises(
-        FD3DError, match="boxes in the frame of LIDAR_TOP, the index has ego; set data.reference: LIDAR_TOP"
+        FD3DError,
+        match="boxes in the frame of LIDAR_TOP, the index has ego; set data.reference to the sensor that stands for LIDAR_TOP and make",
     ):
         check_trained_rig(own, CAMERAS, "ego")
 
