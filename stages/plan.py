@@ -47,9 +47,9 @@ def plan(
     gpus = (workers,) if workers else (1,) if config else (1, 8)
     count = frames or frames_of(profile)
     cameras = rig_cameras(height or 900, width or 1600) if index is None else frame_cameras(index)
+    outlook = Outlook(count, cameras, rate, train_rate, gpus, students, epochs, like, coverage)
     for one in [config] if config else [part.config for pair in pairs for part in (pair.expert, pair.apprentice)]:
         check_config(one, len(cameras.names))
-    outlook = Outlook(count, cameras, rate, train_rate, gpus, students, epochs, like, coverage)
     from pipeline.cost.outlook import config_lines, family_lines
     from pipeline.models.build import load_config
 
