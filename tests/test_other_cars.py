@@ -110,6 +110,7 @@ def stored(car: Car) -> StoreReader:
 def test_the_index_has_the_cameras_and_classes_of_the_data_set(car: Car) -> None:
     frames = FrameIndex.load(car.data.index, car.data.root)
     sizes = frames[0].image_sizes.tolist()
+    assert (frames.cameras, frames.reference) == (car.data.cameras, car.data.reference)
     if car.family == "bevformer":
         assert frames.cameras == car.data.cameras and len(sizes) == 7
         assert sizes[0] == [224, 160] and sizes[1:] == [[160, 224]] * 6

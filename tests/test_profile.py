@@ -39,6 +39,14 @@ def test_a_shipped_profile_is_read_whole_and_its_configs_load(path: Path):
         read_schedule(load_config(family.apprentice.config))
 
 
+def test_the_table_of_cars_has_the_cameras_and_the_frame_of_their_profiles():
+    page = (ROOT / "docs/other_cameras.md").read_text()
+    for name in ("argoverse2", "five"):
+        data = read_profile(ROOT / f"configs/profiles/{name}.yaml").data
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `configs/profiles/{name}.yaml`"))
+        assert data.cameras and f"`{data.cameras[0]}`" in row and f"`{data.reference}`" in row
+
+
 def test_the_profile_in_the_document_is_complete():
     """For DVC too, which asks for every parameter of its stages."""
     (text,) = blocks(ROOT / "docs/own_data.md", "yaml")

@@ -38,9 +38,10 @@ class Calibration:
 
     Attributes:
         intrinsics: (V, 3, 3) pixels of the original images.
-        lidar2cam: (V, 4, 4) reference frame to camera frame. The reference frame is the LiDAR's, whose x axis looks to the right
-            and y axis ahead on nuScenes' car; motion between the exposures may be part of it, as in an index.
-        lidar2ego: (4, 4) mount of the LiDAR.
+        lidar2cam: (V, 4, 4) reference frame to camera frame (x right, y down, z ahead), metres. The reference frame is the one that
+            the detector was trained in: a LiDAR's, whose x axis looks to the right and y axis ahead on nuScenes' car, or the ego
+            frame (x ahead, y left, z up), where a car has no LiDAR; motion between the exposures may be part of it, as in an index.
+        lidar2ego: (4, 4) reference frame to ego frame: the mount of the LiDAR, or the identity where the ego frame is the reference.
     """
 
     intrinsics: np.ndarray
@@ -53,7 +54,7 @@ class EgoPose:
     """Pose of the car at the time of a frame.
 
     Attributes:
-        ego2global: (4, 4), metres, in any frame that does not move while frames are streamed.
+        ego2global: (4, 4) ego frame to global frame, metres, in any frame that does not move while frames are streamed.
         timestamp: microseconds.
         state: (18,) absolute ego state of :class:`~pipeline.data.can_bus.EgoStates`, where measured. None derives velocity and turn
             rate from this pose and the one before.

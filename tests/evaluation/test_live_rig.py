@@ -1,5 +1,6 @@
 """Live frames of another rig than the detector's are refused alike, whether a checkpoint or an ONNX file tells the rig."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.index import FrameIndex
+from pipeline.data.geometry import transform
+from pipeline.data.index import FrameIndex, build_index
+from pipeline.data.rig import Rig
+from pipeline.data.world.config import WorldConfig
+from pipeline.data.world.generate import generate_world
 from pipeline.errors import FD3DError
 from pipeline.evaluation.live import Calibration, Detector
 from pipeline.evaluation.live_rig import DetectorRig, ExportedRig, TrainedRig
 from pipeline.evaluation.scene import detect_scene, live_frame
 from pipeline.export.notes import Notes
 from pipeline.models.build import load_config
+from pipeline.profile import read_profile
 
 SIZES = ((160, 288),) * 5 + ((80, 144),)
 
@@ -93,3 +99,27 @@ def test_sizes_that_are_none_count_for_nothing(odd: Any, checkpoint: Path, exper
     content["training"]["image_sizes"] = odd
     torch.save(content, checkpoint)
     assert TrainedRig(load_config(expert_config), checkpoint, 6).sizes is None
+
+
+def test_a_car_without_a_lidar_gives_its_cameras_mounts(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The matrices that docs/export.md says, those of the camera that frames have the time of."""
+    monkeypatch.chdir(project)
+    data = read_profile(project / "configs/profiles/five.yaml").data
+    generate_world(tmp_path, WorldConfig(train_scenes=1, val_scenes=1, frames_per_scene=2, rig="five"), workers=0)
+    rig = Rig(data.cameras, data.reference)
+    index = build_index(tmp_path, data.version, tmp_path / "index.npz", data.classes, rig=rig)
+    assert index.cameras == data.cameras and index.reference == data.reference == "ego"
+    tables = {
+        name: json.loads((tmp_path / data.version / f"{name}.json").read_text())
+        for name in ("sensor", "calibrated_sensor")
+    }
+    (sensor,) = (row["token"] for row in tables["sensor"] if row["channel"] == index.cameras[0])
+    row = next(row for row in tables["calibrated_sensor"] if row["sensor_token"] == sensor)
+    mount = transform(row["translation"], row["rotation"])
+    _, calibration, _ = live_frame(tmp_path, index[0])
+    np.testing.assert_array_equal(calibration.lidar2ego, np.eye(4))
+    np.testing.assert_allclose(calibration.lidar2cam[0], np.linalg.inv(mount), atol=1e-6)
+    ahead = calibration.lidar2cam[0] @ np.array([10.0, 0, 1, 1])  # ten metres ahead of the car
+    assert ahead[2] > 5 and abs(ahead[0]) < 1
