@@ -55,7 +55,7 @@ _NEEDED = {
     "config": "config {} does not exist; see configs/ for those that ship",
     "beside": "config {} does not exist; the stages expert and train write it: run 'fd3d expert', 'fd3d train' or 'dvc repro', or name "
     "another by --config, such as one of configs/",
-    "made": "config {} does not exist; the stages expert and train write it: run 'fd3d expert', 'fd3d train' or 'dvc repro'",
+    "made": "config {} does not exist; the stages expert and train write it: run 'fd3d expert', 'fd3d train' or 'dvc repro', or name another config",
     "checkpoint": "checkpoint {} does not exist; run 'dvc repro', or give another",
     "expert": "the expert's checkpoint {} does not exist; run the expert stage, or inherit nothing",
     "exported": "{} does not exist; make it with 'fd3d export'",
