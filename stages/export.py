@@ -39,9 +39,9 @@ def export(
         raise FD3DError("--int8 calibrates on frames of an index; leave out --height and --width")
     check_needed(config=config, checkpoint=checkpoint, index=index, root=root)
     check_export(out, int8 is not None)
-    rig, frames = ImageRig(((height or 0, width or 0),)), None
-    if height is None:
-        # a profile is not needed where all is given; which sensors the car has is known only of the profile's own data
+    if height is not None and width is not None:
+        rig, frames = ImageRig(((height, width),)), None
+    else:  # which sensors the car has is known of the profile's own data and of --root
         own = None if index and int8 is None else read_profile(params).data.source(split)
         source = own.at(index, root) if own else FrameSource(index or Path(), root or Path(), split)
         check_needed(index=source.index)

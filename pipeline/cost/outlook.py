@@ -88,9 +88,8 @@ def family_lines(profile: Profile, family: Family, outlook: Outlook) -> list[str
     outlook = replace(outlook, epochs=round(course.updates * course.batch / outlook.frames) or 1)
     sizes = [run.batch_size or read_schedule(cfg).batch_size for _, cfg, run, _ in trainings]
     memory: dict[str, TrainingMemory] = {}
-    for (name, cfg, _, read), size in reversed(
-        list(zip(trainings, sizes, strict=True))
-    ):  # fd3d's first: it may be refused
+    # the distilled training first, which is refused where the pyramids' grids differ
+    for (name, cfg, _, read), size in [*zip(trainings, sizes, strict=True)][::-1]:
         if not is_foreign(cfg):
             memory[name] = training_memory(cfg, outlook.cameras, size, read)
     store, lines = store_lines(schema, profile.dump, outlook)
@@ -102,11 +101,10 @@ def family_lines(profile: Profile, family: Family, outlook: Outlook) -> list[str
         f"{'GPU memory, GB':24} {'weights':>9} {'optimiser':>9} {'images':>9} {'activations':>12} {'fd3d':>9} {'all':>9}",
     ]
     for (name, *_), size in zip(trainings, sizes, strict=True):
-        lines.append(
-            _memory_line(f"{name}, batch {size}", memory[name])
-            if name in memory
-            else _NO_MEMORY.format(training=name, name=family.name)
-        )
+        if name in memory:
+            lines.append(_memory_line(f"{name}, batch {size}", memory[name]))
+        else:
+            lines.append(_NO_MEMORY.format(training=name, name=family.name))
     lines += [
         "in float32, at the end of the forward pass; measured peaks are some 3 GB higher (docs/planning.md)",
         "",

@@ -76,7 +76,7 @@ def test_images_of_other_sizes_are_refused_alike(rigs, expert_config: Path, worl
             with pytest.raises(
                 FD3DError, match="image [05] is .*, the detector was made for .*; give the images in"
             ) as caught:
-                detector.step(*wrong, pose)
+                detector.step(wrong[0], wrong[1], pose)
             said[name].append(str(caught.value))
         detector.step(small, given, pose)
     assert said["trained"] == said["exported"]
