@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from pipeline.data.made_for import check_config
 from pipeline.errors import FD3DError
 from pipeline.files import check_needed
 from pipeline.profile import read_profile
@@ -42,14 +41,13 @@ def plan(
     if config is not None and rate is None:
         raise FD3DError("--rate is missing; give the measured frames per second of one worker's expert")
     from pipeline.cost.cameras import frame_cameras, frames_of, rig_cameras
-    from pipeline.cost.early import Outlook
+    from pipeline.cost.early import Outlook, check_configs
 
     gpus = (workers,) if workers else (1,) if config else (1, 8)
     count = frames or frames_of(profile)
     cameras = rig_cameras(height or 900, width or 1600) if index is None else frame_cameras(index)
     outlook = Outlook(count, cameras, rate, train_rate, gpus, students, epochs, like, coverage)
-    for one in [config] if config else [part.config for pair in pairs for part in (pair.expert, pair.apprentice)]:
-        check_config(one, len(cameras.names))
+    check_configs(config, pairs, cameras)
     from pipeline.cost.outlook import config_lines, family_lines
     from pipeline.models.build import load_config
 
