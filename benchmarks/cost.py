@@ -45,7 +45,8 @@ from pipeline.distill.loading import cached_targets, online_targets  # noqa: E40
 from pipeline.distill.online import expert_frames  # noqa: E402
 from pipeline.distill.settings import DistillSettings  # noqa: E402
 from pipeline.dumping.dump import dump, make_engine  # noqa: E402
-from pipeline.dumping.recipe import library_versions, make_manifest, scene_rows  # noqa: E402
+from pipeline.dumping.early import scene_rows  # noqa: E402
+from pipeline.dumping.recipe import library_versions, make_manifest  # noqa: E402
 from pipeline.dumping.session import Job  # noqa: E402
 from pipeline.dumping.settings import ClusterSettings, DumpSettings  # noqa: E402
 from pipeline.models.build import build_detector, load_config  # noqa: E402

@@ -26,8 +26,9 @@ from pipeline.data.frames import frame_batches  # noqa: E402
 from pipeline.data.index import FrameIndex  # noqa: E402
 from pipeline.data.source import FrameSource  # noqa: E402
 from pipeline.dumping.dump import make_engine  # noqa: E402
+from pipeline.dumping.early import scene_rows  # noqa: E402
 from pipeline.dumping.engine import Engine  # noqa: E402
-from pipeline.dumping.recipe import library_versions, make_manifest, scene_rows  # noqa: E402
+from pipeline.dumping.recipe import library_versions, make_manifest  # noqa: E402
 from pipeline.dumping.session import Job, session_of  # noqa: E402
 from pipeline.dumping.settings import ClusterSettings, DumpSettings  # noqa: E402
 from pipeline.focal.rule import FocalRule  # noqa: E402

@@ -31,8 +31,10 @@ from pipeline.evaluation.live import Boxes, Calibration, Detector, EgoPose
 from pipeline.evaluation.run import score
 from pipeline.evaluation.scene import live_frame
 from pipeline.evaluation.submission import write_submission
-from pipeline.export.quantise import calibration_frames, quantised
-from pipeline.export.write import export_detector, rig_of
+from pipeline.export.early import calibration_frames
+from pipeline.export.quantise import quantised
+from pipeline.export.rig import rig_of
+from pipeline.export.write import export_detector
 from pipeline.models.build import load_config
 from pipeline.models.load import load_detector
 

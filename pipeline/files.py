@@ -50,9 +50,12 @@ def check_writable(path: Path) -> None:
         raise _unwritable(path, error) from error
 
 
+_POINTER, _ARCHIVE, _PICKLE = b"version https://git-lfs", b"PK", b"\x80"
 _NEEDED = {
     "config": "config {} does not exist; see configs/ for those that ship",
-    "made": "config {} does not exist; the stages expert and train write it: run 'fd3d expert', 'fd3d train' or 'dvc repro'",
+    "beside": "config {} does not exist; the stages expert and train write it: run 'fd3d expert', 'fd3d train' or 'dvc repro', or name "
+    "another by --config, such as one of configs/",
+    "made": "config {} does not exist; the stages expert and train write it: run 'fd3d expert', 'fd3d train' or 'dvc repro', or name another config",
     "checkpoint": "checkpoint {} does not exist; run 'dvc repro', or give another",
     "expert": "the expert's checkpoint {} does not exist; run the expert stage, or inherit nothing",
     "exported": "{} does not exist; make it with 'fd3d export'",
@@ -67,14 +70,16 @@ def check_needed(**paths: Path | None) -> None:
     """Refuse what a command needs and what is not there, before libraries are imported that take seconds.
 
     Args:
-        paths: files (``root``: a folder) by what they are: config, checkpoint, expert (a checkpoint to inherit from), exported, index, submission, output (of a stage);
-            None needs none.
+        paths: files (``root``: a folder) by what they are: config, beside (a config that a stage wrote beside a checkpoint, where the option ``--config`` names
+            another), checkpoint, expert (a checkpoint to inherit from), exported, index, submission, output (of a stage); None needs none.
 
     Raises:
-        FD3DError: naming the first that is missing, and where it comes from.
+        FD3DError: naming the first that is missing, and where it comes from; or that is another file than a checkpoint.
     """
     for kind, path in paths.items():
         if path is None or (path.is_dir() if kind == "root" else path.is_file()):
+            if path is not None and kind in ("checkpoint", "expert"):
+                _check_kind(path)
             continue
         if kind != "root":
             refuse_irregular(path)
@@ -91,6 +96,28 @@ def refuse_irregular(path: Path) -> None:
     """
     if path.exists() and not path.is_file():
         raise FD3DError(f"{path} is no regular file but a folder, pipe, socket or device; give a file")
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse a file that is no checkpoint of PyTorch by its name or its first bytes.
+
+    Raises:
+        FD3DError: naming the way out.
+    """
+    if path.suffix == ".safetensors":
+        raise FD3DError(
+            f"checkpoint {path} is of safetensors; write it as PyTorch's, in Python: torch.save({{'state_dict': "
+            f"safetensors.torch.load_file('{path}')}}, '{path.with_suffix('.pth')}')"
+        )
+    with open(path, "rb") as file:
+        start = file.read(len(_POINTER))
+    if start == _POINTER:
+        raise FD3DError(f"checkpoint {path} is a pointer of Git LFS in place of the file; run 'git lfs pull'")
+    if not start.startswith((_ARCHIVE, _PICKLE)):
+        raise FD3DError(
+            f"checkpoint {path} is not a plain PyTorch checkpoint (its first bytes are of another kind of file); copy it again if it is "
+            "cut short, else name the checkpoint"
+        )
 
 
 def _unwritable(path: Path, error: OSError) -> FD3DError:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.data.made_for import check_config
 from pipeline.errors import FD3DError, counted
 from pipeline.files import check_needed
 
@@ -26,6 +27,8 @@ def complexity(
     from pipeline.cost.cameras import frame_cameras, rig_cameras
 
     cameras = rig_cameras(height or 900, width or 1600) if index is None else frame_cameras(index, token)
+    for config in configs:
+        check_config(config, len(cameras.names))
     from pipeline.cost.complexity import count, markdown
     from pipeline.models.build import load_config
 

@@ -2,11 +2,12 @@
 
 import resource
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pipeline.errors import FD3DError, counted
+from pipeline.evaluation.early import check_detection
 from pipeline.files import check_needed
 from pipeline.profile import read_profile
 
@@ -21,10 +22,7 @@ def detect(
     scene: Annotated[str, typer.Option(help="Scene name, for example scene-0103.")],
     version: Annotated[str | None, typer.Option(help="Folder of the tables; default: the root's only one.")] = None,
     index: Annotated[
-        Path | None,
-        typer.Option(
-            help="Frame index of the root; default: the profile's, or a new one in the output folder for other roots."
-        ),
+        Path | None, typer.Option(help="Frame index; default: the profile's, or a new one in --out for other roots.")
     ] = None,
     frames: Annotated[int, typer.Option(help="Number of frames from the scene's start.")] = 4,
     out: Annotated[Path, typer.Option(help="Folder for submission.json and one drawing per frame.")] = Path(
@@ -44,13 +42,13 @@ def detect(
             index = data.index
     weights = checkpoint[0] if checkpoint else None
     check_needed(config=config, checkpoint=weights, exported=onnx, root=root, index=index)
+    check_detection(config, root, scene, out, version, index, frames)
     from tqdm import tqdm
 
     from pipeline.evaluation.scene import detect_scene
 
-    found = detect_scene(
-        config, weights, root, scene, out, version=version, index=index, frames=frames, min_score=min_score, onnx=onnx
-    )
+    given: dict[str, Any] = dict(version=version, index=index, frames=frames, min_score=min_score)
+    found = detect_scene(config, weights, root, scene, out, onnx=onnx, random_weights=random_weights, **given)
     for frame in tqdm(found, total=frames, unit="frame", disable=None):
         tqdm.write(
             f"{frame.token}  {frame.seconds:.2f} s  {counted(frame.boxes, 'box')} from score {min_score}  {frame.drawing}"

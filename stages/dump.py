@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 
 from pipeline.data.source import FrameSource
+from pipeline.dumping.early import frames_to_dump, place_of
 from pipeline.errors import counted
-from pipeline.files import check_needed, check_writable
+from pipeline.files import check_needed
 from pipeline.profile import CONFIG, read_profile
-from store_schema import open_storage
 
 
 def dump(
@@ -38,19 +38,18 @@ def dump(
     source = FrameSource(index or data.index, root or data.root, split or data.train)
     cluster = profile.cluster.with_given(cluster_workers, address)
     weights, made_by = None if random_weights else checkpoint or pair.detector, pair.detector.with_name(CONFIG)
-    check_needed(config=config or made_by, index=source.index)
+    check_needed(config=config, beside=None if config else made_by, index=source.index)
     if cluster.address is None:  # workers at an address may have the only copies
         check_needed(root=source.root, checkpoint=weights)
-    target = open_storage(out or pair.store)
+    path = metrics or (pair.folder / "dump.json" if out is None else None)
+    frames_to_dump(source, scene, profile.dump.frames_per_shard, config or made_by, path)
+    target = place_of(out or pair.store)
     from pipeline.dumping.coverage import lines, write_coverage
     from pipeline.dumping.dump import dump as run_dump
     from pipeline.models.pairs import StudentPlan, planned_student
 
     if config is None and weights == pair.detector and weights.is_file():  # the student's training starts hours later
         planned_student(StudentPlan.of(pair.apprentice.config, pair.distill), made_by, weights)
-    path = metrics or (pair.folder / "dump.json" if out is None else None)
-    if path is not None:
-        check_writable(path)
     settings = profile.dump.for_trial() if random_weights else profile.dump
     run = (settings, workers, scene, cluster, replace, allow_versions)
     made = run_dump(config or made_by, weights, source, target, *run)

@@ -1,12 +1,12 @@
 """Stage ``evaluate``: a detector's nuScenes metrics on a split, the validation split by default."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline.errors import FD3DError
+from pipeline.evaluation.early import frames_to_evaluate
 from pipeline.files import check_needed
 from pipeline.profile import CONFIG, read_profile
 
@@ -40,13 +40,12 @@ def evaluate(
     if (checkpoint is None) == (submission is None):
         raise FD3DError("give one of --checkpoint and --submission, or --role")
     path = config or (checkpoint and checkpoint.with_name(CONFIG))
-    source = data.source(split)
-    source = replace(source, index=index or source.index, root=root or source.root)
-    check_needed(checkpoint=checkpoint, config=path, submission=submission, index=source.index, root=source.root)
-    from pipeline.data.index import FrameIndex
+    source = data.source(split).at(index, root)
+    check_needed(checkpoint=checkpoint, config=config, beside=None if config else path, submission=submission)
+    check_needed(index=source.index, root=source.root)
+    version = frames_to_evaluate(source, None if index else data.version, out, metrics, path).version
     from pipeline.evaluation.run import check_evaluation, evaluate_detector, score
 
-    version = data.version if index is None else FrameIndex.load(index).version
     if checkpoint is not None and path is not None:
         found = evaluate_detector(path, checkpoint, source, version, out, metrics, workers)
     elif submission is not None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.data.asked import check_split
 from pipeline.files import check_needed
 from pipeline.profile import read_profile
 
@@ -26,6 +27,7 @@ def expert(
     source = profile.data.source("train")
     if checkpoint is None:
         check_needed(index=source.index, root=source.root)
+        check_split(source)
     from pipeline.models.pairs import StudentPlan
     from pipeline.training.expert import take_or_train
 

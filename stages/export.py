@@ -1,13 +1,17 @@
 """``export``: a detector as an ONNX file, for ONNX Runtime, TensorRT and others."""
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pipeline.data.index import FrameIndex
+from pipeline.data.made_for import check_config
+from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError, counted
+from pipeline.export.early import calibration_frames, check_export
+from pipeline.export.rig import ImageRig, rig_of
 from pipeline.files import check_needed
 from pipeline.profile import read_profile
 
@@ -22,8 +26,7 @@ def export(
     height: Annotated[int | None, typer.Option(min=1, help="Rows of the images, in place of an index.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Columns of the original images, likewise.")] = None,
     int8: Annotated[
-        int | None,
-        typer.Option(help="Number of training frames to calibrate int8 convolutions on; default: float32."),
+        int | None, typer.Option(help="Number of training frames to calibrate int8 on; default: float32.")
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Data root for --int8; default: the profile's.")] = None,
     split: Annotated[str, typer.Option(help="Split of the frames for --int8, as in 'fd3d evaluate'.")] = "train",
@@ -35,21 +38,18 @@ def export(
     if int8 is not None and height is not None:
         raise FD3DError("--int8 calibrates on frames of an index; leave out --height and --width")
     check_needed(config=config, checkpoint=checkpoint, index=index, root=root)
-    if height is None:
-        index = index or read_profile(params).data.index
-        check_needed(index=index)
-    from pipeline.data.index import FrameIndex
-    from pipeline.export.quantise import calibration_frames
-    from pipeline.export.write import OPSET, ImageRig, export_detector, rig_of
-
+    check_export(out, int8 is not None)
     if height is not None and width is not None:
-        rig = ImageRig(((height, width),))
-    elif index is not None:
-        rig = rig_of(FrameIndex.load(index))
-    frames = None
-    if int8 is not None:
-        given = read_profile(params).data.source(split)
-        frames = calibration_frames(replace(given, index=index or given.index, root=root or given.root), int8)
+        rig, frames = ImageRig(((height, width),)), None
+    else:  # which sensors the car has is known of the profile's own data and of --root
+        own = None if index and int8 is None else read_profile(params).data.source(split)
+        source = own.at(index, root) if own else FrameSource(index or Path(), root or Path(), split)
+        check_needed(index=source.index)
+        rig = rig_of(FrameIndex.load(source.index), source.root if root or source == own else None)
+        frames = calibration_frames(source, int8) if int8 is not None else None
+        check_config(config, len(rig.sizes))
+    from pipeline.export.write import OPSET, export_detector
+
     notes, nodes = export_detector(config, checkpoint, out, rig, frames)
     history = "" if notes.bev_shape is None else ", history {}x{} in and out".format(*notes.bev_shape)
     sizes = " and ".join(f"{counted(count, 'camera')} of {h}x{w}" for (h, w), count in Counter(notes.sizes).items())

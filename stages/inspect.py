@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from pipeline.data.index import FrameIndex
 from pipeline.errors import FD3DError, counted
 from pipeline.files import check_writable
 from pipeline.profile import read_profile
+from store_schema import StoreReader
 
 
 def inspect(
@@ -25,7 +27,6 @@ def inspect(
 ) -> None:
     """Print arrays, bytes, coverage and manifest of a store; draw a frame (--out) or a page of frames (--html)."""
     from pipeline.viewer.words import in_words
-    from store_schema import StoreReader
 
     if html is None and out is None:
         print(in_words(StoreReader(store)))
@@ -35,13 +36,12 @@ def inspect(
             raise FD3DError("drawing frames needs --index and --root, or a profile by --params")
         data = read_profile(params).data
         index, root = index or data.index, root or data.root
-    from pipeline.data.index import FrameIndex
+    known, reader = FrameIndex.load(index, root), StoreReader(store)
+    known.check_made(reader.manifest, store)
     from pipeline.viewer.page import write_page
     from pipeline.viewer.payload import choose_frames, shown_score
     from pipeline.viewer.picture import draw_frame
 
-    known, reader = FrameIndex.load(index, root), StoreReader(store)
-    known.check_made(reader.manifest, store)
     score = shown_score(reader) if min_score is None else min_score
     chosen, more = choose_frames(reader, scene, token, frames)
     for path in filter(None, (out, html)):

@@ -18,13 +18,9 @@ def plan(
     rate: Annotated[float | None, typer.Option(help="Measured frames per second of one worker's expert.")] = None,
     train_rate: Annotated[float | None, typer.Option(help="Measured frames per second of one GPU's training.")] = None,
     family: Annotated[list[str] | None, typer.Option(help="Family to plan, repeatable; default: all.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Number of GPUs; default: 1 for a config, 1 and 8 for families.")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of GPUs; default: 1, of families 1 and 8.")] = None,
     students: Annotated[int, typer.Option(min=1, help="Number of trainings that read the store.")] = 1,
-    epochs: Annotated[
-        int, typer.Option(min=1, help="Number of epochs of a training; of families the schedule's.")
-    ] = 24,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of a training; of families the schedule's.")] = 24,
     like: Annotated[Path | None, typer.Option(help="Finished store to take coverage and compression from.")] = None,
     coverage: Annotated[
         list[str] | None, typer.Option(help="Share of a map's cells stored, MAP=SHARE as in bev=0.05, repeatable.")
@@ -42,17 +38,19 @@ def plan(
         raise FD3DError(f"--family is of the profile, but {config} is given; leave one of them out")
     pairs = [profile.family(name) for name in family or profile.families]
     check_needed(config=config)
+    if config is not None and rate is None:
+        raise FD3DError("--rate is missing; give the measured frames per second of one worker's expert")
     from pipeline.cost.cameras import frame_cameras, frames_of, rig_cameras
+    from pipeline.cost.early import Outlook, check_configs
 
     gpus = (workers,) if workers else (1,) if config else (1, 8)
     count = frames or frames_of(profile)
     cameras = rig_cameras(height or 900, width or 1600) if index is None else frame_cameras(index)
-    from pipeline.cost.outlook import Outlook, config_lines, family_lines
+    outlook = Outlook(count, cameras, rate, train_rate, gpus, students, epochs, like, coverage)
+    check_configs(config, pairs, cameras)
+    from pipeline.cost.outlook import config_lines, family_lines
     from pipeline.models.build import load_config
 
-    outlook = Outlook(
-        count, cameras, rate, train_rate, gpus, students=students, epochs=epochs, like=like, coverage=coverage
-    )
     if config is not None:
         print("\n".join(config_lines(load_config(config), profile.dump, outlook)))
     for pair in pairs if config is None else ():

@@ -6,15 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.data.asked import check_split
 from pipeline.errors import FD3DError
 from pipeline.files import check_needed
 from pipeline.profile import DETECTOR, PLAIN, Family, read_profile
 
 
 def train(
-    method: Annotated[
-        str, typer.Option(help="Method to train by: plain, fd3d or another of docs/distillers.md.")
-    ] = "fd3d",
+    method: Annotated[str, typer.Option(help="Method: plain, fd3d or another of docs/distillers.md.")] = "fd3d",
     family: Annotated[str | None, typer.Option(help="Family to train; default: the profile's first.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for detector.pth; default: runs/FAMILY/METHOD.")] = None,
     store: Annotated[Path | None, typer.Option(help="Store of the expert; default: runs/FAMILY/store.")] = None,
@@ -32,6 +31,7 @@ def train(
     inherited = expert or (None if method == PLAIN else pair.detector)
     pair.init("apprentice").check()
     check_needed(index=source.index, root=source.root, expert=inherited if settings.inherit else None)
+    check_split(source)
     run = pair.apprentice.train if seed is None else replace(pair.apprentice.train, seed=seed)
     out = (out or pair.folder / method) / DETECTOR
     shared = {"source": source, "run": run, "out": out, "init": pair.init("apprentice"), "restart": restart}

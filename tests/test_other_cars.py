@@ -24,9 +24,9 @@ from pipeline.evaluation.live import Boxes
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.submission import write_submission
 from pipeline.export.graph import DetectorGraph
+from pipeline.export.rig import rig_of
 from pipeline.export.runtime import graph_arguments
 from pipeline.export.standard import standard_operators
-from pipeline.export.write import rig_of
 from pipeline.models.build import load_config
 from pipeline.models.load import load_detector
 from pipeline.profile import read_profile
@@ -110,6 +110,7 @@ def stored(car: Car) -> StoreReader:
 def test_the_index_has_the_cameras_and_classes_of_the_data_set(car: Car) -> None:
     frames = FrameIndex.load(car.data.index, car.data.root)
     sizes = frames[0].image_sizes.tolist()
+    assert (frames.cameras, frames.reference) == (car.data.cameras, car.data.reference)
     if car.family == "bevformer":
         assert frames.cameras == car.data.cameras and len(sizes) == 7
         assert sizes[0] == [224, 160] and sizes[1:] == [[160, 224]] * 6

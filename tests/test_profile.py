@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.data.made_for import check_views
 from pipeline.distill.settings import METHODS, MGDSettings, PlainSettings
 from pipeline.errors import FD3DError
 from pipeline.models.build import load_config
-from pipeline.models.pairs import check_rig
 from pipeline.profile import DataSettings, parse_profile, read_profile
 from pipeline.settings import read_yaml
 from pipeline.training.settings import read_schedule
@@ -39,6 +39,14 @@ def test_a_shipped_profile_is_read_whole_and_its_configs_load(path: Path):
         read_schedule(load_config(family.apprentice.config))
 
 
+def test_the_table_of_cars_has_the_cameras_and_the_frame_of_their_profiles():
+    page = (ROOT / "docs/other_cameras.md").read_text()
+    for name in ("argoverse2", "five"):
+        data = read_profile(ROOT / f"configs/profiles/{name}.yaml").data
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `configs/profiles/{name}.yaml`"))
+        assert data.cameras and f"`{data.cameras[0]}`" in row and f"`{data.reference}`" in row
+
+
 def test_the_profile_in_the_document_is_complete():
     """For DVC too, which asks for every parameter of its stages."""
     (text,) = blocks(ROOT / "docs/own_data.md", "yaml")
@@ -46,7 +54,7 @@ def test_the_profile_in_the_document_is_complete():
     profile = parse_profile(values, Path("params.yaml"))
     (name,) = profile.families
     for one in (profile.family().expert, profile.family().apprentice):
-        check_rig(one.config, len(profile.data.cameras))
+        check_views(load_config(one.config), len(profile.data.cameras), one.config)
     for stage, body in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
         for param in body.get("do", body)["params"] if stage != "world" else ():
             found = values

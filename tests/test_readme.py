@@ -160,3 +160,24 @@ def test_the_index_of_documents_lists_every_page():
     index = ROOT / "docs/README.md"
     listed = set(re.findall(r"[\w-]+\.md", index.read_text()))
     assert {page.name for page in (ROOT / "docs").glob("*.md")} <= listed
+
+
+def test_files_that_the_documents_commands_write_are_ignored_by_git():
+    """Git would show them, and 'git add' would take them."""
+    if subprocess.run(["git", "rev-parse"], cwd=ROOT, capture_output=True).returncode:
+        pytest.skip("no checkout of git")
+    made = {
+        word.rpartition("=")[2]
+        for page in PAGES
+        for words in commands(page)
+        for word in words
+        if word.endswith((".onnx", ".plan", ".npz", ".png", ".svg", ".html")) or words[words.index(word) - 1] == ">"
+    }
+    assert {"student.onnx", "student.plan", "ex.npz", "before.txt"} <= made
+    shown = [
+        word
+        for word in made
+        if subprocess.run(["git", "check-ignore", "-q", word], cwd=ROOT).returncode
+        and subprocess.run(["git", "ls-files", "--error-unmatch", word], cwd=ROOT, capture_output=True).returncode
+    ]
+    assert shown == []

@@ -6,6 +6,7 @@ import re
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -149,8 +150,14 @@ def given(stage: str, profile: Profile) -> str:
         patch.setattr(f"{module}.read_profile", lambda path: profile)
         patch.setattr(Profile, "check_checkpoints", lambda *args, **options: None)
         patch.setattr(Initial, "check", lambda self: None)
-        for name in ("check_needed", "check_writable", "table_folder", "check_generated"):
+        for name in ("check_needed", "check_split", "frames_to_dump", "table_folder", "check_generated"):
             patch.setattr(f"{module}.{name}", lambda *args, **options: None, raising=False)
+        asked = {
+            "place_of": lambda out: out,
+            "frames_to_evaluate": lambda source, version, *places: SimpleNamespace(version=version),
+        }
+        for name, answer in asked.items():
+            patch.setattr(f"{module}.{name}", answer, raising=False)
         patch.setattr("store_schema.StoreReader", lambda *args, **options: None)
         try:
             WORK[stage][1](**WORK[stage][2])

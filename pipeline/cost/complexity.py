@@ -28,6 +28,7 @@ from pipeline.cost.cameras import Cameras
 from pipeline.cost.counting import PARTS, REPEATED, Counts, counting, part_of
 from pipeline.cost.foreign import count_foreign
 from pipeline.data.geometry import lidar2img, resize_factors, resized_hw
+from pipeline.data.made_for import check_views
 from pipeline.errors import FD3DError
 from pipeline.expert.declared import is_foreign
 from pipeline.models.attention import DeformableSampler
@@ -127,6 +128,7 @@ def on_meta(
         raise FD3DError(
             f"model type {kind!r} is not a detector of this project; give a config whose model is BEVFormer or DETR3D"
         )
+    check_views(cfg, len(cameras.intrinsics), cfg.filename)
     if "image" not in cfg:
         raise FD3DError(f"config {cfg.filename} has no 'image'; add image = dict(scale=..., to_rgb=...)")
     try:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from pipeline.cost.cameras import Cameras
 from pipeline.cost.complexity import on_meta
+from pipeline.cost.early import check_grid
 from pipeline.distill.base import Taps
 from pipeline.distill.generators import FeatureGenerator, RestoreBEV
 from pipeline.distill.losses import masked_generation_loss
-from pipeline.errors import FD3DError
 from store_schema import StoreSchema
 
 
@@ -104,11 +104,7 @@ def _distillation(levels: Sequence[Tensor], bev: Tensor | None, schema: StoreSch
     """Bytes that FD3D adds: the pyramid's levels (B*V, C, H, W) and the BEV map (B, C, h, w) are the student's."""
     maps = [(student, (len(student), level[2], *level[:2])) for student, level in zip(levels, schema.pv, strict=False)]
     for number, (student, shape) in enumerate(maps):
-        if student.shape[-2:] != shape[2:]:
-            raise FD3DError(
-                f"pyramid level {number} of the student is {tuple(student.shape[-2:])}, of the expert {shape[2:]}; choose image "
-                "sizes and strides that agree, or the data set's size by --height and --width"
-            )
+        check_grid(number, (student.shape[-2], student.shape[-1]), (shape[2], shape[3]))
     modules = nn.ModuleList()
     with torch.device("meta"):
         if bev is not None and schema.bev is not None:

@@ -1,12 +1,10 @@
 """What a pair of detectors will take, in words: store, expert hours, GPU memory and hours of the trainings."""
 
-import math
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from mmengine.config import Config
 
-from pipeline.cost.cameras import Cameras
+from pipeline.cost.early import Outlook
 from pipeline.cost.memory import TrainingMemory, training_memory
 from pipeline.cost.plan import RATIOS, Measured, StorePlan, coverage_of, expert_schema, plan_store, plan_work, table
 from pipeline.data.augment import read_augment
@@ -26,38 +24,6 @@ to 100, run 'fd3d train --family {name} --method plain --out runs/rate' and take
 
 _NO_MEMORY = """{training}: the memory of a detector of another project is measured, not planned: train it with max_iters: 4 in
 families.{name}, and take peak_memory_mb of its train.json"""
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """Numbers that a profile does not have.
-
-    Attributes:
-        frames: frames of the training split.
-        cameras: calibrated cameras of the data set.
-        rate: frames per second of the expert on one GPU; None where not measured.
-        train_rate: frames per second of a training on one GPU; None where not measured.
-        gpus: numbers of GPUs that hours are given for.
-        students: trainings that read the store.
-        epochs: epochs of a training, beside which the expert online is counted.
-        like: finished store that coverage and compression are taken from.
-        coverage: ``MAP=SHARE`` texts that replace the shares.
-    """
-
-    frames: int
-    cameras: Cameras
-    rate: float | None = None
-    train_rate: float | None = None
-    gpus: tuple[int, ...] = (1,)
-    students: int = 1
-    epochs: int = 24
-    like: Path | None = None
-    coverage: list[str] | None = None
-
-    def __post_init__(self) -> None:
-        for name, rate in (("rate", self.rate), ("train-rate", self.train_rate)):
-            if rate is not None and not 0 < rate < math.inf:
-                raise FD3DError(f"--{name} is {rate}; give the measured frames per second")
 
 
 def store_lines(schema: StoreSchema, settings: DumpSettings, outlook: Outlook) -> tuple[StorePlan, list[str]]:
@@ -95,13 +61,11 @@ def expert_lines(store: StorePlan, outlook: Outlook) -> list[str]:
 
 
 def config_lines(cfg: Config, settings: DumpSettings, outlook: Outlook) -> list[str]:
-    """Store and expert hours of an expert's config.
+    """Store and expert hours of an expert's config, with a rate.
 
     Raises:
-        FD3DError: the rate is missing, or the config is no expert of this project.
+        FD3DError: the config is no expert of this project.
     """
-    if outlook.rate is None:
-        raise FD3DError("--rate is missing; give the measured frames per second of one worker's expert")
     store, lines = store_lines(expert_schema(cfg, outlook.cameras, settings), settings, outlook)
     return lines + expert_lines(store, outlook)
 
@@ -122,6 +86,12 @@ def family_lines(profile: Profile, family: Family, outlook: Outlook) -> list[str
         trainings.insert(0, ("expert", expert, family.expert.train, None))
     course = plan_course(read_schedule(student), family.apprentice.train, outlook.frames, processes=1)
     outlook = replace(outlook, epochs=round(course.updates * course.batch / outlook.frames) or 1)
+    sizes = [run.batch_size or read_schedule(cfg).batch_size for _, cfg, run, _ in trainings]
+    memory: dict[str, TrainingMemory] = {}
+    # the distilled training first, which is refused where the pyramids' grids differ
+    for (name, cfg, _, read), size in [*zip(trainings, sizes, strict=True)][::-1]:
+        if not is_foreign(cfg):
+            memory[name] = training_memory(cfg, outlook.cameras, size, read)
     store, lines = store_lines(schema, profile.dump, outlook)
     lines = [
         f"== {family.name}: {family.expert.config} -> {family.apprentice.config}, {counted(outlook.frames, 'frame')}",
@@ -130,12 +100,11 @@ def family_lines(profile: Profile, family: Family, outlook: Outlook) -> list[str
         "",
         f"{'GPU memory, GB':24} {'weights':>9} {'optimiser':>9} {'images':>9} {'activations':>12} {'fd3d':>9} {'all':>9}",
     ]
-    for name, cfg, run, read in trainings:
-        size = run.batch_size or read_schedule(cfg).batch_size
-        if is_foreign(cfg):
+    for (name, *_), size in zip(trainings, sizes, strict=True):
+        if name in memory:
+            lines.append(_memory_line(f"{name}, batch {size}", memory[name]))
+        else:
             lines.append(_NO_MEMORY.format(training=name, name=family.name))
-            continue
-        lines.append(_memory_line(f"{name}, batch {size}", training_memory(cfg, outlook.cameras, size, read)))
     lines += [
         "in float32, at the end of the forward pass; measured peaks are some 3 GB higher (docs/planning.md)",
         "",

@@ -15,10 +15,11 @@ from mmengine.config import Config
 
 from pipeline.cost.cameras import Cameras
 from pipeline.cost.complexity import on_meta
+from pipeline.cost.early import share_of
 from pipeline.cost.foreign import foreign_frame
 from pipeline.dumping.recipe import schema_of
 from pipeline.dumping.settings import DumpSettings
-from pipeline.errors import FD3DError, counted
+from pipeline.errors import counted
 from pipeline.expert import TappedExpert, build_adapter
 from pipeline.expert.declared import is_foreign
 from store_schema import ArraySpec, StoreReader, StoreSchema
@@ -214,17 +215,7 @@ def coverage_of(given: list[str] | None, schema: StoreSchema, known: Mapping[str
     names = [path.removesuffix("/count") for path, spec in schema.arrays().items() if spec.kind == "count"]
     coarsest = list(COVERAGE.values())[-1]
     coverage = {name: known.get(name, COVERAGE.get(name, coarsest)) for name in names}
-    for text in given or ():
-        name, _, share = text.partition("=")
-        try:
-            coverage[name] = float(share)
-        except ValueError:
-            coverage[name] = math.nan
-        if name not in names or not 0 <= coverage[name] <= 1:
-            raise FD3DError(
-                f"--coverage is '{text}'; give MAP=SHARE with a map of {', '.join(names)} and a share in 0..1"
-            )
-    return coverage
+    return coverage | dict(share_of(text, names) for text in given or ())
 
 
 def table(plan: StorePlan, coverage: Mapping[str, float]) -> list[str]:

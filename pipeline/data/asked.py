@@ -1,10 +1,11 @@
-"""An index against the settings of a profile that it was made by."""
+"""An index against the settings of a profile that it was made by, and against the split that is asked for."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.data.index import FrameIndex
+from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
 
 
@@ -19,6 +20,15 @@ class AskedData(Protocol):
     def cameras(self) -> Sequence[str]: ...
     @property
     def reference(self) -> str | None: ...
+
+
+def check_split(source: FrameSource) -> None:
+    """Refuse an index that is damaged, that does not fit the data root, or that lacks the split.
+
+    Raises:
+        FD3DError: naming which.
+    """
+    FrameIndex.load(source.index, source.root).select(source.split)
 
 
 def check_index(path: Path, asked: "AskedData") -> None:

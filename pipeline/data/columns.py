@@ -5,7 +5,6 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
@@ -122,6 +121,8 @@ def _check_kind(image: Image.Image, path: str) -> None:
         )
     kind = str(image.format)
     if kind not in _DECODED:
+        import cv2  # a quarter of a second, and every command reads indices
+
         _DECODED[kind] = cv2.haveImageReader(path)
     if not _DECODED[kind]:
         raise FD3DError(

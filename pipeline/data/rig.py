@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.data import CAMERAS
 from pipeline.data.json_stream import rows_of
 from pipeline.errors import FD3DError
@@ -30,6 +32,27 @@ def other_sensors(folder: Path) -> tuple[str, ...]:
 def _others(sensors: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     lidars = [row for row in sensors if not is_camera(row) and str(row.get("modality")).strip().lower() != "radar"]
     return tuple(sorted({str(row["channel"]) for row in lidars}))
+
+
+def sizes_of(image_sizes: np.ndarray) -> tuple[tuple[int, int], ...] | None:
+    """Rows and columns of each camera's images; None where images of one camera differ in size.
+
+    Args:
+        image_sizes: (n, V, 2) of an index.
+    """
+    if (image_sizes != image_sizes[0]).any():
+        return None
+    return tuple((int(rows), int(columns)) for rows, columns in image_sizes[0])
+
+
+def other_images(
+    made_for: Sequence[tuple[int, int]], given: Sequence[Sequence[int]], cameras: Sequence[str]
+) -> str | None:
+    """The first camera whose images have another size (rows, columns) than a detector is made for, in words; None without one."""
+    for camera, own, found in zip(cameras, made_for, given, strict=True):
+        if own != tuple(found):
+            return f"images of {own[0]}x{own[1]} of {camera}; the index has {found[0]}x{found[1]}"
+    return None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,10 @@ class FrameSource:
     split: str
     """Devkit split, one of the data set's ``splits.json``, or ``all``."""
 
+    def at(self, index: Path | None, root: Path | None) -> "FrameSource":
+        """The split of another index or below another root, where these are given."""
+        return FrameSource(index or self.index, root or self.root, self.split)
+
 
 def check_classes(classes: Mapping[str, str | None]) -> None:
     """Refuse classes of categories that no detector has.

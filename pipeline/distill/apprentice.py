@@ -52,6 +52,7 @@ def train_apprentice(
     """
     manifest = StoreReader(store).manifest
     FrameIndex.load(source.index).check_made(manifest, store)
+    warn_of_nothing(manifest["coverage"], store)
     warn_of_expert(manifest["expert"], store, expert if settings.inherit else None)
     cfg, targets, live = load_config(config), cached_targets(store, run.cache_mb), None
     if settings.expert == "online" and settings.history is not None:
@@ -74,6 +75,20 @@ def train_apprentice(
         restart=restart,
     )
     return finish(out, facts | {"method": method})
+
+
+def warn_of_nothing(coverage: Mapping[str, float], store: Path) -> None:
+    """Warn of a store without a single cell.
+
+    Args:
+        coverage: share of cells stored, by map, as of the store's manifest; none of a dense store.
+    """
+    if coverage and not any(coverage.values()):
+        warnings.warn(
+            f"store {store} has no cell, since no query of its expert reached focal.min_score, so its maps teach nothing; look at the "
+            "expert, or lower focal.min_score and dump again",
+            stacklevel=3,
+        )
 
 
 def warn_of_expert(made_by: Mapping[str, Any], store: Path, inherited: Path | None) -> None:

@@ -11,13 +11,13 @@ import torch
 from tqdm import tqdm
 
 from pipeline.data.images import check_images
-from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.dumping.coverage import join_counts
+from pipeline.dumping.early import frames_to_dump
 from pipeline.dumping.engine import Engine, InProcess, Progress
 from pipeline.dumping.learning import sample_frames
 from pipeline.dumping.moments import join_moments
-from pipeline.dumping.recipe import library_versions, make_manifest, scene_rows
+from pipeline.dumping.recipe import library_versions, make_manifest
 from pipeline.dumping.session import Job, shard_tokens
 from pipeline.dumping.settings import ClusterSettings, DumpSettings
 from pipeline.dumping.shared import LEARNING, Shared, learning_sha256, source_sha256
@@ -25,9 +25,8 @@ from pipeline.dumping.unchanged import outdated_by
 from pipeline.errors import FD3DError
 from pipeline.expert import build_adapter
 from pipeline.models.build import file_sha256, load_config
-from pipeline.models.pairs import check_trained_rig
+from pipeline.models.pairs import check_rig
 from store_schema import OtherStoreError, StoreWriter, open_storage
-from store_schema.layout import check_scenes
 from store_schema.manifest import made_by, refuse_difference
 from store_schema.storage import Storage
 
@@ -86,16 +85,11 @@ def dump(
         source = replace(source, index=source.index.absolute(), root=source.root.absolute())
     cfg = load_config(config)
     build_adapter(cfg)  # a config without one is refused before anything starts
-    index = FrameIndex.load(source.index, source.root)
-    if checkpoint is not None and checkpoint.is_file():  # one that is missing here may lie on the workers
-        check_trained_rig(checkpoint, index.cameras, index.reference, source.root / index.version)
-    tokens = {
-        name: [index[row].token for row in rows] for name, rows in scene_rows(index, source.split, scenes).items()
-    }
-    check_scenes(tokens, settings.frames_per_shard)
+    index, rows, tokens = frames_to_dump(source, scenes, settings.frames_per_shard)
+    here = checkpoint if checkpoint is not None and checkpoint.is_file() else None  # one may lie on the workers alone
+    check_rig(cfg, here, index.cameras, index.reference, source.root / index.version)
     if cluster.address is None:  # workers at an address may have the only copy of the images
-        rows_here = [row for rows in scene_rows(index, source.split, scenes).values() for row in rows]
-        check_images(index, source.root, rows_here, source.index)
+        check_images(index, source.root, rows, source.index)
     versions = tuple(library_versions().items())
     shared = None
     if not cluster.in_process:
@@ -114,8 +108,8 @@ def dump(
         if manifest is not None and made["expert"] != manifest["expert"]:
             raise FD3DError(f"checkpoint {checkpoint} was replaced while the expert was loaded; run the dump again")
         manifest = continued(storage, made)
-        rows = settings.frames_per_shard
-        writer = StoreWriter(storage, schema, manifest, tokens, rows, allow_versions=allow_versions)
+        size = settings.frames_per_shard
+        writer = StoreWriter(storage, schema, manifest, tokens, size, allow_versions=allow_versions)
         # from the comparison on, so that no other dump puts another store there meanwhile
         with writer.locked():
             writer.outdated = outdated_by(engine, job, writer, constants)

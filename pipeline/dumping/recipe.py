@@ -1,7 +1,6 @@
 """Recipe of a store: shape, manifest and frames."""
 
 import platform
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -129,20 +128,3 @@ def library_versions() -> dict[str, str]:
     """Versions of the libraries that decide the numbers in a store."""
     names = ("torch", "mmcv", "mmdet", "mmdet3d", "zarr", "numcodecs", "numpy")
     return {name: version(name) for name in names} | {"python": platform.python_version()}
-
-
-def scene_rows(index: FrameIndex, split: str, scenes: Sequence[str] | None) -> dict[str, list[int]]:
-    """Index rows by scene name, in time order; scenes are sorted by name, as in the store.
-
-    Raises:
-        FD3DError: a scene is not in the split.
-    """
-    chosen = set(index.select(split))
-    available = {name: [r for r in rows if r in chosen] for name, rows in index.scenes.items()}
-    available = {name: available[name] for name in sorted(available) if available[name]}
-    if scenes is None:
-        return available
-    unknown = [name for name in scenes if name not in available]
-    if unknown:
-        raise FD3DError(f"scene {unknown[0]} is not in split {split}; it has {', '.join(sorted(available)[:5])}, ...")
-    return {name: rows for name, rows in available.items() if name in scenes}

@@ -17,7 +17,7 @@ from pipeline.expert.rows import focal_cells, store_row
 from pipeline.focal.codes import FeatureCode
 from pipeline.focal.rule import FocalRule
 from pipeline.models.build import load_config
-from pipeline.models.pairs import check_trained_rig
+from pipeline.models.pairs import check_rig
 from store_schema import StoreReader
 from store_schema.coding import decoded
 
@@ -71,7 +71,7 @@ def recompute(
     check_identity(made["expert"], cfg, checkpoint, reader.storage)
     frames = FrameIndex.load(index, root)
     frames.check_made(made, reader.storage)
-    check_trained_rig(checkpoint, frames.cameras, frames.reference, root / frames.version)
+    check_rig(cfg, checkpoint, frames.cameras, frames.reference, root / frames.version)
     chosen = set(np.random.default_rng(seed).permutation(reader.tokens)[:count].tolist())
     source = FrameSource(index, root, made["data"]["split"])
     rows = [row for tokens in made["scenes"].values() for row in _up_to(frames, tokens, chosen)]

@@ -23,14 +23,13 @@ from pipeline.evaluation.live_input import (
     check_step,
     checked_images,
 )
+from pipeline.evaluation.live_rig import DetectorRig, ExportedRig, TrainedRig
 from pipeline.evaluation.predict import batch_detector
 from pipeline.export.graph import detector_views
-from pipeline.export.notes import Notes
 from pipeline.export.runtime import ExportedDetector, graph_arguments
 from pipeline.models.build import load_config
 from pipeline.models.detector import MultiCameraDetector
 from pipeline.models.load import load_detector
-from pipeline.models.pairs import check_trained_rig
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,10 @@ class Calibration:
 
     Attributes:
         intrinsics: (V, 3, 3) pixels of the original images.
-        lidar2cam: (V, 4, 4) reference frame to camera frame. The reference frame is the LiDAR's, whose x axis looks to the right
-            and y axis ahead on nuScenes' car; motion between the exposures may be part of it, as in an index.
-        lidar2ego: (4, 4) mount of the LiDAR.
+        lidar2cam: (V, 4, 4) reference frame to camera frame (x right, y down, z ahead), metres. The reference frame is the one that
+            the detector was trained in: a LiDAR's, whose x axis looks to the right and y axis ahead on nuScenes' car, or the ego
+            frame (x ahead, y left, z up), where a car has no LiDAR; motion between the exposures may be part of it, as in an index.
+        lidar2ego: (4, 4) reference frame to ego frame: the mount of the LiDAR, or the identity where the ego frame is the reference.
     """
 
     intrinsics: np.ndarray
@@ -54,7 +54,7 @@ class EgoPose:
     """Pose of the car at the time of a frame.
 
     Attributes:
-        ego2global: (4, 4), metres, in any frame that does not move while frames are streamed.
+        ego2global: (4, 4) ego frame to global frame, metres, in any frame that does not move while frames are streamed.
         timestamp: microseconds.
         state: (18,) absolute ego state of :class:`~pipeline.data.can_bus.EgoStates`, where measured. None derives velocity and turn
             rate from this pose and the one before.
@@ -96,13 +96,9 @@ class Detector:
         self,
         cfg: Config,
         detect: Callable[[dict[str, Any]], Any],
-        views: int | None,
-        notes: Notes | None = None,
-        checkpoint: Path | None = None,
-        onnx: str | Path = "the ONNX file",
+        rig: DetectorRig,
     ) -> None:
-        self.cfg, self._detect, self._views, self._notes, self._checkpoint = cfg, detect, views, notes, checkpoint
-        self._onnx = onnx
+        self.cfg, self._detect, self._rig = cfg, detect, rig
         self._pack = Compose(frame_pipeline(cfg, train=False)[1:])
         self._drive = 0
         self._last: EgoPose | None = None
@@ -111,32 +107,40 @@ class Detector:
 
     @classmethod
     def open(
-        cls, config: str | Path, checkpoint: str | Path | None = None, onnx: str | Path | None = None
+        cls,
+        config: str | Path,
+        checkpoint: str | Path | None = None,
+        onnx: str | Path | None = None,
+        random_weights: bool = False,
     ) -> "Detector":
         """A detector in PyTorch on the best device, or in ONNX Runtime.
 
         Args:
             config: the detector's config.
-            checkpoint: the checkpoint; None runs random weights.
+            checkpoint: the checkpoint.
             onnx: file that ``fd3d export`` made with the config, in place of a checkpoint.
+            random_weights: random weights in place of a checkpoint, for a try of data and model.
 
         Raises:
-            FD3DError: a file is missing, damaged, or does not fit the config; both files are given; or ONNX Runtime is missing.
+            FD3DError: a file is missing, damaged, or does not fit the config; not one of checkpoint, ONNX file and random weights is
+                given; or ONNX Runtime is missing.
         """
-        if onnx is not None and checkpoint is not None:
-            raise FD3DError(f"both {checkpoint} and {onnx} are given; give a checkpoint or an ONNX file")
+        given = [str(path) for path in (checkpoint, onnx) if path is not None] + ["random weights"] * random_weights
+        if len(given) != 1:
+            raise FD3DError(
+                f"given to the detector: {' and '.join(given) or 'no weights'}; give a checkpoint or an ONNX file (onnx=...), or "
+                "random_weights=True for a try"
+            )
         cfg = load_config(config)
         if onnx is not None:
             exported = ExportedDetector(Path(onnx))
             exported.notes.check_config(cfg, onnx)
-            return cls(
-                cfg, lambda batch: exported(*graph_arguments(batch)), exported.notes.views, exported.notes, onnx=onnx
-            )
+            return cls(cfg, lambda batch: exported(*graph_arguments(batch)), ExportedRig(exported.notes, onnx))
         weights = None if checkpoint is None else Path(checkpoint)
         model = load_detector(cfg, weights)
         views = detector_views(model) if isinstance(model, MultiCameraDetector) else None
         detect = batch_detector(cfg, model)
-        return cls(cfg, lambda batch: detect(batch)[0][1:], views, checkpoint=weights)
+        return cls(cfg, lambda batch: detect(batch)[0][1:], TrainedRig(cfg, weights, views))
 
     def check_rig(
         self,
@@ -149,16 +153,15 @@ class Detector:
 
         Args:
             cameras, reference: names of the cameras in order, and the frame of reference, as of an index.
-            sizes: rows and columns of each camera's image.
+            sizes: rows and columns of each camera's image; a checkpoint takes those of a rig of other names from now on.
             folder: of the data set's tables.
 
         Raises:
             FD3DError: naming both.
         """
-        if self._notes is not None:
-            self._notes.check_rig(cameras, reference, self._onnx, sizes)
-        elif self._checkpoint is not None:
-            check_trained_rig(self._checkpoint, cameras, reference, folder)
+        self._rig.check(
+            cameras, reference, None if sizes is None else tuple((int(h), int(w)) for h, w in sizes), folder
+        )
 
     def reset(self) -> None:
         """Forget the frames so far: the next one starts another drive."""
@@ -174,7 +177,7 @@ class Detector:
             FD3DError: another rig than the detector's, a camera without image, arrays of other shapes, matrices that are no
                 calibration or no pose, or a frame that cannot follow the last one. The history stays as it was.
         """
-        images = checked_images(images, self._views, None if self._notes is None else self._notes.sizes)
+        images = checked_images(images, self._rig.views, self._rig.sizes)
         if not isinstance(calibration, Calibration) or not isinstance(pose, EgoPose):
             kinds = f"{type(calibration).__name__} and {type(pose).__name__}"
             raise FD3DError(f"calibration and pose are {kinds}; give a Calibration and an EgoPose")

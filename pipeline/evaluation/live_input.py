@@ -47,8 +47,8 @@ def checked_images(
         if sizes is not None and image.shape[:2] != sizes[number]:
             rows, columns = sizes[number]
             raise FD3DError(
-                f"image {number} is {image.shape[0]}x{image.shape[1]}, the file was exported for {rows}x{columns}; export the detector "
-                "for this rig"
+                f"image {number} is {image.shape[0]}x{image.shape[1]}, the detector was made for {rows}x{columns}; give the images in the "
+                "order of its cameras, or train and export it for this rig"
             )
     return given
 

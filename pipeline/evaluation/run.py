@@ -10,14 +10,14 @@ from pipeline.data.devkit import open_truth
 from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
-from pipeline.errors import FD3DError, counted
+from pipeline.evaluation.early import frames_to_evaluate
 from pipeline.evaluation.metrics import evaluate, evaluated_scenes
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.submission import write_submission
-from pipeline.files import check_needed, check_writable, write_atomically
+from pipeline.files import check_needed, write_atomically
 from pipeline.models.build import file_sha256, load_config
 from pipeline.models.load import load_detector
-from pipeline.models.pairs import check_trained_rig
+from pipeline.models.pairs import check_rig
 
 
 def evaluate_detector(
@@ -40,10 +40,11 @@ def evaluate_detector(
     """
     check_needed(checkpoint=checkpoint)
     index = check_evaluation(source, version, out, metrics)
-    check_trained_rig(checkpoint, index.cameras, index.reference, source.root / index.version)
+    cfg = load_config(config)
+    check_rig(cfg, checkpoint, index.cameras, index.reference, source.root / index.version)
     check_images(index, source.root, index.select(source.split), source.index)
     torch.set_num_threads(1)
-    cfg, detector = load_config(config), file_sha256(checkpoint)
+    detector = file_sha256(checkpoint)
     model = load_detector(cfg, checkpoint)
     detections = predict(cfg, model, source, workers)
     write_submission(out / "submission.json", index, detections)
@@ -64,20 +65,9 @@ def check_evaluation(
             written.
     """
     check_needed(submission=submission)
-    index = FrameIndex.load(source.index, source.root)
-    if index.version != version:
-        raise FD3DError(
-            f"index {source.index} was made from {index.version}, but the tables to evaluate on are {version}; make it again with 'fd3d index'"
-        )
-    boxes, count = index.boxes_of(index.select(source.split))
+    index = frames_to_evaluate(source, version, out, metrics)
     scenes = evaluated_scenes(source.root, version, source.split)
-    if boxes and not count:
-        raise FD3DError(
-            f"none of the {counted(boxes, 'box')} of split '{source.split}' has a LiDAR or radar point, so none counts; name another split"
-        )
-    for path in (out / "submission.json", out / "pr.csv", metrics):
-        check_writable(path)
-    if boxes:
+    if index.boxes_of(index.select(source.split))[0]:
         open_truth(source.root, version, scenes, index)  # what the devkit refuses is known before hours of detection
     return index
 

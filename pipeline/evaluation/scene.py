@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.images import check_images
-from pipeline.data.index import Frame, FrameIndex, build_index
+from pipeline.data.index import Frame, build_index
 from pipeline.data.transforms import LoadMultiViewImages
 from pipeline.errors import FD3DError
+from pipeline.evaluation.early import check_detection, only_version, open_scene
 from pipeline.evaluation.live import Calibration, Detector, EgoPose
 from pipeline.evaluation.submission import to_submission
-from pipeline.files import check_writable, write_atomically
+from pipeline.files import write_atomically
 from pipeline.report.figures import beside, bev_figure, camera_sheet, jpeg
 
 
@@ -48,6 +49,7 @@ def detect_scene(
     frames: int = 4,
     min_score: float = 0.3,
     onnx: Path | None = None,
+    random_weights: bool = False,
 ) -> Iterator[DetectedFrame]:
     """Detect on the first frames of a scene, in time order with streamed history.
 
@@ -55,34 +57,29 @@ def detect_scene(
     nuScenes submission of the frames so far, boxes in the global frame, with all scores.
 
     Args:
-        checkpoint: None runs random weights.
+        checkpoint: the detector's weights, unless ``onnx`` or ``random_weights`` is given.
         root: data root in nuScenes format.
         version: folder of the root's tables; default: the only one.
         index: frame index of the root; default: ``out/index.npz``, which is made.
         frames: largest number of frames.
         min_score: score from which boxes are drawn and counted.
         onnx: exported file that runs in place of a checkpoint.
+        random_weights: random weights in place of a checkpoint.
 
     Raises:
         FD3DError: bad input, among it an unknown scene, another rig than an exported file's, or images that are missing.
     """
-    if frames < 1:
-        raise FD3DError(f"frames is {frames}; it must be at least 1")
-    check_writable(out / "submission.json")
-    detector = Detector.open(config, checkpoint, onnx)
+    check_detection(config, root, scene, out, version, index, frames)
+    detector = Detector.open(config, checkpoint, onnx, random_weights)
     if index is None:
         index = out / "index.npz"
         try:
-            build_index(root, version or _only_version(root), index, tell=print)
+            build_index(root, version or only_version(root), index, tell=print)
         except FD3DError as error:
             raise FD3DError(f"{error}; or name an index of {root} by --index, or its profile by --params") from error
-    known = FrameIndex.load(index, root)
-    if version not in (None, known.version):
-        raise FD3DError(f"index {index} was made from {known.version}, not {version}; leave out one of the two")
-    sizes = known.arrays["image_sizes"][known.scenes.get(scene, [0])[0]].tolist()
+    known = open_scene(index, root, scene, version)
+    sizes = known.arrays["image_sizes"][known.scenes[scene][0]].tolist()
     detector.check_rig(known.cameras, known.reference, sizes, Path(root) / known.version)
-    if scene not in known.scenes:
-        raise FD3DError(f"scene '{scene}' is not in {root}; it has {', '.join(list(known.scenes)[:5])}, ...")
     rows = known.scenes[scene][:frames]
     check_images(known, root, rows, index)
     submission: dict[str, Any] = {}
@@ -116,12 +113,3 @@ def _draw(path: Path, root: Path, frame: Frame, boxes: np.ndarray, extent: float
     layers = {"annotated": (annotated, "limegreen"), "detected": (boxes, "tomato")}
     image = beside(sheet, bev_figure({name: layer for name, layer in layers.items() if len(layer[0])}, extent))
     write_atomically(path, lambda file: file.write(jpeg(image)), binary=True)
-
-
-def _only_version(root: Path) -> str:
-    found = sorted(path.parent.name for path in root.glob("*/sample_data.json"))
-    if len(found) != 1:
-        raise FD3DError(
-            f"{root} has {', '.join(found) or 'no'} folder of nuScenes tables; give a data root and --version"
-        )
-    return found[0]

@@ -8,6 +8,7 @@ import numpy as np
 from mmengine.config import Config
 
 from pipeline.data.geometry import own_hw, resized_hw
+from pipeline.data.rig import other_images
 from pipeline.errors import FD3DError
 
 KEY = "fd3d"
@@ -100,9 +101,8 @@ class Notes:
             differs = f"{self.views} cameras; the index has {len(given)} ({', '.join(given)})"
         elif own and self.reference != reference:
             differs = f"boxes in the frame of {self.reference}; the index has {reference}"
-        elif sizes is not None and (odd := [i for i, hw in enumerate(sizes) if tuple(hw) != self.sizes[i]]):
-            (rows, columns), (h, w) = self.sizes[odd[0]], sizes[odd[0]]
-            differs = f"images of {rows}x{columns} of {given[odd[0]]}; the index has {h}x{w}"
+        elif sizes is not None and (odd := other_images(self.sizes, sizes, given)):
+            differs = odd
         else:
             return
         raise FD3DError(

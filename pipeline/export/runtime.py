@@ -1,6 +1,5 @@
 """An exported detector in ONNX Runtime, one frame after the other."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +8,10 @@ import torch
 
 from pipeline.data.pixels import levels
 from pipeline.errors import FD3DError
+from pipeline.export.early import check_packages
 from pipeline.export.graph import INPUTS
 from pipeline.export.notes import Notes
 from pipeline.files import check_needed
-
-
-def check_packages(*names: str) -> None:
-    """Refuse to go on without packages of the extra ``onnx``.
-
-    Raises:
-        FD3DError: naming the first that is not installed.
-    """
-    for name in names:
-        if find_spec(name) is None:
-            raise FD3DError(f"ONNX files need the package {name}; install it with: pip install 'fd3d[onnx]'")
 
 
 class ExportedDetector:

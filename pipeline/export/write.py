@@ -5,44 +5,27 @@ import io
 import logging
 import warnings
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.data.index import FrameIndex
 from pipeline.errors import FD3DError, counted
+from pipeline.export.early import CalibrationFrames, check_export
 from pipeline.export.graph import INPUTS, OUTPUTS, DetectorGraph, detector_views
 from pipeline.export.notes import KEY, Notes
-from pipeline.export.quantise import CalibrationFrames, quantised
-from pipeline.export.runtime import check_packages
+from pipeline.export.quantise import quantised, read_once
+from pipeline.export.rig import ImageRig
 from pipeline.export.standard import standard_operators
-from pipeline.files import check_writable, write_atomically
+from pipeline.files import write_atomically
 from pipeline.models.build import file_sha256, load_config
 from pipeline.models.detector import MultiCameraDetector
 from pipeline.models.load import load_detector
-from pipeline.models.pairs import check_trained_rig
+from pipeline.models.pairs import check_rig
 
 OPSET = 18
 """Version of ONNX's operators: TensorRT reads it since 8.6."""
-
-
-@dataclass(frozen=True)
-class ImageRig:
-    """Cameras that a graph is made for.
-
-    Attributes:
-        sizes: rows and columns of each camera's images before they are resized by the config's ``image.scale``, or of every
-            camera's.
-        cameras: names of the cameras; empty where only sizes are known.
-        reference: frame of reference of the boxes, as of an index; None likewise.
-    """
-
-    sizes: tuple[tuple[int, int], ...]
-    cameras: tuple[str, ...] = ()
-    reference: str | None = None
 
 
 def export_detector(
@@ -64,26 +47,23 @@ def export_detector(
             worse on purpose, another number of cameras than the detector's, or a place that cannot be
             written.
     """
-    check_packages("onnx", "onnxscript", *(("onnxruntime",) if int8 else ()))
+    check_export(out, int8 is not None)
     import onnx
 
-    if out.suffix != ".onnx":  # the checkpoint's own name would be overwritten
-        raise FD3DError(f"the ONNX file to write is {out}; give a name that ends in .onnx")
-    check_writable(out)
     cfg = load_config(config)
     if "corruption" in cfg:
         raise FD3DError(
             f"config {config} makes its detector worse on purpose; export the detector without 'corruption'"
         )
+    if rig.cameras and rig.reference:  # before weights are loaded that would not fit another number of cameras
+        check_rig(cfg, checkpoint, rig.cameras, rig.reference, rig.folder)
     model = load_detector(cfg, checkpoint).cpu()
     if not isinstance(model, MultiCameraDetector):
         raise FD3DError(
             f"{type(model).__name__} of {config} cannot be exported; give a BEVFormer or DETR3D of this project"
         )
-    if rig.cameras and rig.reference:
-        check_trained_rig(checkpoint, rig.cameras, rig.reference)
     if int8 is not None:
-        int8.check(cfg)
+        read_once(cfg, int8)
     views = detector_views(model)
     if len(rig.sizes) not in (1, views) or len(rig.cameras) not in (0, views):
         raise FD3DError(
@@ -108,21 +88,6 @@ def export_detector(
         proto = quantised(proto, cfg, int8)
     write_atomically(out, lambda file: file.write(proto.SerializeToString()), binary=True)
     return notes, Counter(node.op_type for node in proto.graph.node)
-
-
-def rig_of(index: FrameIndex) -> ImageRig:
-    """Images and names of a data set's cameras.
-
-    Raises:
-        FD3DError: images of one camera differ in size, for which a graph has no mask.
-    """
-    sizes = index.arrays["image_sizes"]
-    for name, own in zip(index.cameras, sizes.transpose(1, 0, 2), strict=True):
-        if (own != own[0]).any():
-            raise FD3DError(
-                f"images of camera {name} differ in size, an exported graph takes one; give --height and --width"
-            )
-    return ImageRig(tuple((int(h), int(w)) for h, w in sizes[0]), tuple(index.cameras), index.reference)
 
 
 def _example(notes: Notes) -> tuple[Tensor, ...]:

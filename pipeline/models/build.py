@@ -34,6 +34,8 @@ def load_config(path: str | Path) -> Config:
         hint = "; are the folders of its custom_imports on PYTHONPATH?" if isinstance(first, ImportError) else ""
         told = " ".join(str(first).split())
         raise FD3DError(f"config {path} cannot be read: {type(first).__name__}: {told}{hint}") from error
+    if not isinstance(cfg.get("model"), dict):
+        raise FD3DError(f"config {path} has no model, so it is no detector's config; see configs/ for those that ship")
     # data sets, transforms and models are looked up in mmdet3d's registries
     init_default_scope("mmdet3d")
     note_sources(cfg, path)

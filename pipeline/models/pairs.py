@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from mmengine.config import Config
 from torch import nn
 
-from pipeline.data import CAMERAS
+from pipeline.data.made_for import check_views
 from pipeline.data.rig import EGO, other_sensors
 from pipeline.errors import FD3DError, counted
 
 from .build import build_detector, load_config
 from .pretrained import inherit_weights
-from .query_head import check_cameras
 from .reading import read_checkpoint
 
 
@@ -38,15 +38,21 @@ class StudentPlan:
         return cls(config, distill.inherit, distill.levels, distill.layers, distill.section)
 
 
-def check_rig(config: Path, views: int) -> None:
-    """Refuse a config of BEVFormer or DETR3D that is made for another number of cameras than the data have.
+def check_rig(
+    cfg: Config, checkpoint: Path | None, cameras: Sequence[str], reference: str, folder: Path | None = None
+) -> None:
+    """Refuse data that are not of a detector's rig, by its config and by its checkpoint, before the detector is built.
+
+    Args:
+        checkpoint: None for random weights.
+        cameras, reference, folder: as of :func:`check_trained_rig`.
 
     Raises:
-        FD3DError: naming the config and both numbers.
+        FD3DError: as of :func:`~pipeline.data.made_for.check_views` and :func:`check_trained_rig`.
     """
-    head = load_config(config).model.get("pts_bbox_head") or {}
-    if head.get("type") in ("BEVFormerHead", "DETR3DHead"):
-        check_cameras(head["transformer"].get("num_cams", len(CAMERAS)), views, f"config {config}")
+    check_views(cfg, len(cameras), cfg.filename)
+    if checkpoint is not None:
+        check_trained_rig(checkpoint, cameras, reference, folder)
 
 
 def check_trained_rig(checkpoint: Path, cameras: Sequence[str], reference: str, folder: Path | None = None) -> None:
@@ -56,7 +62,8 @@ def check_trained_rig(checkpoint: Path, cameras: Sequence[str], reference: str, 
 
     Args:
         cameras, reference: names of the cameras in order, and the frame of reference, as of an index.
-        folder: of the data set's tables, whose sensors the message then names where the checkpoint's is none of these.
+        folder: of the data set's tables, whose sensors the message then names where the checkpoint's is none of these; None
+            where the tables are not at hand.
 
     Raises:
         FD3DError: the checkpoint cannot be read, or has another order or frame; naming both.
@@ -71,7 +78,9 @@ def check_trained_rig(checkpoint: Path, cameras: Sequence[str], reference: str, 
     if (frame == EGO) != (reference == EGO):
         others = other_sensors(folder) if folder is not None else ()
         advice = f"set data.reference: {frame} and make the index again"
-        if frame != EGO and others and frame not in others:
+        if frame != EGO and folder is None:  # the car may lack a sensor of this name
+            advice = f"set data.reference to the sensor that stands for {frame} and make the index again, or give a checkpoint in the frame of {EGO}"
+        elif frame != EGO and others and frame not in others:
             advice = f"set data.reference to the sensor that stands for {frame} ({', '.join(others)}) and make the index again"
         elif frame != EGO and folder is not None and not others:
             advice = f"the data set has no sensor but cameras to set data.reference to; give a checkpoint in the frame of {EGO}"

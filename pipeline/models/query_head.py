@@ -6,8 +6,6 @@ import torch
 from mmengine.model import BaseModule, bias_init_with_prob
 from torch import Tensor, nn
 
-from pipeline.errors import FD3DError, counted
-
 from .boxes import CODE_SIZE, decode_top, to_metres
 from .heatmap import HeatmapProposals, HeatmapQueries
 from .matching import SetLoss
@@ -30,24 +28,6 @@ class HeadOutput:
     states: Tensor
     references: Tensor
     proposals: HeatmapProposals | None = None
-
-
-def check_cameras(made_for: int, views: int, detector: object = "the detector") -> None:
-    """Refuse images of another number of cameras than a transformer has weights for.
-
-    Args:
-        made_for: the config's ``num_cams``.
-        views: number of cameras of the data.
-        detector: the detector in messages.
-
-    Raises:
-        FD3DError: naming the setting.
-    """
-    if made_for != views:
-        raise FD3DError(
-            f"{detector} has weights for {counted(made_for, 'camera')}, the data {views}; set num_cams={views} in the config's transformer and "
-            f"train it, or name the detector's {counted(made_for, 'camera')} under data.cameras"
-        )
 
 
 class QueryHead(BaseModule):

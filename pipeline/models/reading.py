@@ -13,7 +13,6 @@ from pipeline.files import check_needed
 
 from .safe_load import load_plain
 
-_POINTER = b"version https://git-lfs"
 _STATES = ("state_dict", "model_state_dict", "model", "module")
 """Entries that files have their state dict under: mmengine's and Lightning's, torch's tutorials', DETR's, DeepSpeed's."""
 _WRAPPERS = ("module.", "model.", "detector.", "net.")
@@ -58,14 +57,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             finite.
     """
     check_needed(checkpoint=Path(path))
-    if Path(path).suffix == ".safetensors":
-        raise FD3DError(
-            f"checkpoint {path} is of safetensors; write it as PyTorch's, in Python: torch.save({{'state_dict': "
-            f"safetensors.torch.load_file('{path}')}}, '{Path(path).with_suffix('.pth')}')"
-        )
-    with open(path, "rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
-            raise FD3DError(f"checkpoint {path} is a pointer of Git LFS in place of the file; run 'git lfs pull'")
     try:
         content = load_plain(path)
     except Exception as error:  # whatever a damaged or foreign file raises, the file is at fault

@@ -21,6 +21,8 @@ from torch import nn
 from pipeline.data.frames import batch_bytes, frame_dataset
 from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
+from pipeline.data.made_for import check_views
+from pipeline.data.rig import sizes_of
 from pipeline.data.source import FrameSource
 from pipeline.data.workers import check_shared_memory, loader_options, worker_errors
 from pipeline.errors import FD3DError, counted
@@ -116,6 +118,7 @@ def train(
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise FD3DError("train.tensorboard is set, but there is no TensorBoard: pip install fd3d[tensorboard]")
     schedule, index = read_schedule(cfg), FrameIndex.load(source.index, source.root)
+    check_views(cfg, len(index.cameras), cfg.filename)
     if inheritance:
         check_trained_rig(inheritance.checkpoint, index.cameras, index.reference, source.root / index.version)
     if not index.boxes_of(index.select(source.split))[1]:
@@ -159,7 +162,9 @@ def train(
 
     def save(trained: nn.Module, path: Path, facts: dict[str, Any]) -> None:
         state = {name: tensor.detach().cpu() for name, tensor in export(trained).items()}
-        rig = {"cameras": list(index.cameras), "reference": index.reference}
+        sizes = sizes_of(index.arrays["image_sizes"])
+        rig: dict[str, Any] = {"cameras": list(index.cameras), "reference": index.reference}
+        rig |= {} if sizes is None else {"image_sizes": [list(hw) for hw in sizes]}
         save_checkpoint({"state_dict": state, "training": facts | rig}, path)
 
     def keep(trained: nn.Module, steps: int) -> None:

@@ -191,7 +191,7 @@ def test_the_document_is_what_the_command_prints(project):
     ("config", "options", "message"),
     [
         ("nowhere.py", {}, "config .*nowhere.py does not exist"),
-        ("configs/_base_/nuscenes.py", {}, "model type None is not a detector"),
+        ("configs/_base_/nuscenes.py", {}, "_base_/nuscenes.py has no model, so it is no detector"),
         ("configs/detr3d/r50.py", {"token": "x"}, "--token names a frame of an index; give --index too"),
         ("configs/detr3d/r50.py", {"index": Path("none.npz")}, "index none.npz does not exist"),
         ("configs/detr3d/r50.py", {"index": Path("none.npz"), "width": 8}, "--index brings its images' size"),

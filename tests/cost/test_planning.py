@@ -1,5 +1,6 @@
 """A plan says what a dump then takes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,10 @@ import yaml
 from typer.testing import CliRunner
 
 from pipeline.cost.cameras import rig_cameras
+from pipeline.cost.complexity import on_meta
+from pipeline.cost.early import pyramid_of
 from pipeline.cost.plan import Measured, coverage_of, expert_schema, plan_store, plan_work
+from pipeline.distill.base import Taps
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.focal.rule import FocalRule
@@ -205,3 +209,23 @@ def test_a_plan_that_lacks_something_says_what(project, monkeypatch, options, to
     monkeypatch.chdir(project)
     done = CliRunner().invoke(app, ["plan", *options])
     assert isinstance(done.exception, FD3DError) and told in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["world/expert", "world/apprentice", "world/five_apprentice", "bevformer/tiny", "bevformer/base", "detr3d/r101"],
+)
+def test_a_pyramid_is_told_from_the_config_as_it_is_built(name: str, project: Path) -> None:
+    """Sizes that no stride divides; the FPN's own levels are not told."""
+    cameras = rig_cameras(450, 806)
+    path = project / f"configs/{name}.py"
+    cfg = load_config(path)
+    if "five" in name:
+        cameras = replace(cameras, intrinsics=cameras.intrinsics[:5], lidar2cam=cameras.lidar2cam[:5])
+    with on_meta(cfg, cameras) as (model, batch, _):
+        taps = Taps(model, {"pv": "img_neck"})
+        model(**batch, mode="tensor")
+        built = [tuple(level.shape[-2:]) for level in taps.read("pv")]
+    told = pyramid_of(path, cameras.image_hw)
+    assert len(told) >= 3 and told == built[: len(told)]
+    assert pyramid_of(project / "params.yaml", (450, 806)) == []

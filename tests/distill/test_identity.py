@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.source import FrameSource
-from pipeline.distill.apprentice import train_apprentice, warn_of_expert
+from pipeline.distill.apprentice import train_apprentice, warn_of_expert, warn_of_nothing
 from pipeline.distill.settings import DistillSettings
 from pipeline.errors import FD3DError
 from pipeline.models.build import file_sha256
@@ -48,3 +48,14 @@ def test_a_training_looks_at_the_expert_of_its_targets(
             out=tmp_path / "out/detector.pth",
             run=RunSettings(max_iters=4, workers=0, batch_size=1000),
         )
+
+
+def test_a_store_without_a_cell_is_warned_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_nothing({"bev": 0.0, "pv/0": 0.1}, Path("store"))
+        warn_of_nothing({}, Path("store"))  # a dense one
+    with pytest.warns(
+        UserWarning, match="store store has no cell, since no query .*; look at the expert, or lower focal"
+    ):
+        warn_of_nothing({"bev": 0.0, "pv/0": 0.0}, Path("store"))

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.evaluation.live import Detector
 from pipeline.evaluation.run import evaluate_detector
-from pipeline.export.write import export_detector, rig_of
+from pipeline.export.rig import rig_of
+from pipeline.export.write import export_detector
 from pipeline.focal.rule import FocalRule
-from pipeline.models.pairs import StudentPlan, check_trained_rig
+from pipeline.models.build import load_config
+from pipeline.models.pairs import StudentPlan, check_rig, check_trained_rig
 from pipeline.training.expert import take_or_train
 from pipeline.training.plain import train_plain
 from pipeline.training.settings import RunSettings
@@ -52,7 +55,8 @@ def test_order_and_frame_are_compared(expert_checkpoint: Path, tmp_path: Path) -
     ):
         check_trained_rig(own, TURNED, "LIDAR_TOP")
     with pytest.raises(
-        FD3DError, match="boxes in the frame of LIDAR_TOP, the index has ego; set data.reference: LIDAR_TOP"
+        FD3DError,
+        match="boxes in the frame of LIDAR_TOP, the index has ego; set data.reference to the sensor that stands for LIDAR_TOP and make",
     ):
         check_trained_rig(own, CAMERAS, "ego")
 
@@ -109,7 +113,7 @@ def test_a_store_that_the_wrong_expert_made_is_not_recomputed(
 ) -> None:
     """As made before the dump looked at the cameras."""
     turned = trained_with(TURNED, "LIDAR_TOP", expert_checkpoint, tmp_path / "turned.pth")
-    monkeypatch.setattr("pipeline.dumping.dump.check_trained_rig", lambda *given: None)
+    monkeypatch.setattr("pipeline.dumping.dump.check_rig", lambda *given: None)
     settings, scene = (
         DumpSettings(FocalRule(), frames_per_shard=3),
         FrameIndex.load(source.index).splits["world_train"][0],
@@ -140,3 +144,43 @@ def test_a_frame_of_reference_is_advised_that_the_data_have(expert_checkpoint: P
     frame = trained_with(CAMERAS, "ego", expert_checkpoint, tmp_path / "ego.pth")
     with pytest.raises(FD3DError, match="set data.reference: ego and make the index again"):
         check_trained_rig(frame, CAMERAS, "LIDAR_TOP", tmp_path)
+
+
+def test_another_number_of_cameras_is_named_with_both_numbers(
+    project: Path, expert_config: Path, expert_checkpoint: Path, world: Path, world_index: Path, tmp_path: Path
+) -> None:
+    """The weights, which would not fit either, are not looked at before."""
+    config, source = project / "configs/world/five_expert.py", FrameSource(world_index, world, "world_val")
+    index = FrameIndex.load(world_index, world)
+    told = "config .*five_expert.py has weights for 5 cameras, the data 6; set num_cams=6"
+    with pytest.raises(FD3DError, match=told):
+        evaluate_detector(config, expert_checkpoint, source, "v1.0-world", tmp_path, tmp_path / "metrics.json", 0)
+    with pytest.raises(FD3DError, match=told):
+        dump(config, None, source, tmp_path / "store", DumpSettings(FocalRule(), frames_per_shard=3), 0)
+    with pytest.raises(FD3DError, match=told):
+        export_detector(config, expert_checkpoint, tmp_path / "out.onnx", rig_of(index))
+    with pytest.raises(FD3DError, match=told):
+        Detector.open(config, random_weights=True).check_rig(index.cameras, index.reference)
+    with pytest.raises(FD3DError, match=told):
+        train_plain(config, source, tmp_path / "run/detector.pth", RunSettings(max_iters=4))
+    check_rig(load_config(expert_config), expert_checkpoint, index.cameras, index.reference)
+
+
+def test_an_export_advises_a_sensor_that_the_car_has(
+    expert_config: Path, expert_checkpoint: Path, world: Path, world_index: Path, tmp_path: Path
+) -> None:
+    own = trained_with(CAMERAS, "top", expert_checkpoint, tmp_path / "own.pth")
+    rig = replace(rig_of(FrameIndex.load(world_index, world), world), reference="ego")
+    assert rig.folder == world / "v1.0-world" and rig_of(FrameIndex.load(world_index), tmp_path).folder is None
+    with pytest.raises(FD3DError, match="to the sensor that stands for top .LIDAR_TOP. and make the index again"):
+        export_detector(expert_config, own, tmp_path / "out.onnx", rig)
+    with pytest.raises(
+        FD3DError, match="to the sensor that stands for top and make the index again, or give a checkpoint"
+    ):
+        export_detector(expert_config, own, tmp_path / "out.onnx", replace(rig, folder=None))
+
+
+def test_a_config_without_a_model_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("data: {}")
+    with pytest.raises(FD3DError, match="params.yaml has no model, so it is no detector's config; see configs/"):
+        load_config(tmp_path / "params.yaml")

@@ -25,7 +25,7 @@ def test_an_index_that_is_not_there_is_named(project: Path, source: FrameSource,
 
 
 def test_a_config_without_a_model_is_named(project: Path, source: FrameSource, tmp_path: Path):
-    with pytest.raises(FD3DError, match="schedule"):
+    with pytest.raises(FD3DError, match="params.yaml has no model, so it is no detector's config"):
         train_plain(project / "params.yaml", source, tmp_path / "plain/detector.pth", RUN)
 
 

@@ -5,9 +5,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pipeline.data.made_for import check_cameras
+
 from ..decoder import DetectionDecoder
 from ..precision import in_float32
-from ..query_head import check_cameras
 from .cross_attention import BEVDeformableAttention
 from .encoder import BEVFormerEncoder, CameraTokens
 

@@ -5,7 +5,9 @@ from typing import Any
 from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 
-from ..query_head import HeadOutput, QueryHead, check_cameras
+from pipeline.data.made_for import check_cameras
+
+from ..query_head import HeadOutput, QueryHead
 from .cross_attention import CameraPyramid
 from .queries import ImageHeatmapQueries
 from .transformer import DETR3DTransformer

@@ -1,0 +1,69 @@
+"""Frames of a dump, looked at before PyTorch is imported."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.data.index import FrameIndex
+from pipeline.data.made_for import check_config
+from pipeline.data.source import FrameSource
+from pipeline.errors import FD3DError
+from pipeline.files import check_writable
+from store_schema import open_storage
+from store_schema.layout import check_scenes
+from store_schema.storage import Storage
+
+
+def frames_to_dump(
+    source: FrameSource,
+    scenes: Sequence[str] | None,
+    frames_per_shard: int,
+    config: Path | None = None,
+    metrics: Path | None = None,
+) -> tuple[FrameIndex, list[int], dict[str, list[str]]]:
+    """The index of a dump, its rows in the order of :func:`scene_rows`, and its tokens by scene name.
+
+    Args:
+        config: of the expert, read here for the number of its cameras; None leaves that to a later check.
+        metrics: file for the coverage, if any.
+
+    Raises:
+        FD3DError: the config is made for another number of cameras, the index is damaged or does not fit the root, a split or scene is not there, or the file cannot be written.
+        StoreError: a scene or a token does not fit into a shard.
+    """
+    index = FrameIndex.load(source.index, source.root)
+    rows = scene_rows(index, source.split, scenes)
+    tokens = {name: [token.decode() for token in index.arrays["token"][own].tolist()] for name, own in rows.items()}
+    check_scenes(tokens, frames_per_shard)
+    if metrics is not None:
+        check_writable(metrics)
+    if config is not None:
+        check_config(config, len(index.cameras))
+    return index, [row for own in rows.values() for row in own], tokens
+
+
+def place_of(out: str | Path) -> Storage:
+    """The place of a store, a folder or URL.
+
+    Raises:
+        StoreError: another process writes the store, or the place cannot be written.
+    """
+    storage = open_storage(out)
+    with storage.lock():
+        return storage
+
+
+def scene_rows(index: FrameIndex, split: str, scenes: Sequence[str] | None) -> dict[str, list[int]]:
+    """Index rows by scene name, in time order; scenes are sorted by name, as in the store.
+
+    Raises:
+        FD3DError: a scene is not in the split.
+    """
+    chosen = set(index.select(split))
+    available = {name: [r for r in rows if r in chosen] for name, rows in index.scenes.items()}
+    available = {name: available[name] for name in sorted(available) if available[name]}
+    if scenes is None:
+        return available
+    unknown = [name for name in scenes if name not in available]
+    if unknown:
+        raise FD3DError(f"scene {unknown[0]} is not in split {split}; it has {', '.join(sorted(available)[:5])}, ...")
+    return {name: rows for name, rows in available.items() if name in scenes}

@@ -1,0 +1,95 @@
+"""Frames and places of an evaluation or a detection, looked at before PyTorch is imported."""
+
+from pathlib import Path
+
+from pipeline.data.folder import table_folder
+from pipeline.data.images import check_images
+from pipeline.data.index import FrameIndex
+from pipeline.data.made_for import check_config
+from pipeline.data.source import FrameSource
+from pipeline.errors import FD3DError, counted
+from pipeline.files import check_writable
+
+
+def frames_to_evaluate(
+    source: FrameSource, version: str | None, out: Path, metrics: Path, config: Path | None = None
+) -> FrameIndex:
+    """The index of frames that can be evaluated.
+
+    Args:
+        version: folder of the data set's tables; None for the index's.
+        out: folder for ``submission.json`` and ``pr.csv``.
+        metrics: JSON file for the metrics.
+        config: of the detector that will run; None where none does.
+
+    Raises:
+        FD3DError: the config is made for another number of cameras, the index is damaged or does not fit the root or the tables, it lacks the split, the split has boxes of which none
+            counts, or a place cannot be written.
+    """
+    index = FrameIndex.load(source.index, source.root)
+    if index.version != (version or index.version):
+        raise FD3DError(
+            f"index {source.index} was made from {index.version}, but the tables to evaluate on are {version}; make it again with 'fd3d index'"
+        )
+    boxes, count = index.boxes_of(index.select(source.split))
+    if boxes and not count:
+        raise FD3DError(
+            f"none of the {counted(boxes, 'box')} of split '{source.split}' has a LiDAR or radar point, so none counts; name another split"
+        )
+    for path in (out / "submission.json", out / "pr.csv", metrics):
+        check_writable(path)
+    if config is not None:
+        check_config(config, len(index.cameras))
+    return index
+
+
+def check_detection(
+    config: Path, root: Path, scene: str, out: Path, version: str | None, index: Path | None, frames: int
+) -> None:
+    """Refuse a scene, number of frames or place, or a config of another number of cameras; arguments as of :func:`~pipeline.evaluation.scene.detect_scene`.
+
+    Without an index the scene is looked for later, in the index that is made.
+
+    Raises:
+        FD3DError: naming which.
+    """
+    if frames < 1:
+        raise FD3DError(f"frames is {frames}; it must be at least 1")
+    check_writable(out / "submission.json")
+    if index is not None:
+        known = open_scene(index, root, scene, version)
+        check_images(known, root, known.scenes[scene][:frames], index)
+        check_config(config, len(known.cameras))
+        return
+    try:
+        table_folder(root, version or only_version(root))
+    except FD3DError as error:
+        raise FD3DError(f"{error}; or name an index of {root} by --index, or its profile by --params") from error
+
+
+def open_scene(index: Path, root: Path, scene: str, version: str | None) -> FrameIndex:
+    """An index that has a scene.
+
+    Raises:
+        FD3DError: the index is damaged, does not fit root or version, or lacks the scene.
+    """
+    known = FrameIndex.load(index, root)
+    if version not in (None, known.version):
+        raise FD3DError(f"index {index} was made from {known.version}, not {version}; leave out one of the two")
+    if scene not in known.scenes:
+        raise FD3DError(f"scene '{scene}' is not in {root}; it has {', '.join(list(known.scenes)[:5])}, ...")
+    return known
+
+
+def only_version(root: Path) -> str:
+    """Name of the only folder of tables of a root.
+
+    Raises:
+        FD3DError: there are none or several.
+    """
+    found = sorted(path.parent.name for path in root.glob("*/sample_data.json"))
+    if len(found) != 1:
+        raise FD3DError(
+            f"{root} has {', '.join(found) or 'no'} folder of nuScenes tables; give a data root and --version"
+        )
+    return found[0]

@@ -1,0 +1,46 @@
+"""Cameras that a detector is exported for; made without PyTorch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.data.index import FrameIndex
+from pipeline.data.rig import sizes_of
+from pipeline.errors import FD3DError
+
+
+@dataclass(frozen=True)
+class ImageRig:
+    """Cameras that a graph is made for.
+
+    Attributes:
+        sizes: rows and columns of each camera's images before they are resized by the config's ``image.scale``, or of every
+            camera's.
+        cameras: names of the cameras; empty where only sizes are known.
+        reference: frame of reference of the boxes, as of an index; None likewise.
+        folder: of the data set's tables, where they are at hand, to say which frames of reference there are.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    cameras: tuple[str, ...] = ()
+    reference: str | None = None
+    folder: Path | None = None
+
+
+def rig_of(index: FrameIndex, root: Path | None = None) -> ImageRig:
+    """Images and names of a data set's cameras.
+
+    Args:
+        root: of the data set, where it is at hand.
+
+    Raises:
+        FD3DError: images of one camera differ in size, for which a graph has no mask.
+    """
+    arrays = index.arrays["image_sizes"]
+    sizes = sizes_of(arrays)
+    if sizes is None:
+        odd = index.cameras[int((arrays != arrays[0]).any((0, 2)).argmax())]
+        raise FD3DError(
+            f"images of camera {odd} differ in size, an exported graph takes one; give --height and --width"
+        )
+    folder = None if root is None or not (root / index.version).is_dir() else root / index.version
+    return ImageRig(sizes, tuple(index.cameras), index.reference, folder)

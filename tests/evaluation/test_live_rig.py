@@ -1,0 +1,125 @@
+"""Live frames of another rig than the detector's are refused alike, whether a checkpoint or an ONNX file tells the rig."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data.geometry import transform
+from pipeline.data.index import FrameIndex, build_index
+from pipeline.data.rig import Rig
+from pipeline.data.world.config import WorldConfig
+from pipeline.data.world.generate import generate_world
+from pipeline.errors import FD3DError
+from pipeline.evaluation.live import Calibration, Detector
+from pipeline.evaluation.live_rig import DetectorRig, ExportedRig, TrainedRig
+from pipeline.evaluation.scene import detect_scene, live_frame
+from pipeline.export.notes import Notes
+from pipeline.models.build import load_config
+from pipeline.profile import read_profile
+
+SIZES = ((160, 288),) * 5 + ((80, 144),)
+
+
+@pytest.fixture
+def checkpoint(expert_checkpoint: Path, tmp_path: Path) -> Path:
+    """The shipped expert's, as if it had been trained with a smaller sixth camera."""
+    content = torch.load(expert_checkpoint, weights_only=True)
+    content["training"]["image_sizes"] = [list(size) for size in SIZES]
+    torch.save(content, tmp_path / "detector.pth")
+    return tmp_path / "detector.pth"
+
+
+@pytest.fixture
+def rigs(checkpoint: Path, expert_config: Path, world_index: Path) -> dict[str, DetectorRig]:
+    cfg, index = load_config(expert_config), FrameIndex.load(world_index)
+    pc_range = tuple(cfg.pc_range)
+    notes = Notes("BEVFormer", SIZES, index.cameras, index.reference, 1.0, True, pc_range, (2500, 64), "0" * 64)
+    return {"trained": TrainedRig(cfg, checkpoint, 6), "exported": ExportedRig(notes, "student.onnx")}
+
+
+def test_a_detector_runs_random_weights_only_when_asked_to(
+    expert_config: Path, expert_checkpoint: Path, world: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        FD3DError, match=r"given to the detector: no weights; give a checkpoint .*, or random_weights=True"
+    ):
+        Detector.open(expert_config)
+    for both in (dict(onnx="student.onnx"), dict(random_weights=True)):
+        with pytest.raises(
+            FD3DError, match="given to the detector: .*world_expert.pth and (student.onnx|random weights)"
+        ):
+            Detector.open(expert_config, expert_checkpoint, **both)
+    with pytest.raises(FD3DError, match="given to the detector: no weights"):
+        next(detect_scene(expert_config, None, world, "scene-2000", tmp_path))
+    assert isinstance(Detector.open(expert_config, random_weights=True), Detector)
+
+
+def test_images_of_other_sizes_are_refused_alike(rigs, expert_config: Path, world: Path, world_index: Path) -> None:
+    index = FrameIndex.load(world_index)
+    images, calibration, pose = live_frame(world, index[0])
+    small = [*images[:5], images[5][::2, ::2].copy()]
+    intrinsics = calibration.intrinsics * np.where(np.arange(6) == 5, 0.5, 1)[:, None, None]
+    intrinsics[:, 2, 2] = 1
+    given = replace(calibration, intrinsics=intrinsics)
+    turned = Calibration(intrinsics[::-1].copy(), calibration.lidar2cam[::-1].copy(), calibration.lidar2ego)
+    said: dict[str, list[str]] = {}
+    for name, rig in rigs.items():
+        detector = Detector(load_config(expert_config), lambda batch: ([], [], []), rig)
+        said[name] = []
+        wrong: Any
+        for wrong in ((small[::-1], given), (small[::-1], turned), (images, given)):
+            with pytest.raises(
+                FD3DError, match="image [05] is .*, the detector was made for .*; give the images in"
+            ) as caught:
+                detector.step(wrong[0], wrong[1], pose)
+            said[name].append(str(caught.value))
+        detector.step(small, given, pose)
+    assert said["trained"] == said["exported"]
+
+
+def test_an_index_with_other_images_is_refused_and_another_rig_is_taken(rigs, world_index: Path) -> None:
+    index = FrameIndex.load(world_index)
+    same = ((160, 288),) * 6
+    for rig, told in ((rigs["trained"], "detector.pth was trained with"), (rigs["exported"], "onnx was exported for")):
+        rig.check(index.cameras, index.reference, SIZES, None)
+        with pytest.raises(FD3DError, match=f"{told} images of 80x144 of CAM_BACK_RIGHT; the index has 160x288"):
+            rig.check(index.cameras, index.reference, same, None)
+    rigs["trained"].check([f"ring_{i}" for i in range(6)], index.reference, same, None)
+    assert rigs["trained"].sizes == same
+
+
+@pytest.mark.parametrize("odd", [None, 5, [[1, 2]], ["ab"] * 6, [[1, 2, 3]] * 6])
+def test_sizes_that_are_none_count_for_nothing(odd: Any, checkpoint: Path, expert_config: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    content["training"]["image_sizes"] = odd
+    torch.save(content, checkpoint)
+    assert TrainedRig(load_config(expert_config), checkpoint, 6).sizes is None
+
+
+def test_a_car_without_a_lidar_gives_its_cameras_mounts(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The matrices that docs/export.md says, those of the camera that frames have the time of."""
+    monkeypatch.chdir(project)
+    data = read_profile(project / "configs/profiles/five.yaml").data
+    generate_world(tmp_path, WorldConfig(train_scenes=1, val_scenes=1, frames_per_scene=2, rig="five"), workers=0)
+    rig = Rig(data.cameras, data.reference)
+    index = build_index(tmp_path, data.version, tmp_path / "index.npz", data.classes, rig=rig)
+    assert index.cameras == data.cameras and index.reference == data.reference == "ego"
+    tables = {
+        name: json.loads((tmp_path / data.version / f"{name}.json").read_text())
+        for name in ("sensor", "calibrated_sensor")
+    }
+    (sensor,) = (row["token"] for row in tables["sensor"] if row["channel"] == index.cameras[0])
+    row = next(row for row in tables["calibrated_sensor"] if row["sensor_token"] == sensor)
+    mount = transform(row["translation"], row["rotation"])
+    _, calibration, _ = live_frame(tmp_path, index[0])
+    np.testing.assert_array_equal(calibration.lidar2ego, np.eye(4))
+    np.testing.assert_allclose(calibration.lidar2cam[0], np.linalg.inv(mount), atol=1e-6)
+    ahead = calibration.lidar2cam[0] @ np.array([10.0, 0, 1, 1])  # ten metres ahead of the car
+    assert ahead[2] > 5 and abs(ahead[0]) < 1
