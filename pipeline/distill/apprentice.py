@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
+from pipeline.errors import FD3DError
 from pipeline.models.build import file_sha256, load_config
 from pipeline.training.run import finish, train
 from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings, Validation
@@ -16,6 +17,7 @@ from store_schema.manifest import fingerprint
 
 from .build import distiller_config
 from .loading import cached_targets, online_targets
+from .methods import load_method
 from .settings import MethodSettings
 
 
@@ -47,11 +49,15 @@ def train_apprentice(
         facts as of :func:`~pipeline.training.run.train`, also in ``train.json`` beside ``out``.
 
     Raises:
-        FD3DError: contradictory or changed settings, a store of another index, or a loss that is not finite.
+        FD3DError: contradictory or changed settings, a store of another index or without cells to distil, or a loss that is
+            not finite.
         StoreError: the store cannot be read.
     """
-    manifest = StoreReader(store).manifest
+    reader = StoreReader(store)
+    manifest = reader.manifest
     FrameIndex.load(source.index).check_made(manifest, store)
+    if load_method(method).reads_maps:
+        check_cells(reader, settings)
     warn_of_expert(manifest["expert"], store, expert if settings.inherit else None)
     cfg, targets, live = load_config(config), cached_targets(store, run.cache_mb), None
     if settings.expert == "online" and settings.history is not None:
@@ -74,6 +80,32 @@ def train_apprentice(
         restart=restart,
     )
     return finish(out, facts | {"method": method})
+
+
+def check_cells(reader: StoreReader, settings: MethodSettings) -> None:
+    """Refuse a store that has no cell of any map that a method reads, and warn of single maps without cells.
+
+    An online expert changes nothing: maps are scaled by the store's statistics, which are of its cells.
+
+    Raises:
+        FD3DError: naming store and maps.
+        StoreError: counts of the store are damaged; only a store with a map of hardly any cell has its counts read.
+    """
+    if all(reader.manifest["coverage"].values()):  # shares, rounded; a dense store has none
+        return
+    left_out = [f"pv/{n}" for n in range(len(reader.schema.pv)) if n not in (settings.levels or range(n + 1))]
+    read = {name: int(count.sum()) for name, count in reader.counts().items() if name not in left_out}
+    empty = [name for name, cells in read.items() if not cells]
+    advice = "no query reached focal.min_score there; look at the expert, or lower focal.min_score and dump again"
+    if empty and len(empty) == len(read):
+        raise FD3DError(
+            f"store {reader.storage} has no cell of {', '.join(empty)} in any frame, so {settings.section} has nothing to distil: {advice}"
+        )
+    if empty:
+        warnings.warn(
+            f"store {reader.storage} has no cell of {', '.join(empty)} in any frame, of which nothing is distilled; {advice}",
+            stacklevel=3,
+        )
 
 
 def warn_of_expert(made_by: Mapping[str, Any], store: Path, inherited: Path | None) -> None:
