@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.data.asked_scene import check_scene
 from pipeline.errors import FD3DError, counted
 from pipeline.files import check_needed
 from pipeline.profile import read_profile
@@ -27,9 +28,7 @@ def detect(
         ),
     ] = None,
     frames: Annotated[int, typer.Option(help="Number of frames from the scene's start.")] = 4,
-    out: Annotated[Path, typer.Option(help="Folder for submission.json and one drawing per frame.")] = Path(
-        "runs/detect"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder of submission.json and a drawing per frame.")] = Path("runs/detect"),
     min_score: Annotated[float, typer.Option(help="Score from which boxes are drawn and counted.")] = 0.3,
     onnx: Annotated[Path | None, typer.Option(help="File of 'fd3d export' to run by ONNX Runtime.")] = None,
     random_weights: Annotated[bool, typer.Option(help="Random weights in place of a checkpoint.")] = False,
@@ -44,6 +43,7 @@ def detect(
             index = data.index
     weights = checkpoint[0] if checkpoint else None
     check_needed(config=config, checkpoint=weights, exported=onnx, root=root, index=index)
+    check_scene(scene, root, version, index)
     from tqdm import tqdm
 
     from pipeline.evaluation.scene import detect_scene

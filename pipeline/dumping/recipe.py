@@ -15,7 +15,7 @@ from pipeline.data.source import FrameSource
 from pipeline.dumping.learning import SAMPLE
 from pipeline.dumping.settings import DumpSettings
 from pipeline.dumping.shared import source_sha256
-from pipeline.errors import FD3DError, counted
+from pipeline.errors import FD3DError, counted, listed
 from pipeline.expert import BEVReading, CameraReading, ExpertFrame
 from pipeline.expert.load import identity
 from pipeline.expert.rows import ALGORITHM, padded_size
@@ -144,5 +144,5 @@ def scene_rows(index: FrameIndex, split: str, scenes: Sequence[str] | None) -> d
         return available
     unknown = [name for name in scenes if name not in available]
     if unknown:
-        raise FD3DError(f"scene {unknown[0]} is not in split {split}; it has {', '.join(sorted(available)[:5])}, ...")
+        raise FD3DError(f"scene {unknown[0]} is not in split {split}; it has {listed(available)}")
     return {name: rows for name, rows in available.items() if name in scenes}

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.asked_scene import check_scene
+from pipeline.data.folder import only_version
 from pipeline.data.images import check_images
 from pipeline.data.index import Frame, FrameIndex, build_index
 from pipeline.data.transforms import LoadMultiViewImages
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, listed
 from pipeline.evaluation.live import Calibration, Detector, EgoPose
 from pipeline.evaluation.submission import to_submission
 from pipeline.files import check_writable, write_atomically
@@ -68,21 +70,20 @@ def detect_scene(
     """
     if frames < 1:
         raise FD3DError(f"frames is {frames}; it must be at least 1")
+    check_scene(scene, root, version, index)
     check_writable(out / "submission.json")
     detector = Detector.open(config, checkpoint, onnx)
     if index is None:
         index = out / "index.npz"
         try:
-            build_index(root, version or _only_version(root), index, tell=print)
+            build_index(root, version or only_version(root), index, tell=print)
         except FD3DError as error:
             raise FD3DError(f"{error}; or name an index of {root} by --index, or its profile by --params") from error
     known = FrameIndex.load(index, root)
-    if version not in (None, known.version):
-        raise FD3DError(f"index {index} was made from {known.version}, not {version}; leave out one of the two")
-    sizes = known.arrays["image_sizes"][known.scenes.get(scene, [0])[0]].tolist()
-    detector.check_rig(known.cameras, known.reference, sizes, Path(root) / known.version)
     if scene not in known.scenes:
-        raise FD3DError(f"scene '{scene}' is not in {root}; it has {', '.join(list(known.scenes)[:5])}, ...")
+        raise FD3DError(f"scene '{scene}' of {root} has no frame that counts; there are {listed(known.scenes)}")
+    sizes = known.arrays["image_sizes"][known.scenes[scene][0]].tolist()
+    detector.check_rig(known.cameras, known.reference, sizes, Path(root) / known.version)
     rows = known.scenes[scene][:frames]
     check_images(known, root, rows, index)
     submission: dict[str, Any] = {}
@@ -116,12 +117,3 @@ def _draw(path: Path, root: Path, frame: Frame, boxes: np.ndarray, extent: float
     layers = {"annotated": (annotated, "limegreen"), "detected": (boxes, "tomato")}
     image = beside(sheet, bev_figure({name: layer for name, layer in layers.items() if len(layer[0])}, extent))
     write_atomically(path, lambda file: file.write(jpeg(image)), binary=True)
-
-
-def _only_version(root: Path) -> str:
-    found = sorted(path.parent.name for path in root.glob("*/sample_data.json"))
-    if len(found) != 1:
-        raise FD3DError(
-            f"{root} has {', '.join(found) or 'no'} folder of nuScenes tables; give a data root and --version"
-        )
-    return found[0]

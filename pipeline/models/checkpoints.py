@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.data import CLASSES
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, listed
 from pipeline.files import write_atomically
 
 from .backbone import backbone_kind
@@ -163,7 +163,7 @@ def _check_fit(model: nn.Module, found: Checkpoint, path: str | Path) -> None:
         and (given.shape != v.shape or (v.is_floating_point() and not given.is_floating_point()))
     ]
     problems = [
-        f"{len(keys)} {kind} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
+        f"{len(keys)} {kind} ({listed(keys)})"
         for kind, keys in (("missing", missing), ("unexpected", unexpected), ("mismatched", mismatched))
         if keys
     ]
