@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from pipeline.data import CAMERAS, GENERATED_BY
 from pipeline.data.can_bus import EgoStates
 from pipeline.data.categories import Categories
 from pipeline.data.checks import check_cameras, tell_sideways, tell_still
-from pipeline.data.columns import scene_columns
+from pipeline.data.columns import scene_columns, warn_of_images
 from pipeline.data.folder import table_folder
 from pipeline.data.npz import map_arrays, write_arrays
 from pipeline.data.rig import EGO, Rig
 from pipeline.data.splits import own_splits, split_scenes
 from pipeline.data.tables import FrameTables, Tell
-from pipeline.errors import FD3DError, counted
+from pipeline.errors import FD3DError
 from pipeline.files import check_needed, write_atomically
 
 FORMAT = 4
@@ -59,7 +58,7 @@ class Frame:
         timestamp: of the LiDAR sweep, microseconds.
         image_paths: V paths relative to the data root, order of ``cameras``.
         image_sizes: (V, 2) rows and columns.
-        image_bytes, image_crc32: (V,) sizes and CRC-32 of the image files, -1 and 0 of one that is missing.
+        image_bytes, image_crc32: (V,) sizes and CRC-32 of the image files, -1 and 0 of one that is missing or damaged.
         intrinsics: (V, 3, 3) pixels.
         lidar2cam: (V, 4, 4) LiDAR frame at its time to camera frame at its own time, by way of the global frame.
         lidar2ego, ego2global: (4, 4) at the LiDAR's time.
@@ -325,10 +324,7 @@ def build_index(
     check_cameras(*calibration, tables.cameras, f"{folder.name}/ego_pose.json", tell)
     tell_still(arrays["boxes"], arrays["timestamp"], tell)
     tell_sideways(arrays["ego2global"], arrays["scene_token"], folder.name, tell)
-    if missing := int((arrays["image_bytes"] <= 0).sum()):
-        first = arrays["image_paths"][arrays["image_bytes"] <= 0][0].decode()
-        told = f"missing or empty: {counted(missing, 'image file')} of {root}, first {first}; frames that need them will fail"
-        warnings.warn(told, stacklevel=2)
+    warn_of_images(arrays["image_paths"], arrays["image_bytes"], root)
     states.warn()
     generator = folder / GENERATED_BY
     splits = {k: [n for n in names if n in here] for k, names in known_splits.items()}
