@@ -23,7 +23,7 @@ from pipeline.data.rig import EGO, Rig
 from pipeline.data.splits import own_splits, split_scenes
 from pipeline.data.tables import FrameTables, Tell
 from pipeline.errors import FD3DError
-from pipeline.files import check_needed, write_atomically
+from pipeline.files import check_needed, check_writable, write_atomically
 
 FORMAT = 4
 """Number of the index's format; 3 is mapped into memory: narrow columns, texts as bytes; 4 has checksums of the images."""
@@ -301,10 +301,11 @@ def build_index(
         tell: called with a line for everything that does not count: categories, boxes, cameras, frames.
 
     Raises:
-        FD3DError: a table or ``splits.json`` is missing or damaged, a frame lacks a camera, a scene's times do not increase, or
+        FD3DError: ``out`` cannot be written, a table or ``splits.json`` is missing or damaged, a frame lacks a camera, a scene's times do not increase, or
             there are annotations and none counts.
     """
     folder = table_folder(root, version)
+    check_writable(Path(out))
     root = folder.parent
     known_splits = split_scenes(root, version)
     categories = Categories(classes or {})

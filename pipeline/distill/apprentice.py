@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
+from pipeline.files import check_outside_stores
 from pipeline.models.build import file_sha256, load_config
 from pipeline.training.run import finish, train
 from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings, Validation
@@ -53,6 +54,7 @@ def train_apprentice(
             not finite.
         StoreError: the store cannot be read.
     """
+    check_outside_stores(out)
     reader = StoreReader(store)
     manifest = reader.manifest
     FrameIndex.load(source.index).check_made(manifest, store)

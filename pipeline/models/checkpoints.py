@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.data import CLASSES
 from pipeline.errors import FD3DError, listed
-from pipeline.files import write_atomically
+from pipeline.files import check_writable, write_atomically
 
 from .backbone import backbone_kind
 from .bevformer.encoder import BEVFormerEncoder
@@ -200,7 +200,7 @@ def convert_checkpoint(
 
     Raises:
         FD3DError: the config's detector is of another project, the file does not fit or contradicts the config, was converted before, has other classes, does not tell a
-            convention that is left to its notes, or is ``out`` itself.
+            convention that is left to its notes, or is ``out`` itself, or ``out`` cannot be written.
     """
     if boxes not in BOXES:
         raise FD3DError(f"--boxes is '{boxes}'; use {', '.join(BOXES)}")
@@ -208,6 +208,7 @@ def convert_checkpoint(
         raise FD3DError(f"--shift-current is '{shift}'; use {', '.join(SHIFTS)}")
     if out.exists() and source.exists() and out.samefile(source):
         raise FD3DError(f"{out} is the checkpoint itself; give another file to write")
+    check_writable(out)
     found = read_checkpoint(source)
     cfg = load_config(config)
     model = build_detector(cfg)

@@ -14,7 +14,7 @@ from pipeline.data import CLASSES
 from pipeline.data.geometry import invert, move_boxes
 from pipeline.data.index import Frame, FrameIndex
 from pipeline.errors import FD3DError
-from pipeline.files import between_markers, check_needed, write_atomically
+from pipeline.files import between_markers, check_needed, check_outside_stores, write_atomically
 from pipeline.profile import Published
 from pipeline.report.evaluated import ROLES, check_evaluated, check_outputs, check_submission, metrics_file, shown_roles
 from pipeline.report.figures import bev_figure, camera_sheet, data_uri, jpeg, stored_energy, to_png
@@ -217,8 +217,11 @@ def build_report(
     """Write ``index.html`` (stands alone), ``summary.md`` and the metrics' ``summary.json``; returns the summary.
 
     Raises:
-        FD3DError: a file is missing, or store or metrics are of another index, split or checkpoint.
+        FD3DError: a file is missing, store, metrics or submission are of another index, split or checkpoint, or a place to write
+            lies in a store.
     """
+    for path in (out, metrics):
+        check_outside_stores(path)
     check_outputs(families, runs, metrics)
     ix = FrameIndex.load(index, root)
     check_evaluated(families, ix, split, runs, metrics)
