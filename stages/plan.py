@@ -42,17 +42,16 @@ def plan(
         raise FD3DError(f"--family is of the profile, but {config} is given; leave one of them out")
     pairs = [profile.family(name) for name in family or profile.families]
     check_needed(config=config)
-    from pipeline.cost.cameras import frame_cameras, frames_of, rig_cameras
+    from pipeline.cost.cameras import frame_cameras, rig_cameras, training_scenes
 
     gpus = (workers,) if workers else (1,) if config else (1, 8)
-    count = frames or frames_of(profile)
+    scenes = {} if frames else training_scenes(profile)
+    count = frames or sum(map(len, scenes.values()))
     cameras = rig_cameras(height or 900, width or 1600) if index is None else frame_cameras(index)
     from pipeline.cost.outlook import Outlook, config_lines, family_lines
     from pipeline.models.build import load_config
 
-    outlook = Outlook(
-        count, cameras, rate, train_rate, gpus, students=students, epochs=epochs, like=like, coverage=coverage
-    )
+    outlook = Outlook(count, cameras, rate, train_rate, gpus, students, epochs, like, coverage, scenes)
     if config is not None:
         print("\n".join(config_lines(load_config(config), profile.dump, outlook)))
     for pair in pairs if config is None else ():

@@ -1,7 +1,8 @@
 """What a pair of detectors will take, in words: store, expert hours, GPU memory and hours of the trainings."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mmengine.config import Config
@@ -42,6 +43,7 @@ class Outlook:
         epochs: epochs of a training, beside which the expert online is counted.
         like: finished store that coverage and compression are taken from.
         coverage: ``MAP=SHARE`` texts that replace the shares.
+        scenes: rows of the index by scene of the training split; none where only the number of frames is known.
     """
 
     frames: int
@@ -53,6 +55,7 @@ class Outlook:
     epochs: int = 24
     like: Path | None = None
     coverage: list[str] | None = None
+    scenes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, rate in (("rate", self.rate), ("train-rate", self.train_rate)):
@@ -64,9 +67,11 @@ def store_lines(schema: StoreSchema, settings: DumpSettings, outlook: Outlook) -
     """A store's plan, with a row per array and where its figures come from."""
     measured = Measured.of(outlook.like) if outlook.like else Measured({}, {})
     shares = coverage_of(outlook.coverage, schema, measured.coverage)
-    store = plan_store(schema, outlook.frames, settings.frames_per_shard, replace(measured, coverage=shares))
+    rows, known = settings.frames_per_shard, replace(measured, coverage=shares)
+    store = plan_store(schema, outlook.frames, rows, known, outlook.scenes)
     source = str(outlook.like) if outlook.like else f"defaults of pipeline/cost/plan.py ({', '.join(RATIOS)})"
-    told = f"compression as of {source}; {counted(settings.frames_per_shard, 'frame')} per shard, {100 * measured.fill:.0f} % filled"
+    filled = f"{100 * store.frames / (store.shards * rows):.0f} % filled"
+    told = f"compression as of {source}; {counted(store.shards, 'shard')} of up to {counted(rows, 'frame')}, {filled}"
     return store, [*table(store, shares), told, ""]
 
 
