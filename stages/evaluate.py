@@ -1,11 +1,11 @@
 """Stage ``evaluate``: a detector's nuScenes metrics on a split, the validation split by default."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pipeline.data.asked import asked_source
 from pipeline.errors import FD3DError
 from pipeline.files import check_needed
 from pipeline.profile import CONFIG, read_profile
@@ -30,8 +30,7 @@ def evaluate(
     params: Annotated[Path, typer.Option(help="Profile; its section 'data' is used.")] = Path("params.yaml"),
 ) -> None:
     """Detect on the scenes of a split and evaluate with the devkit."""
-    profile = read_profile(params)
-    data = profile.data
+    data = (profile := read_profile(params)).data
     if role is not None:
         own, folder, file = profile.family(family).evaluated(role)
         checkpoint, out, metrics = checkpoint or (None if submission else own), out or folder, metrics or file
@@ -40,8 +39,7 @@ def evaluate(
     if (checkpoint is None) == (submission is None):
         raise FD3DError("give one of --checkpoint and --submission, or --role")
     path = config or (checkpoint and checkpoint.with_name(CONFIG))
-    source = data.source(split)
-    source = replace(source, index=index or source.index, root=root or source.root)
+    source = asked_source(data, split, index, root)
     check_needed(checkpoint=checkpoint, config=path, submission=submission, index=source.index, root=source.root)
     from pipeline.data.index import FrameIndex
     from pipeline.evaluation.run import check_evaluation, evaluate_detector, score
@@ -56,4 +54,6 @@ def evaluate(
         print(f"split '{source.split}' has no annotations, so there are no metrics; {written} is the submission")
         return
     aoe = found["errors"]["car"].get("orient_err")
-    print(f"{checkpoint or submission}: NDS {found['NDS']}, mAP {found['mAP']}, car AOE {aoe}")
+    print(
+        f"{checkpoint or submission}: NDS {found['NDS']}, mAP {found['mAP']}, car AOE {aoe} on split '{source.split}'"
+    )

@@ -1,12 +1,12 @@
 """``export``: a detector as an ONNX file, for ONNX Runtime, TensorRT and others."""
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pipeline.data.asked import asked_source
 from pipeline.errors import FD3DError, counted
 from pipeline.files import check_needed
 from pipeline.profile import read_profile
@@ -48,8 +48,7 @@ def export(
         rig = rig_of(FrameIndex.load(index))
     frames = None
     if int8 is not None:
-        given = read_profile(params).data.source(split)
-        frames = calibration_frames(replace(given, index=index or given.index, root=root or given.root), int8)
+        frames = calibration_frames(asked_source(read_profile(params).data, split, index, root), int8)
     notes, nodes = export_detector(config, checkpoint, out, rig, frames)
     history = "" if notes.bev_shape is None else ", history {}x{} in and out".format(*notes.bev_shape)
     sizes = " and ".join(f"{counted(count, 'camera')} of {h}x{w}" for (h, w), count in Counter(notes.sizes).items())

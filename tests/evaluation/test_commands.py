@@ -101,6 +101,28 @@ def test_a_submission_of_other_frames_says_whose_it_is(own: Path) -> None:
             fd3d("evaluate", *place)
 
 
+def test_a_split_is_the_profiles_or_the_given_indexs_own(own: Path, project: Path) -> None:
+    """The profile's val is named 'val' by --split; another index may lack that split, and have one of the setting's name."""
+    fd3d("index")
+    file = repeated(FrameIndex.load("index.npz"), "val", Path("given.json"))
+    place = ("--submission", file, "--out", "out", "--metrics", "out/m.json")
+    shutil.move("index.npz", "other.npz")
+    other, tables = Path("other"), own / VERSION
+    shutil.copytree(own, other, symlinks=True)
+    splits = json.loads((tables / "splits.json").read_text())
+    (tables / "splits.json").write_text(json.dumps({"learn": splits["train"], "judge": splits["val"]}))
+    profile(project, {"train": "learn", "val": "judge"})
+    fd3d("index")
+    assert " on split 'judge'" in fd3d("evaluate", *place)
+    assert " on split 'judge'" in fd3d("evaluate", *place, "--split", "judge")
+    assert " on split 'val'" in fd3d("evaluate", *place, "--index", "other.npz", "--root", other)
+    with pytest.raises(FD3DError, match="given.json has 0 of the 6 samples of train .*; give --split val"):
+        fd3d("evaluate", *place, "--index", "other.npz", "--root", other, "--split", "train")
+    profile(project, {"train": "judge", "val": "learn"})
+    with pytest.raises(FD3DError, match="given.json has 0 of the 6 samples of learn"):
+        fd3d("evaluate", *place)  # the setting, not a split of that name
+
+
 def test_metrics_say_what_was_evaluated_and_lie_where_the_report_looks(own: Path, project: Path) -> None:
     fd3d("index")
     expert = Path("runs/bevformer/expert")
