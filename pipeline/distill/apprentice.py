@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.index import FrameIndex
+from pipeline.data.origin import origin_of
 from pipeline.data.source import FrameSource
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.files import check_outside_stores
 from pipeline.models.build import file_sha256, load_config
 from pipeline.training.run import finish, train
@@ -50,14 +51,18 @@ def train_apprentice(
         facts as of :func:`~pipeline.training.run.train`, also in ``train.json`` beside ``out``.
 
     Raises:
-        FD3DError: contradictory or changed settings, a store of another index or without cells to distil, or a loss that is
+        FD3DError: contradictory or changed settings, a store of another index, without frames of the split or without
+            cells to distil, or a loss that is
             not finite.
         StoreError: the store cannot be read.
     """
     check_outside_stores(out)
     reader = StoreReader(store)
     manifest = reader.manifest
-    FrameIndex.load(source.index).check_made(manifest, store)
+    index = FrameIndex.load(source.index)
+    index.check_made(manifest, store)
+    if settings.expert == "cached":
+        check_frames(reader, index, source.split)
     if load_method(method).reads_maps:
         check_cells(reader, settings)
     warn_of_expert(manifest["expert"], store, expert if settings.inherit else None)
@@ -82,6 +87,20 @@ def train_apprentice(
         restart=restart,
     )
     return finish(out, facts | {"method": method})
+
+
+def check_frames(reader: StoreReader, index: FrameIndex, split: str) -> None:
+    """Refuse a store that lacks frames of the split that is trained on; one that has more is fine.
+
+    Raises:
+        FD3DError: naming store and split, and whose frames the store has.
+    """
+    wanted, there = [index[row].token for row in index.select(split)], set(reader.tokens)
+    if missing := [token for token in wanted if token not in there]:
+        raise FD3DError(
+            f"store {reader.storage} lacks {len(missing)} of the {counted(len(wanted), 'frame')} of split '{split}', first {missing[0]}: "
+            f"{origin_of(index, there)[0]}; name a store of split '{split}' by --store, or make one with 'fd3d dump --split {split}'"
+        )
 
 
 def check_cells(reader: StoreReader, settings: MethodSettings) -> None:

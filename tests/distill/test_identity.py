@@ -1,13 +1,15 @@
 """Targets of another expert than the student starts from, of no trained expert, and of no cell."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
-from pipeline.distill.apprentice import check_cells, train_apprentice, warn_of_expert
+from pipeline.distill.apprentice import check_cells, check_frames, train_apprentice, warn_of_expert
 from pipeline.distill.settings import DistillSettings, ResponseSettings
 from pipeline.dumping.dump import dump
 from pipeline.dumping.settings import DumpSettings
@@ -65,12 +67,12 @@ def test_a_store_without_any_cell_is_refused_before_the_training(
     )
     assert not any(StoreReader(tmp_path / "store").manifest["coverage"].values())
 
-    def start(method: str, settings: DistillSettings | ResponseSettings) -> None:
+    def start(method: str, settings: DistillSettings | ResponseSettings, split: str = "world_train") -> None:
         train_apprentice(
             project / "configs/world/apprentice.py",
             method,
             settings,
-            source=source,
+            source=replace(source, split=split),
             store=tmp_path / "store",
             expert=expert_checkpoint,
             out=tmp_path / "out/detector.pth",
@@ -81,8 +83,22 @@ def test_a_store_without_any_cell_is_refused_before_the_training(
     with pytest.raises(FD3DError, match=told):
         start("fd3d", DistillSettings(rule=rule))
     assert not (tmp_path / "out").exists()
+    with pytest.raises(FD3DError, match="lacks 3 of the 3 frames of split 'world_val'"):
+        start("fd3d", DistillSettings(rule=rule), "world_val")
     with pytest.raises(FD3DError, match="takes 1000 different frames"):  # the refusal of a batch, which comes later
         start("response", ResponseSettings())
+
+
+def test_a_store_of_another_split_is_refused_before_the_training(source: FrameSource, store: Path) -> None:
+    index, reader = FrameIndex.load(source.index), StoreReader(store)
+    check_frames(reader, index, "world_train")
+    told = (
+        "store .*store lacks 3 of the {} frames of split '{}', first .*: it is of split 'world_train'; name a store of split '{}' by "
+        "--store, or make one with 'fd3d dump --split {}'"
+    )
+    for split, count in (("world_val", 3), ("all", 9)):
+        with pytest.raises(FD3DError, match=told.format(count, split, split, split)):
+            check_frames(reader, index, split)
 
 
 def test_a_map_without_a_cell_is_warned_of(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
