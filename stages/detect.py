@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from pipeline.data.asked_scene import check_scene
 from pipeline.errors import FD3DError, counted
 from pipeline.files import check_needed
 from pipeline.profile import read_profile
@@ -43,17 +42,18 @@ def detect(
             index = data.index
     weights = checkpoint[0] if checkpoint else None
     check_needed(config=config, checkpoint=weights, exported=onnx, root=root, index=index)
-    check_scene(scene, root, version, index)
     from tqdm import tqdm
 
+    from pipeline.data.asked_scene import check_scene
+
+    check_scene(scene, root, version, index)
     from pipeline.evaluation.scene import detect_scene
 
     found = detect_scene(
         config, weights, root, scene, out, version=version, index=index, frames=frames, min_score=min_score, onnx=onnx
     )
     for frame in tqdm(found, total=frames, unit="frame", disable=None):
-        tqdm.write(
-            f"{frame.token}  {frame.seconds:.2f} s  {counted(frame.boxes, 'box')} from score {min_score}  {frame.drawing}"
-        )
+        boxes = counted(frame.boxes, "box")
+        tqdm.write(f"{frame.token}  {frame.seconds:.2f} s  {boxes} from score {min_score}  {frame.drawing}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts KiB
     print(f"{out / 'submission.json'}: {weights or onnx or 'RANDOM weights, seed 0'}; peak memory {peak:.2f} GB")

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from pipeline.data.asked import asked_source
 from pipeline.errors import FD3DError
 from pipeline.files import check_needed
 from pipeline.profile import CONFIG, read_profile
@@ -39,6 +38,8 @@ def evaluate(
     if (checkpoint is None) == (submission is None):
         raise FD3DError("give one of --checkpoint and --submission, or --role")
     path = config or (checkpoint and checkpoint.with_name(CONFIG))
+    from pipeline.data.asked import asked_source
+
     source = asked_source(data, split, index, root)
     check_needed(checkpoint=checkpoint, config=path, submission=submission, index=source.index, root=source.root)
     from pipeline.data.index import FrameIndex
@@ -53,7 +54,5 @@ def evaluate(
         written = submission or out / "submission.json"
         print(f"split '{source.split}' has no annotations, so there are no metrics; {written} is the submission")
         return
-    aoe = found["errors"]["car"].get("orient_err")
-    print(
-        f"{checkpoint or submission}: NDS {found['NDS']}, mAP {found['mAP']}, car AOE {aoe} on split '{source.split}'"
-    )
+    told = f"NDS {found['NDS']}, mAP {found['mAP']}, car AOE {found['errors']['car'].get('orient_err')}"
+    print(f"{checkpoint or submission}: {told} on split '{source.split}'")

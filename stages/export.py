@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from pipeline.data.asked import asked_source
 from pipeline.errors import FD3DError, counted
 from pipeline.files import check_needed
 from pipeline.profile import read_profile
@@ -38,6 +37,7 @@ def export(
     if height is None:
         index = index or read_profile(params).data.index
         check_needed(index=index)
+    from pipeline.data.asked import asked_source
     from pipeline.data.index import FrameIndex
     from pipeline.export.quantise import calibration_frames
     from pipeline.export.write import OPSET, ImageRig, export_detector, rig_of

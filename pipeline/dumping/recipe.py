@@ -144,5 +144,7 @@ def scene_rows(index: FrameIndex, split: str, scenes: Sequence[str] | None) -> d
         return available
     unknown = [name for name in scenes if name not in available]
     if unknown:
-        raise FD3DError(f"scene {unknown[0]} is not in split {split}; it has {listed(available)}")
+        others = [name for name, there in index.splits.items() if unknown[0] in there]
+        where = f", but in '{others[0]}'; give --split {others[0]}" if others else f"; it has {listed(available)}"
+        raise FD3DError(f"scene {unknown[0]} is not in split {split}{where}")
     return {name: rows for name, rows in available.items() if name in scenes}
