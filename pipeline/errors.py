@@ -1,4 +1,7 @@
-"""The one exception that the command line turns into a one-line message, and numbers of things in messages."""
+"""The one exception that the command line turns into a one-line message, and numbers and names of things in messages."""
+
+from collections.abc import Collection
+from itertools import islice
 
 
 class FD3DError(ValueError):
@@ -20,3 +23,8 @@ def counted(number: int, noun: str) -> str:
     if noun.endswith(("s", "x")):
         return f"{number} {noun}es"
     return f"{number} {noun[:-1]}ies" if noun[-1] == "y" else f"{number} {noun}s"
+
+
+def listed(names: Collection[str], most: int = 5) -> str:
+    """The first names of a list, and ``...`` where some are left off."""
+    return ", ".join([*islice(names, most), *(["..."] if len(names) > most else [])])

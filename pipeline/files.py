@@ -38,8 +38,9 @@ def check_writable(path: Path) -> None:
     """Refuse a file that could not be written after long work; makes the folder.
 
     Raises:
-        FD3DError: the folder cannot be made or written, or a folder stands in the file's place.
+        FD3DError: the folder cannot be made or written, is a store's, or a folder stands in the file's place.
     """
+    check_outside_stores(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
@@ -48,6 +49,21 @@ def check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+STORE_FILES = (("manifest.json", "recipe.json"), ("zarr.json", ".done", ".lock"))
+"""Names by which a folder is known as a store, also an unfinished one: one of each has to be there."""
+
+
+def check_outside_stores(path: Path) -> None:
+    """Refuse a place to write to that is a store or lies in one, of which a dump and ``fd3d verify`` know every file.
+
+    Raises:
+        FD3DError: naming the store.
+    """
+    for folder in (path, *path.absolute().parents):
+        if all(any((folder / name).exists() for name in names) for names in STORE_FILES):
+            raise FD3DError(f"{path} cannot be written: {folder} is a store; give a place outside of it")
 
 
 _POINTER, _ARCHIVE, _PICKLE = b"version https://git-lfs", b"PK", b"\x80"

@@ -69,8 +69,8 @@ class DataSettings:
     @property
     def _chosen(self) -> dict[str, str]:
         """Split by setting."""
-        named = (("data.train", self.train), ("data.dev", self.dev), ("data.val", self.val))
-        return {setting: split for setting, split in named if split is not None}
+        named = {"data.train": self.train, "data.dev": self.dev, "data.val": self.val}
+        return {setting: split for setting, split in named.items() if split is not None}
 
     def source(self, split: str) -> FrameSource:
         """Frames of the split that the setting ``train``, ``dev`` or ``val`` names, or of any other split by its own name.
@@ -245,8 +245,7 @@ class Profile:
             checkpoint = None if trained else family.expert.checkpoint
             if checkpoint is not None and not checkpoint.is_file():
                 raise FD3DError(
-                    f"families.{family.name}.expert.checkpoint {checkpoint} does not exist; put the file there, name another in "
-                    f"{self.path}, or null to train the expert"
+                    f"families.{family.name}.expert.checkpoint {checkpoint} does not exist; put the file there, name another in {self.path}, or null to train the expert"
                 )
             for role in ("expert", "apprentice"):
                 family.init(role).check()
@@ -267,30 +266,31 @@ def parse_profile(values: Mapping[str, Any], path: Path) -> Profile:
     so is an area that the dump would not store.
 
     Args:
-        values: sections by name; ``world``, ``focal``, ``dump``, ``distill`` and ``methods`` have defaults.
+        values: sections by name; ``methods`` may be left out, and ``world`` where nothing is generated.
         path: named in messages.
 
     Raises:
-        FD3DError: an unknown section, setting or method, a value of a wrong type or out of range, a config that does not
-            exist, or FD3D's settings need what the dump will not store.
+        FD3DError: an unknown or missing section, an unknown setting or method, a value of a wrong type or out of range,
+            a config that does not exist, or FD3D's settings need what the dump will not store.
     """
     known = ("data", "world", "families", "focal", "dump", "distill", "methods")
     if unknown := [name for name in values if name not in known]:
         raise FD3DError(f"{path}: unknown section '{unknown[0]}'; known: {', '.join(known)}")
     for name in ("data", "families"):
         if not values.get(name):
-            raise FD3DError(f"{path} has no section '{name}', or an empty one")
+            raise FD3DError(f"{path} has no section '{name}', or an empty one; configs/profiles/ has examples")
+    data: DataSettings = from_mapping(DataSettings, values["data"], "data")
+    for name in ("focal", "dump", "distill", *(["world"] if data.generate else [])):  # else DVC misses one hours later
+        if name not in values:
+            raise FD3DError(f"{path} has no section '{name}'; write '{name}: {{}}' for the section's defaults")
     rule: FocalRule = from_mapping(FocalRule, values.get("focal"), "focal")
     dump = dict(mapping(values.get("dump"), "dump"))
     cluster: ClusterSettings = from_mapping(ClusterSettings, dump.pop("cluster", None), "dump.cluster")
     settings: DumpSettings = from_mapping(DumpSettings, dump, "dump", rule=rule)
-    families = {
-        name: _family(name, family, mapping(values.get("distill"), "distill"))
-        for name, family in mapping(values["families"], "families").items()
-    }
+    distill = mapping(values["distill"], "distill")
+    families = {n: _family(n, family, distill) for n, family in mapping(values["families"], "families").items()}
     for family in families.values():
         _check_stored(family.distill, settings)
-    data: DataSettings = from_mapping(DataSettings, values["data"], "data")
     world: WorldConfig = from_mapping(WorldConfig, values.get("world"), "world")
     if data.generated and data.version != world.version:
         raise FD3DError(f"data.version is {data.version}, but data.generate writes world.version, {world.version}")
@@ -344,7 +344,7 @@ def _check_stored(distill: DistillSettings, dump: DumpSettings) -> None:
     dump.rule.of_store(dump.layout).check_covers(distill.rule)
     if distill.dense and dump.layout != "dense":
         raise FD3DError(f"{distill.dense}, but dump.layout is {dump.layout}, which stores focal cells; set it to dense")
-    if dump.layers is not None and distill.head == "frozen" and any(n >= dump.layers for n in distill.layers or ()):
-        layers = list(distill.layers or ())
+    layers = list(distill.layers or ())
+    if dump.layers is not None and distill.head == "frozen" and any(n >= dump.layers for n in layers):
         last = f"the last {dump.layers}; layers 0..{dump.layers - 1}"
         raise FD3DError(f"distill.layers is {layers}, but dump.layers stores {last}")

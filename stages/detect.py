@@ -25,9 +25,7 @@ def detect(
         Path | None, typer.Option(help="Frame index; default: the profile's, or a new one in --out for other roots.")
     ] = None,
     frames: Annotated[int, typer.Option(help="Number of frames from the scene's start.")] = 4,
-    out: Annotated[Path, typer.Option(help="Folder for submission.json and one drawing per frame.")] = Path(
-        "runs/detect"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder of submission.json and a drawing per frame.")] = Path("runs/detect"),
     min_score: Annotated[float, typer.Option(help="Score from which boxes are drawn and counted.")] = 0.3,
     onnx: Annotated[Path | None, typer.Option(help="File of 'fd3d export' to run by ONNX Runtime.")] = None,
     random_weights: Annotated[bool, typer.Option(help="Random weights in place of a checkpoint.")] = False,
@@ -50,8 +48,7 @@ def detect(
     given: dict[str, Any] = dict(version=version, index=index, frames=frames, min_score=min_score)
     found = detect_scene(config, weights, root, scene, out, onnx=onnx, random_weights=random_weights, **given)
     for frame in tqdm(found, total=frames, unit="frame", disable=None):
-        tqdm.write(
-            f"{frame.token}  {frame.seconds:.2f} s  {counted(frame.boxes, 'box')} from score {min_score}  {frame.drawing}"
-        )
+        boxes = counted(frame.boxes, "box")
+        tqdm.write(f"{frame.token}  {frame.seconds:.2f} s  {boxes} from score {min_score}  {frame.drawing}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts KiB
     print(f"{out / 'submission.json'}: {weights or onnx or 'RANDOM weights, seed 0'}; peak memory {peak:.2f} GB")

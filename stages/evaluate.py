@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.data.asked import asked_source
 from pipeline.errors import FD3DError
 from pipeline.evaluation.early import frames_to_evaluate
 from pipeline.files import check_needed
@@ -30,8 +31,7 @@ def evaluate(
     params: Annotated[Path, typer.Option(help="Profile; its section 'data' is used.")] = Path("params.yaml"),
 ) -> None:
     """Detect on the scenes of a split and evaluate with the devkit."""
-    profile = read_profile(params)
-    data = profile.data
+    data = (profile := read_profile(params)).data
     if role is not None:
         own, folder, file = profile.family(family).evaluated(role)
         checkpoint, out, metrics = checkpoint or (None if submission else own), out or folder, metrics or file
@@ -40,7 +40,7 @@ def evaluate(
     if (checkpoint is None) == (submission is None):
         raise FD3DError("give one of --checkpoint and --submission, or --role")
     path = config or (checkpoint and checkpoint.with_name(CONFIG))
-    source = data.source(split).at(index, root)
+    source = asked_source(data, split, index, root)
     check_needed(checkpoint=checkpoint, config=config, beside=None if config else path, submission=submission)
     check_needed(index=source.index, root=source.root)
     version = frames_to_evaluate(source, None if index else data.version, out, metrics, path).version
@@ -54,5 +54,5 @@ def evaluate(
         written = submission or out / "submission.json"
         print(f"split '{source.split}' has no annotations, so there are no metrics; {written} is the submission")
         return
-    aoe = found["errors"]["car"].get("orient_err")
-    print(f"{checkpoint or submission}: NDS {found['NDS']}, mAP {found['mAP']}, car AOE {aoe}")
+    told = f"NDS {found['NDS']}, mAP {found['mAP']}, car AOE {found['errors']['car'].get('orient_err')}"
+    print(f"{checkpoint or submission}: {told} on split '{source.split}'")

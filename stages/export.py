@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.data.asked import asked_source
 from pipeline.data.index import FrameIndex
 from pipeline.data.made_for import check_config
 from pipeline.data.source import FrameSource
@@ -42,10 +43,11 @@ def export(
     if height is not None and width is not None:
         rig, frames = ImageRig(((height, width),)), None
     else:  # which sensors the car has is known of the profile's own data and of --root
-        own = None if index and int8 is None else read_profile(params).data.source(split)
-        source = own.at(index, root) if own else FrameSource(index or Path(), root or Path(), split)
+        source = FrameSource(index or Path(), root or Path(), split)
+        if index is None or int8 is not None:
+            source = asked_source(read_profile(params).data, split, index, root)
         check_needed(index=source.index)
-        rig = rig_of(FrameIndex.load(source.index), source.root if root or source == own else None)
+        rig = rig_of(FrameIndex.load(source.index), source.root if root or index is None else None)
         frames = calibration_frames(source, int8) if int8 is not None else None
         check_config(config, len(rig.sizes))
     from pipeline.export.write import OPSET, export_detector
@@ -53,7 +55,5 @@ def export(
     notes, nodes = export_detector(config, checkpoint, out, rig, frames)
     history = "" if notes.bev_shape is None else ", history {}x{} in and out".format(*notes.bev_shape)
     sizes = " and ".join(f"{counted(count, 'camera')} of {h}x{w}" for (h, w), count in Counter(notes.sizes).items())
-    print(
-        f"{out}: {notes.detector}, {sizes}{history}; opset {OPSET}, {counted(nodes.total(), 'node')} of {counted(len(nodes), 'operator')}, "
-        f"{out.stat().st_size / 1e6:.1f} MB"
-    )
+    graph = f"opset {OPSET}, {counted(nodes.total(), 'node')} of {counted(len(nodes), 'operator')}"
+    print(f"{out}: {notes.detector}, {sizes}{history}; {graph}, {out.stat().st_size / 1e6:.1f} MB")

@@ -40,13 +40,14 @@ def plan(
     check_needed(config=config)
     if config is not None and rate is None:
         raise FD3DError("--rate is missing; give the measured frames per second of one worker's expert")
-    from pipeline.cost.cameras import frame_cameras, frames_of, rig_cameras
+    from pipeline.cost.cameras import frame_cameras, rig_cameras, training_scenes
     from pipeline.cost.early import Outlook, check_configs
 
     gpus = (workers,) if workers else (1,) if config else (1, 8)
-    count = frames or frames_of(profile)
+    scenes = {} if frames else training_scenes(profile)
+    count = frames or sum(map(len, scenes.values()))
     cameras = rig_cameras(height or 900, width or 1600) if index is None else frame_cameras(index)
-    outlook = Outlook(count, cameras, rate, train_rate, gpus, students, epochs, like, coverage)
+    outlook = Outlook(count, cameras, rate, train_rate, gpus, students, epochs, like, coverage, scenes)
     check_configs(config, pairs, cameras)
     from pipeline.cost.outlook import config_lines, family_lines
     from pipeline.models.build import load_config

@@ -23,7 +23,9 @@ def report(
     data = profile.data
     check_needed(index=data.index)
     for family in profile.families:
-        check_needed(output=metrics / "detectors" / family / "expert.json")
+        folder = metrics / "detectors" / family
+        if not any(folder.glob("*.json")):
+            check_needed(output=folder / "expert.json")
     from pipeline.report.report import build_report, markdown, put_result
 
     published = {name: family.published for name, family in profile.families.items()}

@@ -151,6 +151,31 @@ def test_a_wrong_setting_is_named(place: str, value: Any, told: str):
         parse_profile(changed((place, value)), Path("params.yaml"))
 
 
+def test_a_profile_without_a_section_that_dvc_asks_for_is_refused_by_every_command(tmp_path: Path):
+    """DVC misses a section at the stage that reads it, whose outputs it has removed by then."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+    asked = {param.partition(".")[0] for stage in stages for param in stage.get("do", stage)["params"]}
+    assert asked == {"data", "world", "families", "focal", "dump", "distill"}
+    for name in asked:
+        values = changed()
+        del values[name]
+        with pytest.raises(FD3DError, match=f"params.yaml has no section '{name}'"):
+            parse_profile(values, Path("params.yaml"))
+    own = changed(("data.generate", []))
+    del own["world"]
+    parse_profile(own, Path("params.yaml"))
+    for name in ("focal", "dump", "distill"):
+        own[name] = None  # as DVC sees 'focal:', which is there
+    parse_profile(own, Path("params.yaml"))
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({name: values for name, values in changed().items() if name != "focal"}))
+    for stage in ("index", "train"):
+        run = [sys.executable, "-m", "stages.cli", stage, "--params", str(path)]
+        done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
+        told = f"fd3d: {path} has no section 'focal'; write 'focal: {{}}' for the section's defaults"
+        assert (done.returncode, done.stderr.splitlines()) == (1, [told])
+
+
 def test_layers_that_the_dump_leaves_out_are_refused():
     with pytest.raises(FD3DError, match=r"distill.layers is \[1\], but dump.layers stores the last 1"):
         parse_profile(changed(("dump.layers", 1), ("distill.layers", [1])), Path("params.yaml"))

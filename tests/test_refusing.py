@@ -42,6 +42,8 @@ REFUSED = {
     f"detect {EXPERT} none.pth . --scene a": "checkpoint none.pth does not exist",
     f"detect {EXPERT} {WEIGHTS} nowhere --scene a": "data root nowhere does not exist",
     f"detect {EXPERT} . --onnx none.onnx --scene a": "none.onnx does not exist; make it with 'fd3d export'",
+    f"detect {EXPERT} {WEIGHTS} tables --scene a": "scene 'a' is not in tables; there are s1, s2\n",
+    f"detect {EXPERT} {WEIGHTS} . --scene a": ". has no folder of nuScenes tables; give a data root and --version",
     f"detect {EXPERT} . --scene a": "give CONFIG, one CHECKPOINT and ROOT",
     f"export none.py {WEIGHTS} o.onnx": "config none.py does not exist",
     f"export {EXPERT} none.pth o.onnx": "checkpoint none.pth does not exist",
@@ -140,6 +142,9 @@ def told(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, t
     (folder / "configs").symlink_to(project / "configs")
     (folder / "checkpoints").symlink_to(project / "checkpoints")
     (folder / "some.npz").touch()
+    (folder / "tables/v1").mkdir(parents=True)
+    (folder / "tables/v1/sample_data.json").touch()
+    (folder / "tables/v1/scene.json").write_text('[{"name": "s1"}, {"name": "s2"}]')
     shutil.copy(project / "params.yaml", folder / "params.yaml")
     profile = (folder / "params.yaml").read_text()
     assert WEIGHTS in profile

@@ -60,8 +60,8 @@ def frame_cameras(index: str | Path, token: str | None = None) -> Cameras:
     )
 
 
-def frames_of(profile: Profile) -> int:
-    """Frames of the training split in the profile's index.
+def training_scenes(profile: Profile) -> dict[str, list[int]]:
+    """Rows of the profile's index by scene of the training split, in the store's order.
 
     Raises:
         FD3DError: there is no index, or it lacks the split.
@@ -71,4 +71,8 @@ def frames_of(profile: Profile) -> int:
             f"{profile.data.index} does not exist, so the number of frames is unknown; give --frames (28130 for nuScenes' train), or "
             "run 'fd3d index'"
         )
-    return len(FrameIndex.load(profile.data.index).select(profile.data.train))
+    index = FrameIndex.load(profile.data.index)
+    rows = set(index.select(profile.data.train))
+    return {
+        name: found for name in sorted(index.scenes) if (found := [row for row in index.scenes[name] if row in rows])
+    }

@@ -1,8 +1,8 @@
 """Numbers that a plan is asked with, checked before PyTorch is imported."""
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.cost.cameras import Cameras
@@ -27,6 +27,7 @@ class Outlook:
         epochs: epochs of a training, beside which the expert online is counted.
         like: finished store that coverage and compression are taken from.
         coverage: ``MAP=SHARE`` texts that replace the shares.
+        scenes: rows of the index by scene of the training split; none where only the number of frames is known.
     """
 
     frames: int
@@ -38,6 +39,7 @@ class Outlook:
     epochs: int = 24
     like: Path | None = None
     coverage: list[str] | None = None
+    scenes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, rate in (("rate", self.rate), ("train-rate", self.train_rate)):

@@ -30,9 +30,11 @@ def store_lines(schema: StoreSchema, settings: DumpSettings, outlook: Outlook) -
     """A store's plan, with a row per array and where its figures come from."""
     measured = Measured.of(outlook.like) if outlook.like else Measured({}, {})
     shares = coverage_of(outlook.coverage, schema, measured.coverage)
-    store = plan_store(schema, outlook.frames, settings.frames_per_shard, replace(measured, coverage=shares))
+    rows, known = settings.frames_per_shard, replace(measured, coverage=shares)
+    store = plan_store(schema, outlook.frames, rows, known, outlook.scenes)
     source = str(outlook.like) if outlook.like else f"defaults of pipeline/cost/plan.py ({', '.join(RATIOS)})"
-    told = f"compression as of {source}; {counted(settings.frames_per_shard, 'frame')} per shard, {100 * measured.fill:.0f} % filled"
+    filled = f"{100 * store.frames / (store.shards * rows):.0f} % filled"
+    told = f"compression as of {source}; {counted(store.shards, 'shard')} of up to {counted(rows, 'frame')}, {filled}"
     return store, [*table(store, shares), told, ""]
 
 

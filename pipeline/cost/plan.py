@@ -6,9 +6,10 @@ real frames at BEVFormer-Base size (``COVERAGE``, ``RATIOS``; docs/planning.md s
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmengine.config import Config
@@ -49,7 +50,7 @@ class Measured:
     Attributes:
         coverage: share of cells stored, by map (``bev``, ``pv/0``, ...).
         ratios: bytes on disk per raw byte of what is stored, by the array's path.
-        fill: share of a shard's rows that hold frames.
+        fill: share of the rows of full shards that have frames: a shard includes whole scenes.
     """
 
     coverage: Mapping[str, float]
@@ -77,8 +78,9 @@ class Measured:
             raw = raw_bytes(spec, manifest["coverage"]) * frames
             if raw:
                 ratios[name] = (sum(files) - len(files) * index_bytes(spec, rows)) / raw
-        shards = len(plan_shards(manifest["scenes"], rows))
-        return cls(manifest["coverage"], ratios, frames / (shards * rows))
+        *full, last = plan_shards(manifest["scenes"], rows)  # what is left for the last tells nothing of another store
+        left = sum(len(manifest["scenes"][name]) for name in last)
+        return cls(manifest["coverage"], ratios, (frames - left) / (len(full) * rows) if full else 1.0)
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,12 @@ class ArrayPlan:
 
 @dataclass(frozen=True)
 class StorePlan:
-    """A store of ``frames`` frames: its arrays and the number of its shard files."""
+    """A store of ``frames`` frames: its arrays, and the numbers of its shards and of their files."""
 
     frames: int
     arrays: list[ArrayPlan]
     files: int
+    shards: int
 
     @property
     def total(self) -> float:
@@ -158,9 +161,24 @@ def expert_schema(cfg: Config, cameras: Cameras, settings: DumpSettings) -> Stor
     return schema_of(frame, settings, cameras.names)
 
 
-def plan_store(schema: StoreSchema, frames: int, frames_per_shard: int, measured: Measured) -> StorePlan:
-    """Bytes and files of a store; ``measured.coverage`` names every map of a focal schema."""
+def plan_store(
+    schema: StoreSchema,
+    frames: int,
+    frames_per_shard: int,
+    measured: Measured,
+    scenes: Mapping[str, Sequence[Any]] | None = None,
+) -> StorePlan:
+    """Bytes and files of a store; ``measured.coverage`` names every map of a focal schema.
+
+    Args:
+        scenes: frames of each scene, which tell the shards; None estimates these by ``measured.fill``.
+
+    Raises:
+        StoreError: a scene has more frames than a shard.
+    """
     shards = math.ceil(frames / (frames_per_shard * measured.fill))
+    if scenes:
+        shards = len(plan_shards(scenes, frames_per_shard))
     arrays = []
     for path, spec in schema.arrays().items():
         ratio = measured.ratios.get(path, RATIOS.get(path.rsplit("/", 1)[-1], 1.0))
@@ -176,7 +194,7 @@ def plan_store(schema: StoreSchema, frames: int, frames_per_shard: int, measured
     for path, spec in schema.constants().items():
         size = float(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
         arrays.append(ArrayPlan(path, 0, 0, size))
-    return StorePlan(frames, arrays, shards * len(schema.arrays()))
+    return StorePlan(frames, arrays, shards * len(schema.arrays()), shards)
 
 
 def raw_bytes(spec: ArraySpec, coverage: Mapping[str, float]) -> float:

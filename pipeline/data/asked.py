@@ -1,6 +1,7 @@
-"""An index against the settings of a profile that it was made by, and against the split that is asked for."""
+"""An index against the settings of a profile that it was made by, and frames of an index that a command is given."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,3 +55,28 @@ def check_index(path: Path, asked: "AskedData") -> None:
             raise FD3DError(
                 f"index {path} was made with data.{name} {made[name]}, the profile has {value}; run 'fd3d index' again"
             )
+
+
+class ProfileData(Protocol):
+    """What of a profile's section ``data`` tells frames."""
+
+    def source(self, split: str) -> FrameSource: ...
+
+
+def asked_source(data: ProfileData, split: str, index: Path | None, root: Path | None) -> FrameSource:
+    """Frames of a split of the profile's index, or of one that is given.
+
+    Args:
+        data: section ``data`` of the profile.
+        split: setting of the profile that names the split, ``train``, ``dev`` or ``val``, or the split's own name. An index
+            without the setting's split may have one of the setting's name, which is then meant.
+        index, root: given in place of the profile's.
+
+    Raises:
+        FD3DError: the profile has no such setting, or its index was made with others.
+    """
+    source = data.source(split)
+    own = FrameIndex.load(index).splits if index is not None and index.is_file() else {}
+    if split in own and source.split not in own:
+        source = replace(source, split=split)
+    return replace(source, index=index or source.index, root=root or source.root)

@@ -1,8 +1,10 @@
 """Columns of the frame index, scene by scene: geometry, ego motion and annotated boxes of key frames."""
 
 import os
+import warnings
 import zlib
 from collections import Counter
+from collections.abc import Sized
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,11 @@ from pipeline.data.can_bus import EgoStates
 from pipeline.data.checks import MAX_GAP, check_poses
 from pipeline.data.geometry import arctan2_of, invert, lidar_turn, move_boxes, product, transform
 from pipeline.data.tables import LIDAR, Chain, FrameTables
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
+DAMAGED = -1, 0
+"""Size and CRC-32 of an image file that is missing or damaged."""
+_ADVICE = "copy images again that are damaged, then run 'fd3d index' again"
 _DECODED: dict[str, bool] = {}  # whether OpenCV decodes a kind of file
 
 
@@ -47,11 +52,15 @@ def scene_columns(tables: FrameTables, chain: Chain, states: EgoStates, root: Pa
             f"the pose of {tables.channels[sensor]} of sample {tables.tokens[rows[frame]]} in {tables.folder.name}/{table}.json is no rigid motion; "
             "give finite numbers, and a rotation (w, x, y, z) that is not zero"
         )
-    _check_images(tables, chain, rows, root)
+    unreadable = _check_images(tables, chain, rows, root)
     tokens = [tables.tokens[row] for row in rows]
     check_poses(chain.name, tokens, tables.timestamps[rows], to_global[:, LIDAR], str(tables.folder))
     order = before + np.arange(count)
-    found = np.array([[_contents(os.path.join(root, path)) for path in paths] for paths in files], dtype=np.int64)
+    cut: list[str] = []
+    found = np.array([[_contents(os.path.join(root, path), cut) for path in paths] for paths in files], np.int64)
+    if cut:
+        tables.tell(f"image {cut[0]} is cut: its end is missing{_more(cut, chain)}; {_ADVICE}")
+    found[np.isin(files, unreadable)] = DAMAGED
     return {
         "token": np.array(tokens, dtype=np.bytes_),
         "scene_token": np.array([chain.token] * count, dtype=np.bytes_),
@@ -73,13 +82,16 @@ def scene_columns(tables: FrameTables, chain: Chain, states: EgoStates, root: Pa
     }
 
 
-def _check_images(tables: FrameTables, chain: Chain, rows: np.ndarray, root: Path) -> None:
+def _check_images(tables: FrameTables, chain: Chain, rows: np.ndarray, root: Path) -> list[str]:
     """Compare the images of frames with the sizes in the tables; only the files' heads are read, which takes some 0.1 ms each.
+
+    Returns:
+        paths below the root of the images whose heads cannot be read, which are told.
 
     Raises:
         FD3DError: an image has another size.
     """
-    unreadable: list[str] = []
+    unreadable: dict[str, str] = {}
     files = tables.files[rows]
     for name, size in zip(
         (name for frame in files for name in frame), tables.sizes[rows].reshape(-1, 2).tolist(), strict=True
@@ -94,7 +106,7 @@ def _check_images(tables: FrameTables, chain: Chain, rows: np.ndarray, root: Pat
         except FD3DError:
             raise
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            unreadable.append(f"image {path} cannot be read ({error!r:.60})")
+            unreadable[name] = f"image {path} cannot be read ({error!r:.60})"
             continue
         if [lines, columns] != size:
             raise FD3DError(
@@ -102,8 +114,12 @@ def _check_images(tables: FrameTables, chain: Chain, rows: np.ndarray, root: Pat
                 "must be of one size"
             )
     if unreadable:
-        more = f", and {len(unreadable) - 1} more of {chain.name}" if len(unreadable) > 1 else ""
-        tables.tell(f"{unreadable[0]}{more}; frames that need them will fail")
+        tables.tell(f"{next(iter(unreadable.values()))}{_more(unreadable, chain)}; {_ADVICE}")
+    return list(unreadable)
+
+
+def _more(images: Sized, chain: Chain) -> str:
+    return f", and {len(images) - 1} more of {chain.name}" if len(images) > 1 else ""
 
 
 def _check_kind(image: Image.Image, path: str) -> None:
@@ -134,14 +150,46 @@ def _check_kind(image: Image.Image, path: str) -> None:
         )
 
 
-def _contents(path: str) -> tuple[int, int]:
-    """Size in bytes and CRC-32 of a file; -1 and 0 where it cannot be read."""
+def _contents(path: str, cut: list[str]) -> tuple[int, int]:
+    """Size in bytes and CRC-32 of a file; ``DAMAGED`` where it cannot be read, or is cut and so added to a list."""
     try:
         with open(path, "rb") as file:
             content = file.read()
     except OSError:
-        return -1, 0
+        return DAMAGED
+    if is_cut(content):
+        cut.append(path)
+        return DAMAGED
     return len(content), zlib.crc32(content)
+
+
+def is_cut(content: bytes) -> bool:
+    """Whether an image file ends before its format's end: OpenCV would decode what is missing as grey, without a word.
+
+    Nothing is decoded. Of other formats than JPEG, PNG and WebP nothing is known.
+    """
+    if content.startswith(b"\xff\xd8"):  # no pixels have the bytes of a marker: end of image, start of scan
+        end = content.rfind(b"\xff\xd9")
+        return end < 0 or content.find(b"\xff\xda", end) >= 0  # the last end is a thumbnail's
+    if content.startswith(b"\x89PNG"):
+        return content.rfind(b"IEND\xaeB`\x82") < 0
+    if content.startswith(b"RIFF"):
+        return int.from_bytes(content[4:8], "little") + 8 > len(content)
+    return False
+
+
+def warn_of_images(paths: np.ndarray, sizes: np.ndarray, root: Path) -> None:
+    """Warn of image files that are missing, empty or damaged.
+
+    Args:
+        paths, sizes: (N, V) of all images, as of :class:`~pipeline.data.index.Frame`.
+    """
+    if missing := int((sizes <= 0).sum()):
+        warnings.warn(
+            f"missing, empty or damaged: {counted(missing, 'image file')} of {root}, first {paths[sizes <= 0][0].decode()}; copy the files and "
+            "run 'fd3d index' again, or dumps, trainings and evaluations on their frames are refused",
+            stacklevel=3,
+        )
 
 
 def _boxes(tables: FrameTables, chain: Chain, global2lidar: np.ndarray) -> dict[str, np.ndarray]:

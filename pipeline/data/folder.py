@@ -22,3 +22,17 @@ def table_folder(root: str | Path, version: str) -> Path:
         has = f" ({', '.join(known)})" if known else ""
         raise FD3DError(f"{root} has no folder {version}; give the data set's root and one of its versions{has}")
     return folder
+
+
+def only_version(root: Path) -> str:
+    """Version of a data set that has one folder of tables.
+
+    Raises:
+        FD3DError: there is none, or there are several.
+    """
+    found = sorted(path.parent.name for path in root.glob("*/sample_data.json"))
+    if len(found) != 1:
+        raise FD3DError(
+            f"{root} has {', '.join(found) or 'no'} folder of nuScenes tables; give a data root and --version"
+        )
+    return found[0]

@@ -39,7 +39,7 @@ def check_images(index: FrameIndex, root: Path, rows: Sequence[int], name: Path)
             if not found:
                 why = "is empty; copy it again"
             elif size < 0:
-                why = f"was missing when {name} was made; run 'fd3d index' again"
+                why = f"was missing or damaged when {name} was made; copy it again where it is, then run 'fd3d index' again"
         wrong.append((file, why))
     if wrong:
         more = f" ({len(wrong)} of {len(paths)} images)" if len(wrong) > 1 else ""

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +16,14 @@ from pipeline.data import CAMERAS, GENERATED_BY
 from pipeline.data.can_bus import EgoStates
 from pipeline.data.categories import Categories
 from pipeline.data.checks import check_cameras, tell_sideways, tell_still
-from pipeline.data.columns import scene_columns
+from pipeline.data.columns import scene_columns, warn_of_images
 from pipeline.data.folder import table_folder
 from pipeline.data.npz import map_arrays, write_arrays
 from pipeline.data.rig import EGO, Rig
 from pipeline.data.splits import own_splits, split_scenes
 from pipeline.data.tables import FrameTables, Tell
-from pipeline.errors import FD3DError, counted
-from pipeline.files import check_needed, write_atomically
+from pipeline.errors import FD3DError
+from pipeline.files import check_needed, check_writable, write_atomically
 
 FORMAT = 4
 """Number of the index's format; 3 is mapped into memory: narrow columns, texts as bytes; 4 has checksums of the images."""
@@ -59,7 +58,7 @@ class Frame:
         timestamp: of the LiDAR sweep, microseconds.
         image_paths: V paths relative to the data root, order of ``cameras``.
         image_sizes: (V, 2) rows and columns.
-        image_bytes, image_crc32: (V,) sizes and CRC-32 of the image files, -1 and 0 of one that is missing.
+        image_bytes, image_crc32: (V,) sizes and CRC-32 of the image files, -1 and 0 of one that is missing or damaged.
         intrinsics: (V, 3, 3) pixels.
         lidar2cam: (V, 4, 4) LiDAR frame at its time to camera frame at its own time, by way of the global frame.
         lidar2ego, ego2global: (4, 4) at the LiDAR's time.
@@ -302,10 +301,11 @@ def build_index(
         tell: called with a line for everything that does not count: categories, boxes, cameras, frames.
 
     Raises:
-        FD3DError: a table or ``splits.json`` is missing or damaged, a frame lacks a camera, a scene's times do not increase, or
+        FD3DError: ``out`` cannot be written, a table or ``splits.json`` is missing or damaged, a frame lacks a camera, a scene's times do not increase, or
             there are annotations and none counts.
     """
     folder = table_folder(root, version)
+    check_writable(Path(out))
     root = folder.parent
     known_splits = split_scenes(root, version)
     categories = Categories(classes or {})
@@ -325,10 +325,7 @@ def build_index(
     check_cameras(*calibration, tables.cameras, f"{folder.name}/ego_pose.json", tell)
     tell_still(arrays["boxes"], arrays["timestamp"], tell)
     tell_sideways(arrays["ego2global"], arrays["scene_token"], folder.name, tell)
-    if missing := int((arrays["image_bytes"] <= 0).sum()):
-        first = arrays["image_paths"][arrays["image_bytes"] <= 0][0].decode()
-        told = f"missing or empty: {counted(missing, 'image file')} of {root}, first {first}; frames that need them will fail"
-        warnings.warn(told, stacklevel=2)
+    warn_of_images(arrays["image_paths"], arrays["image_bytes"], root)
     states.warn()
     generator = folder / GENERATED_BY
     splits = {k: [n for n in names if n in here] for k, names in known_splits.items()}

@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from pipeline.errors import FD3DError, counted
+from pipeline.errors import FD3DError, counted, listed
 
 FILE = "splits.json"
 """Name of the file beside the tables with a data set's own splits: scene names by split."""
@@ -54,6 +54,6 @@ def own_splits(folder: Path, scenes: Collection[str] | None = None) -> dict[str,
         if scenes is not None and (unknown := [name for name in names if name not in scenes]):
             raise FD3DError(
                 f"{where} has {counted(len(unknown), 'scene')} that scene.json lacks, first '{unknown[0]}'; "
-                f"there are {', '.join(sorted(scenes)[:5])}{', ...' if len(scenes) > 5 else ''}"
+                f"there are {listed(sorted(scenes))}"
             )
     return content

@@ -18,7 +18,7 @@ from pipeline.data.json_stream import rows_of
 from pipeline.data.rig import EGO, Rig, is_camera
 from pipeline.data.tokens import ByToken
 from pipeline.data.values import flag, numbers, text, token_of, whole
-from pipeline.errors import FD3DError, counted
+from pipeline.errors import FD3DError, counted, listed
 
 Row = dict[str, Any]
 LIDAR = -1
@@ -323,9 +323,8 @@ class FrameTables:
         """
         mapped, left = len(found["frame"]), unmapped.total()
         if left:
-            kinds = ", ".join(f"{name} ({count})" for name, count in unmapped.most_common(8))
-            more = ", ..." if len(unmapped) > 8 else ""
-            told = f"{left} of {counted(mapped + left, 'box')} of {counted(len(unmapped), 'category')} are not mapped: {kinds}{more}"
+            kinds = listed([f"{name} ({count})" for name, count in unmapped.most_common()], 8)
+            told = f"{left} of {counted(mapped + left, 'box')} of {counted(len(unmapped), 'category')} are not mapped: {kinds}"
             if not mapped:
                 raise FD3DError(
                     f"{told}; name the class of a category under data.classes, such as {{{next(iter(unmapped))}: car}}"

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.index import FrameIndex
+from pipeline.data.origin import origin_of
 from pipeline.data.source import FrameSource
+from pipeline.errors import FD3DError, counted
+from pipeline.files import check_outside_stores
 from pipeline.models.build import file_sha256, load_config
 from pipeline.training.run import finish, train
 from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings, Validation
@@ -16,6 +19,7 @@ from store_schema.manifest import fingerprint
 
 from .build import distiller_config
 from .loading import cached_targets, online_targets
+from .methods import load_method
 from .settings import MethodSettings
 
 
@@ -47,12 +51,20 @@ def train_apprentice(
         facts as of :func:`~pipeline.training.run.train`, also in ``train.json`` beside ``out``.
 
     Raises:
-        FD3DError: contradictory or changed settings, a store of another index, or a loss that is not finite.
+        FD3DError: contradictory or changed settings, a store of another index, without frames of the split or without
+            cells to distil, or a loss that is
+            not finite.
         StoreError: the store cannot be read.
     """
-    manifest = StoreReader(store).manifest
-    FrameIndex.load(source.index).check_made(manifest, store)
-    warn_of_nothing(manifest["coverage"], store)
+    check_outside_stores(out)
+    reader = StoreReader(store)
+    manifest = reader.manifest
+    index = FrameIndex.load(source.index)
+    index.check_made(manifest, store)
+    if settings.expert == "cached":
+        check_frames(reader, index, source.split)
+    if load_method(method).reads_maps:
+        check_cells(reader, settings)
     warn_of_expert(manifest["expert"], store, expert if settings.inherit else None)
     cfg, targets, live = load_config(config), cached_targets(store, run.cache_mb), None
     if settings.expert == "online" and settings.history is not None:
@@ -77,16 +89,42 @@ def train_apprentice(
     return finish(out, facts | {"method": method})
 
 
-def warn_of_nothing(coverage: Mapping[str, float], store: Path) -> None:
-    """Warn of a store without a single cell.
+def check_frames(reader: StoreReader, index: FrameIndex, split: str) -> None:
+    """Refuse a store that lacks frames of the split that is trained on; one that has more is fine.
 
-    Args:
-        coverage: share of cells stored, by map, as of the store's manifest; none of a dense store.
+    Raises:
+        FD3DError: naming store and split, and whose frames the store has.
     """
-    if coverage and not any(coverage.values()):
+    wanted, there = [index[row].token for row in index.select(split)], set(reader.tokens)
+    if missing := [token for token in wanted if token not in there]:
+        raise FD3DError(
+            f"store {reader.storage} lacks {len(missing)} of the {counted(len(wanted), 'frame')} of split '{split}', first {missing[0]}: "
+            f"{origin_of(index, there)[0]}; name a store of split '{split}' by --store, or make one with 'fd3d dump --split {split}'"
+        )
+
+
+def check_cells(reader: StoreReader, settings: MethodSettings) -> None:
+    """Refuse a store that has no cell of any map that a method reads, and warn of single maps without cells.
+
+    An online expert changes nothing: maps are scaled by the store's statistics, which are of its cells.
+
+    Raises:
+        FD3DError: naming store and maps.
+        StoreError: counts of the store are damaged; only a store with a map of hardly any cell has its counts read.
+    """
+    if all(reader.manifest["coverage"].values()):  # shares, rounded; a dense store has none
+        return
+    left_out = [f"pv/{n}" for n in range(len(reader.schema.pv)) if n not in (settings.levels or range(n + 1))]
+    read = {name: int(count.sum()) for name, count in reader.counts().items() if name not in left_out}
+    empty = [name for name, cells in read.items() if not cells]
+    advice = "no query reached focal.min_score there; look at the expert, or lower focal.min_score and dump again"
+    if empty and len(empty) == len(read):
+        raise FD3DError(
+            f"store {reader.storage} has no cell of {', '.join(empty)} in any frame, so {settings.section} has nothing to distil: {advice}"
+        )
+    if empty:
         warnings.warn(
-            f"store {store} has no cell, since no query of its expert reached focal.min_score, so its maps teach nothing; look at the "
-            "expert, or lower focal.min_score and dump again",
+            f"store {reader.storage} has no cell of {', '.join(empty)} in any frame, of which nothing is distilled; {advice}",
             stacklevel=3,
         )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.data.index import FrameIndex
 from pipeline.data.made_for import check_config
 from pipeline.data.source import FrameSource
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, listed
 from pipeline.files import check_writable
 from store_schema import open_storage
 from store_schema.layout import check_scenes
@@ -65,5 +65,7 @@ def scene_rows(index: FrameIndex, split: str, scenes: Sequence[str] | None) -> d
         return available
     unknown = [name for name in scenes if name not in available]
     if unknown:
-        raise FD3DError(f"scene {unknown[0]} is not in split {split}; it has {', '.join(sorted(available)[:5])}, ...")
+        others = [name for name, there in index.splits.items() if unknown[0] in there]
+        where = f", but in '{others[0]}'; give --split {others[0]}" if others else f"; it has {listed(available)}"
+        raise FD3DError(f"scene {unknown[0]} is not in split {split}{where}")
     return {name: rows for name, rows in available.items() if name in scenes}

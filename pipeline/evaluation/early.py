@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from pipeline.data.folder import table_folder
+from pipeline.data.asked_scene import check_scene
+from pipeline.data.folder import only_version, table_folder
 from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
 from pipeline.data.made_for import check_config
 from pipeline.data.source import FrameSource
-from pipeline.errors import FD3DError, counted
+from pipeline.errors import FD3DError, counted, listed
 from pipeline.files import check_writable
 
 
@@ -48,7 +49,7 @@ def check_detection(
 ) -> None:
     """Refuse a scene, number of frames or place, or a config of another number of cameras; arguments as of :func:`~pipeline.evaluation.scene.detect_scene`.
 
-    Without an index the scene is looked for later, in the index that is made.
+    Without an index the scene is looked up in the tables.
 
     Raises:
         FD3DError: naming which.
@@ -56,40 +57,25 @@ def check_detection(
     if frames < 1:
         raise FD3DError(f"frames is {frames}; it must be at least 1")
     check_writable(out / "submission.json")
+    if index is None:
+        try:
+            table_folder(root, version or only_version(root))
+        except FD3DError as error:
+            raise FD3DError(f"{error}; or name an index of {root} by --index, or its profile by --params") from error
+    check_scene(scene, root, version, index)
     if index is not None:
-        known = open_scene(index, root, scene, version)
+        known = open_scene(index, root, scene)
         check_images(known, root, known.scenes[scene][:frames], index)
         check_config(config, len(known.cameras))
-        return
-    try:
-        table_folder(root, version or only_version(root))
-    except FD3DError as error:
-        raise FD3DError(f"{error}; or name an index of {root} by --index, or its profile by --params") from error
 
 
-def open_scene(index: Path, root: Path, scene: str, version: str | None) -> FrameIndex:
+def open_scene(index: Path, root: Path, scene: str) -> FrameIndex:
     """An index that has a scene.
 
     Raises:
-        FD3DError: the index is damaged, does not fit root or version, or lacks the scene.
+        FD3DError: the index is damaged, does not fit the root, or lacks the scene.
     """
     known = FrameIndex.load(index, root)
-    if version not in (None, known.version):
-        raise FD3DError(f"index {index} was made from {known.version}, not {version}; leave out one of the two")
     if scene not in known.scenes:
-        raise FD3DError(f"scene '{scene}' is not in {root}; it has {', '.join(list(known.scenes)[:5])}, ...")
+        raise FD3DError(f"scene '{scene}' of {root} has no frame that counts; there are {listed(known.scenes)}")
     return known
-
-
-def only_version(root: Path) -> str:
-    """Name of the only folder of tables of a root.
-
-    Raises:
-        FD3DError: there are none or several.
-    """
-    found = sorted(path.parent.name for path in root.glob("*/sample_data.json"))
-    if len(found) != 1:
-        raise FD3DError(
-            f"{root} has {', '.join(found) or 'no'} folder of nuScenes tables; give a data root and --version"
-        )
-    return found[0]

@@ -23,6 +23,7 @@ from pipeline.data.devkit import TABLES, open_truth
 from pipeline.data.folder import table_folder
 from pipeline.data.index import FrameIndex
 from pipeline.data.json_stream import JSONStream, rows_of
+from pipeline.data.origin import origin_of
 from pipeline.data.splits import split_scenes
 from pipeline.errors import FD3DError, counted
 from pipeline.files import write_atomically
@@ -86,7 +87,7 @@ def evaluate(
     nusc, truth = open_truth(root, version, count, index)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
-            metrics, curves = _SplitEval(nusc, submission, split, truth).evaluate()
+            metrics, curves = _SplitEval(nusc, submission, split, truth, index).evaluate()
         except FD3DError:
             raise
         except _REFUSALS as error:
@@ -111,10 +112,13 @@ class _SplitEval(DetectionEval):
     Args:
         nusc: tables of the split's scenes.
         truth: annotated boxes of the frames that count.
+        index: index whose splits a submission of other frames is looked for in.
     """
 
-    def __init__(self, nusc: NuScenes, submission: Path, split: str, truth: EvalBoxes) -> None:
-        self.nusc, self.cfg, self.verbose = nusc, config_factory("detection_cvpr_2019"), False
+    def __init__(
+        self, nusc: NuScenes, submission: Path, split: str, truth: EvalBoxes, index: FrameIndex | None = None
+    ) -> None:
+        self.nusc, self.cfg, self.verbose, self.index = nusc, config_factory("detection_cvpr_2019"), False, index
         self.pred_boxes = self._predictions(submission, split, truth.sample_tokens)
         self.gt_boxes = self._counted(truth)
         self.sample_tokens = self.gt_boxes.sample_tokens
@@ -160,9 +164,11 @@ class _SplitEval(DetectionEval):
                 )
             boxes.boxes[token] = self._counted(frame).boxes[token]
         if others or len(boxes) < len(known):
-            odd = min([*others, *(known - set(boxes.boxes))])
+            odd, given = min([*others, *(known - set(boxes.boxes))]), {*others, *boxes.boxes}
+            whose = () if self.index is None else origin_of(self.index, given)
             raise FD3DError(
-                f"{submission} has {len(boxes)} of the {counted(len(known), 'sample')} of {split} and {counted(len(others), 'other')}, first {odd}"
+                f"{submission} has {len(boxes)} of the {counted(len(known), 'sample')} of {split} and {counted(len(others), 'other')}, "
+                f"first {odd}: {'; '.join(whose or ['give one of this split'])}"
             )
         return boxes
 

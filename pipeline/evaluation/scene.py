@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.folder import only_version
 from pipeline.data.images import check_images
 from pipeline.data.index import Frame, build_index
 from pipeline.data.transforms import LoadMultiViewImages
 from pipeline.errors import FD3DError
-from pipeline.evaluation.early import check_detection, only_version, open_scene
+from pipeline.evaluation.early import check_detection, open_scene
 from pipeline.evaluation.live import Calibration, Detector, EgoPose
 from pipeline.evaluation.submission import to_submission
 from pipeline.files import write_atomically
@@ -77,7 +78,7 @@ def detect_scene(
             build_index(root, version or only_version(root), index, tell=print)
         except FD3DError as error:
             raise FD3DError(f"{error}; or name an index of {root} by --index, or its profile by --params") from error
-    known = open_scene(index, root, scene, version)
+    known = open_scene(index, root, scene)
     sizes = known.arrays["image_sizes"][known.scenes[scene][0]].tolist()
     detector.check_rig(known.cameras, known.reference, sizes, Path(root) / known.version)
     rows = known.scenes[scene][:frames]

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pipeline.data import CLASSES
-from pipeline.errors import FD3DError
-from pipeline.files import write_atomically
+from pipeline.errors import FD3DError, listed
+from pipeline.files import check_writable, write_atomically
 
 from .backbone import backbone_kind
 from .bevformer.encoder import BEVFormerEncoder
@@ -163,7 +163,7 @@ def _check_fit(model: nn.Module, found: Checkpoint, path: str | Path) -> None:
         and (given.shape != v.shape or (v.is_floating_point() and not given.is_floating_point()))
     ]
     problems = [
-        f"{len(keys)} {kind} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
+        f"{len(keys)} {kind} ({listed(keys)})"
         for kind, keys in (("missing", missing), ("unexpected", unexpected), ("mismatched", mismatched))
         if keys
     ]
@@ -200,7 +200,7 @@ def convert_checkpoint(
 
     Raises:
         FD3DError: the config's detector is of another project, the file does not fit or contradicts the config, was converted before, has other classes, does not tell a
-            convention that is left to its notes, or is ``out`` itself.
+            convention that is left to its notes, or is ``out`` itself, or ``out`` cannot be written.
     """
     if boxes not in BOXES:
         raise FD3DError(f"--boxes is '{boxes}'; use {', '.join(BOXES)}")
@@ -208,6 +208,7 @@ def convert_checkpoint(
         raise FD3DError(f"--shift-current is '{shift}'; use {', '.join(SHIFTS)}")
     if out.exists() and source.exists() and out.samefile(source):
         raise FD3DError(f"{out} is the checkpoint itself; give another file to write")
+    check_writable(out)
     found = read_checkpoint(source)
     cfg = load_config(config)
     model = build_detector(cfg)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from pipeline.errors import FD3DError, counted
+from pipeline.errors import FD3DError, counted, listed
 
 from .backbone import backbone_kind, check_kind, check_names
 from .build import load_config
@@ -49,7 +49,7 @@ def pretrained_names(names: Collection[str], path: str | Path) -> tuple[str, dic
         return TORCHVISION, {n: f"{BACKBONE}.{n}" for n in names if not n.startswith("fc.")}
     raise FD3DError(
         f"checkpoint {path} has none of the known layouts: torchvision's ResNet (layer1.0.conv1.weight), OpenMMLab's detectors and "
-        f"classifiers (backbone.*, neck.*), this project's (img_backbone.*, img_neck.*); its names are {', '.join(list(names)[:3])}"
+        f"classifiers (backbone.*, neck.*), this project's (img_backbone.*, img_neck.*); its names are {listed(list(names), 3)}"
     )
 
 

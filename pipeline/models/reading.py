@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, listed
 from pipeline.files import check_needed
 
 from .safe_load import load_plain
@@ -69,8 +69,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     found = content if isinstance(content, dict) else {}
     state = next((found[name] for name in _STATES if isinstance(found.get(name), dict)), found)
     if not state or not all(_is_weight(*item) for item in state.items()):
-        beside = [] if any(isinstance(value, Tensor) for value in found.values()) else [str(name) for name in found][:5]
-        has = f" but {', '.join(beside)}" if beside else ""
+        beside = [] if any(isinstance(value, Tensor) for value in found.values()) else [str(name) for name in found]
+        has = f" but {listed(beside)}" if beside else ""
         raise FD3DError(
             f"checkpoint {path} holds no state dict{has}; expected dense tensors by name, bare or under 'state_dict'"
         )

@@ -1,14 +1,28 @@
-"""Whether all outputs that a report shows are there, and its metrics are of the detectors and frames that it is about."""
+"""Whether all outputs that a report shows are there, and of the detectors and frames that the report is about."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pipeline.data.index import FrameIndex
+from pipeline.data.origin import origin_of
 from pipeline.errors import FD3DError
 
 ROLES = ("expert", "plain", "fd3d")
+
+
+def shown_roles(family: str, runs: Path, metrics: Path) -> tuple[str, ...]:
+    """Roles of a family that a report shows: those with a checkpoint or metrics, and all where there is no student.
+
+    So a student that distils nothing is reported without the detectors that nobody made.
+    """
+    there = [
+        role
+        for role in ROLES
+        if (runs / family / role / "detector.pth").is_file() or metrics_file(metrics, family, role).is_file()
+    ]
+    return tuple(there) if set(there) - {"expert"} else ROLES
 
 
 def check_outputs(families: Sequence[str], runs: Path, metrics: Path) -> None:
@@ -22,8 +36,9 @@ def check_outputs(families: Sequence[str], runs: Path, metrics: Path) -> None:
     """
     needed = []
     for family in families:
-        needed.append(runs / family / "store/manifest.json")
-        for role in ROLES:
+        roles = shown_roles(family, runs, metrics)
+        needed += [runs / family / "store/manifest.json"] if "fd3d" in roles else []
+        for role in roles:
             own, evaluated = runs / family / role, runs / "evaluate" / family / role
             needed += [own / "detector.pth", own / "train.json", evaluated / "submission.json", evaluated / "pr.csv"]
             needed += [metrics_file(metrics, family, role)] + ([own / "losses.csv"] if role != "expert" else [])
@@ -49,18 +64,42 @@ def check_evaluated(families: Sequence[str], index: FrameIndex, split: str, runs
     """
     stale: dict[Path, tuple[str, str]] = {}
     for family in families:
-        for role in ROLES:
+        for role in shown_roles(family, runs, metrics):
             file, detector = metrics_file(metrics, family, role), runs / family / role / "detector.pth"
             if why := _other(file, detector, index, split):
-                places = f"--checkpoint {detector} --out {runs / 'evaluate' / family / role} --metrics {file}"
-                own = runs == Path("runs") and metrics == Path("metrics")
-                stale[file] = why, f"fd3d evaluate {f'--family {family} --role {role}' if own else places}"
+                stale[file] = why, _evaluation(family, role, runs, metrics)
     if not stale:
         return
     file, *others = stale
     why, command = stale[file]
     more = f"; {', '.join(map(str, others))} likewise, all by 'dvc repro'" if others else " or 'dvc repro'"
     raise FD3DError(f"{file} {why}; make it anew with '{command}'{more}")
+
+
+def check_submission(
+    tokens: Collection[str], family: str, role: str, index: FrameIndex, split: str, runs: Path, metrics: Path
+) -> None:
+    """Refuse a submission that lacks frames of the report's split, as one of another split does.
+
+    Args:
+        tokens: sample tokens of the detector's submission.
+
+    Raises:
+        FD3DError: naming the submission, whose frames it has, and how it is made anew.
+    """
+    if missing := [token for token in (index[row].token for row in index.select(split)) if token not in tokens]:
+        raise FD3DError(
+            f"{runs / 'evaluate' / family / role / 'submission.json'} lacks {len(missing)} of the frames of data.val, {split}: "
+            f"{origin_of(index, tokens)[0]}; make it anew with '{_evaluation(family, role, runs, metrics)}'"
+        )
+
+
+def _evaluation(family: str, role: str, runs: Path, metrics: Path) -> str:
+    """Command that evaluates a detector to where the report looks."""
+    if runs == Path("runs") and metrics == Path("metrics"):
+        return f"fd3d evaluate --family {family} --role {role}"
+    out, file = runs / "evaluate" / family / role, metrics_file(metrics, family, role)
+    return f"fd3d evaluate --checkpoint {runs / family / role / 'detector.pth'} --out {out} --metrics {file}"
 
 
 def _other(file: Path, detector: Path, index: FrameIndex, split: str) -> str | None:

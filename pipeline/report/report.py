@@ -14,9 +14,9 @@ from pipeline.data import CLASSES
 from pipeline.data.geometry import invert, move_boxes
 from pipeline.data.index import Frame, FrameIndex
 from pipeline.errors import FD3DError
-from pipeline.files import between_markers, check_needed, write_atomically
+from pipeline.files import between_markers, check_needed, check_outside_stores, write_atomically
 from pipeline.profile import Published
-from pipeline.report.evaluated import ROLES, check_evaluated, check_outputs, metrics_file
+from pipeline.report.evaluated import ROLES, check_evaluated, check_outputs, check_submission, metrics_file, shown_roles
 from pipeline.report.figures import bev_figure, camera_sheet, data_uri, jpeg, stored_energy, to_png
 from store_schema import StoreReader
 
@@ -27,7 +27,10 @@ _FORMATS = {
 }
 _COLORS = {"annotated": "limegreen", "expert": "tomato", "plain": "deepskyblue", "fd3d": "gold"}
 _RGB = {"annotated": (80, 220, 80), "expert": (255, 99, 71), "plain": (0, 191, 255), "fd3d": (255, 215, 0)}
+_COLOR_WORDS = {"plain": "blue", "fd3d": "yellow"}
+_WORDS = {"expert": "expert", "plain": "plain student", "fd3d": "distilled student"}
 _DRAW_FROM = 0.3  # score
+_EXTENT = 50.0  # metres, the farthest that nuScenes' metrics count boxes, drawn where no store tells the expert's range
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -47,7 +50,7 @@ Summary = dict[str, dict[str, dict[str, Any]]]
 def summarise(
     families: Sequence[str], metrics: Path, runs: Path, published: Mapping[str, Published] | None = None
 ) -> Summary:
-    """Summary from the evaluate and training stages' outputs.
+    """Summary from the evaluate and training stages' outputs, of the roles that are there.
 
     Args:
         published: published numbers by family; ``difference_NDS`` is the measured NDS minus the published one.
@@ -55,7 +58,7 @@ def summarise(
     out: Summary = {}
     for family in families:
         out[family] = {}
-        for role in ROLES:
+        for role in shown_roles(family, runs, metrics):
             found, facts = (
                 read_json(metrics_file(metrics, family, role)),
                 read_json(runs / family / role / "train.json"),
@@ -93,16 +96,30 @@ def _table(summary: Summary, names: Sequence[str]) -> list[str]:
 
 
 def markdown(summary: Summary) -> str:
-    """The summary as a table, and what distillation adds."""
-    lines, notes = _table(summary, (*_SHOWN, "car_AOE", "training_seconds")), []
-    for family, roles in summary.items():
-        expert, plain, fd3d = (roles[role]["NDS"] for role in ROLES)
-        known = [roles[role].get("published_NDS") for role in ROLES[1:]]
-        beside = "" if None in known else f" (published: {known[1] - known[0]:+.2f})"
-        notes.append(
-            f"{family}: FD3D adds {fd3d - plain:+.2f} NDS to the plain student{beside}; the expert is {expert - plain:+.2f} above it."
+    """The summary as a table, what distillation adds, and which detectors are not there."""
+    lines = _table(summary, (*_SHOWN, "car_AOE", "training_seconds"))
+    notes = [f"- {family}: {_compared(roles)}." for family, roles in summary.items()]
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def _compared(roles: Mapping[str, Mapping[str, Any]]) -> str:
+    """The differences between a family's detectors in words."""
+    found, told = {role: roles[role]["NDS"] for role in roles}, []
+    if lacking := [_WORDS[role] for role in ROLES if role not in roles]:
+        told.append(
+            f"there is no {' and no '.join(lacking)}, so nothing is compared with {'it' if len(lacking) == 1 else 'them'}"
         )
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
+    if "plain" in found and "fd3d" in found:
+        known = [roles[role].get("published_NDS") for role in ("plain", "fd3d")]
+        beside = "" if None in known else f" (published: {known[1] - known[0]:+.2f})"
+        told.append(f"FD3D adds {found['fd3d'] - found['plain']:+.2f} NDS to the plain student{beside}")
+    if "expert" in found:
+        student = "plain" if "plain" in found else "fd3d"
+        whose = "it" if len(found) == len(ROLES) else f"the {_WORDS[student]}"
+        told.append(
+            f"the expert is {found['expert'] - found[student]:+.2f} {'' if whose == 'it' else 'NDS '}above {whose}"
+        )
+    return "; ".join(told)
 
 
 _RESULT = "<!-- result -->", "<!-- /result -->"
@@ -200,14 +217,18 @@ def build_report(
     """Write ``index.html`` (stands alone), ``summary.md`` and the metrics' ``summary.json``; returns the summary.
 
     Raises:
-        FD3DError: a file is missing, or store or metrics are of another index, split or checkpoint.
+        FD3DError: a file is missing, store, metrics or submission are of another index, split or checkpoint, or a place to write
+            lies in a store.
     """
+    for path in (out, metrics):
+        check_outside_stores(path)
     check_outputs(families, runs, metrics)
     ix = FrameIndex.load(index, root)
     check_evaluated(families, ix, split, runs, metrics)
     summary = summarise(families, metrics, runs, published)
     table = markdown(summary)
-    page = _page(table, "".join(_family_section(family, ix, root, split, runs, frames) for family in families))
+    sections = [_family_section(family, ix, root, split, runs, metrics, frames) for family in families]
+    page = _page(table, "".join(sections))
     write_atomically(out / "index.html", lambda file: file.write(page))
     write_atomically(out / "summary.md", lambda file: file.write(table))
     write_atomically(
@@ -216,45 +237,57 @@ def build_report(
     return summary
 
 
-def _family_section(family: str, ix: FrameIndex, root: Path, split: str, runs: Path, frames: int) -> str:
+def _family_section(family: str, ix: FrameIndex, root: Path, split: str, runs: Path, metrics: Path, frames: int) -> str:
     """Loss and PR curves, a stored frame, and validation frames of one family as HTML."""
-    run, evaluated = runs / family, runs / "evaluate" / family
-    reader = StoreReader(run / "store")
-    ix.check_made(reader.manifest, reader.storage)
-    extent = reader.manifest["coordinates"]["pc_range"][3]
-    submissions = {role: read_json(evaluated / role / "submission.json")["results"] for role in ROLES}
-    losses = loss_figure({role: run / role / "losses.csv" for role in ("plain", "fd3d")})
-    curves = pr_figure({role: evaluated / role / "pr.csv" for role in ROLES})
+    run, evaluated, roles = runs / family, runs / "evaluate" / family, shown_roles(family, runs, metrics)
+    students = [role for role in roles if role != "expert"]
+    submissions = {role: read_json(evaluated / role / "submission.json")["results"] for role in roles}
+    for role, results in submissions.items():
+        check_submission(results, family, role, ix, split, runs, metrics)
+    losses = loss_figure({role: run / role / "losses.csv" for role in students})
+    curves = pr_figure({role: evaluated / role / "pr.csv" for role in roles})
     parts = [
         f"<h2>{html.escape(family)}</h2><h3>Loss terms</h3>{_image(to_png(losses), 'png', 'loss curves')}",
         f"<h3>Precision over recall at 2 m</h3>{_image(to_png(curves), 'png', 'PR curves')}",
     ]
-    validations = validation_figure({role: run / role / "validation.csv" for role in ("plain", "fd3d")})
+    validations = validation_figure({role: run / role / "validation.csv" for role in students})
     if validations is not None:
         parts.append(f"<h3>Validation during training</h3>{_image(to_png(validations), 'png', 'validation curves')}")
-    token = reader.tokens[len(reader.tokens) // 2]
-    stored = reader.read(token)
-    if reader.schema.bev:
-        energy = stored_energy(stored, reader.schema.bev[:2])
-        kept = stored["query/boxes"][stored["query/score"] >= _DRAW_FROM]
-        focal = bev_figure({"expert": (kept, "tomato")}, extent, energy, np.isfinite(energy))
-        parts.append(
-            f"<h3>What is stored of frame {token}: BEV energy of the expert, outline of the focal cells</h3>"
-            f"{_image(to_png(focal), 'png', 'focal areas')}"
-        )
-    parts.append("<h3>Validation frames (cameras: annotated green, distilled student yellow)</h3>")
+    reader = StoreReader(run / "store") if "fd3d" in roles else None
+    extent = _EXTENT if reader is None else reader.manifest["coordinates"]["pc_range"][3]
+    if reader is not None:
+        ix.check_made(reader.manifest, reader.storage)
+        parts.append(_stored_frame(reader, extent))
+    drawn = students[-1]
+    words = f"annotated green, {_WORDS[drawn]} {_COLOR_WORDS[drawn]}"
+    parts.append(f"<h3>Validation frames (cameras: {words})</h3>")
     rows = ix.select(split)
     for row in rows[:: max(1, len(rows) // frames)][:frames]:
         frame = ix[row]
         layers = {"annotated": np.nan_to_num(frame.boxes[frame.num_lidar_pts > 0])}
-        layers |= {role: submitted_boxes(submissions[role][frame.token], frame) for role in ROLES}
-        sheet = camera_sheet(root, frame, [(layers[name], _RGB[name]) for name in ("annotated", "fd3d")])
+        layers |= {role: submitted_boxes(submissions[role][frame.token], frame) for role in roles}
+        sheet = camera_sheet(root, frame, [(layers[name], _RGB[name]) for name in ("annotated", drawn)])
         bev = bev_figure({name: (boxes, _COLORS[name]) for name, boxes in layers.items()}, extent)
         parts.append(
             f"<h4>{html.escape(frame.scene_name)}, frame {frame.order}</h4>{_image(jpeg(sheet), 'jpeg', 'cameras')}"
             f"{_image(to_png(bev), 'png', 'bird&apos;s-eye view')}"
         )
     return "".join(parts)
+
+
+def _stored_frame(reader: StoreReader, extent: float) -> str:
+    """The store's middle frame as HTML: BEV energy and focal cells; nothing of a store without BEV maps."""
+    token = reader.tokens[len(reader.tokens) // 2]
+    stored = reader.read(token)
+    if not reader.schema.bev:
+        return ""
+    energy = stored_energy(stored, reader.schema.bev[:2])
+    kept = stored["query/boxes"][stored["query/score"] >= _DRAW_FROM]
+    focal = bev_figure({"expert": (kept, "tomato")}, extent, energy, np.isfinite(energy))
+    return (
+        f"<h3>What is stored of frame {token}: BEV energy of the expert, outline of the focal cells</h3>"
+        f"{_image(to_png(focal), 'png', 'focal areas')}"
+    )
 
 
 def _image(content: bytes, kind: str, alt: str) -> str:

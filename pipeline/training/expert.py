@@ -10,7 +10,7 @@ from pipeline.data.made_for import check_views
 from pipeline.data.source import FrameSource
 from pipeline.expert.adapted import trainable_model
 from pipeline.expert.maps import check_foreign
-from pipeline.files import write_atomically
+from pipeline.files import check_outside_stores, write_atomically
 from pipeline.models.build import build_detector, load_config, write_config
 from pipeline.models.checkpoints import convert_checkpoint, load_checkpoint
 from pipeline.models.pairs import StudentPlan, check_rig, planned_student
@@ -52,9 +52,10 @@ def take_or_train(
         facts on the training, also in ``train.json`` beside ``out``.
 
     Raises:
-        FD3DError: a config cannot be read or is made for another number of cameras, the checkpoint does not fit, an expert of another
+        FD3DError: ``out`` lies in a store, a config cannot be read or is made for another number of cameras, the checkpoint does not fit, an expert of another
             project does not fit its adapter or the student, or a loss is not finite.
     """
+    check_outside_stores(out)
     cfg = load_config(config)
     if source.index.is_file():
         index = FrameIndex.load(source.index, source.root)

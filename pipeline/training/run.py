@@ -26,7 +26,7 @@ from pipeline.data.rig import sizes_of
 from pipeline.data.source import FrameSource
 from pipeline.data.workers import check_shared_memory, loader_options, worker_errors
 from pipeline.errors import FD3DError, counted
-from pipeline.files import check_needed, write_atomically
+from pipeline.files import check_needed, check_outside_stores, write_atomically
 from pipeline.models.build import file_sha256, write_config
 from pipeline.models.checkpoints import save_checkpoint
 from pipeline.models.pairs import check_trained_rig
@@ -106,10 +106,11 @@ def train(
         checkpoint has them under ``training``.
 
     Raises:
-        FD3DError: contradictory settings, settings of an unfinished training that changed, a file to start from that does not
+        FD3DError: ``out`` lies in a store, contradictory settings, settings of an unfinished training that changed, a file to start from that does not
             fit or was trained with the cameras in another order or in another frame of reference, frozen parameters that would keep random weights, frames that cannot be validated on, or a loss that is not
             finite.
     """
+    check_outside_stores(out)
     if settings.amp and not torch.cuda.is_available():
         raise FD3DError("amp is set but there is no GPU; leave it off on a CPU")
     if inheritance:

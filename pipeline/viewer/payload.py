@@ -12,7 +12,7 @@ from pipeline.data import CLASSES
 from pipeline.data.geometry import lidar2img
 from pipeline.data.index import Frame
 from pipeline.data.pixels import AS_RECORDED
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, listed
 from pipeline.report.figures import camera_grid, jpeg
 from pipeline.viewer.colours import FeatureScales
 from store_schema import StoreReader
@@ -46,8 +46,7 @@ def choose_frames(
         known = reader.manifest["scenes"]
         for name in scenes:
             if name not in known:
-                some = ", ".join(list(known)[:5]) + (", ..." if len(known) > 5 else "")
-                raise FD3DError(f"store {reader.storage} has no scene {name}; known: {some}")
+                raise FD3DError(f"store {reader.storage} has no scene {name}; known: {listed(known)}")
         wanted = {token for name in scenes for token in known[name]}
         chosen = [token for token in chosen if token in wanted]
     return chosen[:limit], max(0, len(chosen) - limit)

@@ -19,7 +19,7 @@ from pipeline.focal.rule import FocalRule
 from pipeline.models.build import load_config
 from pipeline.settings import read_yaml
 from stages.cli import app
-from store_schema import StoreReader, StoreSchema, StoreWriter, quantise
+from store_schema import StoreError, StoreReader, StoreSchema, StoreWriter, quantise
 
 SCHEMA = StoreSchema(
     bev=(50, 50, 32),
@@ -183,6 +183,29 @@ def test_a_plan_without_rates_says_what_to_measure_and_takes_frames_from_the_ind
     assert "== detr3d: " in output and "== bevformer" not in output and ", 6 frames" in output
     assert "expert hours need --rate" in output and "training hours need --train-rate" in output
     assert "dump once" not in output
+
+
+def test_shards_are_those_of_the_data_set(indexed, tmp_path):
+    """Two scenes of three frames."""
+    size = ("--family", "detr3d", "--height", "160", "--width", "288")
+    assert "; 1 shard of up to 40 frames, 15 % filled" in planned("--params", indexed(), *size)
+    assert "; 1 shard of up to 40 frames, 100 % filled" in planned("--params", indexed(), *size, "--frames", "40")
+    assert "; 2 shards of up to 40 frames, 51 % filled" in planned("--params", indexed(), *size, "--frames", "41")
+    values = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    for rows, told in ((5, "2 shards of up to 5 frames, 60 % filled"), (3, "2 shards of up to 3 frames, 100 % filled")):
+        values["dump"]["frames_per_shard"] = rows
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+        assert told in planned("--params", str(tmp_path / "params.yaml"), *size)
+    values["dump"]["frames_per_shard"] = 2
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    done = CliRunner().invoke(app, ["plan", "--params", str(tmp_path / "params.yaml"), *size])
+    assert isinstance(done.exception, StoreError) and "has 3 frames, a shard 2; raise" in str(done.exception)
+
+
+def test_a_last_shard_that_is_hardly_filled_tells_nothing_of_another_store(tmp_path):
+    """Five scenes of four frames in shards of ten: two of eight frames, and one of four."""
+    assert Measured.of(write_store(tmp_path / "five", 5, 1)).fill == 0.8
+    assert Measured.of(write_store(tmp_path / "one", 1, 1)).fill == 1.0
 
 
 def test_frames_that_nothing_tells_are_asked_for(indexed, tmp_path):

@@ -15,6 +15,8 @@ from PIL import Image
 
 from pipeline.data import CAMERAS
 from pipeline.data.checks import tell_sideways
+from pipeline.data.columns import is_cut
+from pipeline.data.images import check_images
 from pipeline.data.rig import Rig
 from pipeline.data.source import FrameSource
 from pipeline.data.transforms import LoadMultiViewImages
@@ -319,8 +321,11 @@ def test_an_image_that_cannot_be_read_is_told(own: Path, world: Path) -> None:
     shutil.copytree(world / "samples", own / "samples")
     for name in indexed(own)[0][1].image_paths[1:3]:  # of the scene's second frame
         (own / name).write_bytes(b"no image")
-    (line,) = (line for line in indexed(own)[1] if "cannot be read" in line)
-    assert line.endswith(", and 1 more of scene-2000; frames that need them will fail")
+    with pytest.warns(
+        UserWarning, match="missing, empty or damaged: 2 image files"
+    ):  # so no frame of them is trained on
+        (line,) = (line for line in indexed(own)[1] if "cannot be read" in line)
+    assert line.endswith(", and 1 more of scene-2000; copy images again that are damaged, then run 'fd3d index' again")
 
 
 @pytest.mark.parametrize(
@@ -420,8 +425,57 @@ def test_missing_and_empty_images_are_warned_of_by_name(own: Path, world: Path) 
     first, second = (own / path for path in indexed(own)[0][0].image_paths[:2])
     first.write_bytes(b"")
     second.unlink()
-    with pytest.warns(UserWarning, match=f"missing or empty: 2 image files of .*, first .*{first.name}; frames that"):
+    with pytest.warns(
+        UserWarning, match=f"missing, empty or damaged: 2 image files of .*, first .*{first.name}; copy the files"
+    ):
         indexed(own)
+
+
+def encoded(kind: str, *options: int) -> bytes:
+    """An image file of noise."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
+    done, content = cv2.imencode(kind, noise, options)
+    assert done
+    return content.tobytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encoded(".jpg"),
+        encoded(".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
+        encoded(".jpg", cv2.IMWRITE_JPEG_RST_INTERVAL, 1),
+        encoded(".png"),
+        encoded(".webp"),
+    ],
+)
+def test_an_image_that_ends_early_is_known_without_decoding(content: bytes) -> None:
+    assert not is_cut(content) and not is_cut(content + b"\0" * 1000)  # as cards and containers fill files up
+    for left in (2, len(content) // 2, len(content) - 20):
+        assert is_cut(content[:-left])
+    if content[:2] == b"\xff\xd8":  # a thumbnail, which is whole, in front of the picture
+        thumbnail = b"\xff\xe1" + (len(content) + 2).to_bytes(2, "big") + content
+        assert not is_cut(content[:2] + thumbnail + content[2:])
+        assert is_cut(content[:2] + thumbnail + content[2:-9])
+    assert not is_cut(b"") and not is_cut(encoded(".bmp")[:-9])  # empty is told otherwise; of BMP nothing is known
+
+
+def test_an_image_that_is_cut_is_told_and_its_frame_refused(own: Path, world: Path) -> None:
+    (own / "samples").unlink()
+    shutil.copytree(world / "samples", own / "samples")
+    whole, _ = indexed(own)
+    first, second = (own / path for path in whole[0].image_paths[:2])
+    for path in (first, second):
+        path.write_bytes(path.read_bytes()[:-200])
+    image = cv2.imread(str(first))
+    assert image is not None and image.shape[:2] == (160, 288)  # decoded all the same
+    with pytest.warns(UserWarning, match=f"missing, empty or damaged: 2 image files of .*, first .*{first.name}"):
+        index, told = indexed(own)
+    (line,) = [line for line in told if "cut" in line]
+    assert line.startswith(f"image {first} is cut: its end is missing, and 1 more of {whole[0].scene_name}; copy")
+    check_images(index, own, range(1, 3), Path("i.npz"))
+    with pytest.raises(FD3DError, match=f"image {first} was missing or damaged when i.npz was made; copy it again"):
+        check_images(index, own, range(3), Path("i.npz"))
 
 
 def test_images_of_16_bits_are_refused(tmp_path: Path) -> None:

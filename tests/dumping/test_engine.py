@@ -17,6 +17,7 @@ from pipeline.data.source import FrameSource
 from pipeline.dumping import session
 from pipeline.dumping.coverage import lines
 from pipeline.dumping.dump import dump
+from pipeline.dumping.early import scene_rows
 from pipeline.dumping.moments import RunningMoments, join_moments, shard_moments
 from pipeline.dumping.settings import ClusterSettings, DumpSettings
 from pipeline.errors import FD3DError
@@ -178,6 +179,17 @@ def test_the_stage_leaves_coverage_and_its_curve(scenes, expert_config, project,
             params=tmp_path / "params.yaml",
         )
     assert (tmp_path / "store/manifest.json").stat().st_mtime_ns == before
+
+
+def test_a_scene_of_another_split_says_which(world_index):
+    index = FrameIndex.load(world_index)
+    (other,), known = index.splits["world_val"], index.splits["world_train"]
+    with pytest.raises(
+        FD3DError, match=f"scene {other} is not in split world_train, but in 'world_val'; give --split world"
+    ):
+        scene_rows(index, "world_train", [other])
+    with pytest.raises(FD3DError, match=f"scene typo is not in split world_train; it has {', '.join(known)}$"):
+        scene_rows(index, "world_train", ["typo"])
 
 
 def test_a_dump_that_stores_nothing_says_so():

@@ -67,11 +67,60 @@ def test_a_submission_is_scored_on_own_splits_without_a_detector(own: Path) -> N
         assert found["mAP"] > 50 and f"given.json: NDS {found['NDS']}, mAP {found['mAP']}" in said
         assert Path("out/pr.csv").is_file()
     place = ("--out", "out", "--metrics", "out/m.json")
-    with pytest.raises(FD3DError, match="given.json has 9 of the 3 samples of val|has .* samples of val and 6 others"):
+    with pytest.raises(
+        FD3DError, match="has 3 of the 3 samples of val and 6 others, .*: it is of split 'all'; give --split all"
+    ):
         fd3d("evaluate", "--submission", "given.json", *place)
     for both in ((), ("--submission", "given.json", "--checkpoint", "checkpoints/world_expert.pth")):
         with pytest.raises(FD3DError, match="give one of --checkpoint and --submission"):
             fd3d("evaluate", *both, *place)
+
+
+def test_a_submission_of_other_frames_says_whose_it_is(own: Path) -> None:
+    fd3d("index")
+    place = ("--submission", "given.json", "--out", "out", "--metrics", "out/m.json")
+    file = repeated(FrameIndex.load("index.npz"), "train", Path("given.json"))
+    with pytest.raises(
+        FD3DError, match="given.json has 0 of the 3 samples of val .*: it is of split 'train'; give --split train"
+    ):
+        fd3d("evaluate", *place)
+    whole = json.loads(file.read_text())
+    for change, told in (
+        (
+            lambda results: {f"x{token}": [] for token in results},
+            r"none of its samples is in index .*index.npz; give .* --index",
+        ),
+        (lambda results: dict(list(results.items())[1:]), "it is of no whole split; detect on all of the split again"),
+        (
+            lambda results: results | {"odd": []},
+            "1 of its 7 samples are not in index .*; give .* --index, or detect again",
+        ),
+    ):
+        file.write_text(json.dumps(whole | {"results": change(whole["results"])}))
+        with pytest.raises(FD3DError, match=told):
+            fd3d("evaluate", *place)
+
+
+def test_a_split_is_the_profiles_or_the_given_indexs_own(own: Path, project: Path) -> None:
+    """The profile's val is named 'val' by --split; another index may lack that split, and have one of the setting's name."""
+    fd3d("index")
+    file = repeated(FrameIndex.load("index.npz"), "val", Path("given.json"))
+    place = ("--submission", file, "--out", "out", "--metrics", "out/m.json")
+    shutil.move("index.npz", "other.npz")
+    other, tables = Path("other"), own / VERSION
+    shutil.copytree(own, other, symlinks=True)
+    splits = json.loads((tables / "splits.json").read_text())
+    (tables / "splits.json").write_text(json.dumps({"learn": splits["train"], "judge": splits["val"]}))
+    profile(project, {"train": "learn", "val": "judge"})
+    fd3d("index")
+    assert " on split 'judge'" in fd3d("evaluate", *place)
+    assert " on split 'judge'" in fd3d("evaluate", *place, "--split", "judge")
+    assert " on split 'val'" in fd3d("evaluate", *place, "--index", "other.npz", "--root", other)
+    with pytest.raises(FD3DError, match="given.json has 0 of the 6 samples of train .*; give --split val"):
+        fd3d("evaluate", *place, "--index", "other.npz", "--root", other, "--split", "train")
+    profile(project, {"train": "judge", "val": "learn"})
+    with pytest.raises(FD3DError, match="given.json has 0 of the 6 samples of learn"):
+        fd3d("evaluate", *place)  # the setting, not a split of that name
 
 
 def test_metrics_say_what_was_evaluated_and_lie_where_the_report_looks(own: Path, project: Path) -> None:

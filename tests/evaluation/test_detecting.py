@@ -84,7 +84,7 @@ def test_weights_are_a_checkpoint_or_random(world, scene, expert_config, expert_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scene": "scene-9999"}, "scene 'scene-9999' is not in .*; it has "),
+        ({"scene": "scene-9999"}, "scene 'scene-9999' is not in .*; there are [^,]*, [^,]*, [^,]*$"),
         ({"root": "nowhere"}, "nowhere has no folder of nuScenes tables; give a data root and --version"),
         ({"version": "v1.0-mini"}, "has no folder v1.0-mini"),
         ({"version": "v1.0-mini", "index": True}, "was made from v1.0-world, not v1.0-mini"),

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from pipeline.data.geometry import cos_sin, product
 from pipeline.errors import FD3DError
-from pipeline.files import write_atomically
+from pipeline.files import check_outside_stores, write_atomically
 
 from .appearance import agent_quads, clutter_quads
 from .config import ANNOTATION_RANGE, WorldConfig
@@ -39,8 +39,9 @@ def generate_world(root: Path, config: WorldConfig, workers: int = 2) -> dict[st
         number of scenes, frames and rows of each table.
 
     Raises:
-        FD3DError: ``root`` holds something else, or cannot be written.
+        FD3DError: ``root`` holds something else, is or lies in a store, or cannot be written.
     """
+    check_outside_stores(root)
     records = root / ".scenes"
     if root.exists() and not records.is_dir() and not (root.is_dir() and not any(root.iterdir())):
         raise FD3DError(f"{root} is not empty and no embedded world; choose another folder")

@@ -1,0 +1,21 @@
+"""Where frames are from: the split of an index that frames given by their tokens make up."""
+
+from collections.abc import Collection
+
+from pipeline.data.index import FrameIndex
+
+
+def origin_of(index: FrameIndex, tokens: Collection[str]) -> tuple[str, str]:
+    """Words for a message about a file whose frames are not those of the wanted split: whose they are, and what to do.
+
+    Args:
+        tokens: sample tokens of all frames of the file, each once.
+    """
+    rows = {index.row(token) for token in tokens if index.has(token)}
+    if strange := len(tokens) - len(rows):
+        which = "none of its samples is" if not rows else f"{strange} of its {len(tokens)} samples are not"
+        return f"{which} in index {index.path}", "give the index of its data set by --index, or detect again"
+    for split in (*index.splits, "all"):
+        if rows == set(index.select(split)):
+            return f"it is of split '{split}'", f"give --split {split}, or detect again"
+    return "it is of no whole split", "detect on all of the split again"
