@@ -52,8 +52,7 @@ def train_apprentice(
 
     Raises:
         FD3DError: contradictory or changed settings, a store of another index, without frames of the split or without
-            cells to distil, or a loss that is
-            not finite.
+            cells to distil, or a loss that is not finite.
         StoreError: the store cannot be read.
     """
     check_outside_stores(out)
