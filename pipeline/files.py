@@ -1,6 +1,7 @@
 """Writing files so that a reader never sees half of one."""
 
 import errno
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -49,6 +50,12 @@ def check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 STORE_FILES = (("manifest.json", "recipe.json"), ("zarr.json", ".done", ".lock"))

@@ -10,6 +10,7 @@ except ImportError:
 
 from pipeline.errors import FD3DError
 from pipeline.files import space_errors
+from stages.check import check
 from stages.complexity import complexity
 from stages.convert import convert
 from stages.detect import detect
@@ -30,7 +31,7 @@ from stages.verify import verify
 from stages.world import world
 from store_schema.errors import StoreError
 
-STAGES = (world, index, expert, dump, train, evaluate, report)
+STAGES = (check, world, index, expert, dump, train, evaluate, report)
 TOOLS = (sweep, evidence, inspect, verify, complexity, convert, detect, export, plan)
 
 app = typer.Typer(
@@ -48,8 +49,7 @@ def main() -> None:
         with space_errors():
             app()
     except (FD3DError, StoreError) as error:
-        print(f"fd3d: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"fd3d: {error}")
     except Stopped as stopped:
         print(f"fd3d: {MESSAGE}", file=sys.stderr)
         sys.exit(stopped.status)

@@ -25,6 +25,7 @@ WRITING = (
     f"convert {WEIGHTS} STORE/c.pth --config {EXPERT}",
     "index --out STORE/i.npz",
     "world --root STORE/data",
+    f"dump --config {EXPERT} --checkpoint {WEIGHTS} --out STORE/pv/inner",
 )
 """Commands that would write into a store."""
 

@@ -87,7 +87,7 @@ REFUSED_WITH_DATA = {
     f"evaluate {OF_EXPERT} --out params.yaml --metrics m.json": "params.yaml/submission.json cannot be written",
     f"evaluate --checkpoint params.yaml --config {EXPERT} {PLACES}": "params.yaml is not a plain PyTorch checkpoint",
     f"evaluate --submission params.yaml {PLACES} --split nowhere": "split 'nowhere' has no scene in this index",
-    f"detect {EXPERT} {WEIGHTS} data/world --scene nowhere": "scene 'nowhere' is not in data/world; it has scene-",
+    f"detect {EXPERT} {WEIGHTS} data/world --scene nowhere": "scene 'nowhere' is not in runs/index.npz; there are scene-",
     f"detect {EXPERT} {WEIGHTS} data/world --scene a --frames 0": "frames is 0; it must be at least 1",
     f"detect {EXPERT} {WEIGHTS} data/world --scene a --out params.yaml": "params.yaml/submission.json cannot be written",
     f"detect {EXPERT} {WEIGHTS} data/world --scene a --version v9": "data/world has no folder v9; give the data set's",

@@ -168,14 +168,34 @@ def is_cut(content: bytes) -> bool:
 
     Nothing is decoded. Of other formats than JPEG, PNG and WebP nothing is known.
     """
-    if content.startswith(b"\xff\xd8"):  # no pixels have the bytes of a marker: end of image, start of scan
-        end = content.rfind(b"\xff\xd9")
-        return end < 0 or content.find(b"\xff\xda", end) >= 0  # the last end is a thumbnail's
+    if content.startswith(b"\xff\xd8"):
+        return _is_jpeg_cut(content)
     if content.startswith(b"\x89PNG"):
         return content.rfind(b"IEND\xaeB`\x82") < 0
     if content.startswith(b"RIFF"):
         return int.from_bytes(content[4:8], "little") + 8 > len(content)
     return False
+
+
+def _is_jpeg_cut(content: bytes) -> bool:
+    """Whether a JPEG's segments (ITU-T T.81, annex B) do not lead to the end of its image; what follows the end is of no interest.
+
+    Among compressed pixels 0xff is followed by 0, and restart markers may stand there (B.1.1.5).
+    """
+    data = np.frombuffer(content, np.uint8)
+    places = np.flatnonzero(data[:-1] == 0xFF) + 1
+    kinds = data[places]
+    is_marker = (kinds != 0x00) & (kinds != 0xFF) & ((kinds < 0xD0) | (kinds > 0xD7))
+    behind = 2
+    for place, kind in zip(places[is_marker].tolist(), kinds[is_marker].tolist(), strict=True):
+        if place <= behind:  # within a segment
+            continue
+        if kind in (0xD8, 0xD9):  # of another image, behind one without an end; or the end
+            return bool(kind == 0xD8)
+        behind = place + 1
+        if kind != 0x01:  # the only other marker without a segment
+            behind += int.from_bytes(content[place + 1 : place + 3], "big")
+    return True
 
 
 def warn_of_images(paths: np.ndarray, sizes: np.ndarray, root: Path) -> None:

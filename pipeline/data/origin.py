@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from pipeline.data.index import FrameIndex
+from pipeline.errors import counted
 
 
 def origin_of(index: FrameIndex, tokens: Collection[str]) -> tuple[str, str]:
@@ -13,8 +14,8 @@ def origin_of(index: FrameIndex, tokens: Collection[str]) -> tuple[str, str]:
     """
     rows = {index.row(token) for token in tokens if index.has(token)}
     if strange := len(tokens) - len(rows):
-        which = "none of its samples is" if not rows else f"{strange} of its {len(tokens)} samples are not"
-        return f"{which} in index {index.path}", "give the index of its data set by --index, or detect again"
+        which = "none of its samples can" if not rows else f"{counted(strange, 'sample')} of its {len(tokens)} cannot"
+        return f"{which} be found in index {index.path}", "give the index of its data set by --index, or detect again"
     for split in (*index.splits, "all"):
         if rows == set(index.select(split)):
             return f"it is of split '{split}'", f"give --split {split}, or detect again"

@@ -10,8 +10,8 @@ from pipeline.data.index import FrameIndex
 from pipeline.data.origin import origin_of
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError, counted
-from pipeline.files import check_outside_stores
-from pipeline.models.build import file_sha256, load_config
+from pipeline.files import check_outside_stores, file_sha256
+from pipeline.models.build import load_config
 from pipeline.training.run import finish, train
 from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings, Validation
 from store_schema import StoreReader

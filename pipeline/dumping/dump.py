@@ -24,7 +24,8 @@ from pipeline.dumping.shared import LEARNING, Shared, learning_sha256, source_sh
 from pipeline.dumping.unchanged import outdated_by
 from pipeline.errors import FD3DError
 from pipeline.expert import build_adapter
-from pipeline.models.build import file_sha256, load_config
+from pipeline.files import file_sha256
+from pipeline.models.build import load_config
 from pipeline.models.pairs import check_rig
 from store_schema import OtherStoreError, StoreWriter, open_storage
 from store_schema.manifest import made_by, refuse_difference

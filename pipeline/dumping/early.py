@@ -7,10 +7,10 @@ from pipeline.data.index import FrameIndex
 from pipeline.data.made_for import check_config
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError, listed
-from pipeline.files import check_writable
+from pipeline.files import check_outside_stores, check_writable
 from store_schema import open_storage
 from store_schema.layout import check_scenes
-from store_schema.storage import Storage
+from store_schema.storage import LocalStorage, Storage
 
 
 def frames_to_dump(
@@ -42,12 +42,18 @@ def frames_to_dump(
 
 
 def place_of(out: str | Path) -> Storage:
-    """The place of a store, a folder or URL.
+    """The place of a store, a folder or URL; a folder that is not there yet is left to the dump.
 
     Raises:
+        FD3DError: the place lies in another store, or cannot be written.
         StoreError: another process writes the store, or the place cannot be written.
     """
     storage = open_storage(out)
+    if isinstance(storage, LocalStorage):
+        check_outside_stores(storage.path.absolute().parent)
+        if not storage.path.exists():
+            check_writable(storage.path)
+            return storage
     with storage.lock():
         return storage
 

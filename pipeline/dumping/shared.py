@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import FD3DError
-from pipeline.models.build import file_sha256
+from pipeline.files import file_sha256
 from pipeline.models.own_modules import python_files
 from store_schema import ShardWriter, StoreError
 from store_schema.manifest import RECIPE, fingerprint, unseal

@@ -14,8 +14,8 @@ from pipeline.evaluation.early import frames_to_evaluate
 from pipeline.evaluation.metrics import evaluate, evaluated_scenes
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.submission import write_submission
-from pipeline.files import check_needed, write_atomically
-from pipeline.models.build import file_sha256, load_config
+from pipeline.files import check_needed, file_sha256, write_atomically
+from pipeline.models.build import load_config
 from pipeline.models.load import load_detector
 from pipeline.models.pairs import check_rig
 

@@ -9,8 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from pipeline.errors import FD3DError
-from pipeline.files import refuse_irregular
-from pipeline.models.build import file_sha256
+from pipeline.files import file_sha256, refuse_irregular
 from pipeline.models.detector import MultiCameraDetector
 from pipeline.models.fold import fold_batchnorm
 from pipeline.models.load import load_detector

@@ -18,8 +18,8 @@ from pipeline.export.notes import KEY, Notes
 from pipeline.export.quantise import quantised, read_once
 from pipeline.export.rig import ImageRig
 from pipeline.export.standard import standard_operators
-from pipeline.files import write_atomically
-from pipeline.models.build import file_sha256, load_config
+from pipeline.files import file_sha256, write_atomically
+from pipeline.models.build import load_config
 from pipeline.models.detector import MultiCameraDetector
 from pipeline.models.load import load_detector
 from pipeline.models.pairs import check_rig

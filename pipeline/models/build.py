@@ -1,6 +1,5 @@
 """Detectors from configs."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,9 +101,3 @@ def build_detector(cfg: Config) -> nn.Module:
     model.init_weights()
     logger.setLevel(level)
     return model
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

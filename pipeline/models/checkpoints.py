@@ -11,11 +11,11 @@ from torch import nn
 
 from pipeline.data import CLASSES
 from pipeline.errors import FD3DError, listed
-from pipeline.files import check_writable, write_atomically
+from pipeline.files import check_writable, file_sha256, write_atomically
 
 from .backbone import backbone_kind
 from .bevformer.encoder import BEVFormerEncoder
-from .build import build_detector, file_sha256, load_config
+from .build import build_detector, load_config
 from .conventions import CONVERTER, box_convention, class_rows, shift_convention, told_classes
 from .query_head import QueryHead
 from .reading import Checkpoint, read_checkpoint

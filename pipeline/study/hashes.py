@@ -7,7 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.build import file_sha256, load_config
+from pipeline.files import file_sha256
+from pipeline.models.build import load_config
 
 
 def short_hash(value: Any) -> str:

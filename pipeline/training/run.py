@@ -26,8 +26,8 @@ from pipeline.data.rig import sizes_of
 from pipeline.data.source import FrameSource
 from pipeline.data.workers import check_shared_memory, loader_options, worker_errors
 from pipeline.errors import FD3DError, counted
-from pipeline.files import check_needed, check_outside_stores, write_atomically
-from pipeline.models.build import file_sha256, write_config
+from pipeline.files import check_needed, check_outside_stores, file_sha256, write_atomically
+from pipeline.models.build import write_config
 from pipeline.models.checkpoints import save_checkpoint
 from pipeline.models.pairs import check_trained_rig
 from pipeline.training import hooks, loop  # noqa: F401  registers what the Runner is told by name

@@ -457,6 +457,10 @@ def test_an_image_that_ends_early_is_known_without_decoding(content: bytes) -> N
         thumbnail = b"\xff\xe1" + (len(content) + 2).to_bytes(2, "big") + content
         assert not is_cut(content[:2] + thumbnail + content[2:])
         assert is_cut(content[:2] + thumbnail + content[2:-9])
+        assert not is_cut(
+            content + b"meta\xff\xda\0\1" + bytes(range(256)) * 9
+        )  # what a recorder writes behind the picture
+        assert is_cut(content[:-9] + b"meta" + content)  # as a second picture behind one that is cut
     assert not is_cut(b"") and not is_cut(encoded(".bmp")[:-9])  # empty is told otherwise; of BMP nothing is known
 
 

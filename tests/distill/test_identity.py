@@ -14,8 +14,8 @@ from pipeline.distill.settings import DistillSettings, ResponseSettings
 from pipeline.dumping.dump import dump
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
+from pipeline.files import file_sha256
 from pipeline.focal.rule import FocalRule
-from pipeline.models.build import file_sha256
 from pipeline.training.settings import RunSettings
 from store_schema import StoreReader
 

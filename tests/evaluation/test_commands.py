@@ -88,12 +88,12 @@ def test_a_submission_of_other_frames_says_whose_it_is(own: Path) -> None:
     for change, told in (
         (
             lambda results: {f"x{token}": [] for token in results},
-            r"none of its samples is in index .*index.npz; give .* --index",
+            r"none of its samples can be found in index .*index.npz; give .* --index",
         ),
         (lambda results: dict(list(results.items())[1:]), "it is of no whole split; detect on all of the split again"),
         (
             lambda results: results | {"odd": []},
-            "1 of its 7 samples are not in index .*; give .* --index, or detect again",
+            "1 sample of its 7 cannot be found in index .*; give .* --index, or detect again",
         ),
     ):
         file.write_text(json.dumps(whole | {"results": change(whole["results"])}))

@@ -44,6 +44,8 @@ def pyramids(project: Path) -> dict[tuple[float, tuple[int, int], tuple[tuple[in
     grids: dict[str, tuple[tuple[int, int], ...]] = {}
     found: dict = {}
     for path in sorted((project / "configs").rglob("*.py")):
+        if path.parent.name == "_base_":  # parts of configs
+            continue
         cfg = load_config(path)
         if "image" not in cfg or "img_backbone" not in cfg.get("model", {}):
             continue

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from pipeline.data import CLASSES
 from pipeline.errors import FD3DError
+from pipeline.files import file_sha256
 from pipeline.models.boxes import decode_boxes
-from pipeline.models.build import build_detector, file_sha256, load_config
+from pipeline.models.build import build_detector, load_config
 from pipeline.models.checkpoints import box_convention, convert_checkpoint, load_checkpoint
 from pipeline.models.reading import read_checkpoint
 from pipeline.report.figures import corners

@@ -12,7 +12,7 @@ from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
 from pipeline.evaluation.run import score
 from pipeline.evaluation.submission import write_submission
-from pipeline.models.build import file_sha256
+from pipeline.files import file_sha256
 from pipeline.report.report import build_report
 from stages.cli import app
 
