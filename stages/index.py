@@ -38,8 +38,11 @@ def index(
     from pipeline.data.index import build_index
     from pipeline.data.rig import Rig
     from pipeline.data.source import check_boxes
+    from pipeline.data.splits import scenes_by_split
 
     out = out or Path("runs/index.npz")
+    if profile is not None and version == profile.data.version:  # before images are read
+        profile.data.check_splits(scenes_by_split(root, version))
     classes = profile.data.classes if profile else None
     rig = Rig(profile.data.cameras, profile.data.reference) if profile else None
     made = build_index(root, version, out, classes, skip_incomplete, rig, print)

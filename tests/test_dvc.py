@@ -80,9 +80,10 @@ def test_a_distillation_weight_concerns_the_distilled_apprentice_only(repo):
     params = yaml.safe_load((repo / "params.yaml").read_text())
     params["distill"]["w_bev"] = 9.0
     (repo / "params.yaml").write_text(yaml.safe_dump(params))
-    assert changed(repo) == {f"apprentice-fd3d@{family}" for family in FAMILIES}
+    assert changed(repo) == {"check"} | {f"apprentice-fd3d@{family}" for family in FAMILIES}
     # what dvc would run: the changed stage and what follows it, not the expert, the dump or the plain apprentice
     planned = dvc(repo, "repro", "--dry")
+    assert planned.index("fd3d check\n") < planned.index("fd3d train")  # a mistake is told before DVC removes a student
     for family in FAMILIES:
         assert f"fd3d train --family {family} --method fd3d" in planned
     for other in ("fd3d world", "fd3d index", "fd3d expert", "fd3d dump", "--method plain"):
@@ -95,7 +96,7 @@ def test_a_default_that_is_written_out_can_be_committed(repo):
     params["dump"]["code_frames"], params["distill"]["size_power"] = 100, 0.0
     (repo / "params.yaml").write_text(yaml.safe_dump(params))
     trained = {f"apprentice-fd3d@{family}" for family in FAMILIES}
-    quick = {"report", *(f"dump@{family}" for family in FAMILIES)}
+    quick = {"check", "report", *(f"dump@{family}" for family in FAMILIES)}
     assert changed(repo) == trained | quick
     dvc(repo, "commit", "-f", "-q", *sorted(trained))
     assert changed(repo) == quick
@@ -124,12 +125,14 @@ EDITS = {
     "pipeline/viewer/page.py": set(),
     "pipeline/study/grid.py": set(),
     "pipeline/cost/plan.py": set(),
-    "pipeline/profile.py": ALL_BUT_WORLD | {"world"},
+    "pipeline/profile.py": ALL_BUT_WORLD | {"world", "check", "start"},
     "store_schema/reader.py": {"dump", "apprentice-fd3d", "report"},
     "data/world/samples/CAM_FRONT/a.jpg": ALL_BUT_WORLD | {"world"},
     "data/world/v1.0-world/scene.json": {"world", "index", "expert", *TRAINED, "evaluate"},
-    "checkpoints/world_expert.pth": {"expert", *TRAINED},
-    "pretrained/resnet50.pth": {"expert", *TRAINED},
+    "checkpoints/world_expert.pth": {"check", "start"},
+    "pretrained/resnet50.pth": {"check", "start"},
+    "runs/bevformer/start/expert.txt": {"start", "expert"},
+    "runs/bevformer/start/apprentice.txt": {"start", *TRAINED},
 }
 """Stages that run first after an edit of a file in each room; what depends on their outputs follows."""
 
@@ -163,6 +166,7 @@ LEAVES = ("pipeline/profile.py", "pipeline/settings.py")
 """Files that a stage depends on, but not on what they import: the profile knows every room's settings, and what a stage takes
 of them is under its ``params``."""
 ENTRY = {
+    "start": ("check", set()),
     "apprentice-plain": ("train", {"_distilled"}),
     "apprentice-fd3d": ("train", {"_plain"}),
 }
@@ -296,7 +300,10 @@ with open(Path(__file__).with_name("calls.txt"), "a") as file:
 image, index = Path("data/world/samples/CAM_FRONT/a.jpg"), Path("runs/index.npz")
 made = lambda file: json.dumps({"from": hashlib.md5(file.read_bytes()).hexdigest()})
 run = f"runs/{args.get('--family')}"
-if stage == "world":
+if stage == "check":
+    start = [f"{run}/start/expert.txt", f"{run}/start/apprentice.txt"]
+    outs, text = (start if "--family" in args else ["runs/profile.txt"]), None
+elif stage == "world":
     outs, text = [image, "data/world/v1.0-world/scene.json"], str(yaml.safe_load(open("params.yaml"))["world"])
 elif stage == "index":
     outs, text = [index], made(image)
@@ -312,7 +319,7 @@ else:
     }[stage]
 for path in map(Path, outs):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(str(path) if text is None else text)  # a check changes nothing
 """
 
 
@@ -338,6 +345,7 @@ def experiments(repo: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatc
     return bin / "calls.txt"
 
 
+CHECK = "check"
 STUDENT = ["train --family bevformer --method fd3d --restart", "evaluate --checkpoint runs/bevformer/fd3d/detector.pth"]
 
 
@@ -348,7 +356,7 @@ def calls(file: Path) -> list[str]:
 
 def test_an_experiment_here_runs_the_student_and_its_evaluation_alone(repo, experiments):
     dvc(repo, "exp", "run", "-q", "-S", "distill.w_pv=3", "evaluate@bevformer-fd3d")
-    assert calls(experiments) == STUDENT
+    assert calls(experiments) == [CHECK, *STUDENT]
     assert yaml.safe_load((repo / "params.yaml").read_text())["distill"]["w_pv"] == 3
 
 
@@ -356,12 +364,12 @@ def test_images_of_another_light_rerun_everything(repo, experiments):
     params = yaml.safe_load((repo / "params.yaml").read_text())
     params["world"]["photometric"] = 0.3
     (repo / "params.yaml").write_text(yaml.safe_dump(params))
-    assert changed(repo) == {"world@world"}
+    assert changed(repo) == {"check", "world@world"}
     dvc(repo, "repro", "-q")
     ran = {line.split()[0] for line in calls(experiments)}
-    assert ran == {"world", "index", "expert", "dump", "train", "evaluate", "report"}
-    assert len(calls(experiments)) == 10, (
-        "one family: a world, an index, an expert, a dump, two students, three evaluations, a report"
+    assert ran == {"check", "world", "index", "expert", "dump", "train", "evaluate", "report"}
+    assert len(calls(experiments)) == 11, (
+        "one family: a check, a world, an index, an expert, a dump, two students, three evaluations, a report"
     )
 
 
@@ -374,7 +382,7 @@ def test_a_queued_experiment_dumps_in_a_folder_of_its_own(repo, experiments):
         time.sleep(0.5)
     assert "three" in status and "Success" in status
     # the store is not in DVC's cache and has to be made there; the expert and the index come from the cache
-    assert calls(experiments) == ["dump --family bevformer --replace", *STUDENT]
+    assert calls(experiments) == [CHECK, "dump --family bevformer --replace", *STUDENT]
     assert yaml.safe_load((repo / "params.yaml").read_text())["distill"]["w_pv"] == 1
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.data.folder import only_version, table_folder
 from pipeline.data.index import FrameIndex
-from pipeline.data.json_stream import rows_of
+from pipeline.data.splits import scene_names
 from pipeline.errors import FD3DError, listed
 
 
@@ -27,10 +27,6 @@ def check_scene(scene: str, root: Path, version: str | None, index: Path | None)
             raise FD3DError(f"index {index} was made from {made.version}, not {version}; leave out one of the two")
         known = made.scenes
     else:
-        path = table_folder(root, version or only_version(root)) / "scene.json"
-        try:
-            known = sorted(str(row["name"]) for row in rows_of(path))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FD3DError(f"{path} cannot be read: {error!r}; copy the tables again") from error
+        known = scene_names(table_folder(root, version or only_version(root)))
     if scene not in known:
         raise FD3DError(f"scene '{scene}' is not in {index or root}; there are {listed(known)}")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
+from pipeline.data.json_stream import rows_of
 from pipeline.errors import FD3DError, counted, listed
 
 FILE = "splits.json"
@@ -19,6 +20,30 @@ def split_scenes(root: str | Path, version: str) -> dict[str, list[str]]:
     from nuscenes.utils.splits import create_splits_scenes  # seconds, and every index is read without it
 
     return dict(create_splits_scenes()) | own_splits(Path(root) / version)
+
+
+def scene_names(folder: Path) -> list[str]:
+    """Names of all scenes of a folder of tables, sorted.
+
+    Raises:
+        FD3DError: ``scene.json`` cannot be read.
+    """
+    path = folder / "scene.json"
+    try:
+        return sorted(str(row["name"]) for row in rows_of(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FD3DError(f"{path} cannot be read: {error!r}; copy the tables again") from error
+
+
+def scenes_by_split(root: str | Path, version: str) -> dict[str, list[str]]:
+    """:func:`split_scenes` with the scenes that the tables have, and ``all``; a split without any is left out.
+
+    Raises:
+        FD3DError: as of :func:`scene_names` and :func:`split_scenes`.
+    """
+    here = scene_names(Path(root) / version)
+    known = {split: [name for name in names if name in here] for split, names in split_scenes(root, version).items()}
+    return {split: names for split, names in known.items() if names} | {"all": here}
 
 
 def own_splits(folder: Path, scenes: Collection[str] | None = None) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.data.rig import other_images
 from pipeline.errors import FD3DError, counted
 from pipeline.export.early import CalibrationFrames, check_export
 from pipeline.export.graph import INPUTS, OUTPUTS, DetectorGraph, detector_views
@@ -23,6 +24,7 @@ from pipeline.models.build import load_config
 from pipeline.models.detector import MultiCameraDetector
 from pipeline.models.load import load_detector
 from pipeline.models.pairs import check_rig
+from pipeline.models.reading import read_checkpoint
 
 OPSET = 18
 """Version of ONNX's operators: TensorRT reads it since 8.6."""
@@ -57,6 +59,7 @@ def export_detector(
         )
     if rig.cameras and rig.reference:  # before weights are loaded that would not fit another number of cameras
         check_rig(cfg, checkpoint, rig.cameras, rig.reference, rig.folder)
+        _warn_of_sizes(checkpoint, rig)
     model = load_detector(cfg, checkpoint).cpu()
     if not isinstance(model, MultiCameraDetector):
         raise FD3DError(
@@ -136,3 +139,14 @@ def _simplify(model: Any) -> None:
     optimizer.fold_constants(model)
     optimizer.remove_unused_nodes(model)
     optimizer.optimize_ir(model, num_iterations=1)
+
+
+def _warn_of_sizes(checkpoint: Path, rig: ImageRig) -> None:
+    """Warn of images of other sizes than the detector was trained with; a checkpoint that tells none is trusted."""
+    told = read_checkpoint(checkpoint).training.get("image_sizes")
+    sizes = [tuple(size) for size in told] if isinstance(told, list) else []
+    if len(sizes) == len(rig.sizes) == len(rig.cameras) and (odd := other_images(sizes, rig.sizes, rig.cameras)):
+        warnings.warn(
+            f"checkpoint {checkpoint} was trained with {odd}, for which the file is made; train for these where metrics count",
+            stacklevel=3,
+        )

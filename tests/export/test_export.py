@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -589,3 +590,28 @@ def test_images_of_several_sizes_in_one_camera_are_refused(world_index):
     index.arrays["image_sizes"][-1, 2] = 100, 200
     with pytest.raises(FD3DError, match=f"images of camera {index.cameras[2]} differ in size, .*; give --height"):
         rig_of(index)
+
+
+def test_an_export_for_other_images_than_the_training_s_is_warned_of(files, world_index, tmp_path, monkeypatch):
+    config, checkpoint = files["detr3d"]
+    rig = rig_of(FrameIndex.load(world_index))
+    whole = torch.load(checkpoint, weights_only=False)
+
+    def told_by_export(sizes: list[list[int]]) -> None:
+        notes = whole["training"] | {"cameras": list(rig.cameras), "image_sizes": sizes}
+        torch.save(whole | {"training": notes}, tmp_path / "student.pth")
+        with pytest.raises(InterruptedError):
+            write.export_detector(config, tmp_path / "student.pth", tmp_path / "student.onnx", rig)
+
+    def stop(*given: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(write, "load_detector", stop)
+    sizes = [list(size) for size in rig.sizes]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        told_by_export(sizes)
+    rows, columns = sizes[1]
+    told = rf"student.pth was trained with images of {2 * rows}x{columns} of {rig.cameras[1]}; the index has {rows}x{columns}, for which"
+    with pytest.warns(UserWarning, match=told):
+        told_by_export([sizes[0], [2 * rows, columns], *sizes[2:]])
