@@ -19,11 +19,11 @@ from stages.evaluate import evaluate
 from stages.evidence import evidence
 from stages.expert import expert
 from stages.export import export
-from stages.home import at_home
 from stages.index import index
 from stages.inspect import inspect
 from stages.plan import plan
 from stages.report import report
+from stages.start import started
 from stages.stopping import MESSAGE, Stopped, stoppable
 from stages.sweep import sweep
 from stages.train import train
@@ -38,7 +38,7 @@ app = typer.Typer(
     name="fd3d", help="FD3D as an offline two-stage pipeline.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 for command in (*STAGES, *TOOLS):
-    app.command(help=command.__doc__)(stoppable(at_home(command)))
+    app.command(help=command.__doc__)(stoppable(started(command)))
 
 
 def main() -> None:

@@ -112,5 +112,6 @@ def _draw(path: Path, root: Path, frame: Frame, boxes: np.ndarray, extent: float
     annotated = np.nan_to_num(frame.boxes)
     sheet = camera_sheet(root, frame, [(annotated, (80, 220, 80)), (boxes, (255, 80, 60))])
     layers = {"annotated": (annotated, "limegreen"), "detected": (boxes, "tomato")}
-    image = beside(sheet, bev_figure({name: layer for name, layer in layers.items() if len(layer[0])}, extent))
+    shown = {name: layer for name, layer in layers.items() if len(layer[0])}
+    image = beside(sheet, bev_figure(shown, extent, frame.lidar2ego))
     write_atomically(path, lambda file: file.write(jpeg(image)), binary=True)

@@ -9,12 +9,14 @@ import cv2
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
 
 from pipeline.data import CAMERAS
 from pipeline.data.geometry import lidar2img
 from pipeline.data.index import Frame
 from pipeline.data.pixels import AS_RECORDED
 from pipeline.errors import FD3DError
+from pipeline.report.directions import Directions
 
 matplotlib.use("Agg")
 
@@ -86,14 +88,19 @@ def camera_sheet(
 def bev_figure(
     layers: Mapping[str, tuple[Boxes, str]],
     extent: float,
+    lidar2ego: np.ndarray,
     energy: np.ndarray | None = None,
     focal: np.ndarray | None = None,
 ) -> Figure:
-    """Bird's-eye view in the frame of reference, metres; x to the right of the picture, which is ahead of some cars.
+    """Bird's-eye view in the frame of reference, metres; x to the right of the picture, y upwards, whichever is ahead.
+
+    The marker of the ego vehicle points ahead, and the axes are named by their directions unless these are LIDAR_TOP's (x to the
+    right of the car, y forward).
 
     Args:
         layers: boxes (n, 9) and a colour by name.
         extent: half side of the view.
+        lidar2ego: (4, 4) from the frame of reference to the ego frame, of the frame that is drawn.
         energy: (H, W) feature energy under the boxes, NaN where unknown.
         focal: bool (H, W) whose outline is drawn.
     """
@@ -109,8 +116,11 @@ def bev_figure(
             outline = box[[4, 6, 2, 0, 4], :2]
             axes.plot(*outline.T, color=color, lw=1, label=name if i == 0 else None)
             axes.plot(*np.stack([boxes[i, :2], box[[4, 6], :2].mean(0)]).T, color=color, lw=1)
-    axes.plot(0, 0, "^", color="tab:gray", ms=8)
-    axes.set(xlim=span[:2], ylim=span[2:], aspect="equal", xlabel="x, m", ylabel="y, m")
+    directions = Directions.of(lidar2ego)
+    marker = MarkerStyle("^").rotated(deg=directions.forward - 90)
+    axes.plot(0, 0, marker=marker, ls="", color="tab:gray", ms=8)
+    x, y = ("x, m", "y, m") if directions.up else (f"x ({directions.x}), m", f"y ({directions.y}), m")
+    axes.set(xlim=span[:2], ylim=span[2:], aspect="equal", xlabel=x, ylabel=y)
     if axes.get_legend_handles_labels()[0]:  # none of layers without boxes
         axes.legend(loc="upper right", fontsize=8)
     return figure

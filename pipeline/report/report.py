@@ -257,7 +257,7 @@ def _family_section(family: str, ix: FrameIndex, root: Path, split: str, runs: P
     extent = _EXTENT if reader is None else reader.manifest["coordinates"]["pc_range"][3]
     if reader is not None:
         ix.check_made(reader.manifest, reader.storage)
-        parts.append(_stored_frame(reader, extent))
+        parts.append(_stored_frame(reader, ix, extent))
     drawn = students[-1]
     words = f"annotated green, {_WORDS[drawn]} {_COLOR_WORDS[drawn]}"
     parts.append(f"<h3>Validation frames (cameras: {words})</h3>")
@@ -267,7 +267,7 @@ def _family_section(family: str, ix: FrameIndex, root: Path, split: str, runs: P
         layers = {"annotated": np.nan_to_num(frame.boxes[frame.num_lidar_pts > 0])}
         layers |= {role: submitted_boxes(submissions[role][frame.token], frame) for role in roles}
         sheet = camera_sheet(root, frame, [(layers[name], _RGB[name]) for name in ("annotated", drawn)])
-        bev = bev_figure({name: (boxes, _COLORS[name]) for name, boxes in layers.items()}, extent)
+        bev = bev_figure({name: (boxes, _COLORS[name]) for name, boxes in layers.items()}, extent, frame.lidar2ego)
         parts.append(
             f"<h4>{html.escape(frame.scene_name)}, frame {frame.order}</h4>{_image(jpeg(sheet), 'jpeg', 'cameras')}"
             f"{_image(to_png(bev), 'png', 'bird&apos;s-eye view')}"
@@ -275,7 +275,7 @@ def _family_section(family: str, ix: FrameIndex, root: Path, split: str, runs: P
     return "".join(parts)
 
 
-def _stored_frame(reader: StoreReader, extent: float) -> str:
+def _stored_frame(reader: StoreReader, ix: FrameIndex, extent: float) -> str:
     """The store's middle frame as HTML: BEV energy and focal cells; nothing of a store without BEV maps."""
     token = reader.tokens[len(reader.tokens) // 2]
     stored = reader.read(token)
@@ -283,7 +283,7 @@ def _stored_frame(reader: StoreReader, extent: float) -> str:
         return ""
     energy = stored_energy(stored, reader.schema.bev[:2])
     kept = stored["query/boxes"][stored["query/score"] >= _DRAW_FROM]
-    focal = bev_figure({"expert": (kept, "tomato")}, extent, energy, np.isfinite(energy))
+    focal = bev_figure({"expert": (kept, "tomato")}, extent, ix[ix.row(token)].lidar2ego, energy, np.isfinite(energy))
     return (
         f"<h3>What is stored of frame {token}: BEV energy of the expert, outline of the focal cells</h3>"
         f"{_image(to_png(focal), 'png', 'focal areas')}"

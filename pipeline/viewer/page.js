@@ -68,7 +68,7 @@ function ramp(share) {
   return RAMP[low].map((v, i) => Math.round(v + (at - low) * (RAMP[low + 1][i] - v)));
 }
 
-/** Both pictures of a frame's BEV map, first row at the bottom (y is forward). */
+/** Both pictures of a frame's BEV map, first row at the bottom (y grows upwards). */
 function bevMaps(bev) {
   const { rows, columns } = store.bev;
   const cells = bytes(bev.cells);
@@ -270,6 +270,17 @@ function drawCamera(figure, frame, entry, shown, active) {
   figure.canvas.setAttribute("aria-label", `${name}: ${count} expert boxes`);
 }
 
+/** Corners of a triangle that points to an angle (degrees from x to the right, y upwards), CSS pixels, second axis down. */
+function egoMarker(angle) {
+  const turn = ((90 - angle) * Math.PI) / 180;
+  const [c, s] = [Math.cos(turn), Math.sin(turn)];
+  return [
+    [0, -8],
+    [5, 6],
+    [-5, 6],
+  ].map(([x, y]) => [c * x - s * y, s * x + c * y]);
+}
+
 function drawBev(frame, entry, shown, active) {
   const [x0, y0, , x1, y1] = store.pc_range;
   const style = getComputedStyle(document.documentElement);
@@ -305,12 +316,12 @@ function drawBev(frame, entry, shown, active) {
     context.fillText(v, PAD.left - 5, Y(v));
   }
   Object.assign(context, { fillStyle: token("--ink"), textAlign: "center", textBaseline: "bottom" });
-  context.fillText("x (right), m", PAD.left + inner / 2, height - 1);
+  context.fillText(`x (${frame.directions.x}), m`, PAD.left + inner / 2, height - 1);
   context.save();
   context.translate(3, PAD.top + size / 2);
   context.rotate(-Math.PI / 2);
   context.textBaseline = "top";
-  context.fillText("y (forward), m", 0, 0);
+  context.fillText(`y (${frame.directions.y}), m`, 0, 0);
   context.restore();
 
   context.save();
@@ -352,9 +363,7 @@ function drawBev(frame, entry, shown, active) {
     }
   }
   context.beginPath(); // the ego vehicle
-  context.moveTo(X(0), Y(0) - 8);
-  context.lineTo(X(0) + 5, Y(0) + 6);
-  context.lineTo(X(0) - 5, Y(0) + 6);
+  egoMarker(frame.directions.forward).forEach(([x, y], i) => context[i ? "lineTo" : "moveTo"](X(0) + x, Y(0) + y));
   context.closePath();
   Object.assign(context, { fillStyle: "#fff", strokeStyle: "#000", lineWidth: 1.2 });
   context.fill();
@@ -444,7 +453,7 @@ function updateChosen() {
     ["class, score", `${named(frame.label[query])}, ${frame.score[query].toFixed(3)}`],
     ["centre x, y, z", `${metres(box.slice(0, 3))} m`],
     ["length, width, height", `${metres(box.slice(3, 6))} m`],
-    ["heading", `${((box[6] * 180) / Math.PI).toFixed(0)}° (0 right, 90 forward)`],
+    ["heading", `${((box[6] * 180) / Math.PI).toFixed(0)}° (${frame.directions.yaw})`],
     ["speed", `${Math.hypot(box[7], box[8]).toFixed(1)} m/s`],
   ];
   if (frame.reference) facts.push(["reference x, y, z", `${metres(frame.reference[query])} m`]);

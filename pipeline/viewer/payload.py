@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipeline.data.geometry import lidar2img
 from pipeline.data.index import Frame
 from pipeline.data.pixels import AS_RECORDED
 from pipeline.errors import FD3DError, listed
+from pipeline.report.directions import Directions
 from pipeline.report.figures import camera_grid, jpeg
 from pipeline.viewer.colours import FeatureScales
 from store_schema import StoreReader
@@ -126,7 +128,7 @@ def frame_payload(
         (n, 9) and ``annotated_label``; ``levels``: per pyramid level the bitmap of stored cells and a cell's size in
         shares of each image (V, 2); ``bev``: bitmap and (n, 4) uint8 of the stored cells; ``sampling`` (L, K, M*P, 2) uint16
         and ``attention`` (L, K, M*P) uint8, or ``points`` (L, K, 3) and ``weights`` (L, K, V) uint8, with the value
-        that 255 stands for.
+        that 255 stands for; ``directions``: of the LiDAR frame's axes, as in :class:`~pipeline.report.directions.Directions`.
 
     Raises:
         FD3DError: an image cannot be read.
@@ -150,6 +152,7 @@ def frame_payload(
         "annotated": _rounded(np.nan_to_num(frame.boxes)),
         "annotated_label": frame.labels.tolist(),
         "levels": [],
+        "directions": asdict(Directions.of(frame.lidar2ego)),
     }
     pc_range = np.array(reader.manifest["coordinates"]["pc_range"])
     if "query/reference" in stored:

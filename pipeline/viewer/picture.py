@@ -25,9 +25,10 @@ def draw_frame(reader: StoreReader, token: str, index: FrameIndex, root: Path, o
     truth = np.nan_to_num(frame.boxes)
     sheet = camera_sheet(root, frame, [(truth, (80, 220, 80)), (boxes, (255, 80, 60))])
     energy = stored_energy(stored, reader.schema.bev[:2]) if reader.schema.bev else None
+    focal = None if energy is None else np.isfinite(energy)
     extent = reader.manifest["coordinates"]["pc_range"][3]
     layers = {"annotated": (truth, "limegreen"), "expert": (boxes, "tomato")}
-    drawing = beside(sheet, bev_figure(layers, extent, energy, None if energy is None else np.isfinite(energy)))
+    drawing = beside(sheet, bev_figure(layers, extent, frame.lidar2ego, energy, focal))
     out.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(out), drawing[..., ::-1]):
         raise FD3DError(f"{out} cannot be written; give a .png path in a writable folder")

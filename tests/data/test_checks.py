@@ -22,7 +22,7 @@ from pipeline.data.source import FrameSource
 from pipeline.data.transforms import LoadMultiViewImages
 from pipeline.errors import FD3DError
 from pipeline.evaluation.run import check_evaluation, score
-from stages.home import at_home
+from stages.start import started
 from store_schema import open_storage
 from tests.data.test_own_data import VERSION, Rows, change, each, indexed, judged
 
@@ -600,7 +600,7 @@ def test_submissions_that_are_foreign_incomplete_or_broken_are_one_line(own: Pat
 def test_paths_on_the_command_line_may_begin_with_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     given: dict[str, Any] = {}
-    at_home(lambda **options: given.update(options))(
+    started(lambda **options: given.update(options))(
         root=Path("~/a"), checkpoint=[Path("~/b")], split="val", index=None
     )
     assert given == {"root": tmp_path / "a", "checkpoint": [tmp_path / "b"], "split": "val", "index": None}

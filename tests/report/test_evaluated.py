@@ -122,7 +122,7 @@ def test_figures_without_a_line_are_drawn_without_a_word(tmp_path: Path) -> None
         warnings.simplefilter("error")
         loss_figure({"plain": tmp_path / "losses.csv"})
         pr_figure({"plain": tmp_path / "pr.csv"})
-        bev_figure({"expert": (np.zeros((0, 9)), "tomato")}, 40.0)
+        bev_figure({"expert": (np.zeros((0, 9)), "tomato")}, 40.0, np.eye(4))
     (tmp_path / "pr.csv").write_text(f"class,recall,precision\n{CLASSES[0]},0.5,0.5\n")
     (tmp_path / "losses.csv").write_text("step,loss\n1,2\n")
     assert loss_figure({"plain": tmp_path / "losses.csv"}).axes[0].get_legend() is not None
