@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from mmengine.config import Config
 
@@ -52,7 +52,9 @@ class TrainedRig:
         facts = {} if checkpoint is None else read_checkpoint(checkpoint).training
         self._cfg, self._checkpoint, self.views = cfg, checkpoint, views
         self._cameras = list(facts.get("cameras") or ())
-        self.sizes: Sizes | None = _told_sizes(facts.get("image_sizes"), len(self._cameras))
+        self.sizes: Sizes | None = None
+        if self._cameras and facts.get("image_sizes"):
+            self.sizes = tuple((rows, columns) for rows, columns in facts["image_sizes"])
 
     def check(self, cameras: Sequence[str], reference: str, sizes: Sizes | None, folder: Path | None) -> None:
         """See :class:`DetectorRig`; the images of a rig of other names are taken for the rig's from now on."""
@@ -65,12 +67,3 @@ class TrainedRig:
             raise FD3DError(
                 f"checkpoint {self._checkpoint} was trained with {odd}; give images of the training's sizes, or train for these"
             )
-
-
-def _told_sizes(told: Any, views: int) -> Sizes | None:
-    """Sizes in a checkpoint's facts; None where these are of no such form."""
-    try:
-        sizes = tuple((int(rows), int(columns)) for rows, columns in told or ())
-    except (TypeError, ValueError):
-        return None
-    return sizes if sizes and len(sizes) == views else None
