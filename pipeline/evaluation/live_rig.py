@@ -23,7 +23,14 @@ class DetectorRig(Protocol):
     sizes: Sizes | None
     """Rows and columns of each camera's image; None where these are not known."""
 
-    def check(self, cameras: Sequence[str], reference: str, sizes: Sizes | None, folder: Path | None) -> None:
+    def check(
+        self,
+        cameras: Sequence[str],
+        reference: str,
+        sizes: Sizes | None,
+        folder: Path | None,
+        turn: float | None = None,
+    ) -> None:
         """Refuse another rig; arguments as of :meth:`Detector.check_rig <pipeline.evaluation.live.Detector.check_rig>`."""
 
 
@@ -35,7 +42,14 @@ class ExportedRig:
         self.views: int | None = notes.views
         self.sizes: Sizes | None = notes.sizes
 
-    def check(self, cameras: Sequence[str], reference: str, sizes: Sizes | None, folder: Path | None) -> None:
+    def check(
+        self,
+        cameras: Sequence[str],
+        reference: str,
+        sizes: Sizes | None,
+        folder: Path | None,
+        turn: float | None = None,
+    ) -> None:
         """See :class:`DetectorRig`."""
         self._notes.check_rig(cameras, reference, self._path, sizes)
 
@@ -56,9 +70,16 @@ class TrainedRig:
         if self._cameras and facts.get("image_sizes"):
             self.sizes = tuple((rows, columns) for rows, columns in facts["image_sizes"])
 
-    def check(self, cameras: Sequence[str], reference: str, sizes: Sizes | None, folder: Path | None) -> None:
+    def check(
+        self,
+        cameras: Sequence[str],
+        reference: str,
+        sizes: Sizes | None,
+        folder: Path | None,
+        turn: float | None = None,
+    ) -> None:
         """See :class:`DetectorRig`; the images of a rig of other names are taken for the rig's from now on."""
-        check_rig(self._cfg, self._checkpoint, cameras, reference, folder)
+        check_rig(self._cfg, self._checkpoint, cameras, reference, folder, turn)
         if sizes is None:
             return
         if self.sizes is None or list(cameras) != self._cameras:

@@ -263,7 +263,21 @@ def lightning(state: dict) -> dict[str, object]:
         (lambda state: lightning(moved(state, "model.") | {"criterion.weight": torch.ones(10)}), 1),
         (lambda state: lightning(moved(state, "net._orig_mod.")), 0),
     ],
-    ids=["model", "module.model", "compiled", "detr", "tutorial", "averaged", "ema", "plain-ema", "module-ema", "counted-ema", "lightning", "criterion", "net"],
+    ids=[
+        "model",
+        "module.model",
+        "compiled",
+        "detr",
+        "tutorial",
+        "averaged",
+        "ema",
+        "plain-ema",
+        "module-ema",
+        "counted-ema",
+        "lightning",
+        "criterion",
+        "net",
+    ],
 )
 def test_wrappings_of_other_frameworks_make_no_difference(state, tmp_path, monkeypatch, dress, left_out):
     made = dress(state)
@@ -365,7 +379,9 @@ def odd_entries() -> dict[str, dict]:
 def test_an_odd_entry_of_a_state_dict_is_named(state, tmp_path, under):
     for told, entry in odd_entries().items():
         torch.save({under: state | entry} if under else state | entry, tmp_path / "odd.pth")
-        with pytest.raises(FD3DError, match=rf"odd.pth has {told} of its state dict \(1 of {len(state | entry)} ") as caught:
+        with pytest.raises(
+            FD3DError, match=rf"odd.pth has {told} of its state dict \(1 of {len(state | entry)} "
+        ) as caught:
             read_checkpoint(tmp_path / "odd.pth")
         assert "\n" not in str(caught.value)
 
@@ -408,7 +424,10 @@ def test_notes_without_an_order_of_classes_do_not_pass_for_this_projects(bevform
 def test_a_negative_variance_is_refused(bevformer, state, tmp_path):
     name = next(name for name in state if name.endswith(".running_var"))
     source = official(tmp_path / "file.pth", state | {name: -state[name]})
-    for read in (lambda: load_checkpoint(build_detector(load_config(bevformer)), source), lambda: read_checkpoint(source)):
+    for read in (
+        lambda: load_checkpoint(build_detector(load_config(bevformer)), source),
+        lambda: read_checkpoint(source),
+    ):
         with pytest.raises(FD3DError, match=f"file.pth: {name} has negative values, which are no variance"):
             read()
 
