@@ -56,7 +56,7 @@ def turn_of(lidar2ego: np.ndarray) -> float:
     turns = np.degrees(np.arctan2(lidar2ego[:, 1, 0], lidar2ego[:, 0, 0])) + 90
     found, counts = np.unique(np.round(_wrapped(turns), 1), return_counts=True)
     away = np.abs(_wrapped(found[:, None] - found))  # the median on a circle is nearest to all
-    return float(found[(away * counts).sum(1).argmin()])
+    return float(found[(away * counts).sum(1).argmin()]) + 0.0  # no -0
 
 
 def other_turn(made_for: float, given: float) -> bool:

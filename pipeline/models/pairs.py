@@ -103,8 +103,8 @@ def check_trained_rig(
     own = facts.get("lidar_turn")
     if turn is not None and own is not None and other_turn(own, turn):
         raise FD3DError(
-            f"checkpoint {checkpoint} was trained with {frame} turned by {own:.0f} degrees against nuScenes' LIDAR_TOP, whose y axis looks "
-            f"ahead, the index's {reference} is turned by {turn:.0f}; set data.reference to a sensor with the training's axes and make the "
+            f"checkpoint {checkpoint} was trained with {frame} turned by {round(own)} degrees against nuScenes' LIDAR_TOP, whose y axis looks "
+            f"ahead, the index's {reference} is turned by {round(turn)}; set data.reference to a sensor with the training's axes and make the "
             "index again, or train for these"
         )
 

@@ -130,7 +130,7 @@ def _check_rig_notes(training: Mapping[str, Any], path: str | Path) -> None:
     for name, fits, form in (
         ("cameras", named, "a list of names"),
         ("reference", isinstance(training.get("reference"), str), "the name of a sensor, or ego"),
-        ("lidar_turn", type(turn) in (int, float) and math.isfinite(turn), "degrees"),
+        ("lidar_turn", isinstance(turn, int | float) and not isinstance(turn, bool) and math.isfinite(turn), "degrees"),
         ("image_sizes", sized, "[rows, columns] for each camera"),
     ):
         if training.get(name) is not None and not fits:

@@ -1,6 +1,7 @@
 import math
 import pickle
 import resource
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -375,6 +376,7 @@ def odd_entries() -> dict[str, dict]:
     }
 
 
+@pytest.mark.filterwarnings("ignore:.*quantized")
 @pytest.mark.parametrize("under", ["state_dict", "module", ""])
 def test_an_odd_entry_of_a_state_dict_is_named(state, tmp_path, under):
     for told, entry in odd_entries().items():
@@ -384,6 +386,19 @@ def test_an_odd_entry_of_a_state_dict_is_named(state, tmp_path, under):
         ) as caught:
             read_checkpoint(tmp_path / "odd.pth")
         assert "\n" not in str(caught.value)
+
+
+def test_an_odd_entry_is_one_line_without_warnings_of_torch(tmp_path):
+    torch.save({"a": torch.ones(2, 2).to_sparse_csr()}, tmp_path / "odd.pth")
+    code = (
+        "import sys; from pipeline.models.reading import read_checkpoint; from pipeline.errors import FD3DError\n"
+        "try: read_checkpoint(sys.argv[1])\n"
+        "except FD3DError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "odd.pth"], capture_output=True, text=True, check=True
+    )
+    assert "has a tensor of layout sparse_csr under 'a'" in done.stdout and "Sparse CSR" not in done.stderr
 
 
 @pytest.mark.parametrize(
