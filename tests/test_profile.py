@@ -103,7 +103,11 @@ def changed(*places: tuple[str, Any]) -> dict[str, Any]:
         ("families", {"a/b": {}}, r"families.a/b.*: a family's name is a folder below runs/"),
         ("families", {1: {}, "1": {}}, r"families.1.*: a family's name is a folder below runs/"),
         ("families", {"evaluate": {}}, r"families.evaluate.*: a family's name is a folder below runs/"),
-        ("families.detr3d.apprentice.train.max_iters", 0, r"train.max_iters is 0; it must be at least 4"),
+        (
+            "families.detr3d.apprentice.train.max_iters",
+            0,
+            r"train.max_iters is 0; it must be at least 4, for the warm-up and decay",
+        ),
         ("families.detr3d.apprentice.train.workers", -1, r"train.workers is -1; it must be at least 0"),
         ("families.detr3d.apprentice.train.curve_every", 0, r"train.curve_every is 0; it must be at least 1"),
         ("dump.frames_per_shard", 0, r"dump.frames_per_shard is 0; it must be at least 1"),

@@ -8,6 +8,7 @@ import numpy as np
 from pipeline.data.geometry import lidar_turn, product
 from pipeline.errors import FD3DError, counted
 
+_MAX_SLANT = 10.0  # degrees, up to which a LiDAR's x axis looks along the car's
 _MAX_TILT = 20.0  # degrees between the z axes of the LiDAR and of the car
 _MAX_MOUNT = 50.0  # metres from a sensor to the origin of the car
 _MAX_PITCH = 60.0  # degrees of a camera above or below the horizon, from which its axes are doubted
@@ -235,11 +236,13 @@ def check_mounts(
 
 
 def tell_turns(lidar: str, mounts: np.ndarray, tell: Callable[[str], object]) -> None:
-    """Tell of a LiDAR, mounts (m, 4, 4), whose axes are not nuScenes'."""
+    """Tell of a frame of reference, mounts (m, 4, 4), whose axes are not nuScenes'; warn of other axes than x or y ahead, or of several."""
     turns = np.degrees([lidar_turn(mount) for mount in mounts])
-    if (turns != 0).any():
+    if (np.abs(turns - 90) <= _MAX_SLANT).all():  # as of the ego frame and of most LiDARs but nuScenes'
+        tell(f"boxes are in the frame of {lidar}, whose x axis looks ahead")
+    elif (turns != 0).any():
         tell(
-            f"{lidar} is turned by {', '.join(f'{turn:.0f}' for turn in np.unique(turns[turns != 0].round()))} degrees against nuScenes', "
+            f"warning: {lidar} is turned by {', '.join(f'{turn:.0f}' for turn in np.unique(turns[turns != 0].round()))} degrees against nuScenes', "
             "whose y axis looks ahead; boxes and history follow its own axes"
         )
 

@@ -14,6 +14,7 @@ from pipeline.errors import FD3DError
 EGO = "ego"
 """Name of the ego frame at the time of the first camera, as a frame of reference."""
 MAX_CAMERAS = 12
+_TURN_TOLERANCE = 10.0  # degrees between the mounts of two cars' frames of reference that a detector does not mind
 
 
 def is_camera(sensor: Mapping[str, Any]) -> bool:
@@ -43,6 +44,28 @@ def sizes_of(image_sizes: np.ndarray) -> tuple[tuple[int, int], ...] | None:
     if (image_sizes != image_sizes[0]).any():
         return None
     return tuple((int(rows), int(columns)) for rows, columns in image_sizes[0])
+
+
+def turn_of(lidar2ego: np.ndarray) -> float:
+    """Degrees by which a frame of reference is turned against nuScenes' LiDAR, whose x axis is to the car's right: the median, from
+    -180 to 180, to a tenth.
+
+    Args:
+        lidar2ego: (n, 4, 4) of an index; the identity where boxes are in the ego frame, which gives 90.
+    """
+    turns = np.degrees(np.arctan2(lidar2ego[:, 1, 0], lidar2ego[:, 0, 0])) + 90
+    found, counts = np.unique(np.round(_wrapped(turns), 1), return_counts=True)
+    away = np.abs(_wrapped(found[:, None] - found))  # the median on a circle is nearest to all
+    return float(found[(away * counts).sum(1).argmin()]) + 0.0  # no -0
+
+
+def other_turn(made_for: float, given: float) -> bool:
+    """Whether two frames of reference, by degrees as of :func:`turn_of`, are mounted too differently for one detector."""
+    return bool(abs(_wrapped(np.float64(made_for - given))) > _TURN_TOLERANCE)
+
+
+def _wrapped(degrees: np.ndarray | np.float64) -> np.ndarray:
+    return np.asarray((degrees + 180) % 360 - 180)
 
 
 def other_images(

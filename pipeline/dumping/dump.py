@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from pipeline.data.images import check_images
+from pipeline.data.rig import turn_of
 from pipeline.data.source import FrameSource
 from pipeline.dumping.coverage import join_counts
 from pipeline.dumping.early import frames_to_dump
@@ -88,7 +89,8 @@ def dump(
     build_adapter(cfg)  # a config without one is refused before anything starts
     index, rows, tokens = frames_to_dump(source, scenes, settings.frames_per_shard)
     here = checkpoint if checkpoint is not None and checkpoint.is_file() else None  # one may lie on the workers alone
-    check_rig(cfg, here, index.cameras, index.reference, source.root / index.version)
+    turn = turn_of(index.arrays["lidar2ego"])
+    check_rig(cfg, here, index.cameras, index.reference, source.root / index.version, turn)
     if cluster.address is None:  # workers at an address may have the only copy of the images
         check_images(index, source.root, rows, source.index)
     versions = tuple(library_versions().items())

@@ -148,6 +148,7 @@ class Detector:
         reference: str,
         sizes: Sequence[Sequence[int]] | None = None,
         folder: Path | None = None,
+        turn: float | None = None,
     ) -> None:
         """Refuse a rig that the exported file was not made for, or that the checkpoint was not trained with.
 
@@ -155,13 +156,14 @@ class Detector:
             cameras, reference: names of the cameras in order, and the frame of reference, as of an index.
             sizes: rows and columns of each camera's image; a checkpoint takes those of a rig of other names from now on.
             folder: of the data set's tables.
+            turn: degrees by which the frame of reference is turned, see :func:`~pipeline.data.rig.turn_of`; None compares none, and
+                exported files tell none.
 
         Raises:
             FD3DError: naming both.
         """
-        self._rig.check(
-            cameras, reference, None if sizes is None else tuple((int(h), int(w)) for h, w in sizes), folder
-        )
+        given = None if sizes is None else tuple((int(h), int(w)) for h, w in sizes)
+        self._rig.check(cameras, reference, given, folder, turn)
 
     def reset(self) -> None:
         """Forget the frames so far: the next one starts another drive."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from mmengine.config import Config
 
@@ -23,7 +23,14 @@ class DetectorRig(Protocol):
     sizes: Sizes | None
     """Rows and columns of each camera's image; None where these are not known."""
 
-    def check(self, cameras: Sequence[str], reference: str, sizes: Sizes | None, folder: Path | None) -> None:
+    def check(
+        self,
+        cameras: Sequence[str],
+        reference: str,
+        sizes: Sizes | None,
+        folder: Path | None,
+        turn: float | None = None,
+    ) -> None:
         """Refuse another rig; arguments as of :meth:`Detector.check_rig <pipeline.evaluation.live.Detector.check_rig>`."""
 
 
@@ -35,7 +42,14 @@ class ExportedRig:
         self.views: int | None = notes.views
         self.sizes: Sizes | None = notes.sizes
 
-    def check(self, cameras: Sequence[str], reference: str, sizes: Sizes | None, folder: Path | None) -> None:
+    def check(
+        self,
+        cameras: Sequence[str],
+        reference: str,
+        sizes: Sizes | None,
+        folder: Path | None,
+        turn: float | None = None,
+    ) -> None:
         """See :class:`DetectorRig`."""
         self._notes.check_rig(cameras, reference, self._path, sizes)
 
@@ -52,11 +66,20 @@ class TrainedRig:
         facts = {} if checkpoint is None else read_checkpoint(checkpoint).training
         self._cfg, self._checkpoint, self.views = cfg, checkpoint, views
         self._cameras = list(facts.get("cameras") or ())
-        self.sizes: Sizes | None = _told_sizes(facts.get("image_sizes"), len(self._cameras))
+        self.sizes: Sizes | None = None
+        if self._cameras and facts.get("image_sizes"):
+            self.sizes = tuple((rows, columns) for rows, columns in facts["image_sizes"])
 
-    def check(self, cameras: Sequence[str], reference: str, sizes: Sizes | None, folder: Path | None) -> None:
+    def check(
+        self,
+        cameras: Sequence[str],
+        reference: str,
+        sizes: Sizes | None,
+        folder: Path | None,
+        turn: float | None = None,
+    ) -> None:
         """See :class:`DetectorRig`; the images of a rig of other names are taken for the rig's from now on."""
-        check_rig(self._cfg, self._checkpoint, cameras, reference, folder)
+        check_rig(self._cfg, self._checkpoint, cameras, reference, folder, turn)
         if sizes is None:
             return
         if self.sizes is None or list(cameras) != self._cameras:
@@ -65,12 +88,3 @@ class TrainedRig:
             raise FD3DError(
                 f"checkpoint {self._checkpoint} was trained with {odd}; give images of the training's sizes, or train for these"
             )
-
-
-def _told_sizes(told: Any, views: int) -> Sizes | None:
-    """Sizes in a checkpoint's facts; None where these are of no such form."""
-    try:
-        sizes = tuple((int(rows), int(columns)) for rows, columns in told or ())
-    except (TypeError, ValueError):
-        return None
-    return sizes if sizes and len(sizes) == views else None

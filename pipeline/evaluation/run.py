@@ -9,6 +9,7 @@ import torch
 from pipeline.data.devkit import open_truth
 from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
+from pipeline.data.rig import turn_of
 from pipeline.data.source import FrameSource
 from pipeline.evaluation.early import frames_to_evaluate
 from pipeline.evaluation.metrics import evaluate, evaluated_scenes
@@ -41,7 +42,8 @@ def evaluate_detector(
     check_needed(checkpoint=checkpoint)
     index = check_evaluation(source, version, out, metrics)
     cfg = load_config(config)
-    check_rig(cfg, checkpoint, index.cameras, index.reference, source.root / index.version)
+    turn = turn_of(index.arrays["lidar2ego"])
+    check_rig(cfg, checkpoint, index.cameras, index.reference, source.root / index.version, turn)
     check_images(index, source.root, index.select(source.split), source.index)
     torch.set_num_threads(1)
     detector = file_sha256(checkpoint)

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.data.folder import only_version
 from pipeline.data.images import check_images
 from pipeline.data.index import Frame, build_index
+from pipeline.data.rig import turn_of
 from pipeline.data.transforms import LoadMultiViewImages
 from pipeline.errors import FD3DError
 from pipeline.evaluation.early import check_detection, open_scene
@@ -80,7 +81,8 @@ def detect_scene(
             raise FD3DError(f"{error}; or name an index of {root} by --index, or its profile by --params") from error
     known = open_scene(index, root, scene)
     sizes = known.arrays["image_sizes"][known.scenes[scene][0]].tolist()
-    detector.check_rig(known.cameras, known.reference, sizes, Path(root) / known.version)
+    turn = turn_of(known.arrays["lidar2ego"])
+    detector.check_rig(known.cameras, known.reference, sizes, Path(root) / known.version, turn)
     rows = known.scenes[scene][:frames]
     check_images(known, root, rows, index)
     submission: dict[str, Any] = {}

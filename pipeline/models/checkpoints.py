@@ -88,6 +88,11 @@ def check_conventions(
             f"'fd3d convert {path} OUT --config CONFIG --boxes old|new --classes NAME,...', or for the expert in the profile "
             "(boxes, classes beside checkpoint)"
         )
+    if boxes != "old" and told_classes(found.meta) is None:
+        raise FD3DError(
+            f"checkpoint {path} does not tell the order of its classes (no list of names as CLASSES in its meta); state it in "
+            f"'fd3d convert {path} OUT --config CONFIG --classes NAME,...', or for the expert in the profile (families.NAME.expert.classes)"
+        )
     if boxes == "old" or class_rows(told_classes(found.meta), f"checkpoint {path}") is not None:
         raise FD3DError(
             f"checkpoint {path} has boxes of mmdet3d before 1.0 or classes in another order; "
@@ -151,7 +156,7 @@ def _check_fit(model: nn.Module, found: Checkpoint, path: str | Path) -> None:
     state, own = found.state, model.state_dict()
     first = next(iter(own), "")
     inside = next((name.removesuffix(first) for name in state if first and name.endswith(f".{first}")), "")
-    if inside and all(f"{inside}{k}" in state for k in own):
+    if inside and all(f"{inside}{k}" in state for k in own) and not all(k in state for k in own):
         raise FD3DError(
             f"checkpoint {path} has the detector's tensors below '{inside}'; save these alone, by their names without '{inside}'"
         )
@@ -190,8 +195,7 @@ def convert_checkpoint(
         out: file to write, ``state_dict`` and ``meta``.
         config: of the detector that the file must fit.
         boxes: convention of the file, ``old`` (mmdet3d before 1.0) or ``new``; ``auto`` reads the file's notes.
-        classes: class names in the file's order; None reads the file's notes. Notes without names mean this project's order,
-            which is BEVFormer's and DETR3D's.
+        classes: class names in the file's order; None reads the file's notes.
         shift: ``shift_current`` of the code that trained a BEVFormer, ``true`` or ``false``; ``auto`` reads the file's notes,
             and where these do not tell, the config.
 
@@ -225,7 +229,7 @@ def convert_checkpoint(
     convention = told if boxes == "auto" else boxes
     if convention is None:
         raise FD3DError(f"checkpoint {source} does not tell its box convention; give {_STATE_BOXES}")
-    if classes is None and found.mute:
+    if classes is None and told_classes(found.meta) is None:
         raise FD3DError(
             f"checkpoint {source} does not tell the order of its classes; give --classes NAME,... in the file's order (of "
             f"BEVFormer and DETR3D: {','.join(CLASSES)})"

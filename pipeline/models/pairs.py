@@ -9,7 +9,7 @@ from mmengine.config import Config
 from torch import nn
 
 from pipeline.data.made_for import check_views
-from pipeline.data.rig import EGO, other_sensors
+from pipeline.data.rig import EGO, other_sensors, other_turn
 from pipeline.errors import FD3DError, counted
 
 from .build import build_detector, load_config
@@ -39,34 +39,47 @@ class StudentPlan:
 
 
 def check_rig(
-    cfg: Config, checkpoint: Path | None, cameras: Sequence[str], reference: str, folder: Path | None = None
+    cfg: Config,
+    checkpoint: Path | None,
+    cameras: Sequence[str],
+    reference: str,
+    folder: Path | None = None,
+    turn: float | None = None,
 ) -> None:
     """Refuse data that are not of a detector's rig, by its config and by its checkpoint, before the detector is built.
 
     Args:
         checkpoint: None for random weights.
-        cameras, reference, folder: as of :func:`check_trained_rig`.
+        cameras, reference, folder, turn: as of :func:`check_trained_rig`.
 
     Raises:
         FD3DError: as of :func:`~pipeline.data.made_for.check_views` and :func:`check_trained_rig`.
     """
     check_views(cfg, len(cameras), cfg.filename)
     if checkpoint is not None:
-        check_trained_rig(checkpoint, cameras, reference, folder)
+        check_trained_rig(checkpoint, cameras, reference, folder, turn)
 
 
-def check_trained_rig(checkpoint: Path, cameras: Sequence[str], reference: str, folder: Path | None = None) -> None:
+def check_trained_rig(
+    checkpoint: Path,
+    cameras: Sequence[str],
+    reference: str,
+    folder: Path | None = None,
+    turn: float | None = None,
+) -> None:
     """Refuse a checkpoint that was trained here with these cameras in another order, or with boxes in another frame.
 
-    Cameras of other names are taken for another rig of the same kind; a checkpoint of another project tells neither.
+    Cameras of other names are taken for another rig of the same kind; a checkpoint of another project tells nothing of its rig, an
+    older one nothing of the turn.
 
     Args:
         cameras, reference: names of the cameras in order, and the frame of reference, as of an index.
         folder: of the data set's tables, whose sensors the message then names where the checkpoint's is none of these; None
             where the tables are not at hand.
+        turn: degrees by which the frame of reference is turned, see :func:`~pipeline.data.rig.turn_of`; None compares none.
 
     Raises:
-        FD3DError: the checkpoint cannot be read, or has another order or frame; naming both.
+        FD3DError: the checkpoint cannot be read, or has another order, frame or turn of the frame; naming both.
     """
     facts = read_checkpoint(checkpoint).training
     trained, frame = list(facts.get("cameras") or cameras), facts.get("reference") or reference
@@ -86,6 +99,13 @@ def check_trained_rig(checkpoint: Path, cameras: Sequence[str], reference: str, 
             advice = f"the data set has no sensor but cameras to set data.reference to; give a checkpoint in the frame of {EGO}"
         raise FD3DError(
             f"checkpoint {checkpoint} was trained with boxes in the frame of {frame}, the index has {reference}; {advice}"
+        )
+    own = facts.get("lidar_turn")
+    if turn is not None and own is not None and other_turn(own, turn):
+        raise FD3DError(
+            f"checkpoint {checkpoint} was trained with {frame} turned by {round(own)} degrees against nuScenes' LIDAR_TOP, whose y axis looks "
+            f"ahead, the index's {reference} is turned by {round(turn)}; set data.reference to a sensor with the training's axes and make the "
+            "index again, or train for these"
         )
 
 

@@ -1,6 +1,7 @@
 """Reading of PyTorch files without executing anything, mmengine's files included."""
 
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,17 @@ _FORGOTTEN: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 def load_plain(path: str | Path) -> Any:
     """Content of a file of tensors, numpy arrays and plain values, on the CPU; log histories of mmengine are not read.
 
+    What PyTorch says of kinds of tensors that it gives up or tries out is kept back: the caller tells which it takes.
+
     Raises:
         Exception: whatever torch raises for a damaged file, or for one with other objects.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return _load(path)
+
+
+def _load(path: str | Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

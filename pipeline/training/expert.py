@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.data.index import FrameIndex
 from pipeline.data.made_for import check_views
+from pipeline.data.rig import turn_of
 from pipeline.data.source import FrameSource
 from pipeline.expert.adapted import trainable_model
 from pipeline.expert.maps import check_foreign
@@ -59,7 +60,8 @@ def take_or_train(
     cfg = load_config(config)
     if source.index.is_file():
         index = FrameIndex.load(source.index, source.root)
-        check_rig(cfg, checkpoint, index.cameras, index.reference, source.root / index.version)
+        turn = turn_of(index.arrays["lidar2ego"])
+        check_rig(cfg, checkpoint, index.cameras, index.reference, source.root / index.version, turn)
         check_views(load_config(student.config), len(index.cameras), student.config)
     read_schedule(load_config(student.config))
     told = bool(boxes or classes)

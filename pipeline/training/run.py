@@ -22,7 +22,7 @@ from pipeline.data.frames import batch_bytes, frame_dataset
 from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
 from pipeline.data.made_for import check_views
-from pipeline.data.rig import sizes_of
+from pipeline.data.rig import sizes_of, turn_of
 from pipeline.data.source import FrameSource
 from pipeline.data.workers import check_shared_memory, loader_options, worker_errors
 from pipeline.errors import FD3DError, counted
@@ -107,7 +107,7 @@ def train(
 
     Raises:
         FD3DError: ``out`` lies in a store, contradictory settings, settings of an unfinished training that changed, a file to start from that does not
-            fit or was trained with the cameras in another order or in another frame of reference, frozen parameters that would keep random weights, frames that cannot be validated on, or a loss that is not
+            fit or was trained with the cameras in another order or in another frame of reference or one that is turned otherwise, frozen parameters that would keep random weights, frames that cannot be validated on, or a loss that is not
             finite.
     """
     check_outside_stores(out)
@@ -120,8 +120,10 @@ def train(
         raise FD3DError("train.tensorboard is set, but there is no TensorBoard: pip install fd3d[tensorboard]")
     schedule, index = read_schedule(cfg), FrameIndex.load(source.index, source.root)
     check_views(cfg, len(index.cameras), cfg.filename)
+    turn = turn_of(index.arrays["lidar2ego"])
     if inheritance:
-        check_trained_rig(inheritance.checkpoint, index.cameras, index.reference, source.root / index.version)
+        folder = source.root / index.version
+        check_trained_rig(inheritance.checkpoint, index.cameras, index.reference, folder, turn)
     if not index.boxes_of(index.select(source.split))[1]:
         raise FD3DError(
             f"split '{source.split}' has no box that counts, so nothing can be trained on it; name another split"
@@ -164,7 +166,7 @@ def train(
     def save(trained: nn.Module, path: Path, facts: dict[str, Any]) -> None:
         state = {name: tensor.detach().cpu() for name, tensor in export(trained).items()}
         sizes = sizes_of(index.arrays["image_sizes"])
-        rig: dict[str, Any] = {"cameras": list(index.cameras), "reference": index.reference}
+        rig: dict[str, Any] = {"cameras": list(index.cameras), "reference": index.reference, "lidar_turn": turn}
         rig |= {} if sizes is None else {"image_sizes": [list(hw) for hw in sizes]}
         save_checkpoint({"state_dict": state, "training": facts | rig}, path)
 

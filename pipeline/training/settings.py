@@ -13,6 +13,8 @@ from pipeline.settings import from_mapping
 _MOST = 1024
 """Largest number of processes or threads that a machine is taken to bear."""
 POLICIES = ("cosine", "onecycle")
+_WHY = {"max_iters": ", for the warm-up and decay of the learning rate"}
+"""Reasons for bounds that do not go without saying."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class RunSettings:
         for name, lowest in least.items():
             value = getattr(self, name)
             if value is not None and value < lowest:
-                raise SettingError(f"{name} is {value}; it must be at least {lowest}")
+                raise SettingError(f"{name} is {value}; it must be at least {lowest}{_WHY.get(name, '')}")
         for name in ("workers", "threads"):
             if getattr(self, name) > _MOST:
                 raise SettingError(f"{name} is {getattr(self, name)}; it must be at most {_MOST}")
@@ -140,7 +142,7 @@ class Schedule:
         for name, lowest in least.items():
             value = getattr(self, name)
             if value is not None and value < lowest:
-                raise FD3DError(f"schedule.{name} is {value}; it must be at least {lowest}")
+                raise FD3DError(f"schedule.{name} is {value}; it must be at least {lowest}{_WHY.get(name, '')}")
         if (self.max_iters is None) == (self.epochs is None):
             raise FD3DError(
                 f"schedule.max_iters is {self.max_iters} and schedule.epochs is {self.epochs}; give one of them"

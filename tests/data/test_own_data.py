@@ -14,6 +14,7 @@ from nuscenes.eval.detection.utils import category_to_detection_name
 
 from pipeline.data import CAMERAS
 from pipeline.data.categories import Categories
+from pipeline.data.checks import tell_turns
 from pipeline.data.devkit import open_scenes
 from pipeline.data.geometry import can_bus_delta
 from pipeline.data.index import FrameIndex, build_index
@@ -419,11 +420,32 @@ def lidar(root: Path) -> Callable[[dict], bool]:
     return lambda row: row["sensor_token"] in tokens
 
 
+@pytest.mark.parametrize(
+    ("headings", "told"),
+    [
+        ([-90, -84], []),  # nuScenes'
+        ([0, 6], ["boxes are in the frame of top, whose x axis looks ahead"]),
+        (
+            [90],
+            ["warning: top is turned by 180 degrees against nuScenes', whose y axis looks ahead; boxes and history"],
+        ),
+        ([-50], ["warning: top is turned by 40 degrees against nuScenes'"]),
+        ([-90, 0], ["warning: top is turned by 90 degrees against nuScenes'"]),  # two cars
+    ],
+)
+def test_a_frame_whose_x_axis_looks_ahead_is_no_fault(headings: list[int], told: list[str]) -> None:
+    turns = [np.radians(heading) for heading in headings]
+    mounts = [[[np.cos(a), -np.sin(a), 0, 0], [np.sin(a), np.cos(a), 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]] for a in turns]
+    lines: list[str] = []
+    tell_turns("top", np.array(mounts), lines.append)
+    assert len(lines) == len(told) and all(line.startswith(start) for line, start in zip(lines, told, strict=True))
+
+
 def test_history_follows_a_lidar_that_looks_along_x(own: Path) -> None:
     is_lidar = lidar(own)
     change(own, "calibrated_sensor", lambda rows: [r.update(rotation=[1, 0, 0, 0]) for r in rows if is_lidar(r)])
     index, (line,) = indexed(own)
-    assert line.startswith("LIDAR_TOP is turned by 90 degrees against nuScenes'")
+    assert line == "boxes are in the frame of LIDAR_TOP, whose x axis looks ahead"
     extent, moved = torch.tensor([-51.2, -51.2, -5, 51.2, 51.2, 3]), 0.0
     for rows in index.scenes.values():
         for before, after in zip(rows, rows[1:], strict=False):

@@ -93,10 +93,14 @@ def test_an_index_with_other_images_is_refused_and_another_rig_is_taken(rigs, wo
     assert rigs["trained"].sizes == same
 
 
-@pytest.mark.parametrize("odd", [None, 5, [[1, 2]], ["ab"] * 6, [[1, 2, 3]] * 6])
-def test_sizes_that_are_none_count_for_nothing(odd: Any, checkpoint: Path, expert_config: Path) -> None:
+@pytest.mark.parametrize("odd", [5, [[1, 2]], ["ab"] * 6, [[1, 2, 3]] * 6])
+def test_sizes_that_are_none_are_refused(odd: Any, checkpoint: Path, expert_config: Path) -> None:
     content = torch.load(checkpoint, weights_only=True)
     content["training"]["image_sizes"] = odd
+    torch.save(content, checkpoint)
+    with pytest.raises(FD3DError, match="detector.pth has training.image_sizes .*; correct the note"):
+        TrainedRig(load_config(expert_config), checkpoint, 6)
+    content["training"]["image_sizes"] = None
     torch.save(content, checkpoint)
     assert TrainedRig(load_config(expert_config), checkpoint, 6).sizes is None
 

@@ -1,6 +1,7 @@
 import math
 import pickle
 import resource
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -162,10 +163,10 @@ def test_auto_refuses_what_the_file_does_not_tell(bevformer, state, tmp_path):
     with pytest.raises(FD3DError, match="--boxes is 'ancient'; use auto, old, new"):
         convert_checkpoint(source, tmp_path / "out.pth", bevformer, "ancient")
     assert not (tmp_path / "out.pth").exists()
-    assert (
-        convert_checkpoint(source, tmp_path / "out.pth", bevformer, "new")["boxes"]
-        == "new as they were, told by --boxes"
-    )
+    with pytest.raises(FD3DError, match="does not tell the order of its classes; give --classes NAME"):
+        convert_checkpoint(source, tmp_path / "out.pth", bevformer, "new")
+    made = convert_checkpoint(source, tmp_path / "out.pth", bevformer, "new", CLASSES)
+    assert made["boxes"] == "new as they were, told by --boxes"
     assert all(torch.equal(t, state[k]) for k, t in read_checkpoint(tmp_path / "out.pth").state.items())
 
 
@@ -257,11 +258,28 @@ def lightning(state: dict) -> dict[str, object]:
         (lambda state: {"model_state_dict": moved(state, "module.")}, 0),  # as torch's tutorials
         (lambda state: moved(state, "module.") | {"n_averaged": torch.tensor(9)}, 1),  # torch's AveragedModel
         (lambda state: {"state_dict": moved(state, "model.") | moved(state, "ema_model.module.")}, None),
+        (lambda state: {"state_dict": state | moved(state, "ema_model.")}, None),
+        (lambda state: {"state_dict": moved(state, "module.") | moved(state, "module.model_ema.module.")}, None),
+        (lambda state: state | moved(state, "ema.module.") | {"n_averaged": torch.tensor(9)}, -1),
         (lambda state: lightning(moved(state, "detector.")), 0),
         (lambda state: lightning(moved(state, "model.") | {"criterion.weight": torch.ones(10)}), 1),
         (lambda state: lightning(moved(state, "net._orig_mod.")), 0),
     ],
-    ids=["model", "module.model", "compiled", "detr", "tutorial", "averaged", "ema", "lightning", "criterion", "net"],
+    ids=[
+        "model",
+        "module.model",
+        "compiled",
+        "detr",
+        "tutorial",
+        "averaged",
+        "ema",
+        "plain-ema",
+        "module-ema",
+        "counted-ema",
+        "lightning",
+        "criterion",
+        "net",
+    ],
 )
 def test_wrappings_of_other_frameworks_make_no_difference(state, tmp_path, monkeypatch, dress, left_out):
     made = dress(state)
@@ -275,7 +293,7 @@ def test_wrappings_of_other_frameworks_make_no_difference(state, tmp_path, monke
     monkeypatch.undo()  # a reader has no Lightning
     found = read_checkpoint(tmp_path / "file.ckpt")
     assert list(found.state) == list(state) and all(torch.equal(found.state[k], t) for k, t in state.items())
-    assert found.left_out == (len(state) if left_out is None else left_out)
+    assert found.left_out == {None: len(state), -1: len(state) + 1}.get(left_out, left_out)
     assert not found.distilled
 
 
@@ -293,6 +311,35 @@ def test_a_detector_that_has_its_parts_in_a_module_called_model_is_loaded(tmp_pa
     torch.save({"state_dict": moved(given.state_dict(), prefix)}, tmp_path / "file.pth")
     load_checkpoint(model, tmp_path / "file.pth")
     assert torch.equal(model.model.weight, given.model.weight)
+
+
+class Averaging(torch.nn.Module):
+    """A detector of another project with a module of its own called like averages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ema_head, self.backbone = torch.nn.Linear(2, 2), torch.nn.Conv2d(1, 1, 1)
+
+
+def test_a_module_of_the_detectors_own_is_not_taken_for_averages(tmp_path):
+    given, model = Averaging(), Averaging()
+    torch.save(given.state_dict(), tmp_path / "file.pth")
+    load_checkpoint(model, tmp_path / "file.pth")
+    assert torch.equal(model.ema_head.weight, given.ema_head.weight)
+
+
+def test_plain_names_are_taken_and_averages_left_out(bevformer, state, tmp_path):
+    averages = {f"ema_model.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
+    torch.save({"state_dict": state | averages, "training": {"seed": 0}}, tmp_path / "file.pth")
+    model = build_detector(load_config(bevformer))
+    assert load_checkpoint(model, tmp_path / "file.pth").left_out == len(state)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    torch.save({"state_dict": averages, "training": {"seed": 0}}, tmp_path / "averages.pth")
+    with pytest.raises(FD3DError, match=r"has the detector's tensors below 'ema_model\.'; save these alone"):
+        load_checkpoint(model, tmp_path / "averages.pth")
+    torch.save({"state_dict": state | moved(state, "copy."), "training": {"seed": 0}}, tmp_path / "copy.pth")
+    with pytest.raises(FD3DError, match=rf"does not fit the config: {len(state)} unexpected \(copy\."):
+        load_checkpoint(model, tmp_path / "copy.pth")
 
 
 def test_an_unknown_wrapper_is_named(bevformer, state, tmp_path):
@@ -313,6 +360,92 @@ def test_entries_of_a_file_without_a_state_dict_are_named(state, tmp_path):
     torch.save({"epoch": 3, "weights": {"a": 1}}, tmp_path / "file.pth")
     with pytest.raises(FD3DError, match="holds no state dict but epoch, weights; expected"):
         read_checkpoint(tmp_path / "file.pth")
+
+
+NAME = "img_neck.fpn_convs.2.conv.weight"
+
+
+def odd_entries() -> dict[str, dict]:
+    weight = torch.ones(2, 2)
+    return {
+        f"a tensor of float8_e4m3fn under '{NAME}'": {NAME: weight.to(torch.float8_e4m3fn)},
+        f"a quantised tensor under '{NAME}'": {NAME: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)},
+        f"a tensor of layout sparse_coo under '{NAME}'": {NAME: weight.to_sparse()},
+        f"a tensor without values .of the meta device. under '{NAME}'": {NAME: weight.to("meta")},
+        "a value of type str under 'note'": {"note": "best"},
+        "a tensor with a key of type int under 5": {5: weight},
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized")
+@pytest.mark.parametrize("under", ["state_dict", "module", ""])
+def test_an_odd_entry_of_a_state_dict_is_named(state, tmp_path, under):
+    for told, entry in odd_entries().items():
+        torch.save({under: state | entry} if under else state | entry, tmp_path / "odd.pth")
+        with pytest.raises(
+            FD3DError, match=rf"odd.pth has {told} of its state dict \(1 of {len(state | entry)} "
+        ) as caught:
+            read_checkpoint(tmp_path / "odd.pth")
+        assert "\n" not in str(caught.value)
+
+
+def test_an_odd_entry_is_one_line_without_warnings_of_torch(tmp_path):
+    torch.save({"a": torch.ones(2, 2).to_sparse_csr()}, tmp_path / "odd.pth")
+    code = (
+        "import sys; from pipeline.models.reading import read_checkpoint; from pipeline.errors import FD3DError\n"
+        "try: read_checkpoint(sys.argv[1])\n"
+        "except FD3DError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "odd.pth"], capture_output=True, text=True, check=True
+    )
+    assert "has a tensor of layout sparse_csr under 'a'" in done.stdout and "Sparse CSR" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("notes", "told"),
+    [
+        ({"cameras": 5}, "training.cameras 5; expected a list of names"),
+        ({"cameras": "CAM_FRONT"}, "training.cameras 'CAM_FRONT'; expected a list of names"),
+        ({"cameras": [1, 2]}, r"training.cameras \[1, 2\]; expected a list of names"),
+        ({"reference": 7}, "training.reference 7; expected the name of a sensor, or ego"),
+        ({"lidar_turn": "left"}, "training.lidar_turn 'left'; expected degrees"),
+        ({"lidar_turn": float("nan")}, "training.lidar_turn nan; expected degrees"),
+        ({"image_sizes": "x"}, r"training.image_sizes 'x'; expected \[rows, columns\] for each camera"),
+        ({"image_sizes": [["a", "b"]]}, r"training.image_sizes .* expected \[rows, columns\]"),
+        ({"image_sizes": [[0, 2]]}, r"training.image_sizes .* expected \[rows, columns\]"),
+        ({"cameras": ["a", "b"], "image_sizes": [[1, 2]]}, "training.image_sizes for 1 camera, but names 2 under"),
+    ],
+)
+def test_notes_on_the_rig_that_no_training_writes_are_refused(tmp_path, notes, told):
+    torch.save({"state_dict": {"a": torch.ones(1)}, "training": notes}, tmp_path / "file.pth")
+    with pytest.raises(FD3DError, match=f"file.pth has {told}.*; correct the note"):
+        read_checkpoint(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize("classes", [{}, {"CLASSES": "car"}, {"CLASSES": []}, {"dataset_meta": {"classes": "car"}}])
+def test_notes_without_an_order_of_classes_do_not_pass_for_this_projects(bevformer, state, tmp_path, classes):
+    """mmdet3d's own order differs."""
+    source = official(tmp_path / "file.pth", state, {"mmdet3d_version": "1.4.0", "time": OLD["time"]} | classes)
+    model = build_detector(load_config(bevformer))
+    way = r"'fd3d convert .* --classes NAME,...', or for the expert in the profile \(families.NAME.expert.classes\)"
+    with pytest.raises(FD3DError, match=f"file.pth does not tell the order of its classes .*; state it in {way}"):
+        load_checkpoint(model, source)
+    with pytest.raises(FD3DError, match="file.pth does not tell the order of its classes; give --classes NAME"):
+        convert_checkpoint(source, tmp_path / "out.pth", bevformer)
+    convert_checkpoint(source, tmp_path / "out.pth", bevformer, classes=CLASSES)
+    load_checkpoint(model, tmp_path / "out.pth")
+
+
+def test_a_negative_variance_is_refused(bevformer, state, tmp_path):
+    name = next(name for name in state if name.endswith(".running_var"))
+    source = official(tmp_path / "file.pth", state | {name: -state[name]})
+    for read in (
+        lambda: load_checkpoint(build_detector(load_config(bevformer)), source),
+        lambda: read_checkpoint(source),
+    ):
+        with pytest.raises(FD3DError, match=f"file.pth: {name} has negative values, which are no variance"):
+            read()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.data import CAMERAS
 from pipeline.data.index import FrameIndex
+from pipeline.data.rig import turn_of
 from pipeline.data.source import FrameSource
 from pipeline.distill.apprentice import train_apprentice
 from pipeline.distill.settings import DistillSettings
@@ -20,6 +22,7 @@ from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.evaluation.live import Detector
 from pipeline.evaluation.run import evaluate_detector
+from pipeline.evaluation.scene import detect_scene
 from pipeline.export.rig import rig_of
 from pipeline.export.write import export_detector
 from pipeline.focal.rule import FocalRule
@@ -33,10 +36,77 @@ from store_schema import StoreReader
 TURNED = CAMERAS[::-1]
 
 
-def trained_with(cameras: tuple[str, ...], reference: str, expert: Path, out: Path) -> Path:
+def trained_with(cameras: tuple[str, ...], reference: str, expert: Path, out: Path, **more: Any) -> Path:
     state = torch.load(expert, weights_only=True)["state_dict"]
-    torch.save({"state_dict": state, "training": {"seed": 0, "cameras": list(cameras), "reference": reference}}, out)
+    notes = {"seed": 0, "cameras": list(cameras), "reference": reference} | more
+    torch.save({"state_dict": state, "training": notes}, out)
     return out
+
+
+def mount(degrees: float) -> np.ndarray:
+    """Mount (4, 4) of a LiDAR whose x axis looks this far to the left of the car's."""
+    out, angle = np.eye(4), np.radians(degrees)
+    out[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return out
+
+
+@pytest.mark.parametrize(
+    ("headings", "turn"),
+    [
+        ([-90.0], 0.0),  # nuScenes': x to the right
+        ([-90.3, -89.9, -89.8], 0.1),  # the median
+        ([0.0], 90.0),  # x ahead, and the ego frame
+        ([90.0], -180.0),
+        ([89.9, 90.1, 90.2], -179.9),  # about half a turn, where degrees jump
+        ([-90.0, -90.0, 0.0], 0.0),  # one car of three
+    ],
+)
+def test_the_turn_of_a_frame_is_the_median_of_its_mounts(headings: list[float], turn: float) -> None:
+    assert turn_of(np.stack([mount(heading) for heading in headings])) == pytest.approx(turn)
+
+
+def test_turns_are_compared_by_ten_degrees(expert_checkpoint: Path, tmp_path: Path) -> None:
+    own = trained_with(CAMERAS, "LIDAR_TOP", expert_checkpoint, tmp_path / "own.pth", lidar_turn=-175.0)
+    for turn in (-175.0, 180.0, 176.0, -166.0, None):
+        check_trained_rig(own, CAMERAS, "LIDAR_TOP", None, turn)
+    for turn in (90.0, -164.0, 174.0, 0.0):
+        with pytest.raises(
+            FD3DError,
+            match=f"with LIDAR_TOP turned by -175 degrees .*, the index's top is turned by {turn:.0f}; set data",
+        ):
+            check_trained_rig(own, CAMERAS, "top", None, turn)
+    check_trained_rig(expert_checkpoint, CAMERAS, "LIDAR_TOP", None, 90.0)  # tells none
+
+
+def test_nothing_runs_with_a_lidar_that_is_mounted_otherwise(
+    project: Path,
+    expert_config: Path,
+    expert_checkpoint: Path,
+    world: Path,
+    world_index: Path,
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turned = trained_with(CAMERAS, "LIDAR_TOP", expert_checkpoint, tmp_path / "turned.pth", lidar_turn=90.0)
+    told = "turned.pth was trained with LIDAR_TOP turned by 90 degrees .*, the index's LIDAR_TOP is turned by 0;"
+    source = FrameSource(world_index, world, "world_val")
+    with pytest.raises(FD3DError, match=told):
+        evaluate_detector(expert_config, turned, source, "v1.0-world", tmp_path, tmp_path / "metrics.json", 0)
+    with pytest.raises(FD3DError, match=told):
+        dump(expert_config, turned, source, tmp_path / "store", DumpSettings(FocalRule(), frames_per_shard=3), 0)
+    with pytest.raises(FD3DError, match=told):
+        next(detect_scene(expert_config, turned, world, "scene-2000", tmp_path / "drawn", index=world_index))
+    plan, taken = StudentPlan(project / "configs/world/apprentice.py"), tmp_path / "expert/detector.pth"
+    with pytest.raises(FD3DError, match=told):
+        take_or_train(expert_config, turned, RunSettings(max_iters=4), source, taken, plan)
+    out, inherit = tmp_path / "run/detector.pth", ("pts_bbox_head",)
+    with pytest.raises(FD3DError, match=told):
+        train_plain(plan.config, source, out, RunSettings(max_iters=4), expert=turned, inherit=inherit)
+    monkeypatch.setattr("pipeline.dumping.recompute.check_identity", lambda *given: None)
+    with pytest.raises(FD3DError, match=told):
+        recompute(StoreReader(store), expert_config, turned, world_index, world, 1)
+    assert not taken.exists() and not out.exists() and not (tmp_path / "store").exists()
 
 
 def test_order_and_frame_are_compared(expert_checkpoint: Path, tmp_path: Path) -> None:

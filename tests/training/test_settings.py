@@ -24,7 +24,10 @@ SCHEDULE = dict(max_iters=100, warmup_iters=10, batch_size=2, policy="onecycle")
             "unknown setting schedule.max_iterz; known: base_batch, batch_size, by_epoch",
         ),
         ({"schedule": SCHEDULE | {"policy": "step"}}, "schedule.policy is 'step'; use cosine or onecycle"),
-        ({"schedule": SCHEDULE | {"max_iters": 3}}, "schedule.max_iters is 3; it must be at least 4"),
+        (
+            {"schedule": SCHEDULE | {"max_iters": 3}},
+            "schedule.max_iters is 3; it must be at least 4, for the warm-up and decay of the learning rate",
+        ),
         ({"schedule": SCHEDULE | {"batch_size": "2"}}, "schedule.batch_size is '2'; it must be a whole number"),
         (
             {"schedule": SCHEDULE | {"epochs": 24}},

@@ -218,6 +218,7 @@ def test_a_trained_detector_tells_its_cameras(expert):
     told = read_checkpoint(expert["out"]).training
     assert (told["cameras"], told["reference"]) == (list(CAMERAS), "LIDAR_TOP")
     assert told["image_sizes"] == [[160, 288]] * 6
+    assert told["lidar_turn"] == 0.0
 
 
 def test_a_subset_of_scenes_is_evaluated_as_a_split_of_them(expert, source, tmp_path):
