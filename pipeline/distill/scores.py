@@ -9,7 +9,7 @@ from store_schema import StoreReader
 from .settings import MethodSettings
 
 SAMPLE = 100
-"""Evenly spread frames that are read first: a row is a read per frame, of a large store on a network a slow one."""
+"""Evenly spread frames that are read first: each is a read of its own, slow where a store lies on a network."""
 FEW = 0.1
 """Share of the frames with a query that counts, below which there is a warning."""
 
