@@ -48,7 +48,7 @@ def check_scores(reader: StoreReader, settings: MethodSettings, tokens: Sequence
     reaching = sum(score >= least for score in best)
     if reaching < FEW * len(best):
         warnings.warn(
-            f"only {reaching} of {len(best)} frames of store {reader.storage} have a query whose score reaches {name}, {least:g} (the "
+            f"only {reaching} of {counted(len(best), 'frame')} of store {reader.storage} have a query whose score reaches {name}, {least:g} (the "
             f"highest is {highest:.3g}), so {settings.section} distils hardly anything; look at the expert, or lower {name}",
             stacklevel=3,
         )

@@ -62,11 +62,13 @@ def check_detection(
     check_writable(out / "submission.json")
     if index is None:
         with naming_an_index(root):
-            rig = rig_of_tables(table_folder(root, version or only_version(root)))
-            if rig is not None:
-                check_config(config, len(rig[0]))
+            folder = table_folder(root, version or only_version(root))
     check_scene(scene, root, version, index)
-    if index is not None:
+    if index is None:
+        with naming_an_index(root):
+            if (rig := rig_of_tables(folder)) is not None:
+                check_config(config, len(rig[0]))
+    else:
         known = open_scene(index, root, scene)
         check_images(known, root, known.scenes[scene][:frames], index)
         check_config(config, len(known.cameras))

@@ -152,7 +152,7 @@ def test_a_config_without_a_rate_has_bytes_without_hours(expert_config, project,
         CliRunner().invoke(app, [*options, *more], catch_exceptions=False).stdout for more in (["--rate", "5"], [])
     )
     sizes, hours = with_rate.split("worker-hours")[0].rsplit("\n", 1)
-    assert "2,000 frames" in sizes and "expert passes" in hours
+    assert "2000 frames, " in sizes and "expert passes" in hours
     rest = without.removeprefix(sizes + "\n")
     assert rest != without and "passes" not in rest
     told = f"expert hours need --rate, the frames per second of the expert on one GPU: time 'fd3d dump --config {expert_config} "

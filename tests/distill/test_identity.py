@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -147,7 +148,8 @@ class Scores:
 
 
 def test_all_scores_are_read_only_where_none_of_a_spread_counts() -> None:
-    good, late, low = Scores([0.5] * 1000), Scores([0.05] * 999 + [0.5]), Scores([0.05] * 1000)
+    kinds = ([0.5] * 1000, [0.05] * 999 + [0.5], [0.05] * 1000)
+    good, late, low = (cast(Any, Scores(scores)) for scores in kinds)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_scores(good, DistillSettings(), good.tokens)
@@ -167,7 +169,7 @@ def test_all_scores_are_read_only_where_none_of_a_spread_counts() -> None:
 
 @pytest.mark.parametrize(("share", "warned"), [(9, True), (10, False)])
 def test_few_frames_with_scores_that_count_are_warned_of(share: int, warned: bool) -> None:
-    some = Scores([0.5 if i % 100 < share else 0.05 for i in range(100)])
+    some: Any = Scores([0.5 if i % 100 < share else 0.05 for i in range(100)])
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         check_scores(some, DistillSettings(), some.tokens)
