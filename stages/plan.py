@@ -38,8 +38,6 @@ def plan(
         raise FD3DError(f"--family is of the profile, but {config} is given; leave one of them out")
     pairs = [profile.family(name) for name in family or profile.families]
     check_needed(config=config)
-    if config is not None and rate is None:
-        raise FD3DError("--rate is missing; give the measured frames per second of one worker's expert")
     from pipeline.cost.cameras import frame_cameras, rig_cameras, training_scenes
     from pipeline.cost.early import Outlook, check_configs
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
@@ -23,6 +23,8 @@ from .manifest import MANIFEST, RECIPE, differing, identity, manifest_checksum, 
 from .schema import OLDEST_VERSION, SCHEMA_VERSION, StoreSchema
 from .storage import LocalStorage, Storage, open_storage
 from .whole import WholeStore
+
+Read = TypeVar("Read")
 
 
 class StoreReader:
@@ -197,16 +199,25 @@ class StoreReader:
         """
         frame = self.cache.get(token) if isinstance(token, str) else None
         if frame is None:
-            frame = self._read_stored(token)
+            frame = self._checked(token, lambda row: read_row(self._arrays, self._counts, self.schema, row))
             self.cache.put(token, frame)
         return decoded(frame, self.codes) if decode else frame
 
-    def _read_stored(self, token: str) -> dict[str, NDArray[Any]]:
+    def read_array(self, token: str, path: str) -> NDArray[Any]:
+        """One array of a frame that is stored whole, such as ``query/score`` (K,); no other array's shard is read.
+
+        Raises:
+            StoreError: as of :meth:`read`.
+        """
+        return self._checked(token, lambda row: np.asarray(self._arrays[path][row]))
+
+    def _checked(self, token: str, read: Callable[[int], Read]) -> Read:
+        """What ``read`` gives of a frame's row, read from files of the store that was opened."""
         row = self.row(token)
         shard = row // self.layout.frames_per_shard
         try:
             self._count(shard)
-            frame = read_row(self._arrays, self._counts, self.schema, row)
+            found = read(row)
         except StoreError:
             raise
         except (ValueError, KeyError, RuntimeError, FileNotFoundError) as error:
@@ -217,7 +228,7 @@ class StoreReader:
         except Exception as error:
             raise self.storage.trouble("read", error) from error
         self._check_same()  # now that all of the frame's files are open
-        return frame
+        return found
 
     def counts(self) -> dict[str, NDArray[Any]]:
         """Stored cells of every row, (N,) by the name of the map (``bev``, ``pv/0``, ...).

@@ -102,7 +102,6 @@ REFUSED_WITH_DATA = {
     f"export {EXPERT} {WEIGHTS} o.onnx --int8 2 --split nowhere": "split 'nowhere' has no scene in this index",
     f"export {EXPERT} {WEIGHTS} o.onnx --int8 99": "--int8 99: split 'world_train' has 4 frames to calibrate on",
     "inspect store --index bad.npz --html o.html": "index bad.npz is damaged",
-    f"plan {EXPERT} --frames 10": "--rate is missing; give the measured frames per second",
     "plan --rate 0": "--rate is 0.0; give the measured frames per second",
     "plan --like nowhere": "store nowhere cannot be read: it is not there",
     "plan --coverage bev": "--coverage is 'bev'; give MAP=SHARE with a map and a share in 0..1",

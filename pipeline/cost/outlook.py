@@ -17,8 +17,8 @@ from pipeline.training.schedule import plan_course
 from pipeline.training.settings import RunSettings, read_schedule
 from store_schema import StoreSchema
 
-_NO_RATE = """expert hours need --rate, the frames per second of the expert on one GPU: time 'fd3d dump --family {name} --scene SCENE --out
-runs/rate' and divide the scene's frames by the seconds (after the expert stage: 'dvc repro expert@{name}')"""
+_NO_RATE = """expert hours need --rate, the frames per second of the expert on one GPU: time 'fd3d dump {expert} --scene SCENE --out
+runs/rate' and divide the scene's frames by the seconds{after}"""
 _NO_TRAIN_RATE = """training hours need --train-rate, the frames per second of a training on one GPU: set max_iters in families.{name}.apprentice.train
 to 100, run 'fd3d train --family {name} --method plain --out runs/rate' and take steps x batch / seconds of runs/rate/train.json"""
 
@@ -63,13 +63,14 @@ def expert_lines(store: StorePlan, outlook: Outlook) -> list[str]:
 
 
 def config_lines(cfg: Config, settings: DumpSettings, outlook: Outlook) -> list[str]:
-    """Store and expert hours of an expert's config, with a rate.
+    """Store of an expert's config, and expert hours where there is a rate.
 
     Raises:
         FD3DError: the config is no expert of this project.
     """
     store, lines = store_lines(expert_schema(cfg, outlook.cameras, settings), settings, outlook)
-    return lines + expert_lines(store, outlook)
+    without = _NO_RATE.format(expert=f"--config {cfg.filename} --checkpoint CHECKPOINT", after="")
+    return lines + (expert_lines(store, outlook) if outlook.rate else [without])
 
 
 def family_lines(profile: Profile, family: Family, outlook: Outlook) -> list[str]:
@@ -95,10 +96,15 @@ def family_lines(profile: Profile, family: Family, outlook: Outlook) -> list[str
         if not is_foreign(cfg):
             memory[name] = training_memory(cfg, outlook.cameras, size, read)
     store, lines = store_lines(schema, profile.dump, outlook)
+    after = f" (after the expert stage: 'dvc repro expert@{family.name}')"
     lines = [
         f"== {family.name}: {family.expert.config} -> {family.apprentice.config}, {counted(outlook.frames, 'frame')}",
         *lines,
-        *(expert_lines(store, outlook) if outlook.rate else [_NO_RATE.format(name=family.name)]),
+        *(
+            expert_lines(store, outlook)
+            if outlook.rate
+            else [_NO_RATE.format(expert=f"--family {family.name}", after=after)]
+        ),
         "",
         f"{'GPU memory, GB':24} {'weights':>9} {'optimiser':>9} {'images':>9} {'activations':>12} {'fd3d':>9} {'all':>9}",
     ]

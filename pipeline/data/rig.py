@@ -35,6 +35,23 @@ def _others(sensors: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(sorted({str(row["channel"]) for row in lidars}))
 
 
+def rig_of_tables(folder: Path) -> tuple[tuple[str, ...], str] | None:
+    """Names of the cameras and of the frame of reference that an index of tables has where no profile names others.
+
+    Returns:
+        None where the sensor table cannot be read, which the making of an index names.
+
+    Raises:
+        FD3DError: there are no cameras or too many.
+    """
+    try:
+        return Rig().found(list(rows_of(folder / "sensor.json")), folder)
+    except FD3DError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
 def sizes_of(image_sizes: np.ndarray) -> tuple[tuple[int, int], ...] | None:
     """Rows and columns of each camera's images; None where images of one camera differ in size.
 
@@ -74,7 +91,7 @@ def other_images(
     """The first camera whose images have another size (rows, columns) than a detector is made for, in words; None without one."""
     for camera, own, found in zip(cameras, made_for, given, strict=True):
         if own != tuple(found):
-            return f"images of {own[0]}x{own[1]} of {camera}; the index has {found[0]}x{found[1]}"
+            return f"images of {own[0]}x{own[1]} of {camera}; the data have {found[0]}x{found[1]}"
     return None
 
 

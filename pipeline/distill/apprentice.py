@@ -20,6 +20,7 @@ from store_schema.manifest import fingerprint
 from .build import distiller_config
 from .loading import cached_targets, online_targets
 from .methods import load_method
+from .scores import check_scores
 from .settings import MethodSettings
 
 
@@ -51,8 +52,8 @@ def train_apprentice(
         facts as of :func:`~pipeline.training.run.train`, also in ``train.json`` beside ``out``.
 
     Raises:
-        FD3DError: contradictory or changed settings, a store of another index, without frames of the split or without
-            cells to distil, or a loss that is not finite.
+        FD3DError: contradictory or changed settings, a store of another index, without frames of the split, without
+            cells or without scores to distil, or a loss that is not finite.
         StoreError: the store cannot be read.
     """
     check_outside_stores(out)
@@ -64,6 +65,7 @@ def train_apprentice(
         check_frames(reader, index, source.split)
     if load_method(method).reads_maps:
         check_cells(reader, settings)
+    check_scores(reader, settings, [index[row].token for row in index.select(source.split)])
     warn_of_expert(manifest["expert"], store, expert if settings.inherit else None)
     cfg, targets, live = load_config(config), cached_targets(store, run.cache_mb), None
     if settings.expert == "online" and settings.history is not None:

@@ -68,6 +68,11 @@ class MethodSettings:
         for name in (f.name for f in fields(self) if f.name.startswith("w_")):
             self._at_least(name, 0)
 
+    @property
+    def least_scores(self) -> dict[str, float]:
+        """Settings, with their values, that a stored score must reach for a query to count; empty where no score matters."""
+        return {}
+
     def _at_least(self, name: str, least: float) -> None:
         if getattr(self, name) < least:
             wanted = "must not be negative" if least == 0 else f"must be at least {least}"
@@ -150,6 +155,13 @@ class DistillSettings(MethodSettings):
                     "back to its default"
                 )
         self._at_least("block", 1)
+
+    @property
+    def least_scores(self) -> dict[str, float]:
+        """See :class:`MethodSettings`; other areas and a trainable head do without the stored scores."""
+        if self.areas != "queries" or self.head != "frozen":
+            return {}
+        return {"distill.trust_threshold": self.trust_threshold, "distill.rule.min_score": self.rule.min_score}
 
     @property
     def dense(self) -> str | None:
@@ -305,6 +317,11 @@ class ResponseSettings(MethodSettings):
         if not 0 < self.min_score < 1:
             raise FD3DError(f"{self.section}.min_score is {self.min_score}; it is a score in (0, 1)")
         self._at_least("beta", 0)
+
+    @property
+    def least_scores(self) -> dict[str, float]:
+        """See :class:`MethodSettings`."""
+        return {"methods.response.min_score": self.min_score}
 
 
 METHODS: dict[str, type[MethodSettings]] = {

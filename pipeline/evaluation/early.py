@@ -1,5 +1,7 @@
 """Frames and places of an evaluation or a detection, looked at before PyTorch is imported."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.data.asked_scene import check_scene
@@ -7,6 +9,7 @@ from pipeline.data.folder import only_version, table_folder
 from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
 from pipeline.data.made_for import check_config
+from pipeline.data.rig import rig_of_tables
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError, counted, listed
 from pipeline.files import check_writable
@@ -49,7 +52,7 @@ def check_detection(
 ) -> None:
     """Refuse a scene, number of frames or place, or a config of another number of cameras; arguments as of :func:`~pipeline.evaluation.scene.detect_scene`.
 
-    Without an index the scene is looked up in the tables.
+    Without an index scene and cameras are looked up in the tables.
 
     Raises:
         FD3DError: naming which.
@@ -58,15 +61,26 @@ def check_detection(
         raise FD3DError(f"frames is {frames}; it must be at least 1")
     check_writable(out / "submission.json")
     if index is None:
-        try:
-            table_folder(root, version or only_version(root))
-        except FD3DError as error:
-            raise FD3DError(f"{error}; or name an index of {root} by --index, or its profile by --params") from error
+        with naming_an_index(root):
+            folder = table_folder(root, version or only_version(root))
     check_scene(scene, root, version, index)
-    if index is not None:
+    if index is None:
+        with naming_an_index(root):
+            if (rig := rig_of_tables(folder)) is not None:
+                check_config(config, len(rig[0]))
+    else:
         known = open_scene(index, root, scene)
         check_images(known, root, known.scenes[scene][:frames], index)
         check_config(config, len(known.cameras))
+
+
+@contextmanager
+def naming_an_index(root: Path) -> Iterator[None]:
+    """Errors that are of tables without an index also say how cameras and classes are named: by an index or a profile."""
+    try:
+        yield
+    except FD3DError as error:
+        raise FD3DError(f"{error}; or name an index of {root} by --index, or its profile by --params") from error
 
 
 def open_scene(index: Path, root: Path, scene: str) -> FrameIndex:

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from pipeline.data.can_bus import EgoStates
 from pipeline.data.frames import collate, frame_pipeline
 from pipeline.data.geometry import can_bus_delta, lidar2img, lidar_turn, resize_factors
+from pipeline.data.rig import EGO
 from pipeline.data.transforms import padded
 from pipeline.errors import FD3DError
 from pipeline.evaluation.live_input import (
@@ -153,15 +154,21 @@ class Detector:
         """Refuse a rig that the exported file was not made for, or that the checkpoint was not trained with.
 
         Args:
-            cameras, reference: names of the cameras in order, and the frame of reference, as of an index.
+            cameras: names of the cameras in order.
+            reference: frame of reference, as of an index: ``ego``, or the name of the sensor that ``lidar2ego`` of a
+                :class:`Calibration` is of.
             sizes: rows and columns of each camera's image; a checkpoint takes those of a rig of other names from now on.
             folder: of the data set's tables.
             turn: degrees by which the frame of reference is turned, see :func:`~pipeline.data.rig.turn_of`; None compares none, and
                 exported files tell none.
 
         Raises:
-            FD3DError: naming both.
+            FD3DError: naming both, or no frame of reference is given.
         """
+        if not isinstance(reference, str) or not reference:  # whether boxes are in the same frame would be a guess
+            raise FD3DError(
+                f"the frame of reference is {reference!r}; give '{EGO}', or the name of the sensor that Calibration.lidar2ego is of"
+            )
         given = None if sizes is None else tuple((int(h), int(w)) for h, w in sizes)
         self._rig.check(cameras, reference, given, folder, turn)
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.folder import only_version
+from pipeline.data.folder import only_version, table_folder
 from pipeline.data.images import check_images
 from pipeline.data.index import Frame, build_index
-from pipeline.data.rig import turn_of
+from pipeline.data.rig import rig_of_tables, turn_of
 from pipeline.data.transforms import LoadMultiViewImages
-from pipeline.errors import FD3DError
-from pipeline.evaluation.early import check_detection, open_scene
+from pipeline.evaluation.early import check_detection, naming_an_index, open_scene
 from pipeline.evaluation.live import Calibration, Detector, EgoPose
 from pipeline.evaluation.submission import to_submission
 from pipeline.files import write_atomically
@@ -75,10 +74,11 @@ def detect_scene(
     detector = Detector.open(config, checkpoint, onnx, random_weights)
     if index is None:
         index = out / "index.npz"
-        try:
-            build_index(root, version or only_version(root), index, tell=print)
-        except FD3DError as error:
-            raise FD3DError(f"{error}; or name an index of {root} by --index, or its profile by --params") from error
+        with naming_an_index(root):
+            folder = table_folder(root, version or only_version(root))
+            if (rig := rig_of_tables(folder)) is not None:  # before minutes of large tables
+                detector.check_rig(*rig, folder=folder)
+            build_index(root, folder.name, index, tell=print)
     known = open_scene(index, root, scene)
     sizes = known.arrays["image_sizes"][known.scenes[scene][0]].tolist()
     turn = turn_of(known.arrays["lidar2ego"])

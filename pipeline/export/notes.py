@@ -87,7 +87,7 @@ class Notes:
         """Refuse other cameras, another order, another frame of reference or other images than a file was exported for.
 
         Args:
-            cameras, reference: those of an index.
+            cameras, reference: those of the data, as of an index.
             sizes: rows and columns of each camera's image; None where they are not known.
 
         Raises:
@@ -96,17 +96,17 @@ class Notes:
         own, given = list(self.cameras), list(cameras)
         if own and own != given:
             kind = "an order of cameras" if sorted(own) == sorted(given) else "cameras"
-            differs = f"{kind} {', '.join(own)}; the index has {', '.join(given)}"
+            differs = f"{kind} {', '.join(own)}; the data have {', '.join(given)}"
         elif self.views != len(given):
-            differs = f"{self.views} cameras; the index has {len(given)} ({', '.join(given)})"
+            differs = f"{self.views} cameras; the data have {len(given)} ({', '.join(given)})"
         elif own and self.reference != reference:
-            differs = f"boxes in the frame of {self.reference}; the index has {reference}"
+            differs = f"boxes in the frame of {self.reference}; the data have {reference}"
         elif sizes is not None and (odd := other_images(self.sizes, sizes, given)):
             differs = odd
         else:
             return
         raise FD3DError(
-            f"{path} was exported for {differs}; export the detector again for this index with 'fd3d export --index', or name the file's own index"
+            f"{path} was exported for {differs}; export the detector again with 'fd3d export --index' for an index of these data, or give data of the file's rig"
         )
 
     def check_config(self, cfg: Config, path: object) -> None:

@@ -85,7 +85,7 @@ def check_trained_rig(
     trained, frame = list(facts.get("cameras") or cameras), facts.get("reference") or reference
     if trained != list(cameras) and sorted(trained) == sorted(cameras):
         raise FD3DError(
-            f"checkpoint {checkpoint} was trained with the cameras {', '.join(trained)}, the index has {', '.join(cameras)}; list them in "
+            f"checkpoint {checkpoint} was trained with the cameras {', '.join(trained)}, the data have {', '.join(cameras)}; list them in "
             "that order under data.cameras and make the index again"
         )
     if (frame == EGO) != (reference == EGO):
@@ -98,7 +98,7 @@ def check_trained_rig(
         elif frame != EGO and folder is not None and not others:
             advice = f"the data set has no sensor but cameras to set data.reference to; give a checkpoint in the frame of {EGO}"
         raise FD3DError(
-            f"checkpoint {checkpoint} was trained with boxes in the frame of {frame}, the index has {reference}; {advice}"
+            f"checkpoint {checkpoint} was trained with boxes in the frame of {frame}, the data have {reference}; {advice}"
         )
     own = facts.get("lidar_turn")
     if turn is not None and own is not None and other_turn(own, turn):

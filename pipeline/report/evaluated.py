@@ -1,5 +1,6 @@
 """Whether all outputs that a report shows are there, and of the detectors and frames that the report is about."""
 
+import csv
 import hashlib
 import json
 from collections.abc import Collection, Sequence
@@ -23,6 +24,19 @@ def shown_roles(family: str, runs: Path, metrics: Path) -> tuple[str, ...]:
         if (runs / family / role / "detector.pth").is_file() or metrics_file(metrics, family, role).is_file()
     ]
     return tuple(there) if set(there) - {"expert"} else ROLES
+
+
+def without_losses(curve: Path) -> bool:
+    """Whether FD3D's losses were 0 in every step of a training, by its ``losses.csv``: the student is a plain one then.
+
+    A training that is too short for a row, or whose rows have no such loss, tells nothing.
+    """
+    if not curve.is_file():
+        return False
+    with open(curve, newline="") as file:
+        rows = list(csv.DictReader(file))
+    terms = [row[name] for row in rows for name in ("loss_pv", "loss_bev", "loss_fine") if row.get(name)]
+    return bool(terms) and all(float(term) == 0 for term in terms)
 
 
 def check_outputs(families: Sequence[str], runs: Path, metrics: Path) -> None:

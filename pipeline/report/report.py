@@ -16,7 +16,15 @@ from pipeline.data.index import Frame, FrameIndex
 from pipeline.errors import FD3DError
 from pipeline.files import between_markers, check_needed, check_outside_stores, write_atomically
 from pipeline.profile import Published
-from pipeline.report.evaluated import ROLES, check_evaluated, check_outputs, check_submission, metrics_file, shown_roles
+from pipeline.report.evaluated import (
+    ROLES,
+    check_evaluated,
+    check_outputs,
+    check_submission,
+    metrics_file,
+    shown_roles,
+    without_losses,
+)
 from pipeline.report.figures import bev_figure, camera_sheet, data_uri, jpeg, stored_energy, to_png
 from store_schema import StoreReader
 
@@ -44,7 +52,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 Summary = dict[str, dict[str, dict[str, Any]]]
-"""Metrics, seed and training seconds by family and role; where there are published numbers, these and the differences."""
+"""Metrics, seed and training seconds by family and role; where there are published numbers, these and the differences; ``distilled``
+is False for a distilled student whose losses were 0 in every step."""
 
 
 def summarise(
@@ -68,6 +77,8 @@ def summarise(
                 "seed": facts.get("seed"),
                 "training_seconds": facts.get("seconds"),
             }
+            if role == "fd3d" and without_losses(runs / family / role / "losses.csv"):
+                out[family][role]["distilled"] = False
             scores = getattr((published or {}).get(family), role, None)
             for name in _COMPARED if scores is not None else ():
                 known = getattr(scores, name)
@@ -90,7 +101,9 @@ def _table(summary: Summary, names: Sequence[str]) -> list[str]:
         shown += [name, *(extra for extra in more if any(extra in values for *_, values in rows))]
     lines = ["| family | model | " + " | ".join(shown) + " |", "|---|---|" + "---|" * len(shown)]
     for family, role, values in rows:
-        cells = [_FORMATS.get(name, "{}").format(values[name]) if name in values else "-" for name in shown]
+        cells = [
+            "-" if values.get(name) is None else _FORMATS.get(name, "{}").format(values[name]) for name in shown
+        ]  # such as the seconds of an expert that was not trained here
         lines.append(f"| {family} | {role} | " + " | ".join(cells) + " |")
     return lines
 
@@ -112,13 +125,21 @@ def _compared(roles: Mapping[str, Mapping[str, Any]]) -> str:
     if "plain" in found and "fd3d" in found:
         known = [roles[role].get("published_NDS") for role in ("plain", "fd3d")]
         beside = "" if None in known else f" (published: {known[1] - known[0]:+.2f})"
-        told.append(f"FD3D adds {found['fd3d'] - found['plain']:+.2f} NDS to the plain student{beside}")
+        adds = f"{found['fd3d'] - found['plain']:+.2f} NDS"
+        if roles["fd3d"].get("distilled", True):
+            told.append(f"FD3D adds {adds} to the plain student{beside}")
+        else:
+            told.append(
+                f"the distilled student is {adds} from the plain one, of which FD3D's losses added nothing: they were 0 in every step"
+            )
     if "expert" in found:
         student = "plain" if "plain" in found else "fd3d"
         whose = "it" if len(found) == len(ROLES) else f"the {_WORDS[student]}"
-        told.append(
-            f"the expert is {found['expert'] - found[student]:+.2f} {'' if whose == 'it' else 'NDS '}above {whose}"
-        )
+        ahead = round(found["expert"] - found[student], 2)
+        where = f"{ahead:+.2f} {'' if whose == 'it' else 'NDS '}above"
+        if ahead < 0:
+            where = f"{-ahead:.2f} {'' if whose == 'it' else 'NDS '}below"
+        told.append(f"the expert is {where} {whose}")
     return "; ".join(told)
 
 

@@ -145,6 +145,20 @@ def planned(*options: str) -> str:
     return done.output
 
 
+def test_a_config_without_a_rate_has_bytes_without_hours(expert_config, project, monkeypatch):
+    monkeypatch.chdir(project)
+    options = ["plan", str(expert_config), "--frames", "2000", "--height", "160", "--width", "288"]
+    with_rate, without = (
+        CliRunner().invoke(app, [*options, *more], catch_exceptions=False).stdout for more in (["--rate", "5"], [])
+    )
+    sizes, hours = with_rate.split("worker-hours")[0].rsplit("\n", 1)
+    assert "2000 frames, " in sizes and "expert passes" in hours
+    rest = without.removeprefix(sizes + "\n")
+    assert rest != without and "passes" not in rest
+    told = f"expert hours need --rate, the frames per second of the expert on one GPU: time 'fd3d dump --config {expert_config} "
+    assert rest.startswith(told) and "expert stage" not in rest
+
+
 def test_a_family_s_plan_has_hours_and_memory_of_its_trainings(project, monkeypatch):
     monkeypatch.chdir(project)
     size = ["--height", "160", "--width", "288", "--frames", "28130"]
@@ -216,7 +230,6 @@ def test_frames_that_nothing_tells_are_asked_for(indexed, tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["configs/bevformer/base.py", "--frames", "10"], "--rate is missing"),
         (["configs/bevformer/base.py", "--frames", "10", "--rate", "0"], "--rate is 0"),
         (["--frames", "10", "--train-rate", "-1"], "--train-rate is -1"),
         (["--frames", "10", "--rate", "nan"], "--rate is nan"),

@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.distill.apprentice import check_cells, check_frames, train_apprentice, warn_of_expert
-from pipeline.distill.settings import DistillSettings, ResponseSettings
+from pipeline.distill.scores import SAMPLE, check_scores
+from pipeline.distill.settings import CWDSettings, DistillSettings, ResponseSettings
 from pipeline.dumping.dump import dump
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
@@ -87,6 +89,91 @@ def test_a_store_without_any_cell_is_refused_before_the_training(
         start("fd3d", DistillSettings(rule=rule), "world_val")
     with pytest.raises(FD3DError, match="takes 1000 different frames"):  # the refusal of a batch, which comes later
         start("response", ResponseSettings())
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "told"),
+    [
+        (
+            "fd3d",
+            DistillSettings(trust_threshold=0.9999),
+            r"no query of \d frames of store .*store has a score that reaches distill.trust_threshold, 0.9999: the highest is 0\.\d+, so "
+            r"distill has nothing to distil; look at the expert \(is it trained\?\), or lower distill.trust_threshold$",
+        ),
+        (
+            "response",
+            ResponseSettings(min_score=0.9999),
+            "reaches methods.response.min_score, 0.9999: .* or lower methods.response.min_score$",
+        ),
+    ],
+)
+def test_a_store_whose_scores_are_all_too_low_is_refused_before_the_training(
+    project: Path,
+    source: FrameSource,
+    store: Path,
+    expert_checkpoint: Path,
+    tmp_path: Path,
+    method: str,
+    settings: DistillSettings | ResponseSettings,
+    told: str,
+) -> None:
+    """All losses would be 0 in every step."""
+    with pytest.raises(FD3DError, match=told):
+        train_apprentice(
+            project / "configs/world/apprentice.py",
+            method,
+            settings,
+            source=source,
+            store=store,
+            expert=expert_checkpoint,
+            out=tmp_path / "out/detector.pth",
+            run=RunSettings(max_iters=4, workers=0, batch_size=1000),
+        )
+    assert not (tmp_path / "out").exists()
+
+
+class Scores:
+    """Reader of frames with one query each, of these scores; ``read`` are the frames that were read."""
+
+    storage = "STORE"
+
+    def __init__(self, scores: list[float]) -> None:
+        self.scores, self.read = scores, list[str]()
+        self.tokens = [str(i) for i in range(len(scores))]
+
+    def read_array(self, token: str, path: str) -> np.ndarray:
+        assert path == "query/score"
+        self.read.append(token)
+        return np.array([self.scores[int(token)]], np.float32)
+
+
+def test_all_scores_are_read_only_where_none_of_a_spread_counts() -> None:
+    kinds = ([0.5] * 1000, [0.05] * 999 + [0.5], [0.05] * 1000)
+    good, late, low = (cast(Any, Scores(scores)) for scores in kinds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_scores(good, DistillSettings(), good.tokens)
+        assert good.read == good.tokens[:: 1000 // SAMPLE]
+        check_scores(low, CWDSettings(), low.tokens)  # whole maps, whatever the scores are
+        check_scores(low, DistillSettings(areas="everywhere"), low.tokens)
+        assert low.read == []
+        check_scores(good, DistillSettings(), ["of another split, as with an online expert"])
+    with pytest.warns(UserWarning, match="only 1 of 1000 frames of store STORE have a query whose score reaches"):
+        check_scores(late, DistillSettings(), late.tokens)
+    with pytest.raises(FD3DError, match="of 999 frames .* the highest is 0.05, .*or lower distill.trust_threshold$"):
+        check_scores(late, DistillSettings(), late.tokens[:-1])  # frames of the split only
+    both = DistillSettings(rule=FocalRule(min_score=0.07))
+    with pytest.raises(FD3DError, match="or lower distill.trust_threshold and distill.rule.min_score$"):
+        check_scores(low, both, low.tokens)
+
+
+@pytest.mark.parametrize(("share", "warned"), [(9, True), (10, False)])
+def test_few_frames_with_scores_that_count_are_warned_of(share: int, warned: bool) -> None:
+    some: Any = Scores([0.5 if i % 100 < share else 0.05 for i in range(100)])
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        check_scores(some, DistillSettings(), some.tokens)
+    assert [str(one.message)[:25] for one in seen] == ([f"only {share} of 100 frames of s"[:25]] if warned else [])
 
 
 def test_a_store_of_another_split_is_refused_before_the_training(source: FrameSource, store: Path) -> None:

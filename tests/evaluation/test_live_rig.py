@@ -1,6 +1,7 @@
 """Live frames of another rig than the detector's are refused alike, whether a checkpoint or an ONNX file tells the rig."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.data import CAMERAS
 from pipeline.data.geometry import transform
 from pipeline.data.index import FrameIndex, build_index
 from pipeline.data.rig import Rig
 from pipeline.data.world.config import WorldConfig
 from pipeline.data.world.generate import generate_world
 from pipeline.errors import FD3DError
+from pipeline.evaluation.early import check_detection
 from pipeline.evaluation.live import Calibration, Detector
 from pipeline.evaluation.live_rig import DetectorRig, ExportedRig, TrainedRig
 from pipeline.evaluation.scene import detect_scene, live_frame
@@ -87,10 +90,58 @@ def test_an_index_with_other_images_is_refused_and_another_rig_is_taken(rigs, wo
     same = ((160, 288),) * 6
     for rig, told in ((rigs["trained"], "detector.pth was trained with"), (rigs["exported"], "onnx was exported for")):
         rig.check(index.cameras, index.reference, SIZES, None)
-        with pytest.raises(FD3DError, match=f"{told} images of 80x144 of CAM_BACK_RIGHT; the index has 160x288"):
+        with pytest.raises(FD3DError, match=f"{told} images of 80x144 of CAM_BACK_RIGHT; the data have 160x288"):
             rig.check(index.cameras, index.reference, same, None)
     rigs["trained"].check([f"ring_{i}" for i in range(6)], index.reference, same, None)
     assert rigs["trained"].sizes == same
+
+
+@pytest.mark.parametrize("name", ["trained", "exported"])
+@pytest.mark.parametrize("reference", [None, ""])
+def test_no_frame_of_reference_is_refused_alike(
+    rigs, expert_config: Path, world_index: Path, name: str, reference: Any
+) -> None:
+    detector = Detector(load_config(expert_config), lambda batch: ([], [], []), rigs[name])
+    cameras = FrameIndex.load(world_index).cameras
+    with pytest.raises(
+        FD3DError, match=f"^the frame of reference is {reference!r}; give 'ego', or the name of the sensor"
+    ):
+        detector.check_rig(cameras, reference)
+    detector.check_rig(cameras, "LIDAR_TOP")
+    with pytest.raises(FD3DError, match="boxes in the frame of LIDAR_TOP[,;] the data have ego; "):
+        detector.check_rig(cameras, "ego")
+
+
+def tables_of(root: Path, cameras: Sequence[str]) -> Path:
+    """Tables with a scene and cameras, of which no index can be made."""
+    sensors = [{"token": name, "channel": name, "modality": "camera"} for name in cameras]
+    (root / "v1").mkdir(parents=True)
+    for name, table in (("scene", [{"name": "one"}]), ("sensor", sensors), ("sample_data", [])):
+        (root / f"v1/{name}.json").write_text(json.dumps(table))
+    return root
+
+
+def test_tables_of_another_number_of_cameras_are_refused_before_anything_is_loaded(
+    expert_config: Path, tmp_path: Path
+) -> None:
+    root = tables_of(tmp_path / "five", [f"ring_{i}" for i in range(5)])
+    told = (
+        "has weights for 6 cameras, the data 5; .*; or name an index of .*five by --index, or its profile by --params$"
+    )
+    with pytest.raises(FD3DError, match=told):
+        check_detection(expert_config, root, "one", tmp_path / "out", None, None, 4)
+    check_detection(expert_config, tables_of(tmp_path / "six", CAMERAS), "one", tmp_path / "out", None, None, 4)
+
+
+def test_tables_of_other_cameras_are_refused_before_an_index_is_made(
+    rigs, expert_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tables_of(tmp_path / "ring", [f"ring_{i}" for i in range(6)])
+    detector = Detector(load_config(expert_config), lambda batch: ([], [], []), rigs["exported"])
+    monkeypatch.setattr(Detector, "open", lambda *given: detector)
+    told = "student.onnx was exported for cameras CAM_FRONT, .*; the data have ring_0, .*; or name an index of"
+    with pytest.raises(FD3DError, match=told):
+        next(detect_scene(expert_config, None, root, "one", tmp_path / "out", onnx=Path("student.onnx")))
 
 
 @pytest.mark.parametrize("odd", [5, [[1, 2]], ["ab"] * 6, [[1, 2, 3]] * 6])

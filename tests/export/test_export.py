@@ -203,18 +203,21 @@ def test_a_file_is_for_the_cameras_that_it_was_exported_for(files, exported, wor
     detector.check_rig(index.cameras, index.reference, sizes)
     other, narrow = ["left", *index.cameras[1:]], [*sizes[:4], [160, 200], sizes[5]]
     for given, told in (
-        ((index.cameras[::-1], index.reference), "an order of cameras CAM_FRONT, .*; the index has CAM_BACK"),
-        ((other, index.reference), "cameras CAM_FRONT, .*; the index has left, "),
-        ((index.cameras[:2], index.reference), "cameras CAM_FRONT, .*; the index has CAM_FRONT, CAM_FRONT_RIGHT"),
-        ((index.cameras, "ego"), "boxes in the frame of LIDAR_TOP; the index has ego"),
-        ((index.cameras, index.reference, narrow), "images of 160x288 of CAM_BACK_LEFT; the index has 160x200"),
+        ((index.cameras[::-1], index.reference), "an order of cameras CAM_FRONT, .*; the data have CAM_BACK"),
+        ((other, index.reference), "cameras CAM_FRONT, .*; the data have left, "),
+        ((index.cameras[:2], index.reference), "cameras CAM_FRONT, .*; the data have CAM_FRONT, CAM_FRONT_RIGHT"),
+        ((index.cameras, "ego"), "boxes in the frame of LIDAR_TOP; the data have ego"),
+        ((index.cameras, index.reference, narrow), "images of 160x288 of CAM_BACK_LEFT; the data have 160x200"),
     ):
-        with pytest.raises(FD3DError, match=f"onnx was exported for {told}.*again for this index with 'fd3d export"):
+        with pytest.raises(
+            FD3DError,
+            match=f"onnx was exported for {told}.*again with 'fd3d export --index' for an index of these data",
+        ):
             detector.check_rig(*given)
     notes = ExportedDetector(exported["bevformer"][0]).notes
     nameless = replace(notes, cameras=(), reference=None)
     nameless.check_rig([f"ring_{i}" for i in range(6)], "ego", "x.onnx", sizes)
-    with pytest.raises(FD3DError, match="x.onnx was exported for 6 cameras; the index has 1 .front.; export"):
+    with pytest.raises(FD3DError, match="x.onnx was exported for 6 cameras; the data have 1 .front.; export"):
         nameless.check_rig(["front"], "ego", "x.onnx")
 
 
@@ -226,7 +229,7 @@ def test_a_scene_of_other_images_is_refused_before_any_is_decoded(files, exporte
         write_arrays(file, arrays)
     place = dict(index=tmp_path / "half.npz", onnx=exported["bevformer"][0])
     scene = next(iter(index.scenes))
-    with pytest.raises(FD3DError, match="images of 160x288 of CAM_FRONT; the index has 80x144; export the detector"):
+    with pytest.raises(FD3DError, match="images of 160x288 of CAM_FRONT; the data have 80x144; export the detector"):
         next(detect_scene(files["bevformer"][0], None, world, scene, tmp_path / "out", **place))
 
 

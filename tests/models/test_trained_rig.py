@@ -114,19 +114,19 @@ def test_order_and_frame_are_compared(expert_checkpoint: Path, tmp_path: Path) -
     check_trained_rig(own, CAMERAS, "LIDAR_TOP")
     check_trained_rig(own, [f"ring_{i}" for i in range(6)], "top")  # another fleet
     with pytest.raises(
-        FD3DError, match="world_expert.pth was trained with the cameras CAM_FRONT, .*, the index has CAM_BACK_R"
+        FD3DError, match="world_expert.pth was trained with the cameras CAM_FRONT, .*, the data have CAM_BACK_R"
     ):
         check_trained_rig(expert_checkpoint, TURNED, "LIDAR_TOP")
     odd = tmp_path / "odd.pth"
     torch.save(torch.load(own, weights_only=True) | {"training": {"cameras": None, "reference": None}}, odd)
     check_trained_rig(odd, TURNED, "LIDAR_TOP")
     with pytest.raises(
-        FD3DError, match="with the cameras CAM_FRONT, .*, the index has CAM_BACK.*; list them in that order"
+        FD3DError, match="with the cameras CAM_FRONT, .*, the data have CAM_BACK.*; list them in that order"
     ):
         check_trained_rig(own, TURNED, "LIDAR_TOP")
     with pytest.raises(
         FD3DError,
-        match="boxes in the frame of LIDAR_TOP, the index has ego; set data.reference to the sensor that stands for LIDAR_TOP and make",
+        match="boxes in the frame of LIDAR_TOP, the data have ego; set data.reference to the sensor that stands for LIDAR_TOP and make",
     ):
         check_trained_rig(own, CAMERAS, "ego")
 
@@ -163,7 +163,7 @@ def test_no_student_starts_from_an_expert_of_another_rig(
         (
             CAMERAS,
             "ego",
-            "was trained with boxes in the frame of ego, the index has LIDAR_TOP; set data.reference: ego",
+            "was trained with boxes in the frame of ego, the data have LIDAR_TOP; set data.reference: ego",
         ),
     ):
         expert = trained_with(cameras, reference, expert_checkpoint, tmp_path / "expert.pth")

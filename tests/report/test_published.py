@@ -77,6 +77,37 @@ def test_the_gain_is_told_beside_the_published_gain(outputs, monkeypatch, projec
     assert "small: FD3D adds +2.23 NDS to the plain student (published: +2.47); the expert" in beside
 
 
+@pytest.mark.parametrize(
+    ("curve", "gain"),
+    [
+        ("step,loss,loss_pv,loss_bev,loss_fine\n1,2,0.0,0.0,0.0\n2,1,0.0,0.0,0.0\n", False),
+        ("step,loss,loss_pv,loss_fine\n1,2,,\n2,1,0.0,0.0\n", False),  # every second update distils, no BEV map
+        ("step,loss,loss_pv,loss_bev,loss_fine\n1,2,0.0,0.0,0.0\n2,1,0.0,0.1,0.0\n", True),
+        ("step,loss\n1,2\n", True),
+        ("", True),  # a training too short for a row
+    ],
+)
+def test_a_student_whose_losses_were_all_zero_gained_nothing_by_them(outputs, curve, gain):
+    file = outputs["runs"] / "small/fd3d/losses.csv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(curve)
+    summary = summarise(["small"], **outputs)
+    told = "the distilled student is +2.23 NDS from the plain one, of which FD3D's losses added nothing: they were 0 in every step"
+    assert ("FD3D adds +2.23 NDS" in markdown(summary)) is gain and (told in markdown(summary)) is not gain
+    assert summary["small"]["fd3d"].get("distilled", True) is gain
+
+
+def test_an_expert_below_its_student_and_without_a_training_is_told_so(outputs):
+    summary = summarise(["small"], **outputs)
+    expert = summary["small"]["expert"]
+    assert "; the expert is +" in markdown(summary)
+    expert |= {"NDS": summary["small"]["plain"]["NDS"] - 0.46, "training_seconds": None}
+    assert markdown(summary).endswith("; the expert is 0.46 below it.\n") and "None" not in markdown(summary)
+    assert rows(markdown(summary))[0]["training_seconds"] == "-"
+    del summary["small"]["fd3d"]
+    assert markdown(summary).endswith("; the expert is 0.46 NDS below the plain student.\n")
+
+
 def test_without_published_numbers_nothing_is_added(outputs, monkeypatch, project):
     monkeypatch.chdir(project)
     summary = summarise(["small"], **outputs, published={"small": profile(None).family().published})

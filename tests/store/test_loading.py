@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -141,13 +142,13 @@ def test_frames_read_last_are_kept_within_the_budget(store, frames, monkeypatch)
     size = sum(array.nbytes for array in frames[TOKENS[0]].values())
     from_disk: list[str] = []
     reader = StoreReader(store, cache_bytes=2 * size)
-    stored = reader._read_stored
+    checked = reader._checked
 
-    def recorded(token: str) -> dict[str, np.ndarray]:
+    def recorded(token: str, read: Callable[[int], Any]) -> Any:
         from_disk.append(token[0])
-        return stored(token)
+        return checked(token, read)
 
-    monkeypatch.setattr(reader, "_read_stored", recorded)
+    monkeypatch.setattr(reader, "_checked", recorded)
     for letter in "abacab":  # b is forgotten for c, then c for b
         reader.read(letter * 32)
     assert "".join(from_disk) == "abcb" and reader.cache.used == 2 * size
