@@ -24,7 +24,7 @@ repro: $(STAMP)
 	@test -e .git || grep -qs no_scm .dvc/config.local || printf '[core]\n    no_scm = true\n' >> .dvc/config.local  # a source archive
 	@dvc repro index
 	@for family in $$(python -c "import yaml; print(*yaml.safe_load(open('params.yaml'))['families'])"); do \
-		dvc --wait-for-lock repro --single-item expert@$$family dump@$$family apprentice-plain@$$family apprentice-fd3d@$$family \
+		dvc --wait-for-lock repro --single-item start@$$family expert@$$family dump@$$family apprentice-plain@$$family apprentice-fd3d@$$family \
 			evaluate@$$family-expert evaluate@$$family-plain evaluate@$$family-fd3d & running="$$running $$!"; \
 	done; for job in $$running; do wait $$job || exit 1; done
 	@dvc repro

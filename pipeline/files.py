@@ -127,13 +127,14 @@ def _check_kind(path: Path) -> None:
     Raises:
         FD3DError: naming the way out.
     """
-    if path.suffix == ".safetensors":
-        raise FD3DError(
-            f"checkpoint {path} is of safetensors; write it as PyTorch's, in Python: torch.save({{'state_dict': "
-            f"safetensors.torch.load_file('{path}')}}, '{path.with_suffix('.pth')}')"
-        )
     with open(path, "rb") as file:
         start = file.read(len(_POINTER))
+    # safetensors: the length of a JSON text, eight bytes, then the text
+    if path.suffix == ".safetensors" or (start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32):
+        raise FD3DError(
+            f"checkpoint {path} is of safetensors; write it as PyTorch's, in Python: torch.save({{'state_dict': "
+            f"safetensors.torch.load_file('{path}')}}, '{path.with_name(path.stem)}_torch.pth')"
+        )
     if start == _POINTER:
         raise FD3DError(f"checkpoint {path} is a pointer of Git LFS in place of the file; run 'git lfs pull'")
     if not start.startswith((_ARCHIVE, _PICKLE)):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +52,11 @@ def test_a_pipe_or_folder_is_not_called_missing(tmp_path, instead):
         check_needed(index=tmp_path / "none")
     with pytest.raises(FD3DError, match="data root .*/none does not exist"):
         check_needed(root=tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["expert.safetensors", "expert.pth"])
+def test_safetensors_are_told_by_name_or_content(tmp_path: Path, name: str) -> None:
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (tmp_path / name).write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+    with pytest.raises(FD3DError, match=rf"{name} is of safetensors; write it as PyTorch's, .*expert_torch.pth'\)$"):
+        check_needed(checkpoint=tmp_path / name)

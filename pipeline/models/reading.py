@@ -79,7 +79,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if odd := {name: fault for name, value in state.items() if (fault := _fault(name, value))}:
         name, fault = next(iter(odd.items()))
         raise FD3DError(
-            f"checkpoint {path} has {fault} under {name!r:.80} of its state dict ({len(odd)} of {len(state)} entries are odd); expected dense "
+            f"checkpoint {path} has {fault} under {name!r:.80} of its state dict ({counted(len(odd), 'odd value')} of {len(state)}); expected dense "
             "tensors by name: leave it out, or write a weight as a dense tensor of float32"
         )
     if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
