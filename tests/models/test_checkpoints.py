@@ -383,7 +383,7 @@ def test_an_odd_entry_of_a_state_dict_is_named(state, tmp_path, under):
     for told, entry in odd_entries().items():
         torch.save({under: state | entry} if under else state | entry, tmp_path / "odd.pth")
         with pytest.raises(
-            FD3DError, match=rf"odd.pth has {told} of its state dict \(1 of {len(state | entry)} "
+            FD3DError, match=rf"odd.pth has {told} of its state dict \(1 odd value of {len(state | entry)}\)"
         ) as caught:
             read_checkpoint(tmp_path / "odd.pth")
         assert "\n" not in str(caught.value)
