@@ -68,8 +68,9 @@ def check_outside_stores(path: Path) -> None:
     Raises:
         FD3DError: naming the store.
     """
-    for folder in (path, *path.absolute().parents):
-        if all(any((folder / name).exists() for name in names) for names in STORE_FILES):
+    real = Path(os.path.realpath(path))  # through links
+    for folder in (real, *real.parents):
+        if all(any(os.path.exists(folder / name) for name in names) for names in STORE_FILES):
             raise FD3DError(f"{path} cannot be written: {folder} is a store; give a place outside of it")
 
 

@@ -24,7 +24,7 @@ from stages.inspect import inspect
 from stages.plan import plan
 from stages.report import report
 from stages.start import started
-from stages.stopping import MESSAGE, Stopped, stoppable
+from stages.stopping import MESSAGE, Stopped, leave, stoppable
 from stages.sweep import sweep
 from stages.train import train
 from stages.verify import verify
@@ -49,10 +49,9 @@ def main() -> None:
         with space_errors():
             app()
     except (FD3DError, StoreError) as error:
-        sys.exit(f"fd3d: {error}")
+        leave(error, 1)
     except Stopped as stopped:
-        print(f"fd3d: {MESSAGE}", file=sys.stderr)
-        sys.exit(stopped.status)
+        leave(MESSAGE, stopped.status)
 
 
 if __name__ == "__main__":

@@ -204,11 +204,13 @@ class StoreReader:
         return decoded(frame, self.codes) if decode else frame
 
     def read_array(self, token: str, path: str) -> NDArray[Any]:
-        """One array of a frame that is stored whole, such as ``query/score`` (K,); no other array's shard is read.
+        """One array of a frame that is stored whole and as it is, such as ``query/score`` (K,); no other array's shard is read.
 
         Raises:
-            StoreError: as of :meth:`read`.
+            StoreError: the store has no such array, or as of :meth:`read`.
         """
+        if path not in self.schema.plain():
+            raise StoreError(f"store {self.storage} has no array '{path}' of whole rows; StoreReader.read gives all")
         return self._checked(token, lambda row: np.asarray(self._arrays[path][row]))
 
     def _checked(self, token: str, read: Callable[[int], Read]) -> Read:

@@ -273,6 +273,11 @@ class StoreSchema:
             ]
         return []
 
+    def plain(self) -> list[str]:
+        """Paths of arrays whose rows are whole and stored as they are given: no padding, no codes, no fixed point."""
+        coded = ("values", "affine", "index", "count")
+        return [path for path, spec in self.arrays().items() if spec.kind not in coded and path != "query/sampling"]
+
     def constants(self) -> dict[str, ArraySpec]:
         """Arrays without a frame dimension by path."""
         specs = []

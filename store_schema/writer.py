@@ -121,6 +121,7 @@ class StoreWriter:
         self._held()
 
     def _open(self) -> None:
+        self._check_held()  # the lock may have been taken over while the store was compared
         self._claim()
         check_markers(self.storage, self.layout.markers(), self.fingerprint)
         self.storage.sweep()
@@ -145,6 +146,7 @@ class StoreWriter:
                 raise
             self.storage.check_clearable()
             self.replacing(error)
+            self._check_held()
             self.storage.empty()  # the recipe stays until another takes its place, so that a kill leaves a store
             sound = False
         if not sound:
@@ -178,10 +180,8 @@ class StoreWriter:
                 f"{RECIPE} of store {self.storage} is damaged, and no whole file says what made the store; delete the store "
                 "or choose another folder"
             )
-        known = (DONE, LOCK, LEASE)
-        foreign = [
-            n for n in self.storage.list() if n.split("/")[0] not in known and not is_temporary(n) and not is_litter(n)
-        ]
+        names = [name for name in self.storage.list() if name.split("/")[0] not in (DONE, LOCK, LEASE)]
+        foreign = [name for name in names if not is_temporary(name) and not is_litter(name)]
         if foreign:
             raise StoreError(f"{self.storage} is not empty and no store (it has {foreign[0]}); choose another folder")
         return None, False
@@ -193,8 +193,8 @@ class StoreWriter:
         markers = [unseal(found.get(name)) for name in names]
 
         def is_own(shard: int, marker: dict[str, Any]) -> bool:
-            own = marker.get("fingerprint") == self.fingerprint and "sums" in marker
-            return own and marker.get("shard", shard) == shard
+            kind = marker.get("fingerprint"), marker.get("shard", shard), "sums" in marker
+            return kind == (self.fingerprint, shard, True)
 
         return [m if m is not None and is_own(shard, m) else None for shard, m in enumerate(markers)]
 
@@ -212,9 +212,9 @@ class StoreWriter:
             or any(sizes.get(name) != listed["bytes"] for name, listed in marker["files"].items())
         ]
 
-    def finished(self) -> dict[int, dict[str, Any]]:
-        """Done-markers of the shards that need not be written, by number."""
-        missing = set(self.pending())
+    def finished(self, any_code: bool = False) -> dict[int, dict[str, Any]]:
+        """Done-markers of the shards that need not be written, by number; or of all that this dump wrote, with whatever codes."""
+        missing = set() if any_code else set(self.pending())
         return {i: marker for i, marker in enumerate(self._markers()) if marker is not None and i not in missing}
 
     def _is_whole(self, marker: str) -> bool:

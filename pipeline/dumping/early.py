@@ -1,5 +1,6 @@
 """Frames of a dump, looked at before PyTorch is imported."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,8 +51,8 @@ def place_of(out: str | Path) -> Storage:
     """
     storage = open_storage(out)
     if isinstance(storage, LocalStorage):
-        check_outside_stores(storage.path.absolute().parent)
-        if not storage.path.exists():
+        check_outside_stores(Path(os.path.realpath(storage.path)).parent)
+        if not os.path.exists(storage.path):  # also of a name that is too long
             check_writable(storage.path)
             return storage
     with storage.lock():

@@ -6,7 +6,7 @@ because its settings are, nor dumped again because a comment changed.
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from pipeline.files import write_atomically
 from store_schema import OtherStoreError, StoreError, StoreReader, StoreWriter
 from store_schema.coding import decoded
 from store_schema.manifest import MANIFEST, seal, unseal, unseal_manifest
+from store_schema.provenance import check_versions
 from store_schema.reader import read_back
 from store_schema.storage import LocalStorage, Storage
 
@@ -42,19 +43,26 @@ class Note:
 
     Attributes:
         path: the note's, ``.NAME.same`` beside a store ``NAME``.
-        manifest: SHA-256 of the manifest of the store that is meant.
+        manifest: SHA-256 of manifest and done-markers of the store that is meant.
     """
 
     path: Path
     manifest: str
 
     @classmethod
-    def of(cls, storage: Storage) -> Self | None:
-        """The note of a store; None for one at a URL, beside which nothing is a dump's, and for one without a manifest."""
+    def of(cls, storage: Storage, markers: Sequence[str]) -> Self | None:
+        """The note of a store; None for one at a URL, beside which nothing is a dump's, and for one without a manifest.
+
+        Args:
+            markers: names of the done-markers, by which shards count.
+        """
         data = storage.read_many([MANIFEST]).get(MANIFEST)
         if not isinstance(storage, LocalStorage) or not storage.path.name or unseal_manifest(data) is None:
             return None
-        return cls(storage.path.with_name(f".{storage.path.name}.same"), hashlib.sha256(data or b"").hexdigest())
+        total, found = hashlib.sha256(data or b""), storage.read_many(markers)
+        for name in markers:
+            total.update(hashlib.sha256(found.get(name, b"")).digest())
+        return cls(storage.path.with_name(f".{storage.path.name}.same"), total.hexdigest())
 
     def _content(self, source: str) -> dict[str, str]:
         return {
@@ -95,10 +103,13 @@ def outdated_by(
     here, finished = source_sha256(), writer.finished()
     sources = {shard: marker.get("source_sha256") or "unknown" for shard, marker in finished.items()}
     mixed = bool(writer.pending())
-    if mixed and any(marker.get("libraries") != dict(writer.shards.libraries) for marker in finished.values()):
-        return None  # a mixture of bits, which the writer refuses unless it was asked for
+    if writer.schema.code is not None and writer.constants() is None and (lost := _uncoded(writer, here)):
+        return lost
+    other = any(marker.get("libraries") != dict(writer.shards.libraries) for marker in finished.values())
+    if mixed and other and not writer.allow_versions:
+        return None  # a mixture of bits, which the writer refuses
     others = sorted(set(sources.values()) - {here})
-    note = Note.of(writer.storage) if others and not mixed else None
+    note = Note.of(writer.storage, writer.layout.markers()) if others and not mixed else None
     if note is not None and note.says(here):
         return None
     for source in others:
@@ -128,6 +139,27 @@ def outdated_by(
     if note is not None:
         note.write(here)
     return None
+
+
+def _uncoded(writer: StoreWriter, here: str) -> OtherStoreError | None:
+    """What refuses shards whose codes are damaged: codes learned anew may be the same, and nothing can be compared before.
+
+    Raises:
+        StoreError: other libraries made the shards, and a mixture was not asked for.
+    """
+    marked = writer.finished(any_code=True)
+    if not writer.allow_versions:
+        check_versions(writer.storage, marked, writer.shards.libraries)
+    was = next((one for m in marked.values() if (one := m.get("source_sha256") or "unknown") != here), None)
+    if was is None:
+        return None
+    return OtherStoreError(
+        f"{writer.storage} was made with fd3d's code = {was[:12]}, now it is {here[:12]}, and its codes are damaged, so its shards cannot be "
+        "compared; delete the store or choose another folder",
+        "fd3d's code",
+        was[:12],
+        f"{here[:12]}, and the codes are damaged",
+    )
 
 
 def _errors(
@@ -160,6 +192,10 @@ def _errors(
     elif not same:
         try:
             reader = StoreReader(writer.storage)
+            reader.group  # noqa: B018 -- opens the store with all of its small files
+        except StoreError:  # nothing but the bits of a store that is not whole can be compared
+            return errors | {"a file": math.inf}
+        try:
             stored = {token: reader.read(token) for token in rows}
         except StoreError:
             return None

@@ -104,7 +104,8 @@ def test_a_note_is_of_one_store_only(whole, tmp_path):
     manifest = unseal((tmp_path / "b/manifest.json").read_bytes())
     assert manifest is not None
     (tmp_path / "b/manifest.json").write_bytes(seal(manifest | {"source_sha256": "c" * 64}))
-    a, b = (Note.of(open_storage(tmp_path / name)) for name in ("a", "b"))
+    marker = ".done/shard-00000.json"
+    a, b = (Note.of(open_storage(tmp_path / name), [marker]) for name in ("a", "b"))
     assert a is not None and b is not None and not a.says("1" * 64)
     a.write("1" * 64)
     assert a.says("1" * 64) and not a.says("2" * 64)
@@ -115,8 +116,16 @@ def test_a_note_is_of_one_store_only(whole, tmp_path):
     a.path.unlink()
     os.mkfifo(a.path)
     assert not a.says("1" * 64)
+    a.path.unlink()
+    a.write("1" * 64)
+    with open(
+        tmp_path / "a" / marker, "ab"
+    ) as file:  # as a shard of another store with its marker, under the same manifest
+        file.write(b" ")
+    other = Note.of(open_storage(tmp_path / "a"), [marker])
+    assert other is not None and a.says("1" * 64) and not other.says("1" * 64)
     (tmp_path / "a/manifest.json").unlink()
-    assert Note.of(open_storage(tmp_path / "a")) is None and Note.of(open_storage("memory://note/a")) is None
+    assert Note.of(open_storage(tmp_path / "a"), []) is None and Note.of(open_storage("memory://note/a"), []) is None
     Note(tmp_path / "b/manifest.json/none", "").write("1" * 64)  # a place that cannot be written
 
 
@@ -359,3 +368,28 @@ def test_another_shape_and_what_is_not_finite_are_no_small_differences():
     one, two = np.ones(2), np.ones((2, 2))
     assert _relative(one, one) == 0 and _relative(one, one * 2) == 0.5
     assert _relative(one, two) == _relative(one, one * np.nan) == _relative(one * np.nan, one) == np.inf
+
+
+@pytest.mark.parametrize("gone", ["manifest.json", "zarr.json"])
+def test_other_code_s_store_that_cannot_be_opened_is_compared_by_its_bits(
+    scenes, settings, expert_config, whole, edited, tmp_path, monkeypatch, gone
+):
+    shutil.copytree(whole, tmp_path / "same")
+    (tmp_path / "same" / gone).unlink()
+    dump(expert_config, None, scenes, tmp_path / "same", settings, workers=0)
+    other_rows(monkeypatch, scaled(2.0))
+    shutil.copytree(whole, tmp_path / "s")
+    (tmp_path / "s" / gone).unlink()
+    with pytest.raises(OtherStoreError, match="made with fd3d's code = "):
+        dump(expert_config, None, scenes, tmp_path / "s", settings, workers=0)
+
+
+def test_other_versions_that_are_allowed_do_not_allow_other_code(
+    scenes, settings, expert_config, whole, edited, tmp_path, monkeypatch
+):
+    other_rows(monkeypatch, scaled(2.0))
+    shutil.copytree(whole, tmp_path / "s")
+    rename_source(tmp_path / "s", 0, "c", libraries={"torch": "0"})
+    unfinish(tmp_path / "s", 1)
+    with pytest.raises(OtherStoreError, match="made with fd3d's code = "):
+        dump(expert_config, None, scenes, tmp_path / "s", settings, workers=0, allow_versions=True)
