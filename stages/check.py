@@ -30,8 +30,9 @@ def check(
     starts = (pair.expert.checkpoint, pair.expert.init), (pair.apprentice.init,)
     for role, files in zip(ROLES, starts, strict=True):
         lines = [f"{file_sha256(file)}  {file}\n" for file in files if file is not None]
+        lines = lines or ["no file\n"]  # DVC warns of empty outputs
         write_atomically(pair.folder / f"start/{role}.txt", partial(_write, lines))
-        print(f"{role} of {pair.name} starts from {', '.join(line.strip() for line in lines) or 'no file'}")
+        print(f"{role} of {pair.name} starts from {', '.join(line.strip() for line in lines)}")
 
 
 def _write(lines: list[str], file: TextIO) -> None:
