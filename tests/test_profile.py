@@ -56,7 +56,7 @@ def test_the_profile_in_the_document_is_complete():
     for one in (profile.family().expert, profile.family().apprentice):
         check_views(load_config(one.config), len(profile.data.cameras), one.config)
     for stage, body in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
-        for param in body.get("do", body)["params"] if stage != "world" else ():
+        for param in body.get("do", body)["params"] if stage not in ("check", "world") else ():
             found = values
             for part in param.replace("${key}", name).split("."):
                 found = found[part]
@@ -157,8 +157,9 @@ def test_a_wrong_setting_is_named(place: str, value: Any, told: str):
 
 def test_a_profile_without_a_section_that_dvc_asks_for_is_refused_by_every_command(tmp_path: Path):
     """DVC misses a section at the stage that reads it, whose outputs it has removed by then."""
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
-    asked = {param.partition(".")[0] for stage in stages for param in stage.get("do", stage)["params"]}
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert stages.pop("check")["params"] == [{"params.yaml": None}]  # all of the file
+    asked = {param.partition(".")[0] for stage in stages.values() for param in stage.get("do", stage)["params"]}
     assert asked == {"data", "world", "families", "focal", "dump", "distill"}
     for name in asked:
         values = changed()
@@ -173,7 +174,7 @@ def test_a_profile_without_a_section_that_dvc_asks_for_is_refused_by_every_comma
     parse_profile(own, Path("params.yaml"))
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump({name: values for name, values in changed().items() if name != "focal"}))
-    for stage in ("index", "train"):
+    for stage in ("check", "index", "train"):
         run = [sys.executable, "-m", "stages.cli", stage, "--params", str(path)]
         done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
         told = f"fd3d: {path} has no section 'focal'; write 'focal: {{}}' for the section's defaults"

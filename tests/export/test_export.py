@@ -615,6 +615,6 @@ def test_an_export_for_other_images_than_the_training_s_is_warned_of(files, worl
         warnings.simplefilter("error")
         told_by_export(sizes)
     rows, columns = sizes[1]
-    told = rf"student.pth was trained with images of {2 * rows}x{columns} of {rig.cameras[1]}; the index has {rows}x{columns}, for which"
+    told = rf"student.pth was trained with images of {2 * rows}x{columns} of {rig.cameras[1]}; the data have {rows}x{columns}, for which"
     with pytest.warns(UserWarning, match=told):
         told_by_export([sizes[0], [2 * rows, columns], *sizes[2:]])
