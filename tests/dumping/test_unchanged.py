@@ -393,3 +393,18 @@ def test_other_versions_that_are_allowed_do_not_allow_other_code(
     unfinish(tmp_path / "s", 1)
     with pytest.raises(OtherStoreError, match="made with fd3d's code = "):
         dump(expert_config, None, scenes, tmp_path / "s", settings, workers=0, allow_versions=True)
+
+
+def test_codes_that_are_damaged_do_not_let_other_code_s_shards_in(
+    scenes, settings, expert_config, edited, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as before:
+        for module in ("dump", "recipe", "shared", "unchanged"):
+            before.setattr(f"pipeline.dumping.{module}.source_sha256", lambda: "b" * 64)
+        coded = replace(settings, values="pca", code_frames=12)
+        dump(expert_config, None, scenes, tmp_path / "s", coded, workers=0)
+    file = next(path for path in sorted((tmp_path / "s/code").rglob("c/*")) if path.is_file())
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(OtherStoreError, match="its codes are damaged, so its shards cannot be compared"):
+        dump(expert_config, None, scenes, tmp_path / "s", coded, workers=0)

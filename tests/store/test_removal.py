@@ -1,6 +1,7 @@
 """Only a store's own files are ever deleted, under the lock, the manifest first and the recipe last."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,17 @@ def test_the_root_of_a_bucket_is_left_alone():
         StoreError, match="s3://bucket is the root of a bucket, where nothing is deleted; dump to a folder"
     ):
         open_storage("s3://bucket").clear()
+
+
+@pytest.mark.parametrize("expert", ["x", "theirs"])
+def test_a_writer_whose_lock_was_taken_with_the_folder_touches_nothing(tmp_path: Path, expert: str) -> None:
+    """A store that is compared for hours may be removed, and another one be dumped in its place."""
+    mine = writer(tmp_path / "s")
+    mine.replacing = lambda error: None
+    with mine.locked():
+        shutil.rmtree(tmp_path / "s")
+        write(tmp_path / "s", expert)
+        there = digest(tmp_path / "s")
+        with pytest.raises(StoreError, match="was deleted or moved"), mine:
+            pass
+        assert digest(tmp_path / "s") == there
