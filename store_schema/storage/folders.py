@@ -69,12 +69,11 @@ def left_as_found(folder: str, lock: str) -> Iterator[Callable[[], None]]:
 
     def tidy() -> None:
         with suppress(OSError):
-            if before is None:
+            if before is None or (new := set(os.listdir(folder)) - before) - {lock, TEMPORARY}:
                 return
-            if TEMPORARY not in before and os.path.isdir(f"{folder}/{TEMPORARY}"):
+            if TEMPORARY in new:  # of a lease
                 os.rmdir(f"{folder}/{TEMPORARY}")
-            if set(os.listdir(folder)) <= before | {lock}:
-                os.unlink(f"{folder}/{lock}")
+            os.unlink(f"{folder}/{lock}")
 
     try:
         yield tidy

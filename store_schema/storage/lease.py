@@ -96,13 +96,10 @@ class Lease:
     def _renew(self) -> None:
         while self.held and not self._stop.wait(self.beat):
             with suppress(StoreError):  # the network may be back at the next beat; if not, another dump takes over
-                asked = _now()
-                if self.held and self._mine():
-                    self.storage.write(self.name, self._content())
-                    # a process that slept in between may have written over a lease that another one took meanwhile
-                    self.held = _now() - asked < self.seconds
-                else:
+                if not self._mine():
                     self.held = False
+                elif self.held:
+                    self.storage.write(self.name, self._content())
 
     def check(self) -> None:
         """Refuse to go on when another process has taken over; the lease is read, since this process may have slept until now."""
@@ -119,11 +116,6 @@ class Lease:
         self._thread.join()
         if self.held and self._mine():
             self.storage.delete(self.name)
-
-
-def _now() -> float:
-    """Seconds that go on while the machine sleeps, where the system tells such."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _owner(content: bytes) -> str:
