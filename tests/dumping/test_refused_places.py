@@ -5,15 +5,18 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.dumping.dump import check_place, continued, dump
 from pipeline.dumping.early import place_of
-from store_schema import OtherStoreError, StoreError, open_storage
+from store_schema import OtherStoreError, StoreError, open_storage, verify
 from store_schema.manifest import seal
 from store_schema.storage import local
+from store_schema.storage.regular import open_regular
 from tests.store.synthetic import write, writer
 
 MANIFEST = {"expert": {"config": "a.py", "config_sha256": "c", "checkpoint_sha256": "y"}, "focal": {}}
@@ -69,18 +72,21 @@ def test_a_place_without_locks_is_left_as_it_was_found(tmp_path, monkeypatch):
     monkeypatch.setattr("fcntl.flock", refuse)
     monkeypatch.setattr(local, "LEASE_SECONDS", 0.6)
     (tmp_path / "s").mkdir()
-    with pytest.warns(UserWarning, match="has no locks"):
-        place_of(tmp_path / "s")
-    assert found(tmp_path / "s") == {}
+    for stale in (False, True):  # which is replaced by a file from .tmp
+        if stale:
+            (tmp_path / "s/.lease").write_text("dead 1 process 7 on nowhere")
+        with pytest.warns(UserWarning, match="has no locks"):
+            place_of(tmp_path / "s")
+        assert found(tmp_path / "s") == {}
 
 
 def test_a_lock_that_a_refused_command_took_away_is_made_anew(tmp_path, monkeypatch):
     """The lock was opened before it was unlinked."""
     (tmp_path / "s").mkdir()
-    opened, times = local.open_regular, []
+    times: list[int] = []
 
     def late(path: str, *rest: int) -> int:
-        descriptor = opened(path, *rest)
+        descriptor = open_regular(path, *rest)
         if path.endswith(".lock") and not times:
             times.append(1)
             os.unlink(path)
@@ -122,11 +128,11 @@ def test_a_link_to_a_store_is_the_store(tmp_path):
 
 
 @pytest.fixture
-def without_permission(monkeypatch) -> Callable[[Path], None]:
+def without_permission(monkeypatch) -> None:
     """Refuses new files in a folder of mode 0555 to root, too."""
     made = tempfile.TemporaryFile
 
-    def refusing(*args: object, dir: Path, **more: object):
+    def refusing(*args: Any, dir: Path, **more: Any) -> Any:
         if not os.stat(dir).st_mode & 0o200:
             raise PermissionError(errno.EACCES, "Permission denied", str(dir))
         return made(*args, dir=dir, **more)
@@ -175,3 +181,35 @@ def test_a_store_of_an_earlier_revision_is_refused_before_the_expert_is_loaded(t
     with pytest.raises(OtherStoreError, match="was written by an earlier revision"):
         check_place(open_storage(tmp_path / "s"), MANIFEST, False)
     check_place(open_storage(tmp_path / "s"), MANIFEST, True)
+
+
+def test_a_dump_that_is_stopped_while_it_learns_codes_leaves_what_was_there(
+    tmp_path, scenes, settings, expert_config, monkeypatch
+):
+    """SIGTERM is an interrupt to the command; a store to be replaced stays, too. A full disk at the constants is one line."""
+    coded = replace(settings, values="pq", code_bytes=1, code_frames=12)
+    write(tmp_path / "other")
+    before = found(tmp_path)
+
+    def stopped(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.dumping.session.learn_code", stopped)
+        for name in ("new", "other"):
+            with pytest.raises(KeyboardInterrupt):
+                dump(expert_config, None, scenes, tmp_path / name, coded, workers=0, replace_other=True)
+            assert found(tmp_path) == before
+    write_all = local.LocalStorage.write_all
+
+    def full(self: local.LocalStorage, files: Any) -> None:
+        listed = list(files)
+        if any(name.startswith("code/") for name, _ in listed):
+            raise self.trouble("written", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        write_all(self, listed)
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="No space left on device .*make room and run"):
+        patch.setattr(local.LocalStorage, "write_all", full)
+        dump(expert_config, None, scenes, tmp_path / "new", coded, workers=0)
+    dump(expert_config, None, scenes, tmp_path / "new", coded, workers=0)
+    assert verify(tmp_path / "new").problems == []
