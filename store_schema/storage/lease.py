@@ -63,9 +63,8 @@ class Lease:
         while looks <= 2 * self.seconds / self.beat:  # looks, not seconds: this process may sleep, too
             # read first: a server that ignores the condition of a PUT would replace what is there
             if (found := self._read()) is None:
-                with suppress(
-                    FileExistsError
-                ):  # of a lease made meanwhile, or of a link that leads nowhere, which is replaced below
+                # there may be one that was made meanwhile, or a link that leads nowhere, which is replaced below
+                with suppress(FileExistsError):
                     return self._create()
             elif seen is None:
                 seen, looks = found, 0
