@@ -167,9 +167,8 @@ def _centroids(parts: NDArray[np.float32]) -> NDArray[np.float32]:
     if len(distinct) <= 256:  # k-means would warn; what is left of the book is never nearer
         return np.concatenate([distinct, np.repeat(distinct[-1:], 256 - len(distinct), 0)])
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of entries that coincide, as for dead channels: the code's error tells what that loses
+        # of entries that coincide, as for dead channels: the code's error tells what that loses
+        warnings.simplefilter("ignore")
         fitted = KMeans(256, n_init=1, max_iter=_ROUNDS, tol=0, random_state=0, init="random").fit(parts)
     found: NDArray[np.float32] = fitted.cluster_centers_.astype(np.float32)
     return found

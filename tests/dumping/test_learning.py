@@ -252,7 +252,7 @@ def test_dead_channels_beside_live_ones_are_coded_without_a_word() -> None:
     plain[:, 4:] *= 1e-25
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for code in (Code("pq", 4), Code("pca", 8, 8)):
+        for code in (Code("pq", 8), Code("pca", 8, 8)):
             coder, given = FeatureCode(learn_code("bev", code, plain)), torch.from_numpy(plain)
             assert (coder.decode(coder.encode(given)) - given).norm() < 0.1 * given.norm()
 
