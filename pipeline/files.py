@@ -156,11 +156,19 @@ def _reason(error: OSError) -> str:
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the errors of a full disk, a full quota, and a file above the limit of file sizes."""
+_PATHS = {
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.EACCES: "check owner and permissions of its folders",
+    errno.EPERM: "check owner and permissions of its folders",
+    errno.EROFS: "the file system can only be read; give a place on another",
+    errno.ESTALE: "the network mount was lost; mount it anew",
+}
+"""Numbers of the errors of a path that cannot be asked for, which ``Path.exists`` and the like let pass, and the fix."""
 
 
 @contextmanager
-def space_errors() -> Iterator[None]:
-    """Say in one line that a write failed for want of space: of the disk, of a quota, or below a limit of file sizes.
+def system_errors() -> Iterator[None]:
+    """Say in one line that a write failed for want of space (of the disk, of a quota, or below a limit of file sizes), and which path cannot be used.
 
     Raises:
         FD3DError: in place of the system's error; other errors pass.
@@ -168,9 +176,12 @@ def space_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in NO_SPACE:
+        if error.errno in NO_SPACE:
+            where = error.filename or "a file"
+            raise FD3DError(f"{where} cannot be written: {_reason(error)}; free some space") from error
+        if error.errno not in _PATHS or not isinstance(error.filename, str | Path):
             raise
-        raise FD3DError(f"{error.filename or 'a file'} cannot be written: {_reason(error)}; free some space") from error
+        raise FD3DError(f"{error.filename} cannot be used: {_reason(error)}; {_PATHS[error.errno]}") from error
 
 
 def between_markers(text: str, content: str, markers: tuple[str, str], where: object) -> str:

@@ -9,7 +9,7 @@ except ImportError:
     sys.exit("fd3d: the command line needs more than the store's reader; install it with: pip install 'fd3d[pipeline]'")
 
 from pipeline.errors import FD3DError
-from pipeline.files import space_errors
+from pipeline.files import system_errors
 from stages.check import check
 from stages.complexity import complexity
 from stages.convert import convert
@@ -46,7 +46,7 @@ def main() -> None:
     warnings.formatwarning = lambda message, *where, **more: f"warning: {message}\n"
     warnings.filterwarnings("ignore", module=r"(mmengine|mmcv|mmdet|mmdet3d|torch|numba|zarr)(\.|$)")
     try:
-        with space_errors():
+        with system_errors():
             app()
     except (FD3DError, StoreError) as error:
         leave(error, 1)

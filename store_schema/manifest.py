@@ -31,6 +31,19 @@ __all__ = [
 
 MADE_BY = ("expert", "data", "image", "history", "coordinates", "focal", "libraries")
 """Sections of a manifest that tell a person what made a store."""
+_MAPPINGS = (
+    "expert",
+    "data",
+    "image",
+    "coordinates",
+    "focal",
+    "statistics",
+    "coverage",
+    "schema",
+    "scenes",
+    "shards",
+    "files",
+)
 ABSENT = "(absent)"
 # facts about the run that do not change what is stored
 _INCIDENTAL = ("libraries", "mixed_libraries", "source_sha256", "shards", "statistics", "coverage", "files", "crc32c")
@@ -121,6 +134,8 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
             return content  # whose version a reader refuses
         if not is_manifest(content):
             raise ValueError("its content is another file's")
+        if odd := [name for name in _MAPPINGS if not isinstance(content.get(name, {}), dict)]:
+            raise ValueError(f"its {odd[0]} is {_short(content[odd[0]])}, no mapping")
         return content
     except (FileNotFoundError, ValueError, RecursionError) as error:
         if isinstance(error, StoreError):

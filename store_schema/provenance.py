@@ -1,13 +1,76 @@
 """Which versions of libraries, and which revision of this package, wrote the parts of a store."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .errors import StoreError
+from .errors import OtherStoreError, StoreError
 from .layout import ARRAYS, CONSTANTS, DONE
-from .manifest import MANIFEST, differing, fingerprint, unseal_manifest
-from .storage import Storage
+from .manifest import MANIFEST, RECIPE, differing, fingerprint, unseal, unseal_manifest, unseal_recipe
+from .storage import LEASE, LOCK, Storage
+from .storage.own import is_litter, is_temporary
+
+
+def found_maker(
+    storage: Storage, own: Mapping[str, Any] | None = None, has_marker: Callable[[], bool] | None = None
+) -> tuple[dict[str, Any] | None, bool]:
+    """What made the store that is there, None for an empty folder, and whether its recipe is as it was written.
+
+    Args:
+        own: manifest of the dump that asks; None where it is not known yet, and markers alone are taken for anyone's.
+        has_marker: whether there is a shard's marker of that dump.
+
+    Raises:
+        OtherStoreError: an earlier revision of this package made the store.
+        StoreError: the folder has other files, or nothing whole tells what made the store.
+    """
+    found = storage.read_many([RECIPE, MANIFEST, ARRAYS, CONSTANTS])
+    if (recipe := unseal_recipe(found.get(RECIPE))) is not None:
+        return recipe, True
+    if is_of_earlier_revision(found.get(RECIPE)):
+        raise OtherStoreError(
+            f"store {storage} was written by an earlier revision, whose files have no checksums of their own; it "
+            "cannot be continued: delete it and dump again, or choose another folder",
+            "revision",
+            "an earlier one",
+            "this one",
+        )
+    if (manifest := unseal_manifest(found.get(MANIFEST))) is not None:
+        return manifest, False
+    if own is not None:
+        marked = [marker.get("fingerprint") for name in (ARRAYS, CONSTANTS) if (marker := unseal(found.get(name)))]
+        if fingerprint(own) in marked or (has_marker is not None and has_marker()):
+            return dict(own), False
+    elif storage.list(DONE):
+        return None, False
+    if RECIPE in found:
+        raise StoreError(
+            f"{RECIPE} of store {storage} is damaged, and no whole file says what made the store; delete the store "
+            "or choose another folder"
+        )
+    names = [name for name in storage.list() if name.split("/")[0] not in (DONE, LOCK, LEASE)]
+    foreign = [name for name in names if not is_temporary(name) and not is_litter(name)]
+    if foreign:
+        raise StoreError(f"{storage} is not empty and no store (it has {foreign[0]}); choose another folder")
+    return None, False
+
+
+def check_recipe(storage: Storage, own: str) -> None:
+    """Refuse to go on when another dump has made the store its own; a damaged recipe tells nothing.
+
+    Args:
+        own: fingerprint of the dump that goes on.
+
+    Raises:
+        StoreError: the recipe is gone, or another dump's.
+    """
+    data = storage.read_many([RECIPE]).get(RECIPE)
+    recipe = unseal_recipe(data)
+    if data is None or (recipe is not None and fingerprint(recipe) != own):
+        raise StoreError(
+            f"store {storage} was deleted or replaced by another dump while this one was writing it; stop one of them, or "
+            "choose another folder"
+        )
 
 
 def check_versions(storage: object, done: Mapping[int, Mapping[str, Any]], here: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
 """The writer of one shard, all that a worker of a dump needs of the store."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from .encoding import TAG, encode_shard, index_bytes, tag_of
 from .errors import StoreError
 from .layout import StoreLayout, shard_file
 from .manifest import MANIFEST, seal
+from .provenance import check_recipe
 from .schema import StoreSchema
 from .specs import ArraySpec
 from .storage import Storage
@@ -31,6 +32,7 @@ class ShardWriter:
         source: SHA-256 of the program's code that makes the rows, kept in done-markers.
         codes: codes by map, for coded features.
         code_tag: checksum of the codes' constants, kept in done-markers.
+        held: check of the store's lock, in the process that holds it; other processes have none.
     """
 
     storage: Storage
@@ -40,6 +42,20 @@ class ShardWriter:
     source: str | None = None
     codes: Mapping[str, MapCode] = field(default_factory=dict)
     code_tag: str | None = None
+    held: Callable[[], None] | None = field(default=None, compare=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"held": None}
+
+    def check(self) -> None:
+        """Refuse to write or delete when another dump has the store by now, as after a sleep of this process.
+
+        Raises:
+            StoreError: the lock was lost, or the store was deleted or replaced.
+        """
+        if self.held is not None:
+            self.held()
+        check_recipe(self.storage, self.fingerprint)
 
     @property
     def schema(self) -> StoreSchema:
@@ -56,7 +72,7 @@ class ShardWriter:
             sums: plain values over the shard's frames, kept in its done-marker, see :meth:`StoreWriter.sums`.
 
         Raises:
-            StoreError: a frame is missing, unknown or does not fit, the disk is full, or the store is finished.
+            StoreError: a frame is missing, unknown or does not fit, the disk is full, or the store is finished or another dump's.
         """
         tokens = self.layout.tokens(shard)
         if set(frames) != set(tokens):
@@ -70,6 +86,7 @@ class ShardWriter:
             check_frame(self.schema, token, frames[token])
         if self.storage.exists(MANIFEST):
             raise StoreError(f"store {self.storage} is finished; a shard is redone by opening it for writing again")
+        self.check()
         self.storage.delete(self.layout.marker(shard))
         files: dict[str, dict[str, Any]] = {}
         self.storage.write_all(self._files(shard, [frames[token] for token in tokens], files))
@@ -78,6 +95,7 @@ class ShardWriter:
             marker["code"] = self.code_tag
         if self.source is not None:
             marker["source_sha256"] = self.source
+        self.check()
         self.storage.write(self.layout.marker(shard), seal(marker | {"libraries": dict(self.libraries)}))
 
     def listing(self, shard: int, frames: Mapping[str, Mapping[str, NDArray[Any]]]) -> dict[str, dict[str, Any]]:
@@ -91,6 +109,7 @@ class ShardWriter:
         """Names and contents of a shard's files; what a marker says of each goes to ``listed``."""
         for name, spec, data in self._encoded(shard, frames):
             if data is None:  # an earlier attempt's file would be read in its place
+                self.check()
                 self.storage.delete(name)
                 continue
             listed[name] = self._entry(spec, data)

@@ -56,7 +56,7 @@ def verify(
         progress: wraps what is iterated over, given its length.
 
     Returns:
-        The report; a problem does not end the verification, so the report lists all.
+        The report; a problem does not end the verification, so the report lists all. Of a store that is dumped again meanwhile only that is told.
     """
     start, report = time.perf_counter(), Verification()
     storage = open_storage(path, options)
@@ -79,6 +79,11 @@ def verify(
             report.problems.extend(problems)
         except StoreError as error:  # a file that cannot be read and may be whole
             report.problems.append(str(error))
+    if report.problems:  # of files that another dump deletes or writes meanwhile nothing is to be said
+        try:
+            reader._check_same()
+        except StoreError as error:
+            report.problems = [str(error)]
     report.seconds = time.perf_counter() - start
     return report
 

@@ -21,13 +21,12 @@ from .codes import code_tag
 from .coding import check_constants
 from .coverage import stored_shares
 from .errors import OtherStoreError, StoreError
-from .layout import ARRAYS, CONSTANTS, DONE, StoreLayout, check_scenes
-from .manifest import MANIFEST, RECIPE, fingerprint, refuse_difference, seal, unseal, unseal_manifest, unseal_recipe
-from .provenance import check_markers, check_versions, is_of_earlier_revision, joined_versions
+from .layout import ARRAYS, CONSTANTS, StoreLayout, check_scenes
+from .manifest import MANIFEST, RECIPE, fingerprint, refuse_difference, seal, unseal
+from .provenance import check_markers, check_versions, found_maker, joined_versions
 from .schema import StoreSchema
 from .shards import ShardWriter
-from .storage import LEASE, LOCK, Storage, open_storage
-from .storage.own import is_litter, is_temporary
+from .storage import Storage, open_storage
 
 
 class StoreWriter:
@@ -105,6 +104,7 @@ class StoreWriter:
     def __enter__(self) -> "StoreWriter":
         with ExitStack() as stack:
             self._held = self._lock or stack.enter_context(self.storage.lock())
+            self.shards = replace(self.shards, held=self._check_held)
             self._open()
             self._exit = stack.pop_all()
         return self
@@ -124,19 +124,30 @@ class StoreWriter:
         self._check_held()  # the lock may have been taken over while the store was compared
         self._claim()
         check_markers(self.storage, self.layout.markers(), self.fingerprint)
-        self.storage.sweep()
+        self._sweep()
         if not self._is_whole(ARRAYS):
             self._write_marked(ARRAYS, self.layout.metadata())
         if self.pending():
             if not self.allow_versions:
                 check_versions(self.storage, self.finished(), self.shards.libraries)
             # while shards are redone nothing of this store is to be read
-            self.storage.delete(MANIFEST)
+            self._delete(MANIFEST)
+
+    def _delete(self, *names: str) -> None:
+        """Delete files of this dump, unless another one has the store by now."""
+        for name in names:
+            self.shards.check()
+            self.storage.delete(name)
+
+    def _sweep(self) -> None:
+        self.shards.check()
+        self.storage.sweep()
 
     def _claim(self) -> None:
         """Make the folder this dump's, by a recipe that says so."""
         try:
-            made_by, sound = self._made_by()
+            has_marker = lambda: any(marker is not None for marker in self._markers())  # noqa: E731
+            made_by, sound = found_maker(self.storage, self.manifest, has_marker)
             if self.outdated is not None:
                 raise self.outdated
             if made_by is not None:
@@ -146,45 +157,13 @@ class StoreWriter:
                 raise
             self.storage.check_clearable()
             self.replacing(error)
-            self._check_held()
-            self.storage.empty()  # the recipe stays until another takes its place, so that a kill leaves a store
+            self.storage.empty(
+                self._check_held
+            )  # the recipe stays until another takes its place, so that a kill leaves a store
             sound = False
         if not sound:
+            self._check_held()
             self.storage.write(RECIPE, self._recipe)
-
-    def _made_by(self) -> tuple[dict[str, Any] | None, bool]:
-        """What made the store that is there, None for an empty folder, and whether its recipe is as it was written.
-
-        Raises:
-            OtherStoreError: an earlier revision of this package made the store.
-            StoreError: the folder has other files, or nothing whole tells what made the store.
-        """
-        found = self.storage.read_many([RECIPE, MANIFEST, ARRAYS, CONSTANTS])
-        if (recipe := unseal_recipe(found.get(RECIPE))) is not None:
-            return recipe, True
-        if is_of_earlier_revision(found.get(RECIPE)):
-            raise OtherStoreError(
-                f"store {self.storage} was written by an earlier revision, whose files have no checksums of their own; it "
-                "cannot be continued: delete it and dump again, or choose another folder",
-                "revision",
-                "an earlier one",
-                "this one",
-            )
-        if (manifest := unseal_manifest(found.get(MANIFEST))) is not None:
-            return manifest, False
-        own = [marker.get("fingerprint") for name in (ARRAYS, CONSTANTS) if (marker := unseal(found.get(name)))]
-        if self.fingerprint in own or any(marker is not None for marker in self._markers()):
-            return self.manifest, False
-        if RECIPE in found:
-            raise StoreError(
-                f"{RECIPE} of store {self.storage} is damaged, and no whole file says what made the store; delete the store "
-                "or choose another folder"
-            )
-        names = [name for name in self.storage.list() if name.split("/")[0] not in (DONE, LOCK, LEASE)]
-        foreign = [name for name in names if not is_temporary(name) and not is_litter(name)]
-        if foreign:
-            raise StoreError(f"{self.storage} is not empty and no store (it has {foreign[0]}); choose another folder")
-        return None, False
 
     def _markers(self) -> list[dict[str, Any] | None]:
         """Done-markers in shard order; None for one that is not there, of another dump or shard, or not as it was written."""
@@ -234,12 +213,12 @@ class StoreWriter:
 
     def _write_marked(self, marker: str, files: Mapping[str, bytes], **facts: str | None) -> None:
         """Write small files, then the marker that lists them, with further facts; nothing is to be read meanwhile."""
-        self.storage.delete(MANIFEST)
-        self.storage.delete(marker)
+        self._delete(MANIFEST, marker)
         self.storage.write_all(files.items())
         # the root group's attributes change when the store is finished
         listed = {name: entry(data) for name, data in files.items() if name != "zarr.json"}
         known = {name: fact for name, fact in facts.items() if fact is not None}
+        self.shards.check()
         self.storage.write(marker, seal({"fingerprint": self.fingerprint, "files": listed} | known))
 
     def write_constants(self, constants: Mapping[str, NDArray[Any]], learned_by: str | None = None) -> None:
@@ -282,7 +261,7 @@ class StoreWriter:
 
     def write_shard(self, shard: int, frames: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
         """Write all frames of a shard, see :meth:`ShardWriter.write`."""
-        self._check_held()
+        self._check_held()  # also before the store was ever open
         self.shards.write(shard, frames)
 
     def sums(self) -> list[dict[str, Any]]:
@@ -324,11 +303,12 @@ class StoreWriter:
         files = {"zarr.json": entry(root)} | {name: entry(data) for name, data in records.items()}
         content = full | {"shards": shards, "files": dict(sorted((files | small[ARRAYS] | small[CONSTANTS]).items()))}
         sealed = seal(content, indent=1)
+        self.shards.check()
         self.storage.write("zarr.json", root)
-        self.storage.sweep()  # before the store becomes readable, so that a kill in between leaves it tidy
-        self._check_held()
+        self._sweep()  # before the store becomes readable, so that a kill in between leaves it tidy
+        self.shards.check()
         self.storage.write(MANIFEST, sealed)
-        self.storage.sweep()  # orphans of a killed dump may have gone on writing meanwhile
+        self._sweep()  # orphans of a killed dump may have gone on writing meanwhile
 
     def _check_files(self, lists: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
         """Compare all files with the lists of the markers, by the markers' names."""
@@ -340,10 +320,8 @@ class StoreWriter:
             if checksum is None or mismatch(checksum, expected[name][1]):
                 damaged.append(name)
         if damaged:
-            self.storage.delete(MANIFEST)
             redone = sorted({expected[name][0] for name in damaged})
-            for marker in redone:
-                self.storage.delete(marker)
+            self._delete(MANIFEST, *redone)
             raise StoreError(
                 f"{damaged[0]} of {self.storage} does not have the checksum it was written with (such files: {len(damaged)}); "
                 f"run the dump again, it writes the files of the removed markers ({len(redone)}) anew"

@@ -7,22 +7,74 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import FD3DError
-from pipeline.files import check_needed, space_errors, write_atomically
+from pipeline.files import check_needed, system_errors, write_atomically
 from pipeline.settings import read_yaml
+from stages.cli import main
 
 
 def test_want_of_space_is_one_line():
     told = r"runs/a.txt cannot be written: No space left on device: no space or no inodes left \(df -h, df -i\); free some space"
-    with pytest.raises(FD3DError, match=told), space_errors():
+    with pytest.raises(FD3DError, match=told), system_errors():
         raise OSError(errno.ENOSPC, "No space left on device", "runs/a.txt")
     with (
         pytest.raises(FD3DError, match="a file cannot be written: No space left on device: no space or no inodes"),
-        space_errors(),
+        system_errors(),
         open("/dev/full", "w") as full,
     ):
         full.write("x")
-    with pytest.raises(PermissionError), space_errors():
+    with pytest.raises(PermissionError), system_errors():
         raise PermissionError(errno.EACCES, "Permission denied")
+
+
+LONG = "a" * 300
+COMMANDS = (
+    ("inspect", "{}"),
+    ("inspect", "store", "--out", "x.png", "--params", "{}"),
+    ("inspect", "store", "--html", "x.html", "--index", "{}", "--root", "."),
+    ("verify", "{}"),
+    ("verify", "store", "--recompute", "1", "--params", "{}"),
+    ("dump", "--params", "{}"),
+    ("dump", "--params", "{params}", "--config", "{}"),
+    ("dump", "--params", "{params}", "--config", "{params}", "--index", "{}"),
+    ("plan", "--index", "{}", "--frames", "10"),
+)
+
+
+@pytest.mark.parametrize("long", [LONG, f"none/{LONG}", f"{LONG}/s"])
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_name_that_is_too_long_is_one_line(project, tmp_path, monkeypatch, capsys, command, long):
+    """The store's own line, or that of the command."""
+    monkeypatch.chdir(project)
+    folder = tmp_path / "none"
+    folder.mkdir()
+    given = long.replace("none", str(folder))
+    said = refused(monkeypatch, capsys, [word.format(given, params="params.yaml") for word in command])
+    assert "File name too long" in said or "is not there; run" in said or "does not exist" in said
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_folder_without_permission_is_one_line(project, tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(project)
+    stat = os.stat
+
+    def refusing(path, *rest, **more):  # root may enter all
+        if str(path).startswith(str(tmp_path)):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *rest, **more)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    said = refused(monkeypatch, capsys, [word.format(tmp_path / "s", params="params.yaml") for word in command])
+    assert "Permission denied" in said and "check owner and permissions" in said
+
+
+def refused(monkeypatch, capsys, command: list[str]) -> str:
+    """What a command says that ends with one line, or with a list of problems and one."""
+    monkeypatch.setattr("sys.argv", ["fd3d", *command])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    out, error = capsys.readouterr()
+    assert caught.value.code == 1 and error.startswith("fd3d: ") and error.count("\n") == 1
+    return out + error
 
 
 def test_what_stood_there_stays_when_a_write_fails(tmp_path):

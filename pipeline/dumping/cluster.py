@@ -249,6 +249,7 @@ class DaskEngine:
         try:
             for future in as_completed(futures):
                 self._result(future, f"shard {keys[future.key]}")
+                writer.check()  # the workers cannot see the lock
         finally:
             if self.client.status == "running":
                 # no other dump may start before the last writer has stopped

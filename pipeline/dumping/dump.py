@@ -1,6 +1,6 @@
 """The dump: shards are given to an engine, and the store is finalised when all are written."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from pipeline.models.build import load_config
 from pipeline.models.pairs import check_rig
 from store_schema import OtherStoreError, StoreWriter, open_storage
 from store_schema.manifest import made_by, refuse_difference
+from store_schema.provenance import found_maker
 from store_schema.storage import Storage
 
 
@@ -139,11 +140,17 @@ def check_place(storage: Storage, manifest: dict[str, Any], replace_other: bool)
         replace_other: whether a store that another dump made is replaced.
 
     Raises:
-        OtherStoreError: another expert, config or index made the store.
-        StoreError: another process writes the store, or the place cannot be written.
+        OtherStoreError: another expert, config or index made the store, or an earlier revision.
+        StoreError: another process writes the store, the place cannot be written, or it has other files and no store.
     """
     with storage.lock():
-        held = made_by(storage)
+        storage.check_writable()
+        try:
+            held, _ = found_maker(storage)
+        except OtherStoreError:
+            if not replace_other:
+                raise
+            return
     if held is not None and not replace_other:
         known = {key: held[key] for key in manifest if key in held}
         wanted = {key: continued(storage, manifest)[key] for key in known}
@@ -153,8 +160,12 @@ def check_place(storage: Storage, manifest: dict[str, Any], replace_other: bool)
 def continued(storage: Storage, manifest: dict[str, Any]) -> dict[str, Any]:
     """The manifest, with the name that the config's file had where the store of the same config was begun."""
     held, expert = made_by(storage), manifest["expert"]
-    same = held is not None and held.get("expert", {}).get("config_sha256") == expert.get("config_sha256", "")
-    return manifest | {"expert": expert | {"config": held["expert"].get("config")}} if held and same else manifest
+    made = held.get("expert") if held is not None else None
+    # of a recipe that somebody edited the rest is compared, and told
+    if not isinstance(made, Mapping) or not isinstance(made.get("config"), str):
+        return manifest
+    same = made.get("config_sha256") == expert.get("config_sha256", "")
+    return manifest | {"expert": expert | {"config": made["config"]}} if same else manifest
 
 
 def learned(engine: Engine, job: Job, writer: StoreWriter, settings: DumpSettings) -> dict[str, np.ndarray]:

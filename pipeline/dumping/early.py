@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.data.index import FrameIndex
@@ -9,8 +10,9 @@ from pipeline.data.made_for import check_config
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError, listed
 from pipeline.files import check_outside_stores, check_writable
-from store_schema import open_storage
+from store_schema import OtherStoreError, open_storage
 from store_schema.layout import check_scenes
+from store_schema.provenance import found_maker
 from store_schema.storage import LocalStorage, Storage
 
 
@@ -43,20 +45,19 @@ def frames_to_dump(
 
 
 def place_of(out: str | Path) -> Storage:
-    """The place of a store, a folder or URL; a folder that is not there yet is left to the dump.
+    """The place of a store, a folder or URL, which is left as it was found.
 
     Raises:
-        FD3DError: the place lies in another store, or cannot be written.
-        StoreError: another process writes the store, or the place cannot be written.
+        FD3DError: the place lies in another store.
+        StoreError: another process writes the store, the place cannot be written, or it has other files and no store.
     """
     storage = open_storage(out)
     if isinstance(storage, LocalStorage):
         check_outside_stores(Path(os.path.realpath(storage.path)).parent)
-        if not os.path.exists(storage.path):  # also of a name that is too long
-            check_writable(storage.path)
-            return storage
-    with storage.lock():
-        return storage
+    with storage.lock(), suppress(OtherStoreError):  # which may be replaced
+        storage.check_writable()
+        found_maker(storage)
+    return storage
 
 
 def scene_rows(index: FrameIndex, split: str, scenes: Sequence[str] | None) -> dict[str, list[int]]:

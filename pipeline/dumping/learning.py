@@ -22,6 +22,11 @@ _ROUNDS = 12
 _CHECKED = 2_048  # cells of the sample that a code is tried on
 _POOR = 0.5  # error in shares of the spread, from which a code is warned of
 _LAST_BITS = 1e-6  # error in shares of the features that float32's rounding explains
+_LEAST = {
+    "pq": 1e-18,
+    "pca": 1e-11,
+}  # spread below which squares are no normal float32, or steps are the least there are
+_MOST = 1e17  # spread above which sums of squares may overflow
 _TAILS = 0.001
 """Share of the sample that lies beyond the range of a component, on each side."""
 
@@ -70,7 +75,7 @@ def learn_code(name: str, code: Code, features: NDArray[np.float32]) -> MapCode:
         features: (n, C) finite.
 
     Raises:
-        FD3DError: there are too few features, or the code errs by more than the features' spread.
+        FD3DError: there are too few features, they vary too little or too much, or the code errs by more than their spread.
     """
     made = _learned(name, code, features)
     _check_error(name, made, features[:: max(len(features) // _CHECKED, 1)])
@@ -97,6 +102,16 @@ def _check_error(name: str, made: MapCode, features: NDArray[np.float32]) -> Non
         )
 
 
+def _check_spread(name: str, code: Code, spread: float, features: NDArray[np.float64]) -> None:
+    """Refuse features that float32's range keeps any code from telling apart; a constant map, but for last bits, is coded by its mean."""
+    least = _LEAST[code.kind]
+    if spread > _LAST_BITS * np.abs(features).max() and not least <= spread <= _MOST:
+        raise FD3DError(
+            f"features of {name} vary by {spread:.0e}, but dump.values: {code.kind} is for those that vary by {least:.0e} to {_MOST:.0e}; look "
+            "at the expert's features (a dead map, or one that overflows), or use another dump.values"
+        )
+
+
 def _learned(name: str, code: Code, features: NDArray[np.float32]) -> MapCode:
     if len(features) < 256:
         raise FD3DError(
@@ -107,6 +122,7 @@ def _learned(name: str, code: Code, features: NDArray[np.float32]) -> MapCode:
     mean = wide.mean(0)
     with threadpool_limits(1):  # the last bits of sums depend on the number of threads
         variance, axes = np.linalg.eigh((wide - mean).T @ (wide - mean) / len(wide))
+        _check_spread(name, code, float(np.sqrt(variance.max())), wide)
         order = np.argsort(-variance)
         axes = axes[:, order].T
         axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]  # either sign is as good
@@ -150,6 +166,9 @@ def _centroids(parts: NDArray[np.float32]) -> NDArray[np.float32]:
     distinct = np.unique(parts, axis=0)
     if len(distinct) <= 256:  # k-means would warn; what is left of the book is never nearer
         return np.concatenate([distinct, np.repeat(distinct[-1:], 256 - len(distinct), 0)])
-    fitted = KMeans(256, n_init=1, max_iter=_ROUNDS, tol=0, random_state=0, init="random").fit(parts)
+    with warnings.catch_warnings():
+        # of entries that coincide, as for dead channels: the code's error tells what that loses
+        warnings.simplefilter("ignore")
+        fitted = KMeans(256, n_init=1, max_iter=_ROUNDS, tol=0, random_state=0, init="random").fit(parts)
     found: NDArray[np.float32] = fitted.cluster_centers_.astype(np.float32)
     return found

@@ -69,7 +69,7 @@ def recompute(
     """
     made = reader.manifest
     cfg = load_config(config)
-    check_identity(made["expert"], cfg, checkpoint, reader.storage)
+    check_identity(made.get("expert", {}), cfg, checkpoint, reader.storage)
     frames = FrameIndex.load(index, root)
     frames.check_made(made, reader.storage)
     turn = turn_of(frames.arrays["lidar2ego"])

@@ -58,17 +58,17 @@ def check_identity(made_by: Mapping[str, Any], cfg: Config, checkpoint: Path, st
     refuse_irregular(checkpoint)
     if not checkpoint.is_file():
         raise FD3DError(f"checkpoint {checkpoint} does not exist; give the one that made store {store}")
-    if made_by["checkpoint_sha256"] is None:
+    if made_by.get("checkpoint_sha256") is None:
         raise FD3DError(f"store {store} was dumped with random weights; dump it with a checkpoint")
     names = {
         "config_sha256": f"config {cfg.filename} (model, image and range)",
         "checkpoint_sha256": f"checkpoint {checkpoint}",
     }
     for name, here in identity(cfg, checkpoint).items():
-        if made_by[name] != here:
+        if (made := made_by.get(name)) != here:
             raise FD3DError(
                 f"store {store} was not made by {names[name]}: the SHA-256 here is {str(here)[:12]}, the manifest's "
-                f"{made_by[name][:12]}; give the expert that made the store, or dump this one"
+                f"{str(made)[:12]}; give the expert that made the store, or dump this one"
             )
 
 

@@ -47,6 +47,10 @@ def open_storage(path: str | Path | Storage, options: Mapping[str, Any] | None =
             return LocalStorage(Path(path).expanduser())
         except RuntimeError as error:  # of a user that is not there
             raise StoreError(f"the store's path {path} is not understood: {error}; give a folder") from error
+        except FileNotFoundError as error:  # of a path relative to a folder that is gone
+            raise StoreError(
+                f"the store's path {path} is relative, and the working folder was removed; change to one that is there"
+            ) from error
     *chain, last = scheme.split("::")
     on_disk = last.lower() in ("file", "local")
     if on_disk and not chain:

@@ -88,6 +88,14 @@ class Storage(ABC):
         """
 
     @abstractmethod
+    def check_writable(self) -> None:
+        """Refuse a store in which nothing could be written after long work; the caller holds the lock.
+
+        Raises:
+            StoreError: naming the folder.
+        """
+
+    @abstractmethod
     def sweep(self) -> None:
         """Remove files that killed writers left half written."""
 
@@ -110,8 +118,9 @@ class Storage(ABC):
         self.check_clearable()
         if not self.list():
             return
-        with self.lock():
-            self.empty()
+        with self.lock() as held:
+            self.empty(held)
+            held()
             if not is_foreign(self.read_many([RECIPE]).get(RECIPE, b"")):
                 self.delete(RECIPE)
 
@@ -126,11 +135,14 @@ class Storage(ABC):
                 f"store {self} is the root of a bucket, where nothing is deleted; dump to a folder of it, such as {self}/store"
             )
 
-    def empty(self) -> None:
-        """Remove the store's own files but lock and recipe, the manifest first; the caller holds the lock.
+    def empty(self, held: Callable[[], None]) -> None:
+        """Remove the store's own files but lock and recipe, the manifest first.
+
+        Args:
+            held: the check of the lock, which the caller holds.
 
         Raises:
-            StoreError: there is no store, or the store lies at a bucket's root.
+            StoreError: there is no store, the store lies at a bucket's root, or another process took it over.
         """
         self.check_clearable()
         there = self.list()
@@ -140,8 +152,10 @@ class Storage(ABC):
             raise StoreError(f"{self} is no store (it has {min(foreign)}); nothing is deleted")
         others = set(named) - records.keys()
         own = [name for name in own_files(there, records) if name not in others]
+        held()
         if MANIFEST in own:
             self.delete(MANIFEST)
+        held()
         self.delete_all(name for name in own if name != MANIFEST)
 
     @abstractmethod

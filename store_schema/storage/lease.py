@@ -59,18 +59,19 @@ class Lease:
             return None
 
     def _acquire(self) -> None:
-        if (seen := self._read()) is None:  # a server that ignores the condition of a PUT would replace what is there
-            with suppress(FileExistsError):
-                return self._create()
-            seen = self._read()
-        since = time.monotonic()
-        while time.monotonic() - since < self.seconds:
+        seen, looks = None, 0
+        while looks <= 2 * self.seconds / self.beat:  # looks, not seconds: this process may sleep, too
+            # read first: a server that ignores the condition of a PUT would replace what is there
+            if (found := self._read()) is None:
+                # there may be one that was made meanwhile, or a link that leads nowhere, which is replaced below
+                with suppress(FileExistsError):
+                    return self._create()
+            elif seen is None:
+                seen, looks = found, 0
+            elif found != seen:
+                raise is_held(self.storage, _owner(found))
             time.sleep(self.beat / 2)
-            now = self._read()
-            if now is None:
-                return self._acquire()
-            if now != seen:
-                raise is_held(self.storage, now.decode().split(" ", 2)[2])
+            looks += 1
         self._write_and_wait()
 
     def _create(self) -> None:
@@ -92,17 +93,17 @@ class Lease:
         return (self._read() or b"").startswith(self.secret.encode())
 
     def _renew(self) -> None:
-        while not self._stop.wait(self.beat):
-            try:
+        while self.held and not self._stop.wait(self.beat):
+            with suppress(StoreError):  # the network may be back at the next beat; if not, another dump takes over
                 if not self._mine():
                     self.held = False
-                    return
-                self.storage.write(self.name, self._content())
-            except StoreError:  # the network may be back at the next beat; if not, another dump takes over
-                continue
+                elif self.held:
+                    self.storage.write(self.name, self._content())
 
     def check(self) -> None:
-        """Refuse to go on when another process has taken over."""
+        """Refuse to go on when another process has taken over; the lease is read, since this process may have slept until now."""
+        if self.held:
+            self.held = self._mine()
         if not self.held:
             raise StoreError(
                 f"store {self.storage} was taken over by another process, since this one was silent for {self.seconds:.0f} s; stop one of them"
@@ -114,3 +115,9 @@ class Lease:
         self._thread.join()
         if self.held and self._mine():
             self.storage.delete(self.name)
+
+
+def _owner(content: bytes) -> str:
+    """The owner that a lease names; a file that no dump wrote names none."""
+    words = content.decode(errors="replace").split(maxsplit=2)
+    return " ".join(words[2].split())[:100] if len(words) == 3 else "another process"

@@ -18,7 +18,7 @@ from zarr.abc.store import Store
 from ..checksum import checksums
 from ..errors import StoreError
 from .base import BLOCK, LOCK, TEMPORARY, Storage, is_held
-from .folders import make_folders, sync, sync_folder
+from .folders import left_as_found, make_folders, sync, sync_folder
 from .interrupted import close, repeated
 from .lease import LEASE_SECONDS, Lease
 from .own import FOLDERS, LEASE, MANIFEST, RECIPE, is_temporary
@@ -227,29 +227,42 @@ class LocalStorage(Storage):
     @contextmanager
     def lock(self) -> Iterator[Callable[[], None]]:
         place = f"{self.path}/{LOCK}"
-        try:
-            make_folders(str(self.path))
-            self._check_links()
-            file = open_regular(place, os.O_WRONLY | os.O_CREAT)
-        except PermissionError as error:
-            told = unwritable_lock(self, error) if error.filename == place else self.trouble("written", error)
-            raise told from error
-        except OSError as error:
-            raise self.trouble("written", error) from error
-        try:
+        with ExitStack() as after:
+            try:
+                tidy = after.enter_context(left_as_found(str(self.path), LOCK))
+                file = self._open_lock(place, after)
+            except PermissionError as error:
+                told = unwritable_lock(self, error) if error.filename == place else self.trouble("written", error)
+                raise told from error
+            except OSError as error:
+                raise self.trouble("written", error) from error
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not self._is_same(file):  # a refused command took its lock away meanwhile
+                    file = self._open_lock(place, after)
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in _HELD:
                     raise is_held(self, shared=place if os.fstat(file).st_nlink > 1 else None) from error
                 if error.errno not in _NO_LOCKS:
                     raise self.trouble("locked", error) from error
+                after.callback(tidy)
                 yield from self._leased()
                 return
+            after.callback(tidy)  # while the lock is held
             yield lambda: self._check_same(file)
-        finally:
+
+    def _open_lock(self, place: str, after: ExitStack) -> int:
+        make_folders(str(self.path))
+        self._check_links()
+        file = open_regular(place, os.O_WRONLY | os.O_CREAT)
+
+        def closed() -> None:
             with suppress(OSError):  # nothing was written to it
                 close(file)
+
+        after.callback(closed)
+        return file
 
     def _check_links(self) -> None:
         """Refuse to write through a link into another store.
@@ -284,13 +297,26 @@ class LocalStorage(Storage):
     def _check_same(self, descriptor: int) -> None:
         """Refuse to go on when the folder was deleted or replaced, and the lock with it."""
         try:
-            same = os.path.samestat(os.fstat(descriptor), repeated(os.stat, f"{self.path}/{LOCK}"))
-        except ABSENT:
-            same = False
+            same = self._is_same(descriptor)
         except OSError as error:
             raise self.trouble("written", error) from error
         if not same:
             raise StoreError(f"store {self} was deleted or moved while this dump was writing it; run the dump again")
+
+    def _is_same(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), repeated(os.stat, f"{self.path}/{LOCK}"))
+        except ABSENT:
+            return False
+
+    def check_writable(self) -> None:
+        try:
+            for folder in (self.path, *(self.path / name for name in FOLDERS)):
+                if os.path.isdir(folder):
+                    with tempfile.TemporaryFile(dir=folder):
+                        pass
+        except OSError as error:
+            raise self.trouble("written", error) from error
 
     def sweep(self) -> None:
         with suppress(OSError):  # nothing is wrong with a store that has such files

@@ -7,6 +7,7 @@ import signal
 import socket
 import warnings
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 from distributed import Client, LocalCluster
@@ -15,7 +16,7 @@ from pipeline.dumping import cluster, engine
 from pipeline.dumping.dump import dump, make_engine
 from pipeline.dumping.settings import ClusterSettings
 from pipeline.errors import FD3DError
-from store_schema import open_storage
+from store_schema import StoreError, open_storage
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +194,16 @@ def test_two_clusters_at_once_share_no_port() -> None:
         warnings.filterwarnings("error", message=".*already in use")
         with make_engine(ClusterSettings(workers=2)):
             pass
+
+
+def test_a_cluster_stops_when_another_dump_has_the_store(monkeypatch):
+    """The workers cannot see the lock; the main process looks after every shard."""
+    made, writer = cluster.DaskEngine(ClusterSettings(2)), Mock()
+    made.client, made.device = Mock(status="running"), "cpu"
+    made.client.submit = lambda *task, key: Mock(key=key)
+    monkeypatch.setattr(made, "_tell_workers", lambda plugin, name: None)
+    monkeypatch.setattr(cluster, "as_completed", lambda futures: futures)
+    writer.check.side_effect = [None, StoreError("taken over")]
+    with pytest.raises(StoreError, match="taken over"):
+        made.run(Mock(), writer, [0, 1, 2], Mock())
+    assert writer.check.call_count == 2 and made.client.cancel.called

@@ -222,20 +222,57 @@ def test_features_far_from_what_a_code_was_learned_from_are_warned_of(kind: str)
         packed("bev", cells * 10, mask, kind, coders)
 
 
+@pytest.mark.parametrize("code", [Code("pca", 8, 8), Code("pca", 4, 4), Code("pq", 4)])
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+@pytest.mark.parametrize("scale", [1e-45, 1e-38, 1e-25, 1e-20, 1e-13, 1e-10, 1.0, 1e16, 1e18, 1e25, 1e37])
+def test_features_beyond_the_range_of_a_code_are_refused_by_their_spread(
+    code: Code, scale: float, offset: float
+) -> None:
+    """Nothing else is said; what is within the range is coded as well as features of spread 1."""
+    plain = (offset + scale * np.random.default_rng(0).normal(size=(2000, 8))).astype(np.float32)
+    least = 1e-18 if code.kind == "pq" else 1e-11
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if offset and scale < 1e-6:  # a constant map, but for last bits
+            learn_code("bev", code, plain)
+        elif least < scale < 1e17:
+            coder, given = FeatureCode(learn_code("bev", code, plain)), torch.from_numpy(plain)
+            assert (coder.decode(coder.encode(given)) - given).double().norm() < 0.15 * (given - offset).double().norm()
+        else:
+            told = (
+                f"features of bev vary by .*, but dump.values: {code.kind} is for those that vary by {least:.0e} to 1e"
+            )
+            with pytest.raises(FD3DError, match=told):
+                learn_code("bev", code, plain)
+
+
+def test_dead_channels_beside_live_ones_are_coded_without_a_word() -> None:
+    """All entries of their part of a codebook coincide."""
+    plain = np.random.default_rng(0).normal(size=(2000, 8)).astype(np.float32)
+    plain[:, 4:] *= 1e-25
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for code in (Code("pq", 8), Code("pca", 8, 8)):
+            coder, given = FeatureCode(learn_code("bev", code, plain)), torch.from_numpy(plain)
+            assert (coder.decode(coder.encode(given)) - given).norm() < 0.1 * given.norm()
+
+
 @pytest.mark.parametrize("kind", ["pq", "pca"])
 def test_a_code_that_says_less_than_the_mean_is_refused(kind: str) -> None:
-    """Features whose squares overflow, and a feature so large that all others become one code."""
+    """Codes that are too small, and a feature so large that a code of components cuts it."""
     rng = np.random.default_rng(0)
     plain = rng.normal(size=(2000, 8)).astype(np.float32)
     code = Code(kind, 4, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         learn_code("bev", Code(kind, 8, 8), plain)
-    with (
-        warnings.catch_warnings(),
-        pytest.raises(FD3DError, match=f"codes of bev .dump.values: {kind}, 4 bytes. err by"),
-    ):
-        warnings.simplefilter("ignore")
-        learn_code("bev", code, plain * np.float32(1e25 if kind == "pq" else 1e-25))
+    plain[0] = 1e6
+    if kind == "pca":
+        with pytest.raises(
+            FD3DError, match="codes of bev .dump.values: pca, 4 bytes. err by 100% of the features' spread"
+        ):
+            learn_code("bev", code, plain)
+    else:
+        learn_code("bev", code, plain)
     with pytest.warns(UserWarning, match=f"codes of bev .dump.values: {kind}, 1 byte. err by [5-9][0-9]% of the"):
         learn_code("bev", Code(kind, 1, 8), rng.normal(size=(2000, 24)).astype(np.float32))

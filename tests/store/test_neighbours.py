@@ -4,12 +4,16 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.dumping.dump import check_place, continued, opened
 from store_schema import OtherStoreError, StoreError, StoreReader, StoreWriter, open_storage, verify
+from store_schema.manifest import seal
+from store_schema.storage import LocalStorage
 from store_schema.storage.trouble import trouble
 from tests.store.synthetic import CONSTANTS, SCENES, SCHEMA, digest, make_frame, write, writer
 
@@ -153,3 +157,46 @@ def test_the_name_of_the_configs_file_is_no_part_of_a_recipe(tmp_path: Path) -> 
     assert digest(tmp_path / "s") == before
     with pytest.raises(OtherStoreError, match="config"):
         dumped(manifest("config.py", "d"))
+
+
+def test_a_working_folder_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(StoreError, match="the store's path s is relative, and the working folder was removed"):
+        open_storage("s")
+    assert open_storage(tmp_path / "s")
+
+
+@pytest.mark.parametrize("expert", [None, "z"])
+def test_a_store_that_is_dumped_again_meanwhile_is_told_as_that(tmp_path: Path, expert: str | None) -> None:
+    """Not as a list of all the files that the dump has deleted or written anew."""
+    write(tmp_path / "s")
+    moments = iter(range(1000))
+
+    def progress(items: Iterable[Any], total: int) -> Iterable[Any]:
+        if next(moments) == 0:
+            LocalStorage(tmp_path / "s").clear()
+            if expert is not None:
+                write(tmp_path / "s", expert)
+        return items
+
+    (problem,) = verify(tmp_path / "s", progress=progress).problems
+    told = "was deleted or is being dumped again" if expert is None else "was replaced since it was opened: expert"
+    assert told in problem
+    if expert is not None:
+        assert verify(tmp_path / "s").problems == []
+
+
+@pytest.mark.parametrize("section", ["expert", "data", "coordinates", "coverage", "statistics", "scenes", "shards"])
+@pytest.mark.parametrize("value", ["text", None, [1], 3])
+def test_a_manifest_with_an_odd_section_is_one_line(made: Path, section: str, value: object) -> None:
+    manifest = json.loads((made / "manifest.json").read_text()) | {section: value}
+    (made / "manifest.json").write_bytes(seal({key: manifest[key] for key in manifest if key != "crc32c"}))
+    told = rf"manifest.json of store .* cannot be read \(its {section} is .*, no mapping\); run 'fd3d dump' again"
+    with pytest.raises(StoreError, match=told):
+        StoreReader(made)
+    (problem,) = verify(made).problems
+    assert "no mapping" in problem and "\n" not in problem
+    write(made)
+    assert verify(made).problems == []
