@@ -18,9 +18,9 @@ from .sampling import Reading, bilinear
 
 _REFUSED = 1e6
 """Cost of a pair that lies beyond a gate."""
-_SHARED = 0.5
-"""What a query may pay more than for its cheapest annotation before it shares that one with another query. Below the cost
-of another class (1), above what overlaps of projected boxes differ by for two objects on one ray."""
+_SHARED = 1.0
+"""What a query may pay more than for its cheapest annotation before it shares that one with another query: as much as for
+another class, or for no overlap in place of a full one."""
 _WHOLE = 0.999
 """Share of an interpolated value that must come from stored cells, short of rounding."""
 
@@ -101,7 +101,7 @@ def match_along_rays(
     The cost of a pair is its distance across the ray, as a share of the gate, plus one minus the overlap of the projected
     boxes, plus one where the classes differ. It has no range term: wrong boxes lie along the ray (RayDN, Liu et al., ECCV
     2024). The queries that have weight are assigned one to one, so that two objects on one ray have a query each, whichever
-    of them overlaps more. A duplicate shares the cheapest annotation of its own where any other would cost 0.5 more: the
+    of them overlaps more. A duplicate shares the cheapest annotation of its own where any other would cost 1 more: the
     annotations beside an object are not for the object's second query.
 
     Args:
