@@ -77,7 +77,9 @@ def _moved(points: Tensor, source: Tensor, target: Tensor, turn: Tensor) -> Tens
         return values.view(len(values), *[1] * (points.dim() - 2), *values.shape[1:])
 
     offset = points - spread(source[:, :dims])
-    scale = spread(target[:, 3 : 3 + dims] / source[:, 3 : 3 + dims].clamp(min=1e-3))
+    # both sides alike, so that a box without a side is left as it is
+    ours, theirs = (side[:, 3 : 3 + dims].clamp(min=1e-3) for side in (source, target))
+    scale = spread(theirs / ours)
     before, after = spread(source[:, 6]), spread(source[:, 6] + turn)
     along = (before.cos() * offset[..., 0] + before.sin() * offset[..., 1]) * scale[..., 0]
     across = (before.cos() * offset[..., 1] - before.sin() * offset[..., 0]) * scale[..., 1]
