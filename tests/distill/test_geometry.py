@@ -296,6 +296,20 @@ def test_a_box_on_its_annotation_has_the_whole_trust():
     assert torch.equal(ray_trust(boxes, true, 0.2, 1.0), torch.ones(50))
 
 
+@pytest.mark.parametrize(("farther", "found"), [(24.0, [1, 0]), (25.0, [0, 1])])
+def test_which_of_two_objects_on_one_ray_is_whose_the_overlap_says(farther, found):
+    """Two cars ahead, whose boxes are both 20 % too far: the boxes look smaller, and the nearer one like the farther car."""
+    true = torch.tensor([box(there, 0.0, 4.5, 1.9, 0.3, z=-0.9, height=1.6) for there in (20.0, farther)])
+    boxes = true * torch.tensor([1.2, 1.2, *[1.0] * 7])
+    # x of the image is -y, y is -z, depth is x
+    camera = torch.tensor(
+        [[400.0, -300.0, 0.0, 0.0], [225.0, 0.0, -300.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
+    )
+    meta, labels = {"lidar2img": camera[None], "pad_hw": (450, 800)}, torch.zeros(2, dtype=torch.long)
+    where, _ = place_queries(boxes, labels, torch.ones(2), true, labels, meta, GeometrySettings(match=True))
+    assert torch.equal(where.target, true[found])
+
+
 def placed(boxes, true_boxes, trust, **settings):
     meta = {"lidar2img": torch.eye(4)[None], "pad_hw": (10, 10)}
     boxes, true_boxes = torch.tensor(boxes), torch.tensor(true_boxes)

@@ -1,5 +1,7 @@
 """Targets of FD3D that corrects geometry, on maps of a few cells: frames and boxes of any kind."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ import torch
 from pipeline.distill.geometry import Anchors
 from pipeline.distill.settings import DistillSettings
 from pipeline.distill.targets import ChannelScale, make_targets
-from store_schema import StoreSchema
+from pipeline.focal.areas import bev_footprints
+from store_schema import StoreSchema, quantise
 
 QUERIES, CHANNELS, VIEWS = 8, 5, 2
 GEOMETRY = {"match": True, "reanchor": True, "pyramid": True, "ray_along": 0.2}
@@ -149,3 +152,36 @@ def test_half_precision_moves_no_target(dtype):
         have = tiny_targets(schema, frames, metas, truth)
     assert len(want.bev.cells) > 5 and torch.equal(have.bev.values, want.bev.values)
     assert torch.equal(have.placed, want.placed) and torch.equal(have.student["sampling"], want.student["sampling"])
+
+
+def focal(dense, schema, stored, values):
+    """The frame of a focal store with the BEV cells ``stored`` (H, W) of a dense one, and all cells of the pyramid."""
+    found = {name: array for name, array in dense.items() if not name.endswith("/dense")}
+    masks = {"bev": stored} | {f"pv/{i}": np.ones((VIEWS, *level[:2]), dtype=bool) for i, level in enumerate(schema.pv)}
+    for name, mask in masks.items():
+        cells = dense[f"{name}/dense"][mask]
+        found[f"{name}/index"] = mask.ravel().nonzero()[0].astype(np.uint16)
+        found[f"{name}/values"] = cells
+        if values == "uint8":
+            found[f"{name}/values"], found[f"{name}/affine"] = quantise(cells)
+    return found
+
+
+@pytest.mark.parametrize(("values", "error"), [("float32", 0.0), ("uint8", 0.02)])
+def test_a_focal_store_gives_the_dense_ones_targets(values, error):
+    """Where areas reach a cell farther than the rule's; a cell may lack a neighbour at a corner of a turned box."""
+    rng, schema = np.random.default_rng(3), tiny_schema("bev", (24, 24))  # cells of 2.5 m
+    true = apart(rng, QUERIES, SQUARE, 2.0)
+    boxes = true + np.array([1.5, -1.0, 0, 0.2, 0.1, 0, 0.1, 0, 0])
+    dense = frame(rng, schema, boxes, np.full(QUERIES, 0.5), np.zeros(QUERIES, dtype=np.int64))
+    stored = bev_footprints(torch.from_numpy(boxes).float(), SQUARE, (24, 24), 0.5 + 2.5).any(0).numpy()
+    truth, metas = ([torch.from_numpy(true).float()], [torch.zeros(QUERIES, dtype=torch.long)]), metas_of(rng, 1)
+    want = tiny_targets(schema, [dense], metas, truth)
+    narrow = replace(schema, layout="focal", values=values)
+    have = tiny_targets(narrow, [focal(dense, schema, stored, values)], metas, truth)
+    assert have.anchors[0].matched.all() and have.share == want.share and not stored.all()
+    inside = have.bev.cells.mask
+    assert not (inside & ~want.bev.cells.mask).any() and inside.sum() > 0.9 * want.bev.cells.mask.sum()
+    same = want.bev.values[inside.flatten()[want.bev.cells.index]]
+    torch.testing.assert_close(have.bev.values, same, rtol=0, atol=error)
+    assert torch.equal(have.student["sampling"], want.student["sampling"])
