@@ -49,7 +49,8 @@ def dump(
     from pipeline.models.pairs import StudentPlan, planned_student
 
     if config is None and weights == pair.detector and weights.is_file():  # the student's training starts hours later
-        planned_student(StudentPlan.of(pair.apprentice.config, pair.distill), made_by, weights)
+        stored = profile.dump.rule.of_store(profile.dump.layout)
+        planned_student(StudentPlan.of(pair.apprentice.config, pair.distill, stored), made_by, weights)
     settings = profile.dump.for_trial() if random_weights else profile.dump
     run = (settings, workers, scene, cluster, replace, allow_versions)
     made = run_dump(config or made_by, weights, source, target, *run)

@@ -18,6 +18,9 @@ from .sampling import Reading, bilinear
 
 _REFUSED = 1e6
 """Cost of a pair that lies beyond a gate."""
+_SHARED = 1.0
+"""What a query may pay more than for its cheapest annotation before it shares that one with another query: as much as for
+another class, or for no overlap in place of a full one."""
 _WHOLE = 0.999
 """Share of an interpolated value that must come from stored cells, short of rounding."""
 
@@ -74,7 +77,9 @@ def _moved(points: Tensor, source: Tensor, target: Tensor, turn: Tensor) -> Tens
         return values.view(len(values), *[1] * (points.dim() - 2), *values.shape[1:])
 
     offset = points - spread(source[:, :dims])
-    scale = spread(target[:, 3 : 3 + dims] / source[:, 3 : 3 + dims].clamp(min=1e-3))
+    # both sides alike, so that a box without a side is left as it is
+    ours, theirs = (side[:, 3 : 3 + dims].clamp(min=1e-3) for side in (source, target))
+    scale = spread(theirs / ours)
     before, after = spread(source[:, 6]), spread(source[:, 6] + turn)
     along = (before.cos() * offset[..., 0] + before.sin() * offset[..., 1]) * scale[..., 0]
     across = (before.cos() * offset[..., 1] - before.sin() * offset[..., 0]) * scale[..., 1]
@@ -97,8 +102,9 @@ def match_along_rays(
 
     The cost of a pair is its distance across the ray, as a share of the gate, plus one minus the overlap of the projected
     boxes, plus one where the classes differ. It has no range term: wrong boxes lie along the ray (RayDN, Liu et al., ECCV
-    2024). The queries that have weight are first assigned one to one, so that two objects on one ray keep their order;
-    the duplicates left over then take the cheapest annotation.
+    2024). The queries that have weight are assigned one to one, so that two objects on one ray have a query each, whichever
+    of them overlaps more. A duplicate shares the cheapest annotation of its own where any other would cost 1 more: the
+    annotations beside an object are not for the object's second query.
 
     Args:
         boxes: (K, 9) of the queries, LiDAR frame.
@@ -120,13 +126,13 @@ def match_along_rays(
     cost = across + (1 - overlap) + (labels[:, None] != true_labels)
     too_far = (across > 1) | ((reach[:, None] / true_reach).log().abs() > settings.log_range) | (weight[:, None] <= 0)
     cost = cost.masked_fill(too_far, _REFUSED).cpu()
-    rows, columns = (torch.from_numpy(numbers) for numbers in linear_sum_assignment(cost.numpy()))
-    match[rows] = columns
     cheapest, nearest = cost.min(1)
-    match = torch.where(match < 0, nearest, match)
-    paid = cost.gather(1, match[:, None])[:, 0]
-    # an assignment must take some refused pairs where there is nothing else
-    match = torch.where(paid < _REFUSED, match, torch.where(cheapest < _REFUSED, nearest, -1))
+    # one column more for each query, in which the query shares its cheapest annotation
+    sharing = torch.full((len(cost), len(cost)), _REFUSED)
+    sharing.diagonal().copy_(cheapest + _SHARED)
+    columns = torch.from_numpy(linear_sum_assignment(torch.cat([cost, sharing], 1).numpy())[1])
+    match = torch.where(columns < len(true_boxes), columns, nearest)
+    match = torch.where(cheapest < _REFUSED, match, -1)
     return match.to(boxes.device)
 
 

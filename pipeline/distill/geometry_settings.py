@@ -1,9 +1,11 @@
 """Settings of FD3D that corrects where the expert's objects are."""
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from pipeline.errors import SettingError
+from pipeline.errors import FD3DError, SettingError
+from pipeline.focal.rule import FocalRule
 
 _RAY = {"counts_with": "ray_along"}  # see pipeline.study.hashes.deciding
 
@@ -64,3 +66,25 @@ class GeometrySettings:
     def asks(self) -> bool:
         """Whether any setting reads the annotations."""
         return self.match or self.agreement_power > 0
+
+    def check_reach(self, wanted: FocalRule, stored: FocalRule, cell: float) -> None:
+        """Refuse a store whose areas on the BEV map end before the cells that moved places are interpolated from.
+
+        Args:
+            wanted: rule of the losses' areas.
+            stored: rule of the areas that the store covers.
+            cell: side of the BEV map's cells, metres; the longer one.
+
+        Raises:
+            FD3DError: naming the margin that is needed.
+        """
+        reads = {"reanchor": (self.reanchor, wanted.bev_margin + cell), "w_relation": (self.w_relation, cell)}
+        for name, (asked, exact) in reads.items():
+            if not asked or stored.bev_margin >= exact:
+                continue
+            needed = math.ceil(exact * 1000 - 1e-6) / 1000  # the margin as it is told must be enough
+            other = "tighten distill.rule.bev_margin" if name == "reanchor" else "set w_relation to 0"
+            raise FD3DError(
+                f"distill.geometry.{name} reads a cell beyond the areas, so the store's margin must be {needed:g} m, but it is "
+                f"{stored.bev_margin:g}; dump with focal.bev_margin: {needed:g}, or {other}"
+            )

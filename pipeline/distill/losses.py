@@ -7,6 +7,9 @@ from pipeline.models.precision import in_float32
 
 MATCHING_DISTANCES = (0.5, 1.0, 2.0, 4.0)
 """Metres on the ground within which nuScenes' detection metric matches a box (Caesar et al., CVPR 2020)."""
+_LEAST_VARIANCE = 0.05
+"""Least variance of the values that the expert's queries read, as a share of these values' mean square. Of single frames of
+the embedded world the lowest share was 0.67, of two experts."""
 
 
 def query_trust(scores: Tensor, threshold: float, power: float = 1.0) -> Tensor:
@@ -82,7 +85,8 @@ def fine_grained_loss(sampled_s: Tensor, sampled_t: Tensor, trust: Tensor) -> Te
 
     Per layer ``sum_k trust_k * mean_c (S - T)^2 / (sum_k trust_k * var_T)`` with ``var_T`` the trust-weighted variance
     of T around its mean query; then the mean over layers. The loss does not depend on the scale of the value
-    projection, so that one weight serves all layers and detectors.
+    projection, so that one weight serves all layers and detectors. A single query with trust, or several that read the
+    same, have no variance that an error could be measured in: ``var_T`` is at least 0.05 of the mean square of T.
 
     Args:
         sampled_s, sampled_t: (L, B, K, C).
@@ -92,8 +96,10 @@ def fine_grained_loss(sampled_s: Tensor, sampled_t: Tensor, trust: Tensor) -> Te
     total = weight.sum((1, 2), keepdim=True).clamp(min=1e-6)
     mean = (sampled_t * weight).sum((1, 2), keepdim=True) / total
     variance = ((sampled_t - mean) ** 2 * weight).sum((1, 2)) / total[:, 0, 0]
+    square = (sampled_t**2 * weight).sum((1, 2)) / total[:, 0, 0]
     error = ((sampled_s - sampled_t) ** 2 * weight).sum((1, 2)) / total[:, 0, 0]
-    return (error.mean(-1) / variance.mean(-1).clamp(min=1e-6)).mean()
+    scale = torch.maximum(variance.mean(-1), _LEAST_VARIANCE * square.mean(-1))
+    return (error.mean(-1) / scale.clamp(min=1e-6)).mean()
 
 
 @in_float32

@@ -1,7 +1,8 @@
 """Whether detectors, rigs and data fit each other: told before stage 1 takes its hours."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,11 +32,18 @@ class StudentPlan:
     """Decoder layers of the fine-grained loss; None for all."""
     section: str = "distill"
     """Section of the profile that the last three come from, in messages."""
+    reach: Callable[[float], None] | None = None
+    """Check that a store's areas on the BEV map reach far enough for cells of a side, metres; None where no store is planned."""
 
     @classmethod
-    def of(cls, config: Path, distill: Any) -> Self:
-        """Plan of a student by settings of distillation, which have the fields of a plan."""
-        return cls(config, distill.inherit, distill.levels, distill.layers, distill.section)
+    def of(cls, config: Path, distill: Any, stored: Any = None) -> Self:
+        """Plan of a student by settings of distillation, which have the fields of a plan.
+
+        Args:
+            stored: rule of the areas that the planned store covers.
+        """
+        reach = None if stored is None else partial(distill.geometry.check_reach, distill.rule, stored)
+        return cls(config, distill.inherit, distill.levels, distill.layers, distill.section, reach)
 
 
 def check_rig(
@@ -117,8 +125,8 @@ def planned_student(plan: StudentPlan, expert: Path, weights: Path | None = None
         weights: checkpoint of the expert, whose weights the student then has where they are inherited.
 
     Raises:
-        FD3DError: a module to inherit, a level or a layer does not exist, or the expert's weights do not fit; naming the
-            setting.
+        FD3DError: a module to inherit, a level or a layer does not exist, the planned store ends before what re-anchored
+            targets read, or the expert's weights do not fit; naming the setting.
     """
     configs = cfg, above = load_config(plan.config), load_config(expert)
     model = build_detector(cfg)
@@ -142,6 +150,10 @@ def planned_student(plan: StudentPlan, expert: Path, weights: Path | None = None
         numbers, count = getattr(plan, name), min((count for count in counts if count), default=None)
         if numbers is not None and count is not None and max(numbers) >= count:
             raise FD3DError(f"{plan.section}.{name} is {list(numbers)}; this family has {name} 0..{count - 1}")
+    head = above.model.get("pts_bbox_head", {})
+    if plan.reach and "bev_h" in head and "pc_range" in above:
+        x0, y0, _, x1, y1, _ = map(float, above.pc_range)
+        plan.reach(max((x1 - x0) / head.bev_w, (y1 - y0) / head.bev_h))
     if weights is not None and plan.inherit:
         try:
             inherit_weights(model, weights, plan.inherit, expert)

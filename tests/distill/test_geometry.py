@@ -201,6 +201,37 @@ def test_a_duplicate_does_not_push_a_query_off_a_distant_annotation():
     assert match([at(21, 0), at(22, 0)], [at(20, 0), at(15, 90)]) == [0, 0]
 
 
+def test_a_duplicate_takes_no_object_beside_its_own():
+    # two queries on one car, which overlaps them fully; the pedestrian 1.7 m beside has no query
+    overlap = [[1.0, 0.0], [0.9, 0.0]]
+    found = match([at(20, 0), at(21, 0)], [at(20, 0), at(20, 5)], true_labels=[0, 7], overlap=overlap)
+    assert found == [0, 0]
+    # nor where it is of the same class: 1.7 m across is 0.87 of the gate, and no overlap costs 1
+    assert match([at(20, 0), at(21, 0)], [at(20, 0), at(20, 5)], overlap=overlap) == [0, 0]
+    # what is about as likely is a second object
+    assert sorted(match([at(20, 0), at(21, 0)], [at(20, 0), at(20, 0.5)], overlap=[[1.0, 0.7], [0.9, 0.8]])) == [0, 1]
+
+
+def test_a_query_without_a_pair_takes_nobodys_annotation():
+    # the first query has no allowed pair, whatever its place in the order; two share an annotation or have one each
+    boxes = [at(20, 90), at(21, 0), at(22, 0.2)]
+    overlap = [[0.0, 0.0], [0.8, 0.6], [0.8, 0.7]]
+    for order in ([0, 1, 2], [1, 2, 0], [2, 0, 1]):
+        found = match([boxes[i] for i in order], [at(20, 0), at(20, 0.5)], overlap=[overlap[i] for i in order])
+        assert [found[order.index(i)] for i in range(3)] == [-1, 0, 1]
+
+
+def test_many_queries_on_their_annotations_stay_there():
+    torch.manual_seed(3)
+    grid = torch.cartesian_prod(torch.arange(5.0), torch.arange(4.0)) * 2.2 + torch.tensor([9.0, -3.0])
+    true = torch.cat([grid, torch.zeros(20, 1), torch.tensor([[2.0, 1.0, 1.5]]).expand(20, 3), torch.randn(20, 3)], 1)
+    owner = torch.randint(0, 10, (60,)) * 2  # every second object has no query
+    overlap = (owner[:, None] == torch.arange(20)).float()
+    labels = torch.arange(20) % 3
+    found = match_along_rays(true[owner], labels[owner], torch.rand(60) + 0.1, true, labels, overlap, GATES)
+    assert torch.equal(found, owner)
+
+
 def test_the_class_decides_between_equals():
     assert match([at(20, 0)], [at(20, 1), at(20, -1)], labels=[3], true_labels=[2, 3]) == [1]
 
@@ -263,6 +294,20 @@ def test_a_box_on_its_annotation_has_the_whole_trust():
     boxes = true.clone()
     boxes[:, 2:] += 1  # heights, sizes, headings and velocities do not count
     assert torch.equal(ray_trust(boxes, true, 0.2, 1.0), torch.ones(50))
+
+
+@pytest.mark.parametrize(("farther", "found"), [(24.0, [1, 0]), (25.0, [0, 1])])
+def test_which_of_two_objects_on_one_ray_is_whose_the_overlap_says(farther, found):
+    """Two cars ahead, whose boxes are both 20 % too far: the boxes look smaller, and the nearer one like the farther car."""
+    true = torch.tensor([box(there, 0.0, 4.5, 1.9, 0.3, z=-0.9, height=1.6) for there in (20.0, farther)])
+    boxes = true * torch.tensor([1.2, 1.2, *[1.0] * 7])
+    # x of the image is -y, y is -z, depth is x
+    camera = torch.tensor(
+        [[400.0, -300.0, 0.0, 0.0], [225.0, 0.0, -300.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
+    )
+    meta, labels = {"lidar2img": camera[None], "pad_hw": (450, 800)}, torch.zeros(2, dtype=torch.long)
+    where, _ = place_queries(boxes, labels, torch.ones(2), true, labels, meta, GeometrySettings(match=True))
+    assert torch.equal(where.target, true[found])
 
 
 def placed(boxes, true_boxes, trust, **settings):

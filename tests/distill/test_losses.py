@@ -41,6 +41,28 @@ def test_fine_grained_loss_is_free_of_scale_and_ignores_untrusted_queries():
     assert fine_grained_loss(student, target, trust).item() == pytest.approx(loss.item(), rel=1e-5)
 
 
+def test_one_trusted_query_is_measured_by_its_own_size():
+    target = torch.tensor([[[[3.0, 1.0], [0.0, 5.0]]]])  # L 1, B 1, K 2, C 2
+    student = target + torch.tensor([1.0, 2.0])
+    # query 0 alone: error (1 + 4) / 2, mean square (9 + 1) / 2, of which a twentieth
+    assert fine_grained_loss(student, target, torch.tensor([[0.3, 0.0]])).item() == pytest.approx(2.5 / (0.05 * 5))
+    # and two queries that read the same
+    same = target[:, :, :1].expand(-1, -1, 2, -1)
+    loss = fine_grained_loss(same + torch.tensor([1.0, 2.0]), same, torch.tensor([[0.3, 0.8]]))
+    assert loss.item() == pytest.approx(2.5 / (0.05 * 5))
+
+
+def test_the_fine_grained_loss_falls_with_the_share_as_queries_lose_their_trust():
+    torch.manual_seed(0)
+    target, student = torch.randn(2, 1, 3, 4), torch.randn(2, 1, 3, 4)
+    losses = []
+    for left in (1.0, 1e-2, 1e-4, 1e-6, 0.0):  # of queries 1 and 2, which annotations take
+        trust = torch.tensor([[0.02, 0.9 * left, 0.8 * left]])
+        losses.append((trust.sum() / 1.72 * fine_grained_loss(student, target, trust)).item())
+    assert losses[-1] < losses[0]  # not the millionfold error of the one query left
+    assert losses[3] == pytest.approx(losses[4], rel=1e-3)
+
+
 def test_trust_is_zero_below_the_threshold():
     trust = query_trust(torch.tensor([0.05, 0.2, 0.9]), threshold=0.1, power=2.0)
     assert trust.tolist() == pytest.approx([0.0, 0.04, 0.81])

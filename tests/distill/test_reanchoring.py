@@ -1,5 +1,8 @@
 """FD3D that corrects geometry, in whole training steps on stored frames of the shipped experts."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,15 +12,18 @@ from mmengine.structures import InstanceData
 
 from pipeline.data.frames import collate, frame_dataset
 from pipeline.distill.build import distiller_config
+from pipeline.distill.geometry_settings import GeometrySettings
 from pipeline.distill.loading import cached_targets
 from pipeline.distill.settings import DistillSettings
 from pipeline.distill.targets import make_targets
 from pipeline.errors import FD3DError
+from pipeline.focal.rule import FocalRule
 from pipeline.models.build import load_config
+from pipeline.models.pairs import StudentPlan, planned_student
 
 APPRENTICES = {"bevformer": "apprentice", "detr3d": "detr3d_apprentice"}
 CELL = 1.6  # metres: 80 m over 50 cells
-FULL = {"match": True, "reanchor": True, "pyramid": True, "log_range": 3.0}
+FULL = {"match": True, "reanchor": True, "pyramid": True, "log_range": 0.3}
 
 
 def distiller(project, store, family, **geometry):
@@ -29,17 +35,26 @@ def distiller(project, store, family, **geometry):
     return cfg, model.train()
 
 
+APART = 4.0  # metres between the centres of two objects, more than twice as far as they are moved
+
+
 def batch_of(model, cfg, source, store):
-    """Two frames whose annotations are the expert's own trusted boxes."""
+    """Two frames whose annotations are the expert's own trusted boxes, of which only the best of each object has a score."""
     data = DATASETS.build(frame_dataset(cfg, source, True, targets=cached_targets(store)))
     batch = model.data_preprocessor(collate([data[1], data[5]]), True)
     for sample in batch["data_samples"]:
-        trusted = sample.expert["query/score"][:60] >= 0.1
-        boxes = torch.from_numpy(sample.expert["query/boxes"][:60][trusted])
+        boxes = torch.from_numpy(sample.expert["query/boxes"])
+        near = torch.cdist(boxes[:, :2], boxes[:, :2]) < APART
+        kept = sample.expert["query/score"] >= 0.1
+        for query in range(len(boxes)):
+            kept[query] &= not (near[query, :query].numpy() & kept[:query]).any()
+        scores = np.where(kept, sample.expert["query/score"], 0).astype(np.float32)
+        sample.set_metainfo({"expert": {**sample.expert, "query/score": scores}})
         sample.gt_instances_3d = InstanceData(
-            bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=9, origin=(0.5, 0.5, 0.5)),
-            labels_3d=torch.from_numpy(sample.expert["query/label"][:60][trusted]).long(),
+            bboxes_3d=LiDARInstance3DBoxes(boxes[kept], box_dim=9, origin=(0.5, 0.5, 0.5)),
+            labels_3d=torch.from_numpy(sample.expert["query/label"][kept]).long(),
         )
+        assert kept.sum() >= 10
     return batch
 
 
@@ -174,6 +189,35 @@ def test_relations_train_the_student(project, dense_stores, source):
 def test_a_store_with_narrow_areas_is_refused(project, store):
     with pytest.raises(FD3DError, match=r"dump with focal.bev_margin: 2.6, or tighten distill.rule.bev_margin"):
         distiller(project, store, "bevformer", **FULL)
+
+
+def test_relations_from_a_store_with_narrow_areas_are_refused(project, store):
+    with pytest.raises(FD3DError, match=r"w_relation reads .* focal.bev_margin: 1.6, or set w_relation to 0"):
+        distiller(project, store, "bevformer", match=True, w_relation=1.0)
+
+
+def test_narrow_areas_are_refused_before_the_dump(project):
+    """By the expert's config and the profile's rule; an expert without a map needs no margin."""
+    wanted, configs = FocalRule(bev_margin=0.5), project / "configs/world"
+    for family, expert, settings, margin, told in (
+        ("bevformer", "expert", {"reanchor": True}, 1.0, "reanchor reads .* focal.bev_margin: 2.1, or tighten"),
+        ("bevformer", "expert", {"w_relation": 1.0}, 1.0, "w_relation reads .* focal.bev_margin: 1.6, or set"),
+        ("bevformer", "expert", {"reanchor": True, "w_relation": 1.0}, 2.1, None),
+        ("bevformer", "expert", {"w_relation": 1.0}, 1.6, None),
+        ("bevformer", "expert", {}, 0.5, None),
+        ("detr3d", "detr3d_expert", {"reanchor": True}, 0.5, None),
+    ):
+        distill = replace(DistillSettings(rule=wanted), geometry=GeometrySettings(match=True, **settings))
+        plan = StudentPlan.of(configs / f"{APPRENTICES[family]}.py", distill, FocalRule(bev_margin=margin))
+        with nullcontext() if told is None else pytest.raises(FD3DError, match=told):
+            planned_student(plan, configs / f"{expert}.py")
+
+
+def test_the_margin_that_a_refusal_names_is_enough():
+    geometry, cell = GeometrySettings(match=True, reanchor=True), 80 / 150  # 0.533333..., told with fewer digits
+    with pytest.raises(FD3DError, match="dump with focal.bev_margin: 1.034,"):
+        geometry.check_reach(FocalRule(bev_margin=0.5), FocalRule(), cell)
+    geometry.check_reach(FocalRule(bev_margin=0.5), FocalRule(bev_margin=1.034), cell)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,10 @@ class FocalDistiller(Distiller):
         super().__init__(bev_size=bev_size, bev_channels=bev_channels, pv_channels=pv_channels, **kwargs)
         stored = FocalRule(**self.manifest["focal"]).of_store(self.schema.layout)
         stored.check_covers(self.settings.rule)
-        self._check_reanchoring(stored)
+        if self.schema.bev:
+            x0, y0, _, x1, y1, _ = self.manifest["coordinates"]["pc_range"]
+            cell = max((x1 - x0) / self.schema.bev[1], (y1 - y0) / self.schema.bev[0])
+            self.settings.geometry.check_reach(self.settings.rule, stored, cell)
         self.head = self._trainable_head(kwargs["student"].get("pts_bbox_head"))
         if self.settings.areas != "queries" and self.schema.layout != "dense":
             raise FD3DError(
@@ -69,23 +72,6 @@ class FocalDistiller(Distiller):
             if path.startswith("decoder/"):
                 name = path.removeprefix("decoder/")
                 self.register_buffer(name, torch.from_numpy(constant[list(self.layers)]), persistent=False)
-
-    def _check_reanchoring(self, stored: FocalRule) -> None:
-        """Refuse a store whose areas end before the cells that re-anchored targets are interpolated from.
-
-        Raises:
-            FD3DError: naming the margin that is needed.
-        """
-        if not self.settings.geometry.reanchor or not self.schema.bev:
-            return
-        x0, y0, _, x1, y1, _ = self.manifest["coordinates"]["pc_range"]
-        cell = max((x1 - x0) / self.schema.bev[1], (y1 - y0) / self.schema.bev[0])
-        needed = self.settings.rule.bev_margin + cell
-        if stored.bev_margin < needed:
-            raise FD3DError(
-                f"distill.geometry.reanchor reads a cell beyond the areas, so the store's margin must be {needed:g} m, but it "
-                f"is {stored.bev_margin:g}; dump with focal.bev_margin: {needed:g}, or tighten distill.rule.bev_margin"
-            )
 
     @property
     def restores_residually(self) -> bool:
