@@ -76,11 +76,8 @@ def dump(
             or the disk is full.
     """
     cluster = cluster or ClusterSettings()
-    # workers at an address have devices of their own, and refuse by themselves
-    if settings.autocast and cluster.address is None and not torch.cuda.is_available():
-        raise FD3DError(
-            f"dump.autocast is {settings.autocast} but there is no GPU; set it to null for float32 on a CPU"
-        )
+    if cluster.address is None:  # workers at an address have devices of their own, and refuse by themselves
+        check_precision(settings)
     storage = open_storage(out)
     if not cluster.in_process:  # workers have working folders of their own
         checkpoint = checkpoint and checkpoint.absolute()
@@ -129,6 +126,18 @@ def dump(
                 sums = writer.sums()
                 writer.finalise(join_moments(shard["moments"] for shard in sums))
     return {"frames": total, "coverage": join_counts(shard["coverage"] for shard in sums)}
+
+
+def check_precision(settings: DumpSettings) -> None:
+    """Refuse a precision that this machine does not compute in.
+
+    Raises:
+        FD3DError: ``settings.autocast`` is set, and there is no GPU.
+    """
+    if settings.autocast and not torch.cuda.is_available():
+        raise FD3DError(
+            f"dump.autocast is {settings.autocast} but there is no GPU; set it to null for float32 on a CPU"
+        )
 
 
 def check_place(storage: Storage, manifest: dict[str, Any], replace_other: bool) -> None:

@@ -35,7 +35,8 @@ class StudentPlan:
     @classmethod
     def of(cls, config: Path, distill: Any) -> Self:
         """Plan of a student by settings of distillation, which have the fields of a plan."""
-        return cls(config, distill.inherit, distill.levels, distill.layers, distill.section)
+        chosen = {name: getattr(distill, name, None) for name in ("levels", "layers")}  # not every method has them
+        return cls(config, distill.inherit, section=distill.section, **chosen)
 
 
 def check_rig(

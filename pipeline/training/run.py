@@ -111,13 +111,10 @@ def train(
             finite.
     """
     check_outside_stores(out)
-    if settings.amp and not torch.cuda.is_available():
-        raise FD3DError("amp is set but there is no GPU; leave it off on a CPU")
+    check_machine(settings)
     if inheritance:
         check_needed(expert=inheritance.checkpoint)
     init.check()
-    if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise FD3DError("train.tensorboard is set, but there is no TensorBoard: pip install fd3d[tensorboard]")
     schedule, index = read_schedule(cfg), FrameIndex.load(source.index, source.root)
     check_views(cfg, len(index.cameras), cfg.filename)
     turn = turn_of(index.arrays["lidar2ego"])
@@ -135,13 +132,7 @@ def train(
     processes, data = join_processes(), frame_dataset(cfg, source, True, targets)
     frames = len(DATASETS.build(data)) if schedule.epochs or validator else 0
     course = plan_course(schedule, settings, frames, processes)
-    if late := [update for update in settings.snapshots if not 0 < update <= course.updates]:
-        raise FD3DError(f"train.snapshots has {late[0]}, but the training has the updates 1 to {course.updates}")
-    if processes * course.batch_size > (there := len(index.select(source.split))):
-        raise FD3DError(
-            f"an iteration takes {counted(processes * course.batch_size, 'different frame')}, but split '{source.split}' has {there}; lower "
-            "train.batch_size"
-        )
+    check_course(course, settings, source.split, len(index.select(source.split)))
     tell(str(course))
     work_dir = out.parent
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -235,6 +226,36 @@ def train(
         save(unwrapped(trained), out, facts)
         write_config(cfg, work_dir / "config.py")
     return facts
+
+
+def check_machine(settings: RunSettings) -> None:
+    """Refuse settings that need what this machine lacks.
+
+    Raises:
+        FD3DError: naming the setting.
+    """
+    if settings.amp and not torch.cuda.is_available():
+        raise FD3DError("amp is set but there is no GPU; leave it off on a CPU")
+    if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise FD3DError("train.tensorboard is set, but there is no TensorBoard: pip install fd3d[tensorboard]")
+
+
+def check_course(course: Course, settings: RunSettings, split: str, frames: int | None) -> None:
+    """Refuse snapshots that a course does not pass, and iterations of more frames than a split has.
+
+    Args:
+        frames: of the split; None where the number is not known yet.
+
+    Raises:
+        FD3DError: naming the setting.
+    """
+    if late := [update for update in settings.snapshots if not 0 < update <= course.updates]:
+        raise FD3DError(f"train.snapshots has {late[0]}, but the training has the updates 1 to {course.updates}")
+    together = course.processes * course.batch_size
+    if frames is not None and together > frames:
+        raise FD3DError(
+            f"an iteration takes {counted(together, 'different frame')}, but split '{split}' has {frames}; lower train.batch_size"
+        )
 
 
 def _visualizer() -> dict[str, Any]:
