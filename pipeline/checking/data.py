@@ -51,7 +51,9 @@ def check_data(profile: Profile) -> KnownData | None:
     rig = Rig(data.cameras, data.reference)
     if data.generated:  # whatever an earlier generation left there
         found = rig.found(static_tables(profile.world)["sensor"], folder)
-        splits = {split: [f"scene-{number}" for number in numbers] for split, numbers in scene_numbers(profile.world).items()}
+        splits = {
+            split: [f"scene-{number}" for number in numbers] for split, numbers in scene_numbers(profile.world).items()
+        }
         data.check_splits(splits)
         chosen = splits.get(data.train) or [name for names in splits.values() for name in names]
         frames = dict.fromkeys(chosen, profile.world.frames_per_scene)

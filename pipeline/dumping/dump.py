@@ -189,7 +189,9 @@ def check_any_cell(engine: Engine, job: Job, writer: StoreWriter) -> None:
         highest = engine.look(job, writer.schema, scenes, lambda frames: progress(0, frames))
     if highest is None:
         return
-    reached = f"the highest is {highest:.3g}" if highest < least else f"those that do, up to {highest:.3g}, are seen nowhere"
+    reached = (
+        f"the highest is {highest:.3g}" if highest < least else f"those that do, up to {highest:.3g}, are seen nowhere"
+    )
     raise FD3DError(
         f"no query of {counted(total, 'frame')} that could be stored has a score that reaches focal.min_score, {least:g}: {reached}, so the store "
         "would have no cell; look at the expert (is it trained?), or lower focal.min_score and distill.rule.min_score"

@@ -141,9 +141,7 @@ class Session:
             constants |= learn_code(name, schema.code, sample.features()).constants(name)
         return constants
 
-    def look(
-        self, schema: StoreSchema, scenes: Sequence[Sequence[str]], report: Callable[[int], None]
-    ) -> float | None:
+    def look(self, schema: StoreSchema, scenes: Sequence[Sequence[str]], report: Callable[[int], None]) -> float | None:
         """Run the expert over scenes up to the first frame that has a cell to store.
 
         Args:

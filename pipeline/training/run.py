@@ -38,6 +38,7 @@ from pipeline.training.randomness import collate_with_state, start_worker
 from pipeline.training.schedule import Course, plan_course
 from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings, Validation, read_schedule
 from pipeline.training.validation import CURVE, Validate, prepare_validation
+from pipeline.training.work_folder import WorkFolder
 
 
 def _recipe(
@@ -135,7 +136,6 @@ def train(
     check_course(course, settings, source.split, len(index.select(source.split)))
     tell(str(course))
     work_dir = out.parent
-    work_dir.mkdir(parents=True, exist_ok=True)
     made = _recipe(cfg, model, source, settings, course, init, inheritance, recipe or {})
     found = take_up(work_dir, made, restart)
     barrier()  # every process has looked before the main one removes anything
@@ -167,48 +167,59 @@ def train(
     each = dict(accumulate=course.accumulate)
     times = hooks.StepTimes(**each)
     validate = Validate(work_dir / CURVE, course, frames, settings.validate_every or 1, export, validator)
-    runner = Runner(
-        model=model,
-        work_dir=str(work_dir),
-        train_dataloader=loader,
-        optim_wrapper=optim,
-        param_scheduler=[],
-        train_cfg=dict(type="UpdateLoop", max_iters=course.iterations, **each),
-        default_hooks=dict(
-            logger=dict(type="LoggerHook", interval=log_every * course.accumulate, log_metric_by_epoch=False),
-            checkpoint=dict(type="Checkpoints", interval=settings.checkpoint_every * course.accumulate, recipe=made),
-        ),
-        custom_hooks=[
-            dict(type="RandomStates", workers=settings.workers, states=states),
-            dict(type="LearningRate", course=course, base=optim["optimizer"]["lr"]),
-            dict(type="NaNGuard"),
-            dict(type="LossCurve", path=work_dir / "losses.csv", interval=settings.curve_every or log_every, **each),
-            validate,
-            dict(type="Snapshots", updates=settings.snapshots, save=keep, **each),
-            dict(type="StartFrom", init=init, inheritance=inheritance, begin=lambda: forget_unfinished(work_dir)),
-            dict(type="Progress", **each),
-            times,
-        ],
-        visualizer=_visualizer() if settings.tensorboard else None,
-        # mmengine hands a visualiser on to the next Runner of the same name, and its own names differ by seconds only
-        experiment_name=uuid.uuid4().hex,
-        log_processor=dict(by_epoch=False),
-        launcher="pytorch" if launched() else "none",
-        randomness=dict(seed=settings.seed),
-        default_scope="mmdet3d",
-        env_cfg=dict(cfg.env_cfg),
-        log_level="WARNING" if not logging.getLogger().isEnabledFor(logging.INFO) else "INFO",
-        load_from=None if found is None else str(found.path),
-        resume=found is not None,
-        cfg=dict(model_wrapper_cfg=model_wrapper()) if launched() else None,
-    )
-    # frozen parameters, of which mmengine tells one by one: check_frozen has looked at them
-    runner.logger.addFilter(lambda record: "is skipped since its requires_grad=False" not in record.getMessage())
-    if found is not None:
-        tell(f"going on from {found.path}, after {counted(found.iterations // course.accumulate, 'update')}")
-    started = time.perf_counter()
-    with worker_errors():
-        trained = runner.train()
+    folder = WorkFolder(work_dir, begun=found is not None)
+
+    def begin() -> None:
+        folder.begin()
+        forget_unfinished(work_dir)
+
+    with folder:
+        runner = Runner(
+            model=model,
+            work_dir=str(work_dir),
+            train_dataloader=loader,
+            optim_wrapper=optim,
+            param_scheduler=[],
+            train_cfg=dict(type="UpdateLoop", max_iters=course.iterations, **each),
+            default_hooks=dict(
+                logger=dict(type="LoggerHook", interval=log_every * course.accumulate, log_metric_by_epoch=False),
+                checkpoint=dict(
+                    type="Checkpoints", interval=settings.checkpoint_every * course.accumulate, recipe=made
+                ),
+            ),
+            custom_hooks=[
+                dict(type="RandomStates", workers=settings.workers, states=states),
+                dict(type="LearningRate", course=course, base=optim["optimizer"]["lr"]),
+                dict(type="NaNGuard"),
+                dict(
+                    type="LossCurve", path=work_dir / "losses.csv", interval=settings.curve_every or log_every, **each
+                ),
+                validate,
+                dict(type="Snapshots", updates=settings.snapshots, save=keep, **each),
+                dict(type="StartFrom", init=init, inheritance=inheritance, begin=begin),
+                dict(type="Progress", **each),
+                times,
+            ],
+            visualizer=_visualizer() if settings.tensorboard else None,
+            # mmengine hands a visualiser on to the next Runner of the same name, and its own names differ by seconds only
+            experiment_name=uuid.uuid4().hex,
+            log_processor=dict(by_epoch=False),
+            launcher="pytorch" if launched() else "none",
+            randomness=dict(seed=settings.seed),
+            default_scope="mmdet3d",
+            env_cfg=dict(cfg.env_cfg),
+            log_level="WARNING" if not logging.getLogger().isEnabledFor(logging.INFO) else "INFO",
+            load_from=None if found is None else str(found.path),
+            resume=found is not None,
+            cfg=dict(model_wrapper_cfg=model_wrapper()) if launched() else None,
+        )
+        # frozen parameters, of which mmengine tells one by one: check_frozen has looked at them
+        runner.logger.addFilter(lambda record: "is skipped since its requires_grad=False" not in record.getMessage())
+        if found is not None:
+            tell(f"going on from {found.path}, after {counted(found.iterations // course.accumulate, 'update')}")
+        started = time.perf_counter()
+        with worker_errors():
+            trained = runner.train()
     seconds = time.perf_counter() - started - times.validating
     average_buffers(unwrapped(trained))
     facts = {

@@ -27,9 +27,7 @@ def test_a_good_store_is_not_deleted_for_an_expert_of_low_scores(
         r"look at the expert \(is it trained\?\), or lower focal.min_score and distill.rule.min_score$"
     )
     with pytest.raises(FD3DError, match=told if workers == 1 else told[1:]):
-        dump(
-            expert_config, None, scenes, copied, low, 0, cluster=ClusterSettings(workers=workers), replace_other=True
-        )
+        dump(expert_config, None, scenes, copied, low, 0, cluster=ClusterSettings(workers=workers), replace_other=True)
     assert digest(copied) == before
 
 
@@ -71,9 +69,7 @@ def test_the_search_costs_a_frame_and_nothing_where_a_store_has_cells(
     assert len(runs) == 1 + 2
 
 
-def test_a_store_without_a_cell_is_not_continued(
-    scenes, settings, expert_config, tmp_path, monkeypatch
-):
+def test_a_store_without_a_cell_is_not_continued(scenes, settings, expert_config, tmp_path, monkeypatch):
     """One that a dump left which did not look."""
     low = replace(settings, rule=LOW)
     with monkeypatch.context() as patch:
