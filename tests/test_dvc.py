@@ -102,6 +102,16 @@ def test_a_default_that_is_written_out_can_be_committed(repo):
     assert changed(repo) == quick
 
 
+def test_data_that_are_no_longer_generated_retrain_nothing(repo):
+    params = yaml.safe_load((repo / "params.yaml").read_text())
+    params["data"] |= {"generate": [], "dev": "other"}  # which decide no frame of a stage
+    (repo / "params.yaml").write_text(yaml.safe_dump(params))
+    assert changed(repo) == {"check", "index"}
+    params["data"]["val"] = "other"
+    (repo / "params.yaml").write_text(yaml.safe_dump(params))
+    assert not {stage for stage in changed(repo) if stage.startswith("dump")}
+
+
 def test_no_generated_world_with_data_of_ones_own(repo):
     params = yaml.safe_load((repo / "params.yaml").read_text())
     params["data"]["generate"] = []

@@ -35,7 +35,10 @@ REFUSED: dict[str, tuple[list[tuple[str, Any]], str]] = {
         [("distill.geometry", {"match": True, "reanchor": True})],
         r"distill.geometry.reanchor .* dump with focal.bev_margin: 2.1",
     ),
-    "stored layers": ([("dump.layers", 9), TRAINED], r"dump.layers is 9, but the expert's reading is known of 3 layers"),
+    "stored layers": (
+        [("dump.layers", 9), TRAINED],
+        r"dump.layers is 9, but the expert's reading is known of 3 layers",
+    ),
     "code": (
         [("dump.values", "pq"), ("dump.code_bytes", 7), TRAINED],
         r"families.bevformer: dump.code_bytes is 7, which does not divide the 64 channels of pv/0",
@@ -54,12 +57,20 @@ REFUSED: dict[str, tuple[list[tuple[str, Any]], str]] = {
     ),
     "camera": ([("data.cameras", ["CAM_X"])], r"^data.cameras names CAM_X, which data/world/v1.0-world does not have"),
     "order of cameras": (
-        [("data.cameras", [f"CAM_{n}" for n in ("BACK", "FRONT", "FRONT_LEFT", "FRONT_RIGHT", "BACK_LEFT", "BACK_RIGHT")])],
+        [
+            (
+                "data.cameras",
+                [f"CAM_{n}" for n in ("BACK", "FRONT", "FRONT_LEFT", "FRONT_RIGHT", "BACK_LEFT", "BACK_RIGHT")],
+            )
+        ],
         r"checkpoint checkpoints/world_expert.pth was trained with the cameras CAM_FRONT, .*, the data have CAM_BACK, ",
     ),
     "reference": ([("data.reference", "LIDAR_X")], r"^data.reference is LIDAR_X, which .* name one of LIDAR_TOP, ego,"),
     "frame": ([("data.reference", "ego")], r"was trained with boxes in the frame of LIDAR_TOP, the data have ego"),
-    "split": ([("data.train", "world_trane")], r"^data.train is 'world_trane', of which data/world/v1.0-world has no sc"),
+    "split": (
+        [("data.train", "world_trane")],
+        r"^data.train is 'world_trane', of which data/world/v1.0-world has no sc",
+    ),
     "split for choices": ([("data.dev", "world_dev")], r"^data.dev is 'world_dev', of which .* has no scene"),
     "sizes": (
         [("world.width", 320), ("families.bevformer.apprentice.config", "own/large.py")],
@@ -147,9 +158,17 @@ def test_what_fits_is_let_through_without_data(profile, capsys):
 @pytest.mark.parametrize(
     ("place", "value", "told"),
     [
-        ("data.train", "train", r"data.train is 'train', of which .* has no scene; there are world_train, world_val, all"),
+        (
+            "data.train",
+            "train",
+            r"data.train is 'train', of which .* has no scene; there are world_train, world_val, all",
+        ),
         ("data.val", "all", r"data.train 'world_train' and data.val 'all' share 2 scenes"),
-        ("data.cameras", ["CAM_SIDE"], r"data.cameras names CAM_SIDE, which .*/v1.0-world does not have; it has CAM_FRONT"),
+        (
+            "data.cameras",
+            ["CAM_SIDE"],
+            r"data.cameras names CAM_SIDE, which .*/v1.0-world does not have; it has CAM_FRONT",
+        ),
         ("data.cameras", ["CAM_FRONT"], r"has weights for 6 cameras, the data 1"),
         ("data.reference", "TOP", r"data.reference is TOP, which .* name one of LIDAR_TOP, ego, or a camera"),
         ("dump.frames_per_shard", 2, r"dump.frames_per_shard is 2, too few: scene scene-2000 has 3 frames, a shard 2"),
