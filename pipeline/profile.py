@@ -262,8 +262,7 @@ def read_profile(path: Path) -> Profile:
 def parse_profile(values: Mapping[str, Any], path: Path) -> Profile:
     """A profile from plain values.
 
-    Every section is parsed, and settings that must agree are compared: a typo under ``distill`` is found before the dump, and
-    so is an area that the dump would not store.
+    Every section is parsed, and settings that must agree are compared: an area that the dump would not store is refused.
 
     Args:
         values: sections by name; ``methods`` may be left out, and ``world`` where nothing is generated.

@@ -167,13 +167,13 @@ def train(
     each = dict(accumulate=course.accumulate)
     times = hooks.StepTimes(**each)
     validate = Validate(work_dir / CURVE, course, frames, settings.validate_every or 1, export, validator)
-    folder = WorkFolder(work_dir, begun=found is not None)
+    work = WorkFolder(work_dir, begun=found is not None)
 
     def begin() -> None:
-        folder.begin()
+        work.begin()
         forget_unfinished(work_dir)
 
-    with folder:
+    with work:
         runner = Runner(
             model=model,
             work_dir=str(work_dir),
