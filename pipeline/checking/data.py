@@ -1,8 +1,9 @@
 """Section ``data`` of a profile against the data set's tables, or against the world that is to be generated."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from pipeline.dumping.early import check_shards
 from pipeline.errors import FD3DError
 from pipeline.profile import Profile
 
+_LOOKED_AT = 10_000  # rows of sample_data.json
+
 
 @dataclass(frozen=True)
 class KnownData:
@@ -24,7 +27,7 @@ class KnownData:
         cameras: names of the cameras that count, in order.
         reference: frame of reference of boxes and BEV maps, a sensor or ``ego``.
         scenes: number of key frames by scene of the training split.
-        image_hw: rows and columns of the images; None where only images tell.
+        image_hw: rows and columns of the images, the largest of all cameras; None where the first rows of the tables do not tell.
     """
 
     cameras: tuple[str, ...]
@@ -65,11 +68,26 @@ def check_data(profile: Profile) -> KnownData | None:
         data.check_splits(splits)
         names = {row["token"]: row["name"] for row in _rows(folder, "scene")}
         count = Counter(names.get(row["scene_token"]) for row in _rows(folder, "sample"))
-        known = KnownData(*found, {name: count[name] for name in splits[data.train] if count[name]})
+        frames = {name: count[name] for name in splits[data.train] if count[name]}
+        known = KnownData(*found, frames, _image_hw(folder, found[0]))
     else:
         return None
     check_shards({name: range(frames) for name, frames in known.scenes.items()}, profile.dump.frames_per_shard)
     return known
+
+
+def _image_hw(folder: Path, cameras: Sequence[str]) -> tuple[int, int] | None:
+    """Rows and columns of the largest images, by the first image of each camera: the whole table may have gigabytes."""
+    names = {row["token"]: row["channel"] for row in _rows(folder, "sensor")}
+    mounted = {row["token"]: names.get(row["sensor_token"]) for row in _rows(folder, "calibrated_sensor")}
+    sizes: dict[str, tuple[int, int]] = {}
+    for row in islice(_rows(folder, "sample_data"), _LOOKED_AT):
+        name = mounted.get(row["calibrated_sensor_token"])
+        if name in cameras and name not in sizes:
+            sizes[name] = row["height"], row["width"]
+        if len(sizes) == len(cameras):
+            return max(rows for rows, _ in sizes.values()), max(columns for _, columns in sizes.values())
+    return None
 
 
 def _rows(folder: Path, table: str) -> Iterator[dict[str, Any]]:

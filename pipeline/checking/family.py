@@ -140,7 +140,7 @@ def _check_grids(pair: Family, settings: DistillSettings, image_hw: tuple[int, i
     grids = (pyramid_of(config, image_hw) for config in (pair.apprentice.config, pair.expert.config))
     for level, (ours, theirs) in enumerate(zip(*grids, strict=False)):
         if settings.levels is None or level in settings.levels:
-            check_grid(level, ours, theirs)
+            check_grid(level, ours, theirs, "or name the levels that do in distill.levels")
 
 
 def _cameras(cfg: Config, data: KnownData | None) -> Cameras:

@@ -172,6 +172,11 @@ def test_what_fits_is_let_through_without_data(profile, capsys):
         ("data.cameras", ["CAM_FRONT"], r"has weights for 6 cameras, the data 1"),
         ("data.reference", "TOP", r"data.reference is TOP, which .* name one of LIDAR_TOP, ego, or a camera"),
         ("dump.frames_per_shard", 2, r"dump.frames_per_shard is 2, too few: scene scene-2000 has 3 frames, a shard 2"),
+        (
+            "families.bevformer.apprentice.config",
+            "own/large.py",
+            r"pyramid level 0 of the student is .*, of the expert .*; choose image sizes and strides that agree, or name the levels",
+        ),
         ("families.bevformer.apprentice.train.batch_size", 8, r"an iteration takes 8 different frames, .* has 6"),
     ],
 )
