@@ -62,18 +62,26 @@ def check_data(profile: Profile) -> KnownData | None:
         frames = dict.fromkeys(chosen, profile.world.frames_per_scene)
         known = KnownData(*found, frames, (profile.world.height, profile.world.width))
     elif folder.is_dir():
-        found = rig.found(list(_rows(folder, "sensor")), folder)
-        own_splits(folder, scene_names(folder))
-        splits = scenes_by_split(data.root, data.version)
-        data.check_splits(splits)
-        names = {row["token"]: row["name"] for row in _rows(folder, "scene")}
-        count = Counter(names.get(row["scene_token"]) for row in _rows(folder, "sample"))
-        frames = {name: count[name] for name in splits[data.train] if count[name]}
-        known = KnownData(*found, frames, _image_hw(folder, found[0]))
+        try:
+            known = _of_tables(profile, rig, folder)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise FD3DError(f"the tables of {folder} cannot be read: {error!r}; copy them again") from error
     else:
         return None
     check_shards({name: range(frames) for name, frames in known.scenes.items()}, profile.dump.frames_per_shard)
     return known
+
+
+def _of_tables(profile: Profile, rig: Rig, folder: Path) -> KnownData:
+    data = profile.data
+    found = rig.found(list(_rows(folder, "sensor")), folder)
+    own_splits(folder, scene_names(folder))
+    splits = scenes_by_split(data.root, data.version)
+    data.check_splits(splits)
+    names = {row["token"]: row["name"] for row in _rows(folder, "scene")}
+    count = Counter(names.get(row["scene_token"]) for row in _rows(folder, "sample"))
+    frames = {name: count[name] for name in splits[data.train] if count[name]}
+    return KnownData(*found, frames, _image_hw(folder, found[0]))
 
 
 def _image_hw(folder: Path, cameras: Sequence[str]) -> tuple[int, int] | None:

@@ -195,7 +195,8 @@ def test_damaged_tables_are_named(profile, world: Path, tmp_path: Path):
         ("sample.json", r"sample.json cannot be read: .*; copy the tables again"),
         ("splits.json", r"splits.json cannot be read as JSON"),
         ("sensor.json", r"sensor.json cannot be read: .*; copy the tables again"),
+        ("sensor.json", r"the tables of .*v1.0-world cannot be read: KeyError\('channel'\); copy them again"),
     ):
-        (copy / "v1.0-world" / name).write_text("[{")
+        (copy / "v1.0-world" / name).write_text('[{"name": "x"}]' if "KeyError" in told else "[{")
         with pytest.raises(FD3DError, match=told):
             check(None, path)
