@@ -5,7 +5,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +36,23 @@ def write_atomically(path: Path, write: Callable[[Any], object], binary: bool = 
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a file that could not be written after long work; makes the folder.
+    """Refuse a file that could not be written after long work; leaves nothing, no folder either.
 
     Raises:
         FD3DError: the folder cannot be made or written, is a store's, or a folder stands in the file's place.
     """
     check_outside_stores(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with tempfile.TemporaryFile(dir=path.parent):
+        folder, names = path.parent, [path.name]
+        while not os.path.lexists(folder) and folder != folder.parent:
+            names.append(folder.name)
+            folder = folder.parent
+        for name in names:  # those that are too long
+            with suppress(FileNotFoundError):
+                os.lstat(folder / name)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise _unwritable(path, error) from error

@@ -262,8 +262,7 @@ def read_profile(path: Path) -> Profile:
 def parse_profile(values: Mapping[str, Any], path: Path) -> Profile:
     """A profile from plain values.
 
-    Every section is parsed, and settings that must agree are compared: a typo under ``distill`` is found before the dump, and
-    so is an area that the dump would not store.
+    Every section is parsed, and settings that must agree are compared: an area that the dump would not store is refused.
 
     Args:
         values: sections by name; ``methods`` may be left out, and ``world`` where nothing is generated.
@@ -280,6 +279,8 @@ def parse_profile(values: Mapping[str, Any], path: Path) -> Profile:
         if not values.get(name):
             raise FD3DError(f"{path} has no section '{name}', or an empty one; configs/profiles/ has examples")
     data: DataSettings = from_mapping(DataSettings, values["data"], "data")
+    if "generate" not in mapping(values["data"], "data"):  # of which dvc.yaml makes stages
+        raise FD3DError(f"{path}: data has no generate; write 'generate: []' for data of your own")
     for name in ("focal", "dump", "distill", *(["world"] if data.generate else [])):  # else DVC misses one hours later
         if name not in values:
             raise FD3DError(f"{path} has no section '{name}'; write '{name}: {{}}' for the section's defaults")
@@ -345,6 +346,5 @@ def _check_stored(distill: DistillSettings, dump: DumpSettings) -> None:
     if distill.dense and dump.layout != "dense":
         raise FD3DError(f"{distill.dense}, but dump.layout is {dump.layout}, which stores focal cells; set it to dense")
     layers = list(distill.layers or ())
-    if dump.layers is not None and distill.head == "frozen" and any(n >= dump.layers for n in layers):
-        last = f"the last {dump.layers}; layers 0..{dump.layers - 1}"
-        raise FD3DError(f"distill.layers is {layers}, but dump.layers stores {last}")
+    if (most := dump.layers) is not None and distill.head == "frozen" and any(n >= most for n in layers):
+        raise FD3DError(f"distill.layers is {layers}, but dump.layers stores the last {most}; layers 0..{most - 1}")

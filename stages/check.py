@@ -18,15 +18,24 @@ def check(
     ] = None,
     params: Annotated[Path, typer.Option(help="Profile.")] = Path("params.yaml"),
 ) -> None:
-    """Read a profile whole and refuse what is wrong, before anything runs; with --family note what its trainings start from."""
+    """Refuse what later stages would, by profile, configs and tables; with --family note what its trainings start from."""
     profile = read_profile(params)
     profile.check_checkpoints()
+    pairs = [profile.family(family)] if family else [*profile.families.values()]
+    from pipeline.checking.data import check_data
+
+    data = check_data(profile)
+    from pipeline.checking.family import check_family, check_methods  # PyTorch takes seconds
+
+    for pair in pairs:
+        check_family(profile, pair, data)
     if family is None:
+        check_methods(profile)
         # always the same text, so that nothing runs again because this stage did
         write_atomically(RUNS / "profile.txt", partial(_write, ["The profile was read whole.\n"]))
         print(f"{params}: {', '.join(profile.families)} on {profile.data.root}/{profile.data.version}")
         return
-    pair = profile.family(family)
+    (pair,) = pairs
     starts = (pair.expert.checkpoint, pair.expert.init), (pair.apprentice.init,)
     for role, files in zip(ROLES, starts, strict=True):
         lines = [f"{file_sha256(file)}  {file}\n" for file in files if file is not None]

@@ -38,24 +38,28 @@ class Code:
         """Rows of the basis: channels, or principal components."""
         return channels if self.kind == "pq" else self.bytes * 8 // self.bits
 
-    def check(self, name: str, channels: int) -> None:
+    def check(self, name: str, channels: int, section: str = "schema") -> None:
         """Refuse a code that does not fit a map.
+
+        Args:
+            name, channels: of the map.
+            section: of the settings, in messages.
 
         Raises:
             StoreError: naming the map.
         """
         if self.bytes < 1:
-            raise StoreError(f"schema.code_bytes is {self.bytes}; it must be at least 1")
+            raise StoreError(f"{section}.code_bytes is {self.bytes}; it must be at least 1")
         if self.bits not in (4, 8):
-            raise StoreError(f"schema.code_bits is {self.bits}; use 8 or 4")
+            raise StoreError(f"{section}.code_bits is {self.bits}; use 8 or 4")
         if self.kind == "pq" and channels % self.bytes:
             raise StoreError(
-                f"schema.code_bytes is {self.bytes}, which does not divide the {channels} channels of {name}; each byte of pq "
+                f"{section}.code_bytes is {self.bytes}, which does not divide the {channels} channels of {name}; each byte of pq "
                 "stands for as many channels"
             )
         if self.parts(channels) > channels:
             raise StoreError(
-                f"schema.code_bytes is {self.bytes}: {self.parts(channels)} components of pca, more than the {channels} channels "
+                f"{section}.code_bytes is {self.bytes}: {self.parts(channels)} components of pca, more than the {channels} channels "
                 f"of {name}"
             )
 

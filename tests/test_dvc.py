@@ -102,6 +102,16 @@ def test_a_default_that_is_written_out_can_be_committed(repo):
     assert changed(repo) == quick
 
 
+def test_data_that_are_no_longer_generated_retrain_nothing(repo):
+    params = yaml.safe_load((repo / "params.yaml").read_text())
+    params["data"] |= {"generate": [], "dev": "other"}  # which decide no frame of a stage
+    (repo / "params.yaml").write_text(yaml.safe_dump(params))
+    assert changed(repo) == {"check", "index"}
+    params["data"]["val"] = "other"
+    (repo / "params.yaml").write_text(yaml.safe_dump(params))
+    assert not {stage for stage in changed(repo) if stage.startswith("dump")}
+
+
 def test_no_generated_world_with_data_of_ones_own(repo):
     params = yaml.safe_load((repo / "params.yaml").read_text())
     params["data"]["generate"] = []
@@ -110,23 +120,26 @@ def test_no_generated_world_with_data_of_ones_own(repo):
 
 
 TRAINED = {"apprentice-plain", "apprentice-fd3d"}
+CHECKS = {"check", "start"}
 ALL_BUT_WORLD = {"index", "expert", "dump", *TRAINED, "evaluate", "report"}
 EDITS = {
-    "pipeline/data/dataset.py": ALL_BUT_WORLD,
-    "pipeline/data/world/render.py": ALL_BUT_WORLD | {"world"},
-    "pipeline/models/bevformer/encoder.py": {"expert", "dump", *TRAINED, "evaluate"},
-    "pipeline/focal/areas.py": {"dump", "apprentice-fd3d"},
-    "pipeline/expert/rows.py": {"expert", "dump", *TRAINED, "evaluate"},
-    "pipeline/dumping/recipe.py": {"dump"},
-    "pipeline/distill/losses.py": {"apprentice-fd3d"},
-    "pipeline/training/run.py": {"expert", *TRAINED},
-    "pipeline/evaluation/submission.py": {"expert", *TRAINED, "evaluate"},
+    "pipeline/data/dataset.py": ALL_BUT_WORLD | CHECKS,
+    "pipeline/data/world/render.py": ALL_BUT_WORLD | CHECKS | {"world"},
+    "pipeline/models/bevformer/encoder.py": {"expert", "dump", *TRAINED, "evaluate", *CHECKS},
+    "pipeline/focal/areas.py": {"dump", "apprentice-fd3d", *CHECKS},
+    "pipeline/expert/rows.py": {"expert", "dump", *TRAINED, "evaluate", *CHECKS},
+    "pipeline/dumping/recipe.py": {"dump", *CHECKS},
+    "pipeline/distill/losses.py": {"apprentice-fd3d", *CHECKS},
+    "pipeline/training/run.py": {"expert", *TRAINED, *CHECKS},
+    "pipeline/evaluation/submission.py": {"expert", *TRAINED, "evaluate", *CHECKS},
+    "pipeline/checking/family.py": CHECKS,
     "pipeline/report/report.py": {"report"},
     "pipeline/viewer/page.py": set(),
     "pipeline/study/grid.py": set(),
-    "pipeline/cost/plan.py": set(),
+    "pipeline/cost/plan.py": CHECKS,  # the shapes of a store that will be
+    "configs/world/apprentice.py": {"expert", *TRAINED, *CHECKS},
     "pipeline/profile.py": ALL_BUT_WORLD | {"world", "check", "start"},
-    "store_schema/reader.py": {"dump", "apprentice-fd3d", "report"},
+    "store_schema/reader.py": {"dump", "apprentice-fd3d", "report", *CHECKS},
     "data/world/samples/CAM_FRONT/a.jpg": ALL_BUT_WORLD | {"world"},
     "data/world/v1.0-world/scene.json": {"world", "index", "expert", *TRAINED, "evaluate"},
     "checkpoints/world_expert.pth": {"check", "start"},

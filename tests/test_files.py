@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import FD3DError
-from pipeline.files import check_needed, system_errors, write_atomically
+from pipeline.files import check_needed, check_writable, system_errors, write_atomically
 from pipeline.settings import read_yaml
 from stages.cli import main
 
@@ -112,3 +112,20 @@ def test_safetensors_are_told_by_name_or_content(tmp_path: Path, name: str) -> N
     (tmp_path / name).write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
     with pytest.raises(FD3DError, match=rf"{name} is of safetensors; write it as PyTorch's, .*expert_torch.pth'\)$"):
         check_needed(checkpoint=tmp_path / name)
+
+
+def test_a_look_whether_a_place_can_be_written_leaves_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a/b/c.json")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for place, told in (
+        ("file/a.json", "Not a directory"),
+        ("file/a/b.json", "Not a directory"),
+        ("link/a.json", "No such file or directory"),
+        (f"a/{'x' * 300}/b.json", "File name too long"),
+        (f"a/{'x' * 300}", "File name too long"),
+        (".", "Is a directory"),
+    ):
+        with pytest.raises(FD3DError, match=f"cannot be written: {told}"):
+            check_writable(tmp_path / place)

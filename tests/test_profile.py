@@ -142,6 +142,11 @@ def changed(*places: tuple[str, Any]) -> dict[str, Any]:
         ),
         ("world.width", 100_000, r"world image size is 160x100000; use even sizes of 32 to 4096"),
         (
+            "data",
+            {"root": "a", "version": "v", "index": "i", "train": "t", "val": "e"},
+            r"data has no generate; write 'generate: \[\]' for data of your own",
+        ),
+        (
             "families.detr3d",
             {"expert": {"config": "configs/world/expert.py"}, "apprentice": {"config": "configs/world/apprentice.py"}},
             r"families.detr3d has no distill; write 'distill: \{\}'",

@@ -92,16 +92,23 @@ def check_configs(config: Path | None, families: Sequence[Family], cameras: Came
             check_grid(level, ours, theirs)
 
 
-def check_grid(level: int, student: tuple[int, int], expert: tuple[int, int]) -> None:
+def check_grid(
+    level: int,
+    student: tuple[int, int],
+    expert: tuple[int, int],
+    advice: str = "or the data set's size by --height and --width",
+) -> None:
     """Refuse a pyramid level whose cells (rows, columns) are not the expert's.
+
+    Args:
+        advice: what else than other image sizes and strides may mend this.
 
     Raises:
         FD3DError: with both grids.
     """
     if student != expert:
         raise FD3DError(
-            f"pyramid level {level} of the student is {student}, of the expert {expert}; choose image sizes and strides that agree, or "
-            "the data set's size by --height and --width"
+            f"pyramid level {level} of the student is {student}, of the expert {expert}; choose image sizes and strides that agree, {advice}"
         )
 
 

@@ -16,6 +16,7 @@ from pipeline.focal.codes import FeatureCode
 from store_schema import StoreReader
 
 from .generators import RestoreBEV
+from .planned import PlannedStore
 from .settings import MethodSettings
 from .stored import CachedFrame
 from .targets import ChannelScale
@@ -90,7 +91,7 @@ class Distiller(BaseModel):
 
     Args:
         student: detector config.
-        store: finished store of the expert's targets.
+        store: finished store of the expert's targets, or one that is yet to be dumped, for a look at the settings alone.
         settings: settings of the method, as plain values.
         bev_size: rows and columns of the student's BEV map; None for a student without one.
         bev_channels, pv_channels: channels of the student's BEV map and pyramid; ``pv_channels`` is 0 for a student without a
@@ -122,7 +123,7 @@ class Distiller(BaseModel):
     def __init__(
         self,
         student: dict,
-        store: str,
+        store: str | PlannedStore,
         settings: dict[str, Any],
         bev_size: tuple[int, int] | None,
         bev_channels: int,
@@ -137,7 +138,7 @@ class Distiller(BaseModel):
         self.data_preprocessor = Untouched() if self.adapted else self.student.data_preprocessor
         self.settings: Any = self.settings_type.from_dict(settings)
         self.distils = True
-        reader = StoreReader(store)
+        reader = store if isinstance(store, PlannedStore) else StoreReader(store)
         self.store, self.schema, self.manifest = store, reader.schema, reader.manifest
         self.constants, self.stored_codes = reader.constants, reader.codes
         self._codes = nn.ModuleDict({name: FeatureCode(code) for name, code in reader.codes.items()})

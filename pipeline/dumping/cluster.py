@@ -84,6 +84,11 @@ def learn(job: Job, schema: StoreSchema, scenes: Sequence[Sequence[str]]) -> dic
     return session_of(job).learn(schema, scenes, lambda frames: None)
 
 
+def look(job: Job, schema: StoreSchema, scenes: Sequence[Sequence[str]]) -> float | None:
+    """Task: see :meth:`~pipeline.dumping.session.Session.look`."""
+    return session_of(job).look(schema, scenes, lambda frames: None)
+
+
 def again(job: Job, writer: ShardWriter, shard: int) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
     """Task: see :meth:`~pipeline.dumping.session.Session.again`."""
     return session_of(job).again(writer, shard)
@@ -229,6 +234,17 @@ class DaskEngine:
         )
         report(sum(map(len, scenes)))
         return found
+
+    def look(
+        self, job: Job, schema: StoreSchema, scenes: Sequence[Sequence[str]], report: Callable[[int], None]
+    ) -> float | None:
+        """See :class:`~pipeline.dumping.engine.Engine`; one worker looks, and reports at the end."""
+        highest: float | None = self._result(
+            self.client.submit(look, job, schema, scenes, pure=False), "the look for a stored cell"
+        )
+        if highest is not None:
+            report(sum(map(len, scenes)))
+        return highest
 
     def again(
         self, job: Job, writer: ShardWriter, shard: int

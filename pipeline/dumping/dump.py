@@ -23,7 +23,7 @@ from pipeline.dumping.session import Job, shard_tokens
 from pipeline.dumping.settings import ClusterSettings, DumpSettings
 from pipeline.dumping.shared import LEARNING, Shared, learning_sha256, source_sha256
 from pipeline.dumping.unchanged import outdated_by
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 from pipeline.expert import build_adapter
 from pipeline.files import file_sha256
 from pipeline.models.build import load_config
@@ -71,17 +71,14 @@ def dump(
         ``frames``, their number, and ``coverage``, counts of the focal areas (:mod:`pipeline.dumping.coverage`).
 
     Raises:
-        FD3DError: bad input, ``settings.autocast`` without a GPU, features that are not finite (with the frame's token), or the cluster is gone.
+        FD3DError: bad input, ``settings.autocast`` without a GPU, features that are not finite (with the frame's token), no query that reaches ``focal.min_score``, or the cluster is gone.
         OtherStoreError: the store was made by another expert, config or index, or by code that made other values.
         StoreError: the store is being written, other library versions wrote a part of it, a token or scene does not fit,
             or the disk is full.
     """
     cluster = cluster or ClusterSettings()
-    # workers at an address have devices of their own, and refuse by themselves
-    if settings.autocast and cluster.address is None and not torch.cuda.is_available():
-        raise FD3DError(
-            f"dump.autocast is {settings.autocast} but there is no GPU; set it to null for float32 on a CPU"
-        )
+    if cluster.address is None:  # workers at an address have devices of their own, and refuse by themselves
+        check_precision(settings)
     storage = open_storage(out)
     if not cluster.in_process:  # workers have working folders of their own
         checkpoint = checkpoint and checkpoint.absolute()
@@ -119,6 +116,7 @@ def dump(
             writer.outdated = outdated_by(engine, job, writer, constants)
             if writer.outdated is not None and not replace_other:
                 raise writer.outdated
+            check_any_cell(engine, job, writer)
             constants |= learned(engine, job, writer, settings)  # before another store is deleted
             with opened(writer, replace_other):
                 writer.write_constants(constants, learning_sha256() if schema.code is not None else None)
@@ -130,6 +128,18 @@ def dump(
                 sums = writer.sums()
                 writer.finalise(join_moments(shard["moments"] for shard in sums))
     return {"frames": total, "coverage": join_counts(shard["coverage"] for shard in sums)}
+
+
+def check_precision(settings: DumpSettings) -> None:
+    """Refuse a precision that this machine does not compute in.
+
+    Raises:
+        FD3DError: ``settings.autocast`` is set, and there is no GPU.
+    """
+    if settings.autocast and not torch.cuda.is_available():
+        raise FD3DError(
+            f"dump.autocast is {settings.autocast} but there is no GPU; set it to null for float32 on a CPU"
+        )
 
 
 def check_place(storage: Storage, manifest: dict[str, Any], replace_other: bool) -> None:
@@ -166,6 +176,37 @@ def continued(storage: Storage, manifest: dict[str, Any]) -> dict[str, Any]:
         return manifest
     same = made.get("config_sha256") == expert.get("config_sha256", "")
     return manifest | {"expert": expert | {"config": made["config"]}} if same else manifest
+
+
+def check_any_cell(engine: Engine, job: Job, writer: StoreWriter) -> None:
+    """Refuse an expert none of whose queries would have a stored cell in any frame, before another store is deleted for it.
+
+    Frames may be empty, even many: the search goes on until one is not, and costs a frame where the first one is not. A store
+    that has cells already is not looked for, nor one for which scores do not count.
+
+    Raises:
+        FD3DError: naming the setting and the highest score.
+    """
+    least, finished = job.settings.rule.min_score, {} if writer.outdated else writer.finished()
+    counts = join_counts(marker["sums"]["coverage"] for marker in finished.values())
+    if least == 0 or job.settings.layout == "dense" or any(entry["cells"][1] for entry in counts.values()):
+        return
+    some = sample_frames(writer.scenes, job.settings.code_frames)
+    scenes = [*some, *(scene for scene in map(list, writer.scenes.values()) if scene not in some)]
+    if engine.look(job, writer.schema, [scenes[0][:1]], lambda frames: None) is None:
+        return
+    progress = Progress(total := sum(map(len, scenes)), 0, "frame looked at")
+    with progress.bar:
+        highest = engine.look(job, writer.schema, scenes, lambda frames: progress(0, frames))
+    if highest is None:
+        return
+    reached = (
+        f"the highest is {highest:.3g}" if highest < least else f"those that do, up to {highest:.3g}, are seen nowhere"
+    )
+    raise FD3DError(
+        f"no query of {counted(total, 'frame')} that could be stored has a score that reaches focal.min_score, {least:g}: {reached}, so the store "
+        "would have no cell; look at the expert (is it trained?), or lower focal.min_score and distill.rule.min_score"
+    )
 
 
 def learned(engine: Engine, job: Job, writer: StoreWriter, settings: DumpSettings) -> dict[str, np.ndarray]:

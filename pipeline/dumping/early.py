@@ -1,17 +1,18 @@
 """Frames of a dump, looked at before PyTorch is imported."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from pipeline.data.index import FrameIndex
 from pipeline.data.made_for import check_config
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError, listed
 from pipeline.files import check_outside_stores, check_writable
-from store_schema import OtherStoreError, open_storage
-from store_schema.layout import check_scenes
+from store_schema import OtherStoreError, StoreError, open_storage
+from store_schema.layout import check_scenes, plan_shards
 from store_schema.provenance import found_maker
 from store_schema.storage import LocalStorage, Storage
 
@@ -31,17 +32,33 @@ def frames_to_dump(
 
     Raises:
         FD3DError: the config is made for another number of cameras, the index is damaged or does not fit the root, a split or scene is not there, or the file cannot be written.
-        StoreError: a scene or a token does not fit into a shard.
+        StoreError: two scenes have a token in common, or a token does not fit.
     """
     index = FrameIndex.load(source.index, source.root)
     rows = scene_rows(index, source.split, scenes)
     tokens = {name: [token.decode() for token in index.arrays["token"][own].tolist()] for name, own in rows.items()}
     check_scenes(tokens, frames_per_shard)
+    check_shards(tokens, frames_per_shard)
     if metrics is not None:
         check_writable(metrics)
     if config is not None:
         check_config(config, len(index.cameras))
     return index, [row for own in rows.values() for row in own], tokens
+
+
+def check_shards(scenes: Mapping[str, Sequence[Any]], frames_per_shard: int) -> None:
+    """Refuse scenes that are longer than a shard, which includes whole scenes.
+
+    Args:
+        scenes: frames by scene.
+
+    Raises:
+        FD3DError: naming the setting and the scene.
+    """
+    try:
+        plan_shards(scenes, frames_per_shard)
+    except StoreError as error:
+        raise FD3DError(f"dump.frames_per_shard is {frames_per_shard}, too few: {error}") from error
 
 
 def place_of(out: str | Path) -> Storage:

@@ -27,6 +27,11 @@ class Engine(Protocol):
     ) -> dict[str, np.ndarray]:
         """See :meth:`~pipeline.dumping.session.Session.learn`."""
 
+    def look(
+        self, job: Job, schema: StoreSchema, scenes: Sequence[Sequence[str]], report: Callable[[int], None]
+    ) -> float | None:
+        """See :meth:`~pipeline.dumping.session.Session.look`."""
+
     def again(
         self, job: Job, writer: ShardWriter, shard: int
     ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
@@ -54,6 +59,12 @@ class InProcess:
     ) -> dict[str, np.ndarray]:
         """See :class:`Engine`."""
         return session_of(job).learn(schema, scenes, report)
+
+    def look(
+        self, job: Job, schema: StoreSchema, scenes: Sequence[Sequence[str]], report: Callable[[int], None]
+    ) -> float | None:
+        """See :class:`Engine`."""
+        return session_of(job).look(schema, scenes, report)
 
     def again(
         self, job: Job, writer: ShardWriter, shard: int

@@ -1,6 +1,7 @@
 """Recipe of a store: shape, manifest and frames."""
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pipeline.expert.load import identity
 from pipeline.expert.rows import ALGORITHM, padded_size
 from pipeline.focal.areas import cell_size
 from store_schema import StoreSchema
-from store_schema.codes import CODED
+from store_schema.codes import CODED, Code
 from store_schema.schema import LIDAR_FRAME
 
 
@@ -39,6 +40,7 @@ def schema_of(
 
     Raises:
         FD3DError: the expert's outputs have another number of cameras, or fewer layers than the settings ask for.
+        StoreError: ``code_bytes`` does not fit the channels of a map.
     """
     views = [len(f) for f in frame.pv if len(f) != len(cameras)]
     if views:
@@ -59,7 +61,7 @@ def schema_of(
             f"dump.layers is {layers}, but the expert's reading is known of {counted(known, 'layer')}; use null for all"
         )
     bev = None if frame.bev is None else (*frame.bev.shape[-2:], frame.bev.shape[0])
-    channels = [level[2] for level in levels] + ([bev[2]] if bev else [])
+    maps = {f"pv/{i}": level[2] for i, level in enumerate(levels)} | ({"bev": bev[2]} if bev else {})
     return StoreSchema(
         bev=bev,
         pv=levels,
@@ -72,18 +74,25 @@ def schema_of(
         bev_kmax=0 if bev is None else bev[0] * bev[1],
         pv_kmax=[len(cameras) * h * w for h, w, _, _ in levels],
         frame=frame_in_words(reference),
-        **_code(settings, min(channels, default=0)),
+        **_code(settings, maps),
         **reading,
     )
 
 
-def _code(settings: DumpSettings, channels: int) -> dict[str, Any]:
-    """Size of a cell's code, for maps of that many channels at least."""
+def _code(settings: DumpSettings, maps: Mapping[str, int]) -> dict[str, Any]:
+    """Size of a cell's code, for maps of so many channels.
+
+    Raises:
+        StoreError: the size does not fit a map.
+    """
     if settings.values not in CODED:
         return {}
-    quarter = max(channels // 4, 1)
+    quarter = max(min(maps.values(), default=0) // 4, 1)
     size = settings.code_bytes or (min(quarter, 32) if settings.values == "pq" else quarter)
-    return {"code_bytes": size, "code_bits": settings.code_bits or (4 if settings.values == "pca" else 8)}
+    bits = settings.code_bits or (4 if settings.values == "pca" else 8)
+    for name, channels in maps.items():  # as the schema will, which names its own fields
+        Code(settings.values, size, bits).check(name, channels, "dump")
+    return {"code_bytes": size, "code_bits": bits}
 
 
 def make_manifest(

@@ -141,6 +141,31 @@ class Session:
             constants |= learn_code(name, schema.code, sample.features()).constants(name)
         return constants
 
+    def look(self, schema: StoreSchema, scenes: Sequence[Sequence[str]], report: Callable[[int], None]) -> float | None:
+        """Run the expert over scenes up to the first frame that has a cell to store.
+
+        Args:
+            scenes: tokens of each scene in time order.
+            report: called with the number of frames done.
+
+        Returns:
+            None where a frame has a cell, else the highest score of all frames.
+
+        Raises:
+            FD3DError: features that are not finite, with the frame's token.
+        """
+        torch.set_num_threads(self.job.threads)
+        highest, tokens = 0.0, [token for scene in scenes for token in scene]
+        for done, (token, batch) in enumerate(zip(tokens, self.decoded(tokens), strict=True), 1):
+            (frame,), _ = self.expert.run(batch)
+            check_finite(frame, token)
+            bev, levels = self._cells(schema, frame, batch["data_samples"][0].frames[-1])
+            if any(bool(cells.any()) for cells in (*levels, *([] if bev is None else [bev]))):
+                return None
+            highest = max(highest, float(frame.score.max()))
+            report(done)
+        return highest
+
     def _cells(
         self, schema: StoreSchema, frame: ExpertFrame, meta: dict[str, Any]
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:

@@ -70,6 +70,20 @@ def trainable_model(cfg: Config, source: FrameSource) -> dict[str, Any]:
     """
     if not is_foreign(cfg):
         return cfg.model
+    check_trainable(cfg)
+    preprocessor = cfg.model.get("data_preprocessor") or dict(type="Det3DDataPreprocessor")
+    model = copy.deepcopy(cfg.model)  # with attributes, which mmdet3d's heads read
+    model.data_preprocessor = dict(type="AdaptedPreprocessor", adapter=cfg.adapter, preprocessor=preprocessor)
+    _try_losses(cfg, model, source)
+    return model
+
+
+def check_trainable(cfg: Config) -> None:
+    """Refuse a config of a detector of another project that lacks what a training needs.
+
+    Raises:
+        FD3DError: naming the entry.
+    """
     build_adapter(cfg)
     for name in ("optim_wrapper", "schedule", "env_cfg", "queue_length"):
         if name not in cfg:
@@ -80,11 +94,6 @@ def trainable_model(cfg: Config, source: FrameSource) -> dict[str, Any]:
         raise FD3DError(
             f"queue_length of config {cfg.filename} is {cfg.queue_length}; a detector through an adapter takes 1"
         )
-    preprocessor = cfg.model.get("data_preprocessor") or dict(type="Det3DDataPreprocessor")
-    model = copy.deepcopy(cfg.model)  # with attributes, which mmdet3d's heads read
-    model.data_preprocessor = dict(type="AdaptedPreprocessor", adapter=cfg.adapter, preprocessor=preprocessor)
-    _try_losses(cfg, model, source)
-    return model
 
 
 def _try_losses(cfg: Config, model: dict[str, Any], source: FrameSource) -> None:

@@ -43,7 +43,8 @@ class StudentPlan:
             stored: rule of the areas that the planned store covers.
         """
         reach = None if stored is None else partial(distill.geometry.check_reach, distill.rule, stored)
-        return cls(config, distill.inherit, distill.levels, distill.layers, distill.section, reach)
+        chosen = {name: getattr(distill, name, None) for name in ("levels", "layers")}  # not every method has them
+        return cls(config, distill.inherit, section=distill.section, reach=reach, **chosen)
 
 
 def check_rig(

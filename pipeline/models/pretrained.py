@@ -102,8 +102,20 @@ def inherit_weights(model: nn.Module, path: str | Path, modules: Sequence[str], 
     if any(module.split(".")[0] == BACKBONE for module in modules):
         check_names(_below(model.state_dict(), BACKBONE), _below(found.state, BACKBONE), source)
         _check_kind(model, found, source, config or Path(path).with_name("config.py"))
-    inherited = {name: tensor for name, tensor in found.state.items() if any(_is_below(name, m) for m in modules)}
-    return _take(model, inherited, modules, source, [name for name in found.state if name not in inherited])
+    return inherit_state(model, found.state, modules, source)
+
+
+def inherit_state(model: nn.Module, state: Mapping[str, Tensor], modules: Sequence[str], source: str) -> Taken:
+    """:func:`inherit_weights` of an expert's tensors.
+
+    Args:
+        source: expert in messages.
+
+    Raises:
+        FD3DError: a module has nothing in common with the expert.
+    """
+    inherited = {name: tensor for name, tensor in state.items() if any(_is_below(name, m) for m in modules)}
+    return _take(model, inherited, modules, source, [name for name in state if name not in inherited])
 
 
 def check_frozen(model: nn.Module, given: Collection[str], setting: str, file: Path | None = None) -> None:

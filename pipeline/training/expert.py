@@ -15,8 +15,7 @@ from pipeline.files import check_outside_stores, write_atomically
 from pipeline.models.build import build_detector, load_config, write_config
 from pipeline.models.checkpoints import convert_checkpoint, load_checkpoint
 from pipeline.models.pairs import StudentPlan, check_rig, planned_student
-from pipeline.models.pretrained import check_frozen
-from pipeline.training.hooks import start_weights
+from pipeline.training.hooks import check_start
 from pipeline.training.run import finish, train, write_facts
 from pipeline.training.settings import RANDOM, Initial, RunSettings, Validation, read_schedule
 from pipeline.training.validation import CURVE, write_curve
@@ -65,10 +64,7 @@ def take_or_train(
         check_views(load_config(student.config), len(index.cameras), student.config)
     read_schedule(load_config(student.config))
     told = bool(boxes or classes)
-    planned = planned_student(student, config, None if told else checkpoint)
-    given = {name for name in planned.state_dict() if any(name.startswith(f"{module}.") for module in student.inherit)}
-    given = given.union(*(taken.names for taken in start_weights(planned, student_init)))
-    check_frozen(planned, given, student_init.setting, student_init.checkpoint)
+    check_student(student, config, None if told else checkpoint, student_init)
     if checkpoint is None:
         shared: Any = dict(init=init, validation=validation, restart=restart)
         return finish(out, train(cfg, trainable_model(cfg, source), source, out, run, **shared))
@@ -87,3 +83,18 @@ def take_or_train(
         facts = found.training | {"checkpoint": str(checkpoint)}
     write_curve(out.with_name(CURVE))
     return write_facts(out, facts)
+
+
+def check_student(student: StudentPlan, config: Path, checkpoint: Path | None, init: Initial) -> None:
+    """Refuse a student that cannot be distilled as planned, or cannot start from its files.
+
+    Args:
+        config, checkpoint: of the expert; no checkpoint leaves the expert's weights out of the comparison.
+        init: pretrained file that the student starts from.
+
+    Raises:
+        FD3DError: as of :func:`~pipeline.models.pairs.planned_student` and :func:`~pipeline.training.hooks.check_start`.
+    """
+    planned = planned_student(student, config, checkpoint)
+    given = {name for name in planned.state_dict() if any(name.startswith(f"{module}.") for module in student.inherit)}
+    check_start(planned, init, given)

@@ -5,7 +5,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +284,20 @@ class StartFrom(Hook):
             self.begin()
             for taken in found:
                 print(*taken.report, sep="\n", flush=True)
+
+
+def check_start(detector: nn.Module, init: Initial, given: Collection[str] = ()) -> None:
+    """Refuse a start from a pretrained file that does not fit, or after which frozen parameters would keep random weights.
+
+    Args:
+        detector: freshly built; takes the file's weights.
+        given: names of tensors that start from elsewhere.
+
+    Raises:
+        FD3DError: naming the setting.
+    """
+    names = frozenset(given).union(*(taken.names for taken in start_weights(detector, init)))
+    check_frozen(detector, names, init.setting, init.checkpoint)
 
 
 def start_weights(detector: nn.Module, init: Initial) -> list[Taken]:

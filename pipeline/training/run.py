@@ -38,6 +38,7 @@ from pipeline.training.randomness import collate_with_state, start_worker
 from pipeline.training.schedule import Course, plan_course
 from pipeline.training.settings import RANDOM, Inheritance, Initial, RunSettings, Validation, read_schedule
 from pipeline.training.validation import CURVE, Validate, prepare_validation
+from pipeline.training.work_folder import WorkFolder
 
 
 def _recipe(
@@ -111,13 +112,10 @@ def train(
             finite.
     """
     check_outside_stores(out)
-    if settings.amp and not torch.cuda.is_available():
-        raise FD3DError("amp is set but there is no GPU; leave it off on a CPU")
+    check_machine(settings)
     if inheritance:
         check_needed(expert=inheritance.checkpoint)
     init.check()
-    if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise FD3DError("train.tensorboard is set, but there is no TensorBoard: pip install fd3d[tensorboard]")
     schedule, index = read_schedule(cfg), FrameIndex.load(source.index, source.root)
     check_views(cfg, len(index.cameras), cfg.filename)
     turn = turn_of(index.arrays["lidar2ego"])
@@ -135,16 +133,9 @@ def train(
     processes, data = join_processes(), frame_dataset(cfg, source, True, targets)
     frames = len(DATASETS.build(data)) if schedule.epochs or validator else 0
     course = plan_course(schedule, settings, frames, processes)
-    if late := [update for update in settings.snapshots if not 0 < update <= course.updates]:
-        raise FD3DError(f"train.snapshots has {late[0]}, but the training has the updates 1 to {course.updates}")
-    if processes * course.batch_size > (there := len(index.select(source.split))):
-        raise FD3DError(
-            f"an iteration takes {counted(processes * course.batch_size, 'different frame')}, but split '{source.split}' has {there}; lower "
-            "train.batch_size"
-        )
+    check_course(course, settings, source.split, len(index.select(source.split)))
     tell(str(course))
     work_dir = out.parent
-    work_dir.mkdir(parents=True, exist_ok=True)
     made = _recipe(cfg, model, source, settings, course, init, inheritance, recipe or {})
     found = take_up(work_dir, made, restart)
     barrier()  # every process has looked before the main one removes anything
@@ -176,48 +167,59 @@ def train(
     each = dict(accumulate=course.accumulate)
     times = hooks.StepTimes(**each)
     validate = Validate(work_dir / CURVE, course, frames, settings.validate_every or 1, export, validator)
-    runner = Runner(
-        model=model,
-        work_dir=str(work_dir),
-        train_dataloader=loader,
-        optim_wrapper=optim,
-        param_scheduler=[],
-        train_cfg=dict(type="UpdateLoop", max_iters=course.iterations, **each),
-        default_hooks=dict(
-            logger=dict(type="LoggerHook", interval=log_every * course.accumulate, log_metric_by_epoch=False),
-            checkpoint=dict(type="Checkpoints", interval=settings.checkpoint_every * course.accumulate, recipe=made),
-        ),
-        custom_hooks=[
-            dict(type="RandomStates", workers=settings.workers, states=states),
-            dict(type="LearningRate", course=course, base=optim["optimizer"]["lr"]),
-            dict(type="NaNGuard"),
-            dict(type="LossCurve", path=work_dir / "losses.csv", interval=settings.curve_every or log_every, **each),
-            validate,
-            dict(type="Snapshots", updates=settings.snapshots, save=keep, **each),
-            dict(type="StartFrom", init=init, inheritance=inheritance, begin=lambda: forget_unfinished(work_dir)),
-            dict(type="Progress", **each),
-            times,
-        ],
-        visualizer=_visualizer() if settings.tensorboard else None,
-        # mmengine hands a visualiser on to the next Runner of the same name, and its own names differ by seconds only
-        experiment_name=uuid.uuid4().hex,
-        log_processor=dict(by_epoch=False),
-        launcher="pytorch" if launched() else "none",
-        randomness=dict(seed=settings.seed),
-        default_scope="mmdet3d",
-        env_cfg=dict(cfg.env_cfg),
-        log_level="WARNING" if not logging.getLogger().isEnabledFor(logging.INFO) else "INFO",
-        load_from=None if found is None else str(found.path),
-        resume=found is not None,
-        cfg=dict(model_wrapper_cfg=model_wrapper()) if launched() else None,
-    )
-    # frozen parameters, of which mmengine tells one by one: check_frozen has looked at them
-    runner.logger.addFilter(lambda record: "is skipped since its requires_grad=False" not in record.getMessage())
-    if found is not None:
-        tell(f"going on from {found.path}, after {counted(found.iterations // course.accumulate, 'update')}")
-    started = time.perf_counter()
-    with worker_errors():
-        trained = runner.train()
+    work = WorkFolder(work_dir, begun=found is not None)
+
+    def begin() -> None:
+        work.begin()
+        forget_unfinished(work_dir)
+
+    with work:
+        runner = Runner(
+            model=model,
+            work_dir=str(work_dir),
+            train_dataloader=loader,
+            optim_wrapper=optim,
+            param_scheduler=[],
+            train_cfg=dict(type="UpdateLoop", max_iters=course.iterations, **each),
+            default_hooks=dict(
+                logger=dict(type="LoggerHook", interval=log_every * course.accumulate, log_metric_by_epoch=False),
+                checkpoint=dict(
+                    type="Checkpoints", interval=settings.checkpoint_every * course.accumulate, recipe=made
+                ),
+            ),
+            custom_hooks=[
+                dict(type="RandomStates", workers=settings.workers, states=states),
+                dict(type="LearningRate", course=course, base=optim["optimizer"]["lr"]),
+                dict(type="NaNGuard"),
+                dict(
+                    type="LossCurve", path=work_dir / "losses.csv", interval=settings.curve_every or log_every, **each
+                ),
+                validate,
+                dict(type="Snapshots", updates=settings.snapshots, save=keep, **each),
+                dict(type="StartFrom", init=init, inheritance=inheritance, begin=begin),
+                dict(type="Progress", **each),
+                times,
+            ],
+            visualizer=_visualizer() if settings.tensorboard else None,
+            # mmengine hands a visualiser on to the next Runner of the same name, and its own names differ by seconds only
+            experiment_name=uuid.uuid4().hex,
+            log_processor=dict(by_epoch=False),
+            launcher="pytorch" if launched() else "none",
+            randomness=dict(seed=settings.seed),
+            default_scope="mmdet3d",
+            env_cfg=dict(cfg.env_cfg),
+            log_level="WARNING" if not logging.getLogger().isEnabledFor(logging.INFO) else "INFO",
+            load_from=None if found is None else str(found.path),
+            resume=found is not None,
+            cfg=dict(model_wrapper_cfg=model_wrapper()) if launched() else None,
+        )
+        # frozen parameters, of which mmengine tells one by one: check_frozen has looked at them
+        runner.logger.addFilter(lambda record: "is skipped since its requires_grad=False" not in record.getMessage())
+        if found is not None:
+            tell(f"going on from {found.path}, after {counted(found.iterations // course.accumulate, 'update')}")
+        started = time.perf_counter()
+        with worker_errors():
+            trained = runner.train()
     seconds = time.perf_counter() - started - times.validating
     average_buffers(unwrapped(trained))
     facts = {
@@ -235,6 +237,36 @@ def train(
         save(unwrapped(trained), out, facts)
         write_config(cfg, work_dir / "config.py")
     return facts
+
+
+def check_machine(settings: RunSettings) -> None:
+    """Refuse settings that need what this machine lacks.
+
+    Raises:
+        FD3DError: naming the setting.
+    """
+    if settings.amp and not torch.cuda.is_available():
+        raise FD3DError("amp is set but there is no GPU; leave it off on a CPU")
+    if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise FD3DError("train.tensorboard is set, but there is no TensorBoard: pip install fd3d[tensorboard]")
+
+
+def check_course(course: Course, settings: RunSettings, split: str, frames: int | None) -> None:
+    """Refuse snapshots that a course does not pass, and iterations of more frames than a split has.
+
+    Args:
+        frames: of the split; None where the number is not known yet.
+
+    Raises:
+        FD3DError: naming the setting.
+    """
+    if late := [update for update in settings.snapshots if not 0 < update <= course.updates]:
+        raise FD3DError(f"train.snapshots has {late[0]}, but the training has the updates 1 to {course.updates}")
+    together = course.processes * course.batch_size
+    if frames is not None and together > frames:
+        raise FD3DError(
+            f"an iteration takes {counted(together, 'different frame')}, but split '{split}' has {frames}; lower train.batch_size"
+        )
 
 
 def _visualizer() -> dict[str, Any]:

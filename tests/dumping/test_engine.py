@@ -237,7 +237,7 @@ def test_what_refuses_a_dump_is_found_before_the_expert_is_loaded(
 
 def test_a_store_stays_when_the_codes_of_another_cannot_be_learned(scenes, settings, expert_config, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "s")
-    coded = replace(settings, values="pq", rule=FocalRule(num_queries=20, min_score=0.999))
+    coded = replace(settings, values="pq", code_frames=1, rule=FocalRule(1, 0.0, 0.0, 0.0))
     with pytest.raises(FD3DError, match="found to learn dump.values: pq from, fewer than 256"):
         dump(expert_config, None, scenes, tmp_path / "s", coded, workers=0, replace_other=True)
     assert verify(tmp_path / "s").problems == []

@@ -13,6 +13,7 @@ from pipeline.errors import FD3DError
 from pipeline.training.checkpoints import take_up
 from pipeline.training.plain import train_plain
 from pipeline.training.settings import RunSettings
+from pipeline.training.work_folder import WorkFolder
 
 RUN = RunSettings(max_iters=4, workers=0)
 
@@ -89,3 +90,34 @@ def test_a_disk_error_gives_up_no_checkpoint(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(FD3DError, match=r"iter_4.pth cannot be opened .*Input/output error"):
         take_up(tmp_path, {}, restart=True)
     assert (tmp_path / "iter_4.pth").exists()
+
+
+def test_a_training_that_is_refused_by_what_it_starts_from_leaves_nothing(
+    project: Path, source: FrameSource, expert_checkpoint: Path, tmp_path: Path
+):
+    """mmengine has written its log and the config by then; what another training left stays."""
+    start = (project / "configs/world/apprentice.py", source)
+    for out in (tmp_path / "runs/plain", tmp_path / "there"):
+        if out.name == "there":
+            (out / "20260101_000000").mkdir(parents=True)
+            (out / "losses.csv").write_text("step,loss\n")
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(FD3DError, match="nothing below 'pts_head' fits the expert's checkpoint"):
+            train_plain(*start, out / "detector.pth", RUN, expert_checkpoint, ("pts_head",))
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_training_that_has_begun_keeps_its_files(tmp_path: Path):
+    def fails(folder: WorkFolder, begins: bool = False) -> None:
+        with pytest.raises(OSError), folder:
+            if begins:
+                folder.begin()
+            (folder.path / "log").touch()
+            raise OSError
+
+    fails(WorkFolder(tmp_path / "a/b"))
+    assert not (tmp_path / "a").exists()
+    fails(WorkFolder(tmp_path / "a/b"), begins=True)
+    (tmp_path / "c").mkdir()
+    fails(WorkFolder(tmp_path / "c", begun=True))
+    assert (tmp_path / "a/b/log").exists() and (tmp_path / "c/log").exists()

@@ -1,0 +1,202 @@
+"""``fd3d check`` refuses what later stages would: after hours, or with their outputs removed."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.errors import FD3DError
+from stages.check import check
+
+TRAINED = ("families.bevformer.expert.checkpoint", None)
+OTHER = ("families.bevformer.expert.config", "configs/world/detr3d_expert.py")
+REFUSED: dict[str, tuple[list[tuple[str, Any]], str]] = {
+    "level": ([("distill.levels", [7])], r"families.bevformer: distill.levels is \[7\]; this family has levels 0..2"),
+    "level beside": (
+        [("families.detr3d.distill.levels", [0])],
+        r"families.detr3d: distill.levels is \[0\], but the expert's queries read all 3 levels; take all, or set distill.w_fine to 0",
+    ),
+    "layer": ([("distill.layers", [5])], r"distill.layers is \[5\]; this family has layers 0..2"),
+    "module": ([("distill.inherit", ["pts_head"])], r"distill.inherit has 'pts_head', no module of configs/world/app"),
+    "module of the expert": (
+        [TRAINED, OTHER, ("families.bevformer.distill.inherit", ["pts_bbox_head.transformer.encoder"])],
+        r"nothing below 'pts_bbox_head.transformer.encoder' fits the expert of configs/world/detr3d_expert.py; name a module",
+    ),
+    "module of a method": ([("methods.cwd.inherit", ["pts_head"])], r"methods.cwd.inherit has 'pts_head', no module"),
+    "level of a method": ([("methods.cwd.levels", [9])], r"methods.cwd.levels is \[9\]; this family has levels 0..2"),
+    "module of plain": ([("methods.plain.inherit", ["pts"])], r"methods.plain.inherit has 'pts', no module of"),
+    "head": (
+        [("dump.layout", "dense"), ("families.detr3d.distill.head", "trainable")],
+        r"families.detr3d: distill.head is trainable, but store runs/detr3d/store includes no whole BEV map",
+    ),
+    "margin": (
+        [("distill.geometry", {"match": True, "reanchor": True})],
+        r"distill.geometry.reanchor .* dump with focal.bev_margin: 2.1",
+    ),
+    "stored layers": (
+        [("dump.layers", 9), TRAINED],
+        r"dump.layers is 9, but the expert's reading is known of 3 layers",
+    ),
+    "code": (
+        [("dump.values", "pq"), ("dump.code_bytes", 7), TRAINED],
+        r"families.bevformer: dump.code_bytes is 7, which does not divide the 64 channels of pv/0",
+    ),
+    "components": (
+        [("dump.values", "pca"), ("dump.code_bytes", 400)],
+        r"dump.code_bytes is 400: 800 components of pca, more than the 64 channels of pv/0",
+    ),
+    "shard": (
+        [("dump.frames_per_shard", 9)],
+        r"^dump.frames_per_shard is 9, too few: scene scene-2000 has 10 frames, a shard 9",
+    ),
+    "number of cameras": (
+        [("data.cameras", ["CAM_FRONT"])],
+        r"config configs/world/expert.py has weights for 6 cameras, the data 1; set num_cams=1",
+    ),
+    "camera": ([("data.cameras", ["CAM_X"])], r"^data.cameras names CAM_X, which data/world/v1.0-world does not have"),
+    "order of cameras": (
+        [
+            (
+                "data.cameras",
+                [f"CAM_{n}" for n in ("BACK", "FRONT", "FRONT_LEFT", "FRONT_RIGHT", "BACK_LEFT", "BACK_RIGHT")],
+            )
+        ],
+        r"checkpoint checkpoints/world_expert.pth was trained with the cameras CAM_FRONT, .*, the data have CAM_BACK, ",
+    ),
+    "reference": ([("data.reference", "LIDAR_X")], r"^data.reference is LIDAR_X, which .* name one of LIDAR_TOP, ego,"),
+    "frame": ([("data.reference", "ego")], r"was trained with boxes in the frame of LIDAR_TOP, the data have ego"),
+    "split": (
+        [("data.train", "world_trane")],
+        r"^data.train is 'world_trane', of which data/world/v1.0-world has no sc",
+    ),
+    "split for choices": ([("data.dev", "world_dev")], r"^data.dev is 'world_dev', of which .* has no scene"),
+    "sizes": (
+        [("world.width", 320), ("families.bevformer.apprentice.config", "own/large.py")],
+        r"families.bevformer: pyramid level 0 of the student is \(\d+, \d+\), of the expert \(\d+, \d+\); choose image sizes",
+    ),
+    "snapshot": (
+        [("families.detr3d.apprentice.train.snapshots", [10**6])],
+        r"families.detr3d: train.snapshots has 1000000, but the training has the updates 1 to 1600",
+    ),
+    "batch": (
+        [("families.detr3d.apprentice.train.batch_size", 5000)],
+        r"an iteration takes 5000 different frames, but split 'world_train' has 2000; lower train.batch_size",
+    ),
+    "checkpoint": (
+        [("families.bevformer.expert.checkpoint", "checkpoints/world_detr3d_expert.pth")],
+        r"families.bevformer: checkpoint checkpoints/world_detr3d_expert.pth does not fit the config: 51 missing",
+    ),
+    "frozen": (
+        [("families.bevformer.apprentice.config", "configs/bevformer/tiny.py")],
+        r"set families.bevformer.apprentice.init to a pretrained checkpoint, or let the detector inherit img_backbone",
+    ),
+    "no detector": (
+        [("families.detr3d.apprentice.config", "configs/_base_/runtime.py")],
+        r"config configs/_base_/runtime.py has no model, so it is no detector's config",
+    ),
+}
+"""Changed settings, and what is said of them."""
+
+
+@pytest.fixture
+def profile(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Function that writes the active profile with values at dotted places, in a project without data."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("configs", "checkpoints"):
+        (tmp_path / name).symlink_to(project / name)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/large.py").write_text("_base_ = '../configs/world/apprentice.py'\nimage = dict(scale=1.0)\n")
+
+    def write(*places: tuple[str, Any]) -> Path:
+        values = yaml.safe_load((project / "params.yaml").read_text())
+        for place, value in places:
+            at = values
+            *outer, last = place.split(".")
+            for name in outer:
+                at = at.setdefault(name, {})
+            at[last] = value
+        Path("params.yaml").write_text(yaml.safe_dump(values))
+        return Path("params.yaml")
+
+    return write
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_later_stage_would_refuse_is_refused_first(profile, name: str):
+    places, told = REFUSED[name]
+    with pytest.raises(FD3DError, match=told) as error:
+        check(None, profile(*places))
+    assert "\n" not in str(error.value) and not Path("runs/profile.txt").exists()
+
+
+def test_what_needs_a_gpu_is_refused_without_one(profile, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for places, told in (
+        ([("dump.autocast", "bf16")], "dump.autocast is bf16 but there is no GPU"),
+        ([("families.bevformer.apprentice.train.amp", True)], "families.bevformer: amp is set but there is no GPU"),
+    ):
+        with pytest.raises(FD3DError, match=told):
+            check(None, profile(*places))
+    # workers at an address have devices of their own
+    check(None, profile(("dump.autocast", "bf16"), ("dump.cluster", {"address": "tcp://host:1"})))
+
+
+def test_what_fits_is_let_through_without_data(profile, capsys):
+    check(None, profile())
+    check("detr3d", Path("params.yaml"))
+    assert Path("runs/profile.txt").is_file() and Path("runs/detr3d/start/expert.txt").is_file()
+    online = [("distill.expert", "online"), ("distill.history", "scene")]
+    check(None, profile(*online, ("methods.plain.inherit", ["pts_bbox_head"]), ("dump.values", "pq")))
+    # a method that one family can be trained with
+    check(None, profile(("methods.cwd.inherit", ["pts_bbox_head.transformer.encoder"])))
+    own = [("data.generate", []), ("data.root", "/elsewhere"), ("data.train", "any")]
+    check(None, profile(*own, ("dump.frames_per_shard", 1)))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        (
+            "data.train",
+            "train",
+            r"data.train is 'train', of which .* has no scene; there are world_train, world_val, all",
+        ),
+        ("data.val", "all", r"data.train 'world_train' and data.val 'all' share 2 scenes"),
+        (
+            "data.cameras",
+            ["CAM_SIDE"],
+            r"data.cameras names CAM_SIDE, which .*/v1.0-world does not have; it has CAM_FRONT",
+        ),
+        ("data.cameras", ["CAM_FRONT"], r"has weights for 6 cameras, the data 1"),
+        ("data.reference", "TOP", r"data.reference is TOP, which .* name one of LIDAR_TOP, ego, or a camera"),
+        ("dump.frames_per_shard", 2, r"dump.frames_per_shard is 2, too few: scene scene-2000 has 3 frames, a shard 2"),
+        (
+            "families.bevformer.apprentice.config",
+            "own/large.py",
+            r"pyramid level 0 of the student is .*, of the expert .*; choose image sizes and strides that agree, or name the levels",
+        ),
+        ("families.bevformer.apprentice.train.batch_size", 8, r"an iteration takes 8 different frames, .* has 6"),
+    ],
+)
+def test_tables_that_are_there_are_looked_at(profile, world: Path, place: str, value: Any, told: str):
+    own = [("data.generate", []), ("data.root", str(world))]
+    check(None, profile(*own, ("families.detr3d.apprentice.train.batch_size", 2)))
+    with pytest.raises(FD3DError, match=told):
+        check(None, profile(*own, (place, value)))
+
+
+def test_damaged_tables_are_named(profile, world: Path, tmp_path: Path):
+    copy = tmp_path / "copy"
+    shutil.copytree(world / "v1.0-world", copy / "v1.0-world")
+    path = profile(("data.generate", []), ("data.root", str(copy)))
+    for name, told in (
+        ("sample.json", r"sample.json cannot be read: .*; copy the tables again"),
+        ("splits.json", r"splits.json cannot be read as JSON"),
+        ("sensor.json", r"sensor.json cannot be read: .*; copy the tables again"),
+        ("sensor.json", r"the tables of .*v1.0-world cannot be read: KeyError\('channel'\); copy them again"),
+    ):
+        (copy / "v1.0-world" / name).write_text('[{"name": "x"}]' if "KeyError" in told else "[{")
+        with pytest.raises(FD3DError, match=told):
+            check(None, path)
