@@ -40,7 +40,7 @@ def detect(
             index = data.index
     weights = checkpoint[0] if checkpoint else None
     check_needed(config=config, checkpoint=weights, exported=onnx, root=root, index=index)
-    check_detection(config, root, scene, out, version, index, frames)
+    check_detection(config, root, scene, out, version, index, frames, weights)
     from tqdm import tqdm
 
     from pipeline.evaluation.scene import detect_scene

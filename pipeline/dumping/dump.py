@@ -11,7 +11,6 @@ import torch
 from tqdm import tqdm
 
 from pipeline.data.images import check_images
-from pipeline.data.rig import turn_of
 from pipeline.data.source import FrameSource
 from pipeline.dumping.coverage import join_counts
 from pipeline.dumping.early import frames_to_dump
@@ -27,7 +26,7 @@ from pipeline.errors import FD3DError
 from pipeline.expert import build_adapter
 from pipeline.files import file_sha256
 from pipeline.models.build import load_config
-from pipeline.models.pairs import check_rig
+from pipeline.models.pairs import check_data
 from store_schema import OtherStoreError, StoreWriter, open_storage
 from store_schema.manifest import made_by, refuse_difference
 from store_schema.storage import Storage
@@ -89,8 +88,7 @@ def dump(
     build_adapter(cfg)  # a config without one is refused before anything starts
     index, rows, tokens = frames_to_dump(source, scenes, settings.frames_per_shard)
     here = checkpoint if checkpoint is not None and checkpoint.is_file() else None  # one may lie on the workers alone
-    turn = turn_of(index.arrays["lidar2ego"])
-    check_rig(cfg, here, index.cameras, index.reference, source.root / index.version, turn)
+    check_data(cfg, here, index, source.root)
     if cluster.address is None:  # workers at an address may have the only copy of the images
         check_images(index, source.root, rows, source.index)
     versions = tuple(library_versions().items())

@@ -20,15 +20,17 @@ def frames_to_dump(
     frames_per_shard: int,
     config: Path | None = None,
     metrics: Path | None = None,
+    checkpoint: Path | None = None,
 ) -> tuple[FrameIndex, list[int], dict[str, list[str]]]:
     """The index of a dump, its rows in the order of :func:`scene_rows`, and its tokens by scene name.
 
     Args:
         config: of the expert, read here for the number of its cameras; None leaves that to a later check.
         metrics: file for the coverage, if any.
+        checkpoint: of the expert, compared with the config; None for random weights, and one that is not here is not compared.
 
     Raises:
-        FD3DError: the config is made for another number of cameras, the index is damaged or does not fit the root, a split or scene is not there, or the file cannot be written.
+        FD3DError: the config is made for another number of cameras or not the checkpoint's, the index is damaged or does not fit the root, a split or scene is not there, or the file cannot be written.
         StoreError: a scene or a token does not fit into a shard.
     """
     index = FrameIndex.load(source.index, source.root)
@@ -38,7 +40,7 @@ def frames_to_dump(
     if metrics is not None:
         check_writable(metrics)
     if config is not None:
-        check_config(config, len(index.cameras))
+        check_config(config, len(index.cameras), checkpoint)
     return index, [row for own in rows.values() for row in own], tokens
 
 

@@ -16,7 +16,12 @@ from pipeline.files import check_writable
 
 
 def frames_to_evaluate(
-    source: FrameSource, version: str | None, out: Path, metrics: Path, config: Path | None = None
+    source: FrameSource,
+    version: str | None,
+    out: Path,
+    metrics: Path,
+    config: Path | None = None,
+    checkpoint: Path | None = None,
 ) -> FrameIndex:
     """The index of frames that can be evaluated.
 
@@ -24,10 +29,10 @@ def frames_to_evaluate(
         version: folder of the data set's tables; None for the index's.
         out: folder for ``submission.json`` and ``pr.csv``.
         metrics: JSON file for the metrics.
-        config: of the detector that will run; None where none does.
+        config, checkpoint: of the detector that will run; None where none does.
 
     Raises:
-        FD3DError: the config is made for another number of cameras, the index is damaged or does not fit the root or the tables, it lacks the split, the split has boxes of which none
+        FD3DError: the config is made for another number of cameras or not the checkpoint's, the index is damaged or does not fit the root or the tables, it lacks the split, the split has boxes of which none
             counts, or a place cannot be written.
     """
     index = FrameIndex.load(source.index, source.root)
@@ -43,14 +48,21 @@ def frames_to_evaluate(
     for path in (out / "submission.json", out / "pr.csv", metrics):
         check_writable(path)
     if config is not None:
-        check_config(config, len(index.cameras))
+        check_config(config, len(index.cameras), checkpoint)
     return index
 
 
 def check_detection(
-    config: Path, root: Path, scene: str, out: Path, version: str | None, index: Path | None, frames: int
+    config: Path,
+    root: Path,
+    scene: str,
+    out: Path,
+    version: str | None,
+    index: Path | None,
+    frames: int,
+    checkpoint: Path | None = None,
 ) -> None:
-    """Refuse a scene, number of frames or place, or a config of another number of cameras; arguments as of :func:`~pipeline.evaluation.scene.detect_scene`.
+    """Refuse a scene, number of frames or place, or a config of another number of cameras or another checkpoint; arguments as of :func:`~pipeline.evaluation.scene.detect_scene`.
 
     Without an index scene and cameras are looked up in the tables.
 
@@ -67,11 +79,11 @@ def check_detection(
     if index is None:
         with naming_an_index(root):
             if (rig := rig_of_tables(folder)) is not None:
-                check_config(config, len(rig[0]))
+                check_config(config, len(rig[0]), checkpoint)
     else:
         known = open_scene(index, root, scene)
         check_images(known, root, known.scenes[scene][:frames], index)
-        check_config(config, len(known.cameras))
+        check_config(config, len(known.cameras), checkpoint)
 
 
 @contextmanager

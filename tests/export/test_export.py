@@ -215,10 +215,16 @@ def test_a_file_is_for_the_cameras_that_it_was_exported_for(files, exported, wor
         ):
             detector.check_rig(*given)
     notes = ExportedDetector(exported["bevformer"][0]).notes
+    assert notes.lidar_turn == rig_of(index).turn == 0.0  # the shipped checkpoint tells none
+    with pytest.raises(FD3DError, match="onnx was exported for LIDAR_TOP turned by 0 degrees .* is turned by 90;"):
+        detector.check_rig(index.cameras, index.reference, sizes, None, 90.0)
     nameless = replace(notes, cameras=(), reference=None)
     nameless.check_rig([f"ring_{i}" for i in range(6)], "ego", "x.onnx", sizes)
     with pytest.raises(FD3DError, match="x.onnx was exported for 6 cameras; the data have 1 .front.; export"):
         nameless.check_rig(["front"], "ego", "x.onnx")
+    older = json.loads(notes.dumped())
+    del older["lidar_turn"]
+    assert Notes.of({KEY: json.dumps(older | {"format": 2})}, "x.onnx") == replace(notes, lidar_turn=None)
 
 
 def test_a_scene_of_other_images_is_refused_before_any_is_decoded(files, exported, world, world_index, tmp_path):
@@ -429,7 +435,7 @@ def test_a_file_of_another_origin_or_config_is_refused(project, files, exported,
         Detector.open(files["detr3d"][0], onnx=exported["bevformer"][0])
     with pytest.raises(FD3DError, match="exported with image.scale 0.5, the config has 1.0"):
         Detector.open(project / "configs/world/expert.py", onnx=exported["bevformer"][0])
-    with pytest.raises(FD3DError, match="has format 9, this program reads 2; export the detector again"):
+    with pytest.raises(FD3DError, match="has format 9, this program reads 3; export the detector again"):
         Notes.of({KEY: '{"format": 9}'}, "old.onnx")
 
 
@@ -615,6 +621,6 @@ def test_an_export_for_other_images_than_the_training_s_is_warned_of(files, worl
         warnings.simplefilter("error")
         told_by_export(sizes)
     rows, columns = sizes[1]
-    told = rf"student.pth was trained with images of {2 * rows}x{columns} of {rig.cameras[1]}; the data have {rows}x{columns}, for which"
+    told = rf"student.pth was trained with images of {2 * rows}x{columns} of {rig.cameras[1]}; the data have {rows}x{columns}; the detector runs on these"
     with pytest.warns(UserWarning, match=told):
         told_by_export([sizes[0], [2 * rows, columns], *sizes[2:]])
