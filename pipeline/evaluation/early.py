@@ -8,6 +8,7 @@ from pipeline.data.asked_scene import check_scene
 from pipeline.data.folder import only_version, table_folder
 from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
+from pipeline.data.json_stream import rows_of
 from pipeline.data.made_for import check_config
 from pipeline.data.rig import rig_of_tables
 from pipeline.data.source import FrameSource
@@ -105,3 +106,34 @@ def open_scene(index: Path, root: Path, scene: str) -> FrameIndex:
     if scene not in known.scenes:
         raise FD3DError(f"scene '{scene}' of {root} has no frame that counts; there are {listed(known.scenes)}")
     return known
+
+
+def frames_in_words(index: Path, root: Path, scene: str, frames: int) -> str:
+    """How many frames of a scene are detected on, and what the others are: beyond the asked number, or not in the index.
+
+    Args:
+        index: frame index that has the scene.
+        frames: largest number of frames from the scene's start.
+
+    Raises:
+        FD3DError: as of :func:`open_scene`.
+    """
+    known = open_scene(index, root, scene)
+    there = len(known.scenes[scene])
+    told = f"all {there} frames of {scene}" if 1 < there <= frames else f"{counted(there, 'frame')} of {scene}"
+    if frames < there:
+        told = f"the first {frames} of {counted(there, 'frame')} of {scene} (--frames {there} takes all)"
+    samples = _samples(root / known.version, scene)
+    if samples is None or samples == there:
+        return told
+    left = counted(samples - there, "more sample")
+    return f"{told}; the tables have {left} of the scene, left out of index {index}, as samples that lack a camera or the LiDAR"
+
+
+def _samples(folder: Path, scene: str) -> int | None:
+    """Number of a scene's samples in a folder of tables; None where these cannot be read."""
+    try:
+        (token,) = (row["token"] for row in rows_of(folder / "scene.json") if row["name"] == scene)
+        return sum(row["scene_token"] == token for row in rows_of(folder / "sample.json"))
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
