@@ -50,15 +50,37 @@ def check_views(cfg: Mapping[str, Any], views: int, name: object) -> None:
         check_cameras(head["transformer"].get("num_cams", len(CAMERAS)), views, f"config {name}")
 
 
-def check_config(config: Path, views: int | None, checkpoint: Path | None = None) -> None:
-    """:func:`check_views` and :func:`check_shapes` of a config's file; one that cannot be read here is for its readers to name.
+def check_queries(cfg: Mapping[str, Any], wanted: int, name: object) -> None:
+    """Refuse to keep more queries a frame than a detector of this project has; of other detectors boxes count, and missing ones are padded.
+
+    Args:
+        wanted: the profile's ``focal.num_queries``.
+        name: the config in messages.
+
+    Raises:
+        FD3DError: naming both numbers.
+    """
+    head = cfg.get("model", {}).get("pts_bbox_head") or {}
+    if head.get("type") in ("BEVFormerHead", "DETR3DHead") and wanted > (there := head.get("num_query", 900)):
+        raise FD3DError(
+            f"focal.num_queries is {wanted}, but the expert of config {name} has {counted(there, 'query')}; set it to {there} at most, and "
+            "distill.rule.num_queries too"
+        )
+
+
+def check_config(
+    config: Path, views: int | None, checkpoint: Path | None = None, num_queries: int | None = None
+) -> None:
+    """:func:`check_views`, :func:`check_shapes` and :func:`check_queries` of a config's file; one that cannot be read here is for its
+    readers to name.
 
     Args:
         views: number of cameras of the data; None where it is not known.
         checkpoint: None where there is none.
+        num_queries: kept per frame; None where none are.
 
     Raises:
-        FD3DError: as of both.
+        FD3DError: as of these.
     """
     from mmengine.config import Config  # a second, which commands have only after cheaper checks
 
@@ -68,6 +90,8 @@ def check_config(config: Path, views: int | None, checkpoint: Path | None = None
             check_views(cfg, views, config)
         if checkpoint is not None:
             check_shapes(cfg, checkpoint, config)
+        if num_queries is not None:
+            check_queries(cfg, num_queries, config)
     except FD3DError:
         raise
     except Exception:  # a config is code, and may be anything

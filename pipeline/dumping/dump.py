@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from pipeline.data.images import check_images
+from pipeline.data.made_for import check_queries
 from pipeline.data.source import FrameSource
 from pipeline.dumping.coverage import join_counts
 from pipeline.dumping.early import frames_to_dump
@@ -69,7 +70,7 @@ def dump(
         ``frames``, their number, and ``coverage``, counts of the focal areas (:mod:`pipeline.dumping.coverage`).
 
     Raises:
-        FD3DError: bad input, ``settings.autocast`` without a GPU, features that are not finite (with the frame's token), or the cluster is gone.
+        FD3DError: bad input, more queries to keep than the expert has, ``settings.autocast`` without a GPU, features that are not finite (with the frame's token), or the cluster is gone.
         OtherStoreError: the store was made by another expert, config or index, or by code that made other values.
         StoreError: the store is being written, other library versions wrote a part of it, a token or scene does not fit,
             or the disk is full.
@@ -86,6 +87,7 @@ def dump(
         source = replace(source, index=source.index.absolute(), root=source.root.absolute())
     cfg = load_config(config)
     build_adapter(cfg)  # a config without one is refused before anything starts
+    check_queries(cfg, settings.rule.num_queries, cfg.filename)
     index, rows, tokens = frames_to_dump(source, scenes, settings.frames_per_shard)
     here = checkpoint if checkpoint is not None and checkpoint.is_file() else None  # one may lie on the workers alone
     check_data(cfg, here, index, source.root)
