@@ -29,7 +29,7 @@ from pipeline.export import write
 from pipeline.export.early import calibration_frames
 from pipeline.export.graph import DetectorGraph
 from pipeline.export.notes import KEY, Notes
-from pipeline.export.rig import rig_of
+from pipeline.export.rig import ImageRig, rig_of
 from pipeline.export.runtime import ExportedDetector
 from pipeline.export.standard import deform, unproject
 from pipeline.models.build import build_detector, load_config
@@ -599,6 +599,18 @@ def test_images_of_several_sizes_in_one_camera_are_refused(world_index):
     index.arrays["image_sizes"][-1, 2] = 100, 200
     with pytest.raises(FD3DError, match=f"images of camera {index.cameras[2]} differ in size, .*; give --height"):
         rig_of(index)
+
+
+def test_a_file_tells_the_turn_of_the_training_and_else_of_the_index(files, world_index, tmp_path, monkeypatch):
+    config, checkpoint = files["detr3d"]
+    rig, one_size = rig_of(FrameIndex.load(world_index)), ImageRig(((160, 288),))
+    whole, path = torch.load(checkpoint, weights_only=False), tmp_path / "student.pth"
+    empty = onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], []))
+    monkeypatch.setattr(write, "_exported", lambda *given: empty)
+    for told, given, turn in ((None, rig, 0.0), (-5.0, rig, -5.0), (-5.0, one_size, -5.0), (None, one_size, None)):
+        torch.save(whole | {"training": whole["training"] | {"lidar_turn": told}}, path)
+        notes, _ = write.export_detector(config, path, tmp_path / "student.onnx", given)
+        assert notes.lidar_turn == turn
 
 
 def test_an_export_for_other_images_than_the_training_s_is_warned_of(files, world_index, tmp_path, monkeypatch):

@@ -140,11 +140,11 @@ def test_images_of_other_sizes_than_the_trainings_are_warned_of(
         FrameSource(world_index, world, "world_val"),
         "small.pth was trained with images of 80x144 of CAM_FRONT; ",
     )
-    place, plan = tmp_path / "out", StudentPlan(project / "configs/world/apprentice.py")
+    out, plan = tmp_path / "out", StudentPlan(project / "configs/world/apprentice.py")
     for run in (
-        lambda: evaluate_detector(expert_config, small, source, "v1.0-world", place, place / "metrics.json", 0),
-        lambda: dump(expert_config, small, source, place, DumpSettings(FocalRule(), frames_per_shard=3), 0),
-        lambda: take_or_train(expert_config, small, RunSettings(max_iters=4), source, place / "detector.pth", plan),
+        lambda: evaluate_detector(expert_config, small, source, "v1.0-world", out, out / "metrics.json", 0),
+        lambda: dump(expert_config, small, source, out, DumpSettings(FocalRule(), frames_per_shard=3), 0),
+        lambda: take_or_train(expert_config, small, RunSettings(max_iters=4), source, out / "detector.pth", plan),
         lambda: recompute(StoreReader(store), expert_config, small, world_index, world, 1),
     ):
         with pytest.raises(Reached), pytest.warns(UserWarning, match=f"{told}the data have 160x288; the detector runs"):

@@ -87,7 +87,8 @@ def test_an_expert_that_is_no_better_leaves_no_share_and_no_line_of_the_gap(tabl
     (ahead,) = comparisons(read_table(table))
     put_lines(table, [*MAIN[:-1], line("expert", 0, 19)])
     (behind,) = comparisons(read_table(table))
-    assert behind.share(behind.find("fd3d")) is None
+    fd3d = behind.find("fd3d")
+    assert fd3d and behind.share(fd3d) is None
     legends = [gains_figure([found]).axes[0].get_legend() for found in (ahead, behind)]
     assert legends[0].get_texts()[0].get_text() == "half of the gap to the expert (10.0 NDS)" and legends[1] is None
 
