@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.data.conversion import check_conversion
+from pipeline.data.made_for import check_config
 from pipeline.files import check_needed
 
 
@@ -29,8 +31,10 @@ def convert(
 ) -> None:
     """Check an official checkpoint against a config and write it in this project's conventions; no code in it is run."""
     check_needed(checkpoint=official, config=config)
+    names = None if classes is None else [name.strip() for name in classes.split(",")]
+    check_conversion(official, out, boxes, names, shift_current)
+    check_config(config, None, official)
     from pipeline.models.checkpoints import convert_checkpoint
 
-    names = None if classes is None else [name.strip() for name in classes.split(",")]
     made = convert_checkpoint(official, out, config, boxes, names, shift_current)
     print(f"{out}: {made}")

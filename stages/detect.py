@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.errors import FD3DError, counted
-from pipeline.evaluation.early import check_detection
+from pipeline.evaluation.early import check_detection, frames_in_words
 from pipeline.files import check_needed
 from pipeline.profile import read_profile
 
@@ -40,7 +40,7 @@ def detect(
             index = data.index
     weights = checkpoint[0] if checkpoint else None
     check_needed(config=config, checkpoint=weights, exported=onnx, root=root, index=index)
-    check_detection(config, root, scene, out, version, index, frames)
+    check_detection(config, root, scene, out, version, index, frames, weights)
     from tqdm import tqdm
 
     from pipeline.evaluation.scene import detect_scene
@@ -51,4 +51,7 @@ def detect(
         boxes = counted(frame.boxes, "box")
         tqdm.write(f"{frame.token}  {frame.seconds:.2f} s  {boxes} from score {min_score}  {frame.drawing}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts KiB
-    print(f"{out / 'submission.json'}: {weights or onnx or 'RANDOM weights, seed 0'}; peak memory {peak:.2f} GB")
+    told = frames_in_words(index or out / "index.npz", root, scene, frames)
+    print(
+        f"{out / 'submission.json'}: {told}; {weights or onnx or 'RANDOM weights, seed 0'}; peak memory {peak:.2f} GB"
+    )

@@ -43,7 +43,7 @@ def evaluate(
     source = asked_source(data, split, index, root)
     check_needed(checkpoint=checkpoint, config=config, beside=None if config else path, submission=submission)
     check_needed(index=source.index, root=source.root)
-    version = frames_to_evaluate(source, None if index else data.version, out, metrics, path).version
+    version = frames_to_evaluate(source, None if index else data.version, out, metrics, path, checkpoint).version
     from pipeline.evaluation.run import check_evaluation, evaluate_detector, score
 
     if checkpoint is not None and path is not None:

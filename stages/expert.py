@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.data.asked import check_split
+from pipeline.data.made_for import check_config
 from pipeline.files import check_needed
 from pipeline.profile import read_profile
 
@@ -28,6 +29,7 @@ def expert(
     if checkpoint is None:
         check_needed(index=source.index, root=source.root)
         check_split(source)
+    check_config(pair.expert.config, None, checkpoint)
     from pipeline.models.pairs import StudentPlan
     from pipeline.training.expert import take_or_train
 

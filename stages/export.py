@@ -49,7 +49,7 @@ def export(
         check_needed(index=source.index)
         rig = rig_of(FrameIndex.load(source.index), source.root if root or index is None else None)
         frames = calibration_frames(source, int8) if int8 is not None else None
-        check_config(config, len(rig.sizes))
+    check_config(config, len(rig.sizes) if rig.cameras else None, checkpoint)
     from pipeline.export.write import OPSET, export_detector
 
     notes, nodes = export_detector(config, checkpoint, out, rig, frames)

@@ -46,7 +46,7 @@ def plan(
     count = frames or sum(map(len, scenes.values()))
     cameras = rig_cameras(height or 900, width or 1600) if index is None else frame_cameras(index)
     outlook = Outlook(count, cameras, rate, train_rate, gpus, students, epochs, like, coverage, scenes)
-    check_configs(config, pairs, cameras)
+    check_configs(config, pairs, cameras, profile.dump.rule.num_queries)
     from pipeline.cost.outlook import config_lines, family_lines
     from pipeline.models.build import load_config
 

@@ -60,6 +60,11 @@ REFUSED = {
     "sweep --grid none.yaml": "none.yaml does not exist",
     f"convert none.pth o.pth --config {EXPERT}": "checkpoint none.pth does not exist",
     f"convert {WEIGHTS} o.pth --config none.py": "config none.py does not exist",
+    f"convert {WEIGHTS} o.pth --config {EXPERT} --boxes older": "--boxes is 'older'; use auto, old, new",
+    f"convert {WEIGHTS} o.pth --config {EXPERT} --shift-current yes": "--shift-current is 'yes'; use auto, true, false",
+    f"convert {WEIGHTS} o.pth --config {EXPERT} --classes car,bus": "--classes detects car, bus; needed are nuScenes' car,",
+    f"convert {WEIGHTS} {WEIGHTS} --config {EXPERT}": "world_expert.pth is the checkpoint itself; give another file",
+    f"convert {WEIGHTS} some.npz/o.pth --config {EXPERT}": "some.npz/o.pth cannot be written",
 }
 """Commands, in a project without data, and what they say."""
 RUN = """
@@ -79,6 +84,11 @@ print(json.dumps(told))
 
 OF_EXPERT = f"--config {EXPERT} --checkpoint {WEIGHTS}"
 PLACES = "--out o --metrics m.json"
+OTHER = "configs/world/apprentice.py"
+FEWER = "focal.num_queries is 6000, but the expert of config configs/world/expert.py has 100 queries; set it to 100 at"
+GRID = (
+    "does not fit the config configs/world/apprentice.py: it has pts_bbox_head.bev_embedding.weight (2500, 64) instead"
+)
 SIX = "config configs/world/expert.py has weights for 6 cameras, the data 5; set num_cams=5"
 REFUSED_WITH_DATA = {
     f"evaluate {OF_EXPERT} {PLACES} --index bad.npz": "index bad.npz is damaged",
@@ -117,6 +127,17 @@ REFUSED_WITH_DATA = {
     "plan --index five.npz": SIX,
     "plan --frames 10": "pyramid level 0 of the student is (116, 200), of the expert (114, 200); choose image sizes",
     f"complexity {EXPERT} --index five.npz": SIX,
+    f"export {OTHER} {WEIGHTS} o.onnx": GRID,
+    f"export {OTHER} {WEIGHTS} o.onnx --height 160 --width 288": GRID,
+    f"evaluate --config {OTHER} --checkpoint {WEIGHTS} {PLACES}": GRID,
+    f"detect {OTHER} {WEIGHTS} data/world --scene scene-2000": GRID,
+    f"dump --out s --config {OTHER} --checkpoint {WEIGHTS}": GRID,
+    f"convert {WEIGHTS} o.pth --config {OTHER}": GRID,
+    "expert --params other.yaml": GRID,
+    f"dump --out s {OF_EXPERT} --params many.yaml": FEWER,
+    f"dump --out s --random-weights --config {EXPERT} --params many.yaml": FEWER,
+    "plan --frames 10 --height 160 --width 288 --params many.yaml": FEWER,
+    f"plan {EXPERT} --frames 10 --rate 1 --params many.yaml": FEWER,
 }
 """Likewise in a project with data, and with an index of five cameras."""
 
@@ -169,6 +190,8 @@ def told_with_data(project: Path, world: Path, world_index: Path, tmp_path_facto
         write_arrays(file, arrays)
     profile = (project / "params.yaml").read_text()
     (folder / "params.yaml").write_text(profile)
+    (folder / "other.yaml").write_text(profile.replace(EXPERT, OTHER))
+    (folder / "many.yaml").write_text(profile.replace("num_queries: 60", "num_queries: 6000"))
     (folder / "bad.yaml").write_text(profile.replace("runs/index.npz", "bad.npz"))
     return ran(list(REFUSED_WITH_DATA), folder)
 
@@ -184,7 +207,7 @@ def test_what_is_missing_is_named_before_torch_is_imported(told, command: str):
 def test_what_does_not_fit_is_named_before_torch_is_imported(told_with_data, command: str):
     line, loaded = told_with_data[command]
     assert line.startswith("fd3d: ") and REFUSED_WITH_DATA[command] in line and line.count("\n") == 1
-    read = REFUSED_WITH_DATA[command][:6] in (SIX[:6], "pyrami") or command.startswith(
+    read = REFUSED_WITH_DATA[command][:6] in (SIX[:6], GRID[:6], FEWER[:6], "pyrami") or command.startswith(
         "dump --out params.yaml"
     )  # the config
     assert set(loaded) <= ({"mmengine"} if read else set())

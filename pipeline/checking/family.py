@@ -11,7 +11,7 @@ from pipeline.cost.cameras import Cameras, rig_cameras
 from pipeline.cost.early import check_grid, pyramid_of
 from pipeline.cost.plan import expert_schema
 from pipeline.data import CAMERAS
-from pipeline.data.made_for import check_views
+from pipeline.data.made_for import check_queries, check_views
 from pipeline.distill.build import distiller_config
 from pipeline.distill.planned import PlannedStore
 from pipeline.distill.settings import FD3D, DistillSettings
@@ -61,6 +61,7 @@ def check_pair(profile: Profile, pair: Family, data: KnownData | None) -> None:
     expert, student = pair.expert, pair.apprentice
     above, cfg = load_config(expert.config), load_config(student.config)
     build_adapter(above)
+    check_queries(above, profile.dump.rule.num_queries, expert.config)
     if data is not None:
         check_rig(above, expert.checkpoint, data.cameras, data.reference)
         check_views(cfg, len(data.cameras), student.config)

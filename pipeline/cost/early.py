@@ -71,22 +71,23 @@ def share_of(text: str, maps: Collection[str] | None = None) -> tuple[str, float
     return name, number
 
 
-def check_configs(config: Path | None, families: Sequence[Family], cameras: Cameras) -> None:
-    """Refuse configs of another number of cameras, and families whose pyramids do not lie on each other.
+def check_configs(config: Path | None, families: Sequence[Family], cameras: Cameras, num_queries: int) -> None:
+    """Refuse configs of another number of cameras, experts of fewer queries than are kept, and families whose pyramids do not lie on each other.
 
     Args:
         config: the one that is planned; None plans the families.
+        num_queries: kept per frame.
 
     Raises:
         FD3DError: naming both numbers or both grids.
     """
     if config is not None:
-        check_config(config, len(cameras.names))
+        check_config(config, len(cameras.names), None, num_queries)
         return
     for family in families:
         expert, student = family.expert.config, family.apprentice.config
         for one in (expert, student):
-            check_config(one, len(cameras.names))
+            check_config(one, len(cameras.names), None, num_queries if one is expert else None)
         grids = (pyramid_of(one, cameras.image_hw) for one in (student, expert))
         for level, (ours, theirs) in enumerate(zip(*grids, strict=False)):
             check_grid(level, ours, theirs)

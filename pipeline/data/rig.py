@@ -81,6 +81,22 @@ def other_turn(made_for: float, given: float) -> bool:
     return bool(abs(_wrapped(np.float64(made_for - given))) > _TURN_TOLERANCE)
 
 
+def turned_otherwise(told: str, frame: str | None, made_for: float, given: str, turn: float) -> str:
+    """Message on a frame of reference that is mounted otherwise than a detector's.
+
+    Args:
+        told: first words, which name the detector.
+        frame: the detector's frame of reference; None where its name is not known.
+        made_for, turn: degrees of the detector's frame and of the data's, as of :func:`turn_of`.
+        given: the data's frame of reference.
+    """
+    return (
+        f"{told} {frame or 'a frame of reference'} turned by {round(made_for)} degrees against nuScenes' LIDAR_TOP, whose y axis looks ahead, the "
+        f"index's {given} is turned by {round(turn)}; set data.reference to a sensor with the training's axes and make the index again, or "
+        "train for these"
+    )
+
+
 def _wrapped(degrees: np.ndarray | np.float64) -> np.ndarray:
     return np.asarray((degrees + 180) % 360 - 180)
 

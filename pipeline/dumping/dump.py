@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from pipeline.data.images import check_images
-from pipeline.data.rig import turn_of
+from pipeline.data.made_for import check_queries
 from pipeline.data.source import FrameSource
 from pipeline.dumping.coverage import join_counts
 from pipeline.dumping.early import frames_to_dump
@@ -27,7 +27,7 @@ from pipeline.errors import FD3DError, counted
 from pipeline.expert import build_adapter
 from pipeline.files import file_sha256
 from pipeline.models.build import load_config
-from pipeline.models.pairs import check_rig
+from pipeline.models.pairs import check_data
 from store_schema import OtherStoreError, StoreWriter, open_storage
 from store_schema.manifest import made_by, refuse_difference
 from store_schema.provenance import found_maker
@@ -71,7 +71,8 @@ def dump(
         ``frames``, their number, and ``coverage``, counts of the focal areas (:mod:`pipeline.dumping.coverage`).
 
     Raises:
-        FD3DError: bad input, ``settings.autocast`` without a GPU, features that are not finite (with the frame's token), no query that reaches ``focal.min_score``, or the cluster is gone.
+        FD3DError: bad input, more queries to keep than the expert has, ``settings.autocast`` without a GPU, features that are
+            not finite (with the frame's token), no query that reaches ``focal.min_score``, or the cluster is gone.
         OtherStoreError: the store was made by another expert, config or index, or by code that made other values.
         StoreError: the store is being written, other library versions wrote a part of it, a token or scene does not fit,
             or the disk is full.
@@ -85,10 +86,10 @@ def dump(
         source = replace(source, index=source.index.absolute(), root=source.root.absolute())
     cfg = load_config(config)
     build_adapter(cfg)  # a config without one is refused before anything starts
+    check_queries(cfg, settings.rule.num_queries, cfg.filename)
     index, rows, tokens = frames_to_dump(source, scenes, settings.frames_per_shard)
     here = checkpoint if checkpoint is not None and checkpoint.is_file() else None  # one may lie on the workers alone
-    turn = turn_of(index.arrays["lidar2ego"])
-    check_rig(cfg, here, index.cameras, index.reference, source.root / index.version, turn)
+    check_data(cfg, here, index, source.root)
     if cluster.address is None:  # workers at an address may have the only copy of the images
         check_images(index, source.root, rows, source.index)
     versions = tuple(library_versions().items())

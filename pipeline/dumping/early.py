@@ -23,15 +23,19 @@ def frames_to_dump(
     frames_per_shard: int,
     config: Path | None = None,
     metrics: Path | None = None,
+    checkpoint: Path | None = None,
+    num_queries: int | None = None,
 ) -> tuple[FrameIndex, list[int], dict[str, list[str]]]:
     """The index of a dump, its rows in the order of :func:`scene_rows`, and its tokens by scene name.
 
     Args:
         config: of the expert, read here for the number of its cameras; None leaves that to a later check.
         metrics: file for the coverage, if any.
+        checkpoint: of the expert, compared with the config; None for random weights, and one that is not here is not compared.
+        num_queries: kept per frame, compared with the config's.
 
     Raises:
-        FD3DError: the config is made for another number of cameras, the index is damaged or does not fit the root, a split or scene is not there, or the file cannot be written.
+        FD3DError: the config is made for another number of cameras, not the checkpoint's, or of fewer queries, the index is damaged or does not fit the root, a split or scene is not there, or the file cannot be written.
         StoreError: two scenes have a token in common, or a token does not fit.
     """
     index = FrameIndex.load(source.index, source.root)
@@ -42,7 +46,7 @@ def frames_to_dump(
     if metrics is not None:
         check_writable(metrics)
     if config is not None:
-        check_config(config, len(index.cameras))
+        check_config(config, len(index.cameras), checkpoint, num_queries)
     return index, [row for own in rows.values() for row in own], tokens
 
 

@@ -11,14 +11,13 @@ import torch
 from pipeline.data.frames import frame_batches
 from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
-from pipeline.data.rig import turn_of
 from pipeline.data.source import FrameSource
 from pipeline.expert.load import check_identity, load_expert
 from pipeline.expert.rows import focal_cells, store_row
 from pipeline.focal.codes import FeatureCode
 from pipeline.focal.rule import FocalRule
 from pipeline.models.build import load_config
-from pipeline.models.pairs import check_rig
+from pipeline.models.pairs import check_data
 from store_schema import StoreReader
 from store_schema.coding import decoded
 
@@ -72,8 +71,7 @@ def recompute(
     check_identity(made.get("expert", {}), cfg, checkpoint, reader.storage)
     frames = FrameIndex.load(index, root)
     frames.check_made(made, reader.storage)
-    turn = turn_of(frames.arrays["lidar2ego"])
-    check_rig(cfg, checkpoint, frames.cameras, frames.reference, root / frames.version, turn)
+    check_data(cfg, checkpoint, frames, root)
     chosen = set(np.random.default_rng(seed).permutation(reader.tokens)[:count].tolist())
     source = FrameSource(index, root, made["data"]["split"])
     rows = [row for tokens in made["scenes"].values() for row in _up_to(frames, tokens, chosen)]

@@ -8,6 +8,7 @@ from pipeline.data.asked_scene import check_scene
 from pipeline.data.folder import only_version, table_folder
 from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
+from pipeline.data.json_stream import rows_of
 from pipeline.data.made_for import check_config
 from pipeline.data.rig import rig_of_tables
 from pipeline.data.source import FrameSource
@@ -16,7 +17,12 @@ from pipeline.files import check_writable
 
 
 def frames_to_evaluate(
-    source: FrameSource, version: str | None, out: Path, metrics: Path, config: Path | None = None
+    source: FrameSource,
+    version: str | None,
+    out: Path,
+    metrics: Path,
+    config: Path | None = None,
+    checkpoint: Path | None = None,
 ) -> FrameIndex:
     """The index of frames that can be evaluated.
 
@@ -24,10 +30,10 @@ def frames_to_evaluate(
         version: folder of the data set's tables; None for the index's.
         out: folder for ``submission.json`` and ``pr.csv``.
         metrics: JSON file for the metrics.
-        config: of the detector that will run; None where none does.
+        config, checkpoint: of the detector that will run; None where none does.
 
     Raises:
-        FD3DError: the config is made for another number of cameras, the index is damaged or does not fit the root or the tables, it lacks the split, the split has boxes of which none
+        FD3DError: the config is made for another number of cameras or not the checkpoint's, the index is damaged or does not fit the root or the tables, it lacks the split, the split has boxes of which none
             counts, or a place cannot be written.
     """
     index = FrameIndex.load(source.index, source.root)
@@ -43,14 +49,21 @@ def frames_to_evaluate(
     for path in (out / "submission.json", out / "pr.csv", metrics):
         check_writable(path)
     if config is not None:
-        check_config(config, len(index.cameras))
+        check_config(config, len(index.cameras), checkpoint)
     return index
 
 
 def check_detection(
-    config: Path, root: Path, scene: str, out: Path, version: str | None, index: Path | None, frames: int
+    config: Path,
+    root: Path,
+    scene: str,
+    out: Path,
+    version: str | None,
+    index: Path | None,
+    frames: int,
+    checkpoint: Path | None = None,
 ) -> None:
-    """Refuse a scene, number of frames or place, or a config of another number of cameras; arguments as of :func:`~pipeline.evaluation.scene.detect_scene`.
+    """Refuse a scene, number of frames or place, or a config of another number of cameras or another checkpoint; arguments as of :func:`~pipeline.evaluation.scene.detect_scene`.
 
     Without an index scene and cameras are looked up in the tables.
 
@@ -67,11 +80,11 @@ def check_detection(
     if index is None:
         with naming_an_index(root):
             if (rig := rig_of_tables(folder)) is not None:
-                check_config(config, len(rig[0]))
+                check_config(config, len(rig[0]), checkpoint)
     else:
         known = open_scene(index, root, scene)
         check_images(known, root, known.scenes[scene][:frames], index)
-        check_config(config, len(known.cameras))
+        check_config(config, len(known.cameras), checkpoint)
 
 
 @contextmanager
@@ -93,3 +106,34 @@ def open_scene(index: Path, root: Path, scene: str) -> FrameIndex:
     if scene not in known.scenes:
         raise FD3DError(f"scene '{scene}' of {root} has no frame that counts; there are {listed(known.scenes)}")
     return known
+
+
+def frames_in_words(index: Path, root: Path, scene: str, frames: int) -> str:
+    """How many frames of a scene are detected on, and what the others are: beyond the asked number, or not in the index.
+
+    Args:
+        index: frame index that has the scene.
+        frames: largest number of frames from the scene's start.
+
+    Raises:
+        FD3DError: as of :func:`open_scene`.
+    """
+    known = open_scene(index, root, scene)
+    there = len(known.scenes[scene])
+    told = f"all {there} frames of {scene}" if 1 < there <= frames else f"{counted(there, 'frame')} of {scene}"
+    if frames < there:
+        told = f"the first {frames} of {counted(there, 'frame')} of {scene} (--frames {there} takes all)"
+    samples = _samples(root / known.version, scene)
+    if samples is None or samples == there:
+        return told
+    left = counted(samples - there, "more sample")
+    return f"{told}; the tables have {left} of the scene, left out of index {index}, as samples that lack a camera or the LiDAR"
+
+
+def _samples(folder: Path, scene: str) -> int | None:
+    """Number of a scene's samples in a folder of tables; None where these cannot be read."""
+    try:
+        (token,) = (row["token"] for row in rows_of(folder / "scene.json") if row["name"] == scene)
+        return sum(row["scene_token"] == token for row in rows_of(folder / "sample.json"))
+    except (OSError, ValueError, LookupError, TypeError):
+        return None

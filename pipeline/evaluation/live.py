@@ -22,6 +22,7 @@ from pipeline.evaluation.live_input import (
     check_sizes,
     check_state,
     check_step,
+    check_turn,
     checked_images,
 )
 from pipeline.evaluation.live_rig import DetectorRig, ExportedRig, TrainedRig
@@ -159,8 +160,7 @@ class Detector:
                 :class:`Calibration` is of.
             sizes: rows and columns of each camera's image; a checkpoint takes those of a rig of other names from now on.
             folder: of the data set's tables.
-            turn: degrees by which the frame of reference is turned, see :func:`~pipeline.data.rig.turn_of`; None compares none, and
-                exported files tell none.
+            turn: degrees by which the frame of reference is turned, see :func:`~pipeline.data.rig.turn_of`; None compares none.
 
         Raises:
             FD3DError: naming both, or no frame of reference is given.
@@ -183,7 +183,7 @@ class Detector:
             images: V images (H, W, 3) uint8 RGB of their original sizes, in the order of cameras that the detector was trained with.
 
         Raises:
-            FD3DError: another rig than the detector's, a camera without image, arrays of other shapes, matrices that are no
+            FD3DError: another rig than the detector's or a frame of reference with other axes, a camera without image, arrays of other shapes, matrices that are no
                 calibration or no pose, or a frame that cannot follow the last one. The history stays as it was.
         """
         images = checked_images(images, self._rig.views, self._rig.sizes)
@@ -193,6 +193,7 @@ class Detector:
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         check_sizes(sizes, self._sizes)
         check_calibration(calibration.intrinsics, calibration.lidar2cam, calibration.lidar2ego, sizes)
+        check_turn(calibration.lidar2ego, self._rig.turn)
         self._check_pose(pose, calibration.lidar2ego)
         matrices = (calibration.intrinsics, calibration.lidar2cam, calibration.lidar2ego)
         calibration = Calibration(*(np.asarray(matrix, np.float64) for matrix in matrices))

@@ -14,6 +14,7 @@ from pipeline.data.checks import (
     check_mounts,
 )
 from pipeline.data.geometry import yaw_of
+from pipeline.data.rig import other_turn, turn_of
 from pipeline.errors import FD3DError, counted
 
 _MAX_GAP = 60.0  # seconds between two frames, beyond which a history is of no use and times have another unit
@@ -98,6 +99,24 @@ def check_calibration(
 
 def _warn(line: str) -> None:
     warnings.warn(line, stacklevel=5)
+
+
+def check_turn(lidar2ego: np.ndarray, made_for: float | None) -> None:
+    """Refuse a frame of reference that is turned otherwise than the detector's: boxes would be of a world turned alike.
+
+    Args:
+        lidar2ego: (4, 4) reference frame to ego frame.
+        made_for: degrees as of :func:`~pipeline.data.rig.turn_of`; None for any.
+
+    Raises:
+        FD3DError: naming both turns.
+    """
+    turn = turn_of(np.asarray(lidar2ego, np.float64)[None])
+    if made_for is not None and other_turn(made_for, turn):
+        raise FD3DError(
+            f"calibration.lidar2ego is of a frame turned by {round(turn)} degrees against nuScenes' LIDAR_TOP, whose y axis looks ahead, the "
+            f"detector was trained in one turned by {round(made_for)}; give lidar2cam and lidar2ego of a frame with the training's axes, or train for these"
+        )
 
 
 def check_pose(ego2global: np.ndarray, timestamp: int) -> None:

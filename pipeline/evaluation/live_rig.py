@@ -22,6 +22,8 @@ class DetectorRig(Protocol):
     """Number of cameras; None for any."""
     sizes: Sizes | None
     """Rows and columns of each camera's image; None where these are not known."""
+    turn: float | None
+    """Degrees by which the frame of reference is turned, see :func:`~pipeline.data.rig.turn_of`; None where it is not known."""
 
     def check(
         self,
@@ -41,6 +43,7 @@ class ExportedRig:
         self._notes, self._path = notes, path
         self.views: int | None = notes.views
         self.sizes: Sizes | None = notes.sizes
+        self.turn: float | None = notes.lidar_turn
 
     def check(
         self,
@@ -51,7 +54,7 @@ class ExportedRig:
         turn: float | None = None,
     ) -> None:
         """See :class:`DetectorRig`."""
-        self._notes.check_rig(cameras, reference, self._path, sizes)
+        self._notes.check_rig(cameras, reference, self._path, sizes, turn)
 
 
 class TrainedRig:
@@ -67,6 +70,7 @@ class TrainedRig:
         self._cfg, self._checkpoint, self.views = cfg, checkpoint, views
         self._cameras = list(facts.get("cameras") or ())
         self.sizes: Sizes | None = None
+        self.turn: float | None = facts.get("lidar_turn")
         if self._cameras and facts.get("image_sizes"):
             self.sizes = tuple((rows, columns) for rows, columns in facts["image_sizes"])
 

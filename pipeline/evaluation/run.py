@@ -9,7 +9,6 @@ import torch
 from pipeline.data.devkit import open_truth
 from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
-from pipeline.data.rig import turn_of
 from pipeline.data.source import FrameSource
 from pipeline.evaluation.early import frames_to_evaluate
 from pipeline.evaluation.metrics import evaluate, evaluated_scenes
@@ -18,7 +17,7 @@ from pipeline.evaluation.submission import write_submission
 from pipeline.files import check_needed, file_sha256, write_atomically
 from pipeline.models.build import load_config
 from pipeline.models.load import load_detector
-from pipeline.models.pairs import check_rig
+from pipeline.models.pairs import check_data
 
 
 def evaluate_detector(
@@ -42,8 +41,7 @@ def evaluate_detector(
     check_needed(checkpoint=checkpoint)
     index = check_evaluation(source, version, out, metrics)
     cfg = load_config(config)
-    turn = turn_of(index.arrays["lidar2ego"])
-    check_rig(cfg, checkpoint, index.cameras, index.reference, source.root / index.version, turn)
+    check_data(cfg, checkpoint, index, source.root)
     check_images(index, source.root, index.select(source.split), source.index)
     torch.set_num_threads(1)
     detector = file_sha256(checkpoint)

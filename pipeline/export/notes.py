@@ -8,12 +8,13 @@ import numpy as np
 from mmengine.config import Config
 
 from pipeline.data.geometry import own_hw, resized_hw
-from pipeline.data.rig import other_images
+from pipeline.data.rig import other_images, other_turn, turned_otherwise
 from pipeline.errors import FD3DError
 
 KEY = "fd3d"
 """Key of the notes in the file's metadata."""
-FORMAT = 2
+FORMAT = 3
+_READ = (2, FORMAT)  # format 2 tells no turn of the frame of reference
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Notes:
         pc_range: the config's, metres.
         bev_shape: cells and channels of the BEV map that is given back as history; None without history.
         checkpoint_sha256: of the checkpoint's bytes.
+        lidar_turn: degrees by which the frame of reference of the training is turned, see :func:`~pipeline.data.rig.turn_of`, or
+            of the index where the checkpoint tells none; None where neither does.
     """
 
     detector: str
@@ -40,6 +43,7 @@ class Notes:
     pc_range: tuple[float, ...]
     bev_shape: tuple[int, int] | None
     checkpoint_sha256: str
+    lidar_turn: float | None = None
 
     @property
     def views(self) -> int:
@@ -70,7 +74,7 @@ class Notes:
         try:
             values = json.loads(metadata[KEY])
             found = values.pop("format")
-            if found != FORMAT:
+            if found not in _READ:
                 raise FD3DError(f"{path} has format {found}, this program reads {FORMAT}; export the detector again")
             values |= {name: tuple(values[name]) for name in ("cameras", "pc_range")}
             values["sizes"] = tuple((int(h), int(w)) for h, w in values["sizes"])
@@ -82,13 +86,20 @@ class Notes:
             raise FD3DError(f"{path} is no file of 'fd3d export'; give one that 'fd3d export' made") from error
 
     def check_rig(
-        self, cameras: Sequence[str], reference: str, path: object, sizes: Sequence[Sequence[int]] | None = None
+        self,
+        cameras: Sequence[str],
+        reference: str,
+        path: object,
+        sizes: Sequence[Sequence[int]] | None = None,
+        turn: float | None = None,
     ) -> None:
         """Refuse other cameras, another order, another frame of reference or other images than a file was exported for.
 
         Args:
             cameras, reference: those of the data, as of an index.
             sizes: rows and columns of each camera's image; None where they are not known.
+            turn: degrees by which the data's frame of reference is turned, see :func:`~pipeline.data.rig.turn_of`; None compares
+                none, and a file that tells no turn takes any.
 
         Raises:
             FD3DError: naming what differs, on both sides.
@@ -103,6 +114,10 @@ class Notes:
             differs = f"boxes in the frame of {self.reference}; the data have {reference}"
         elif sizes is not None and (odd := other_images(self.sizes, sizes, given)):
             differs = odd
+        elif turn is not None and self.lidar_turn is not None and other_turn(self.lidar_turn, turn):
+            raise FD3DError(
+                turned_otherwise(f"{path} was exported for", self.reference, self.lidar_turn, reference, turn)
+            )
         else:
             return
         raise FD3DError(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.index import FrameIndex
-from pipeline.data.rig import sizes_of
+from pipeline.data.rig import sizes_of, turn_of
 from pipeline.errors import FD3DError
 
 
@@ -18,12 +18,14 @@ class ImageRig:
         cameras: names of the cameras; empty where only sizes are known.
         reference: frame of reference of the boxes, as of an index; None likewise.
         folder: of the data set's tables, where they are at hand, to say which frames of reference there are.
+        turn: degrees by which the frame of reference is turned, see :func:`~pipeline.data.rig.turn_of`; None where it is not known.
     """
 
     sizes: tuple[tuple[int, int], ...]
     cameras: tuple[str, ...] = ()
     reference: str | None = None
     folder: Path | None = None
+    turn: float | None = None
 
 
 def rig_of(index: FrameIndex, root: Path | None = None) -> ImageRig:
@@ -43,4 +45,4 @@ def rig_of(index: FrameIndex, root: Path | None = None) -> ImageRig:
             f"images of camera {odd} differ in size, an exported graph takes one; give --height and --width"
         )
     folder = None if root is None or not (root / index.version).is_dir() else root / index.version
-    return ImageRig(sizes, tuple(index.cameras), index.reference, folder)
+    return ImageRig(sizes, tuple(index.cameras), index.reference, folder, turn_of(index.arrays["lidar2ego"]))

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.data.rig import other_images
 from pipeline.errors import FD3DError, counted
 from pipeline.export.early import CalibrationFrames, check_export
 from pipeline.export.graph import INPUTS, OUTPUTS, DetectorGraph, detector_views
@@ -23,7 +22,7 @@ from pipeline.files import file_sha256, write_atomically
 from pipeline.models.build import load_config
 from pipeline.models.detector import MultiCameraDetector
 from pipeline.models.load import load_detector
-from pipeline.models.pairs import check_rig
+from pipeline.models.pairs import check_rig, warn_of_sizes
 from pipeline.models.reading import read_checkpoint
 
 OPSET = 18
@@ -58,8 +57,8 @@ def export_detector(
             f"config {config} makes its detector worse on purpose; export the detector without 'corruption'"
         )
     if rig.cameras and rig.reference:  # before weights are loaded that would not fit another number of cameras
-        check_rig(cfg, checkpoint, rig.cameras, rig.reference, rig.folder)
-        _warn_of_sizes(checkpoint, rig)
+        check_rig(cfg, checkpoint, rig.cameras, rig.reference, rig.folder, rig.turn)
+        warn_of_sizes(checkpoint, rig.sizes, rig.cameras)
     model = load_detector(cfg, checkpoint).cpu()
     if not isinstance(model, MultiCameraDetector):
         raise FD3DError(
@@ -73,7 +72,7 @@ def export_detector(
             f"the rig has {counted(len(rig.sizes), 'camera')}, the detector of {checkpoint} has {views}; train one for this rig, or name "
             "another index"
         )
-    graph = DetectorGraph(model).eval()
+    graph, turn = DetectorGraph(model).eval(), read_checkpoint(checkpoint).training.get("lidar_turn")
     notes = Notes(
         detector=type(model).__name__,
         sizes=rig.sizes * (views // len(rig.sizes)),
@@ -84,6 +83,7 @@ def export_detector(
         pc_range=tuple(cfg.pc_range),
         bev_shape=graph.bev_shape if graph.streams else None,
         checkpoint_sha256=file_sha256(checkpoint),
+        lidar_turn=rig.turn if turn is None else turn,
     )
     proto = _exported(DetectorGraph(model, notes.view_hw).eval(), _example(notes))
     onnx.helper.set_model_props(proto, {KEY: notes.dumped()})
@@ -139,14 +139,3 @@ def _simplify(model: Any) -> None:
     optimizer.fold_constants(model)
     optimizer.remove_unused_nodes(model)
     optimizer.optimize_ir(model, num_iterations=1)
-
-
-def _warn_of_sizes(checkpoint: Path, rig: ImageRig) -> None:
-    """Warn of images of other sizes than the detector was trained with; a checkpoint that tells none is trusted."""
-    told = read_checkpoint(checkpoint).training.get("image_sizes")
-    sizes = [tuple(size) for size in told] if isinstance(told, list) else []
-    if len(sizes) == len(rig.sizes) == len(rig.cameras) and (odd := other_images(sizes, rig.sizes, rig.cameras)):
-        warnings.warn(
-            f"checkpoint {checkpoint} was trained with {odd}, for which the file is made; train for these where metrics count",
-            stacklevel=3,
-        )

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from pipeline.data import CLASSES
+from pipeline.data.conversion import SHIFTS, check_conversion, class_rows
 from pipeline.errors import FD3DError, listed
-from pipeline.files import check_writable, file_sha256, write_atomically
+from pipeline.files import file_sha256, write_atomically
 
 from .backbone import backbone_kind
 from .bevformer.encoder import BEVFormerEncoder
 from .build import build_detector, load_config
-from .conventions import CONVERTER, box_convention, class_rows, shift_convention, told_classes
+from .conventions import CONVERTER, box_convention, shift_convention, told_classes
 from .query_head import QueryHead
 from .reading import Checkpoint, read_checkpoint
 
@@ -24,8 +25,6 @@ from .reading import Checkpoint, read_checkpoint
 _NEW_FROM_OLD = [0, 1, 3, 2, 4, 5, 7, 6, 8, 9]
 _SIGN = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0, 1.0, 1.0]
 
-BOXES = ("auto", "old", "new")
-SHIFTS = {"auto": None, "true": True, "false": False}
 _STATE_BOXES = (
     "--boxes old if mmdet3d before 1.0 made it (the original BEVFormer, DETR3D and FD3D), --boxes new if 1.0 or later made or "
     "converted it"
@@ -206,13 +205,7 @@ def convert_checkpoint(
         FD3DError: the config's detector is of another project, the file does not fit or contradicts the config, was converted before, has other classes, does not tell a
             convention that is left to its notes, or is ``out`` itself, or ``out`` cannot be written.
     """
-    if boxes not in BOXES:
-        raise FD3DError(f"--boxes is '{boxes}'; use {', '.join(BOXES)}")
-    if shift not in SHIFTS:
-        raise FD3DError(f"--shift-current is '{shift}'; use {', '.join(SHIFTS)}")
-    if out.exists() and source.exists() and out.samefile(source):
-        raise FD3DError(f"{out} is the checkpoint itself; give another file to write")
-    check_writable(out)
+    check_conversion(source, out, boxes, classes, shift)
     found = read_checkpoint(source)
     cfg = load_config(config)
     model = build_detector(cfg)

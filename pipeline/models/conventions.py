@@ -1,12 +1,11 @@
 """Conventions of a checkpoint's boxes, classes and history, as its notes tell them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from pipeline.data import CLASSES
-from pipeline.errors import FD3DError
 
 CONVERTER = "fd3d convert"
 """Entry ``converted_by`` in the notes of a converted checkpoint."""
@@ -47,22 +46,6 @@ def told_classes(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
     if isinstance(data := meta.get("dataset_meta"), dict):  # mmengine's place for them
         names = data.get("classes") or data.get("CLASSES")
     return tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
-
-
-def class_rows(names: Sequence[str] | None, where: str) -> list[int] | None:
-    """For each of ``CLASSES`` its row in a checkpoint of these classes; None where the order is the same or not known.
-
-    Args:
-        where: the checkpoint or the option that has the names, in messages.
-
-    Raises:
-        FD3DError: the names are other classes.
-    """
-    if names is None or tuple(names) == CLASSES:
-        return None
-    if sorted(names) != sorted(CLASSES):
-        raise FD3DError(f"{where} detects {', '.join(names)}; needed are nuScenes' {', '.join(CLASSES)}")
-    return [list(names).index(name) for name in CLASSES]
 
 
 def shift_convention(meta: Mapping[str, Any], distilled: bool) -> tuple[bool | None, str]:

@@ -1,5 +1,6 @@
 """Whether detectors, rigs and data fit each other: told before stage 1 takes its hours."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,8 +10,9 @@ from typing import Any, Self
 from mmengine.config import Config
 from torch import nn
 
+from pipeline.data.index import FrameIndex
 from pipeline.data.made_for import check_views
-from pipeline.data.rig import EGO, other_sensors, other_turn
+from pipeline.data.rig import EGO, other_images, other_sensors, other_turn, sizes_of, turn_of, turned_otherwise
 from pipeline.errors import FD3DError, counted
 
 from .build import build_detector, load_config
@@ -69,6 +71,40 @@ def check_rig(
         check_trained_rig(checkpoint, cameras, reference, folder, turn)
 
 
+def check_data(cfg: Config, checkpoint: Path | None, index: FrameIndex, root: Path) -> None:
+    """:func:`check_rig` of all that an index tells, and :func:`warn_of_sizes`.
+
+    Args:
+        root: of the data set.
+
+    Raises:
+        FD3DError: as of :func:`check_rig`.
+    """
+    turn = turn_of(index.arrays["lidar2ego"])
+    check_rig(cfg, checkpoint, index.cameras, index.reference, root / index.version, turn)
+    sizes = sizes_of(index.arrays["image_sizes"])
+    if checkpoint is not None and sizes is not None:
+        warn_of_sizes(checkpoint, sizes, index.cameras)
+
+
+def warn_of_sizes(checkpoint: Path, sizes: Sequence[tuple[int, int]], cameras: Sequence[str]) -> None:
+    """Warn of images of other sizes than a detector was trained with; a checkpoint that tells none is trusted.
+
+    A detector takes any size, and a config may scale larger images down to the training's, so this is no error.
+
+    Args:
+        sizes: rows and columns of each camera's images.
+        cameras: names of the cameras.
+    """
+    told = read_checkpoint(checkpoint).training.get("image_sizes")
+    trained = [tuple(size) for size in told] if isinstance(told, list) else []
+    if len(trained) == len(sizes) == len(cameras) and (odd := other_images(trained, sizes, cameras)):
+        warnings.warn(
+            f"checkpoint {checkpoint} was trained with {odd}; the detector runs on these, train for these where metrics count",
+            stacklevel=3,
+        )
+
+
 def check_trained_rig(
     checkpoint: Path,
     cameras: Sequence[str],
@@ -111,11 +147,7 @@ def check_trained_rig(
         )
     own = facts.get("lidar_turn")
     if turn is not None and own is not None and other_turn(own, turn):
-        raise FD3DError(
-            f"checkpoint {checkpoint} was trained with {frame} turned by {round(own)} degrees against nuScenes' LIDAR_TOP, whose y axis looks "
-            f"ahead, the index's {reference} is turned by {round(turn)}; set data.reference to a sensor with the training's axes and make the "
-            "index again, or train for these"
-        )
+        raise FD3DError(turned_otherwise(f"checkpoint {checkpoint} was trained with", frame, own, reference, turn))
 
 
 def planned_student(plan: StudentPlan, expert: Path, weights: Path | None = None) -> nn.Module:

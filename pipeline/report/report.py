@@ -118,6 +118,10 @@ def markdown(summary: Summary) -> str:
 def _compared(roles: Mapping[str, Mapping[str, Any]]) -> str:
     """The differences between a family's detectors in words."""
     found, told = {role: roles[role]["NDS"] for role in roles}, []
+    if blind := [_WORDS[role] for role in found if found[role] == 0]:
+        told.append(
+            f"NDS is 0 of the {' and of the '.join(blind)}: no class has a match, so look at the training first"
+        )
     if lacking := [_WORDS[role] for role in ROLES if role not in roles]:
         told.append(
             f"there is no {' and no '.join(lacking)}, so nothing is compared with {'it' if len(lacking) == 1 else 'them'}"
@@ -125,21 +129,23 @@ def _compared(roles: Mapping[str, Mapping[str, Any]]) -> str:
     if "plain" in found and "fd3d" in found:
         known = [roles[role].get("published_NDS") for role in ("plain", "fd3d")]
         beside = "" if None in known else f" (published: {known[1] - known[0]:+.2f})"
-        adds = f"{found['fd3d'] - found['plain']:+.2f} NDS"
-        if roles["fd3d"].get("distilled", True):
-            told.append(f"FD3D adds {adds} to the plain student{beside}")
-        else:
+        gain = round(found["fd3d"] - found["plain"], 2)
+        if not roles["fd3d"].get("distilled", True):
             told.append(
-                f"the distilled student is {adds} from the plain one, of which FD3D's losses added nothing: they were 0 in every step"
+                f"the distilled student is {gain:+.2f} NDS from the plain one, of which FD3D's losses added nothing: they were 0 in every step"
             )
+        elif gain > 0:
+            told.append(f"FD3D adds {gain:+.2f} NDS to the plain student{beside}")
+        else:
+            level = f"{-gain:.2f} NDS below" if gain < 0 else "level with"
+            told.append(f"FD3D adds nothing: the distilled student is {level} the plain student{beside}")
     if "expert" in found:
         student = "plain" if "plain" in found else "fd3d"
         whose = "it" if len(found) == len(ROLES) else f"the {_WORDS[student]}"
         ahead = round(found["expert"] - found[student], 2)
-        where = f"{ahead:+.2f} {'' if whose == 'it' else 'NDS '}above"
-        if ahead < 0:
-            where = f"{-ahead:.2f} {'' if whose == 'it' else 'NDS '}below"
-        told.append(f"the expert is {where} {whose}")
+        unit = "" if whose == "it" else "NDS "
+        where = f"{ahead:+.2f} {unit}above" if ahead > 0 else f"{-ahead:.2f} {unit}below" if ahead else "level with"
+        told.append(f"the expert is {where} {whose}" + ("" if ahead > 0 else ", so it has no gap to close"))
     return "; ".join(told)
 
 

@@ -27,8 +27,8 @@ def gains_figure(found: Sequence[Comparison]) -> Figure:
             color = "tab:red" if result.method == FD3D else "tab:blue"
             axes.errorbar(gain.mean, y, xerr=gain.half or 0, fmt="o", color=color, capsize=3)
         plain, top = comparison.find(PLAIN), _profile_expert(comparison)
-        if plain and top is not None:
-            gap = top - Interval.of(plain.nds.values()).mean
+        gap = top - Interval.of(plain.nds.values()).mean if plain and top is not None else 0.0
+        if gap > 0:
             axes.axvline(
                 gap / 2, color="tab:gray", ls=":", lw=1, label=f"half of the gap to the expert ({gap:.1f} NDS)"
             )

@@ -7,14 +7,13 @@ from typing import Any
 
 from pipeline.data.index import FrameIndex
 from pipeline.data.made_for import check_views
-from pipeline.data.rig import turn_of
 from pipeline.data.source import FrameSource
 from pipeline.expert.adapted import trainable_model
 from pipeline.expert.maps import check_foreign
 from pipeline.files import check_outside_stores, write_atomically
 from pipeline.models.build import build_detector, load_config, write_config
 from pipeline.models.checkpoints import convert_checkpoint, load_checkpoint
-from pipeline.models.pairs import StudentPlan, check_rig, planned_student
+from pipeline.models.pairs import StudentPlan, check_data, planned_student
 from pipeline.training.hooks import check_start
 from pipeline.training.run import finish, train, write_facts
 from pipeline.training.settings import RANDOM, Initial, RunSettings, Validation, read_schedule
@@ -59,8 +58,7 @@ def take_or_train(
     cfg = load_config(config)
     if source.index.is_file():
         index = FrameIndex.load(source.index, source.root)
-        turn = turn_of(index.arrays["lidar2ego"])
-        check_rig(cfg, checkpoint, index.cameras, index.reference, source.root / index.version, turn)
+        check_data(cfg, checkpoint, index, source.root)
         check_views(load_config(student.config), len(index.cameras), student.config)
     read_schedule(load_config(student.config))
     told = bool(boxes or classes)

@@ -35,6 +35,10 @@ REFUSED: dict[str, tuple[list[tuple[str, Any]], str]] = {
         [("distill.geometry", {"match": True, "reanchor": True})],
         r"distill.geometry.reanchor .* dump with focal.bev_margin: 2.1",
     ),
+    "queries": (
+        [("focal.num_queries", 6000), ("distill.rule.num_queries", 60)],
+        r"families.bevformer: focal.num_queries is 6000, but the expert of config configs/world/expert.py has 100 queries",
+    ),
     "stored layers": (
         [("dump.layers", 9), TRAINED],
         r"dump.layers is 9, but the expert's reading is known of 3 layers",

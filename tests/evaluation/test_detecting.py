@@ -1,6 +1,7 @@
 """A few frames of a scene through a detector."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pipeline.data.index import FrameIndex
+from pipeline.data.index import FrameIndex, build_index
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
+from pipeline.evaluation.early import frames_in_words
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.scene import detect_scene
 from pipeline.evaluation.submission import to_submission
@@ -64,11 +66,36 @@ def test_the_command_with_and_without_a_checkpoint(
     ):
         done = CliRunner().invoke(app, ["detect", *map(str, positional), *options], catch_exceptions=False)
         assert done.exit_code == 0 and said in done.stdout and " boxes from score 0.3" in done.stdout
-        assert "peak memory" in done.stdout
+        assert (
+            f"the first 1 of 3 frames of {scene} (--frames 3 takes all); " in done.stdout
+            and "peak memory" in done.stdout
+        )
         assert len(list(tmp_path.glob("*.jpg"))) == 1
         meta = json.loads((tmp_path / "submission.json").read_text())["meta"]
         assert set(meta) == {"use_camera", "use_lidar", "use_radar", "use_map", "use_external"}
     assert not (tmp_path / "index.npz").exists()
+
+
+def test_frames_that_are_not_detected_on_are_counted(world, world_index, scene, tmp_path):
+    """By the asked number, and those that the making of the index left out."""
+    assert frames_in_words(world_index, world, scene, 3) == frames_in_words(world_index, world, scene, 9)
+    assert frames_in_words(world_index, world, scene, 3) == f"all 3 frames of {scene}"
+    assert frames_in_words(world_index, world, scene, 2) == f"the first 2 of 3 frames of {scene} (--frames 3 takes all)"
+    root = tmp_path / "world"
+    shutil.copytree(world, root)
+    path = root / "v1.0-world/sample_data.json"
+    rows = json.loads(path.read_text())
+    token = FrameIndex.load(world_index)[FrameIndex.load(world_index).scenes[scene][-1]].token
+    lost = next(row for row in rows if row["sample_token"] == token and "/CAM_BACK/" in row["filename"])
+    path.write_text(json.dumps([row for row in rows if row is not lost]))
+    cut = tmp_path / "cut.npz"
+    build_index(root, "v1.0-world", cut, skip_incomplete=True)
+    assert frames_in_words(cut, root, scene, 4) == (
+        f"all 2 frames of {scene}; the tables have 1 more sample of the scene, left out of index {cut}, as samples that lack a "
+        "camera or the LiDAR"
+    )
+    (root / "v1.0-world/sample.json").write_text("[")
+    assert frames_in_words(cut, root, scene, 4) == f"all 2 frames of {scene}"
 
 
 def test_weights_are_a_checkpoint_or_random(world, scene, expert_config, expert_checkpoint, tmp_path):

@@ -33,6 +33,7 @@ def checkpoint(expert_checkpoint: Path, tmp_path: Path) -> Path:
     """The shipped expert's, as if it had been trained with a smaller sixth camera."""
     content = torch.load(expert_checkpoint, weights_only=True)
     content["training"]["image_sizes"] = [list(size) for size in SIZES]
+    content["training"]["lidar_turn"] = 0.0
     torch.save(content, tmp_path / "detector.pth")
     return tmp_path / "detector.pth"
 
@@ -41,7 +42,7 @@ def checkpoint(expert_checkpoint: Path, tmp_path: Path) -> Path:
 def rigs(checkpoint: Path, expert_config: Path, world_index: Path) -> dict[str, DetectorRig]:
     cfg, index = load_config(expert_config), FrameIndex.load(world_index)
     pc_range = tuple(cfg.pc_range)
-    notes = Notes("BEVFormer", SIZES, index.cameras, index.reference, 1.0, True, pc_range, (2500, 64), "0" * 64)
+    notes = Notes("BEVFormer", SIZES, index.cameras, index.reference, 1.0, True, pc_range, (2500, 64), "0" * 64, 0.0)
     return {"trained": TrainedRig(cfg, checkpoint, 6), "exported": ExportedRig(notes, "student.onnx")}
 
 
@@ -110,6 +111,39 @@ def test_no_frame_of_reference_is_refused_alike(
     detector.check_rig(cameras, "LIDAR_TOP")
     with pytest.raises(FD3DError, match="boxes in the frame of LIDAR_TOP[,;] the data have ego; "):
         detector.check_rig(cameras, "ego")
+
+
+def test_a_frame_of_reference_with_other_axes_is_refused_alike(
+    rigs, expert_config: Path, world: Path, world_index: Path
+) -> None:
+    """A LiDAR that looks along x in place of y: matrices that fit each other, and boxes of a world turned by a quarter."""
+    index = FrameIndex.load(world_index)
+    images, calibration, pose = live_frame(world, index[0])
+    small, intrinsics = [*images[:5], images[5][::2, ::2].copy()], calibration.intrinsics.copy()
+    intrinsics[5, :2] /= 2
+    quarter = np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])  # x ahead, y left, to LIDAR_TOP's
+    nearly = np.eye(4)
+    nearly[:2, :2] = [[np.cos(0.1), -np.sin(0.1)], [np.sin(0.1), np.cos(0.1)]]
+    pose = replace(pose, state=None)
+    for rig in rigs.values():
+        detector = Detector(load_config(expert_config), lambda batch: ([], [], []), rig)
+        with pytest.raises(FD3DError, match="LIDAR_TOP turned by 0 degrees .*, the index's LIDAR_TOP is turned by 90;"):
+            detector.check_rig(index.cameras, index.reference, SIZES, None, 90.0)
+        detector.check_rig(index.cameras, index.reference, SIZES, None, 9.0)
+        for turned, told in ((quarter, 90), (nearly, None)):
+            given = Calibration(intrinsics, calibration.lidar2cam @ turned, calibration.lidar2ego @ turned)
+            if told is None:
+                detector.step(small, given, pose)
+                continue
+            with pytest.raises(
+                FD3DError,
+                match=f"^calibration.lidar2ego is of a frame turned by {told} degrees .* was trained in one turned by 0; give lidar2cam",
+            ):
+                detector.step(small, given, pose)
+            rig.turn, known = None, rig.turn  # an older checkpoint or file
+            detector.step(small, given, pose)
+            detector.reset()
+            rig.turn = known
 
 
 def tables_of(root: Path, cameras: Sequence[str]) -> Path:

@@ -29,7 +29,7 @@ from pipeline.export import write
 from pipeline.export.early import calibration_frames
 from pipeline.export.graph import DetectorGraph
 from pipeline.export.notes import KEY, Notes
-from pipeline.export.rig import rig_of
+from pipeline.export.rig import ImageRig, rig_of
 from pipeline.export.runtime import ExportedDetector
 from pipeline.export.standard import deform, unproject
 from pipeline.models.build import build_detector, load_config
@@ -215,10 +215,16 @@ def test_a_file_is_for_the_cameras_that_it_was_exported_for(files, exported, wor
         ):
             detector.check_rig(*given)
     notes = ExportedDetector(exported["bevformer"][0]).notes
+    assert notes.lidar_turn == rig_of(index).turn == 0.0  # the shipped checkpoint tells none
+    with pytest.raises(FD3DError, match="onnx was exported for LIDAR_TOP turned by 0 degrees .* is turned by 90;"):
+        detector.check_rig(index.cameras, index.reference, sizes, None, 90.0)
     nameless = replace(notes, cameras=(), reference=None)
     nameless.check_rig([f"ring_{i}" for i in range(6)], "ego", "x.onnx", sizes)
     with pytest.raises(FD3DError, match="x.onnx was exported for 6 cameras; the data have 1 .front.; export"):
         nameless.check_rig(["front"], "ego", "x.onnx")
+    older = json.loads(notes.dumped())
+    del older["lidar_turn"]
+    assert Notes.of({KEY: json.dumps(older | {"format": 2})}, "x.onnx") == replace(notes, lidar_turn=None)
 
 
 def test_a_scene_of_other_images_is_refused_before_any_is_decoded(files, exported, world, world_index, tmp_path):
@@ -429,7 +435,7 @@ def test_a_file_of_another_origin_or_config_is_refused(project, files, exported,
         Detector.open(files["detr3d"][0], onnx=exported["bevformer"][0])
     with pytest.raises(FD3DError, match="exported with image.scale 0.5, the config has 1.0"):
         Detector.open(project / "configs/world/expert.py", onnx=exported["bevformer"][0])
-    with pytest.raises(FD3DError, match="has format 9, this program reads 2; export the detector again"):
+    with pytest.raises(FD3DError, match="has format 9, this program reads 3; export the detector again"):
         Notes.of({KEY: '{"format": 9}'}, "old.onnx")
 
 
@@ -595,6 +601,18 @@ def test_images_of_several_sizes_in_one_camera_are_refused(world_index):
         rig_of(index)
 
 
+def test_a_file_tells_the_turn_of_the_training_and_else_of_the_index(files, world_index, tmp_path, monkeypatch):
+    config, checkpoint = files["detr3d"]
+    rig, one_size = rig_of(FrameIndex.load(world_index)), ImageRig(((160, 288),))
+    whole, path = torch.load(checkpoint, weights_only=False), tmp_path / "student.pth"
+    empty = onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], []))
+    monkeypatch.setattr(write, "_exported", lambda *given: empty)
+    for told, given, turn in ((None, rig, 0.0), (-5.0, rig, -5.0), (-5.0, one_size, -5.0), (None, one_size, None)):
+        torch.save(whole | {"training": whole["training"] | {"lidar_turn": told}}, path)
+        notes, _ = write.export_detector(config, path, tmp_path / "student.onnx", given)
+        assert notes.lidar_turn == turn
+
+
 def test_an_export_for_other_images_than_the_training_s_is_warned_of(files, world_index, tmp_path, monkeypatch):
     config, checkpoint = files["detr3d"]
     rig = rig_of(FrameIndex.load(world_index))
@@ -615,6 +633,6 @@ def test_an_export_for_other_images_than_the_training_s_is_warned_of(files, worl
         warnings.simplefilter("error")
         told_by_export(sizes)
     rows, columns = sizes[1]
-    told = rf"student.pth was trained with images of {2 * rows}x{columns} of {rig.cameras[1]}; the data have {rows}x{columns}, for which"
+    told = rf"student.pth was trained with images of {2 * rows}x{columns} of {rig.cameras[1]}; the data have {rows}x{columns}; the detector runs on these"
     with pytest.warns(UserWarning, match=told):
         told_by_export([sizes[0], [2 * rows, columns], *sizes[2:]])

@@ -27,7 +27,7 @@ from pipeline.export.rig import rig_of
 from pipeline.export.write import export_detector
 from pipeline.focal.rule import FocalRule
 from pipeline.models.build import load_config
-from pipeline.models.pairs import StudentPlan, check_rig, check_trained_rig
+from pipeline.models.pairs import StudentPlan, check_data, check_rig, check_trained_rig
 from pipeline.training.expert import take_or_train
 from pipeline.training.plain import train_plain
 from pipeline.training.settings import RunSettings
@@ -106,7 +106,55 @@ def test_nothing_runs_with_a_lidar_that_is_mounted_otherwise(
     monkeypatch.setattr("pipeline.dumping.recompute.check_identity", lambda *given: None)
     with pytest.raises(FD3DError, match=told):
         recompute(StoreReader(store), expert_config, turned, world_index, world, 1)
+    rig = rig_of(FrameIndex.load(world_index), world)
+    with pytest.raises(FD3DError, match=told):
+        export_detector(expert_config, turned, tmp_path / "turned.onnx", rig)
     assert not taken.exists() and not out.exists() and not (tmp_path / "store").exists()
+
+
+def test_images_of_other_sizes_than_the_trainings_are_warned_of(
+    project: Path,
+    expert_config: Path,
+    expert_checkpoint: Path,
+    world: Path,
+    world_index: Path,
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By all that compare an index's rig with a checkpoint's: evaluate, dump, verify --recompute and the stage expert."""
+    index = FrameIndex.load(world_index)
+    small = trained_with(CAMERAS, "LIDAR_TOP", expert_checkpoint, tmp_path / "small.pth", image_sizes=[[80, 144]] * 6)
+
+    class Reached(Exception):
+        """What comes after the comparison."""
+
+    def reached(*given: object) -> None:
+        raise Reached
+
+    for place in ("evaluation.run.check_images", "dumping.dump.check_images", "dumping.recompute.check_images"):
+        monkeypatch.setattr(f"pipeline.{place}", reached)
+    monkeypatch.setattr("pipeline.dumping.recompute.check_identity", lambda *given: None)
+    monkeypatch.setattr("pipeline.training.expert.check_views", reached)
+    source, told = (
+        FrameSource(world_index, world, "world_val"),
+        "small.pth was trained with images of 80x144 of CAM_FRONT; ",
+    )
+    out, plan = tmp_path / "out", StudentPlan(project / "configs/world/apprentice.py")
+    for run in (
+        lambda: evaluate_detector(expert_config, small, source, "v1.0-world", out, out / "metrics.json", 0),
+        lambda: dump(expert_config, small, source, out, DumpSettings(FocalRule(), frames_per_shard=3), 0),
+        lambda: take_or_train(expert_config, small, RunSettings(max_iters=4), source, out / "detector.pth", plan),
+        lambda: recompute(StoreReader(store), expert_config, small, world_index, world, 1),
+    ):
+        with pytest.raises(Reached), pytest.warns(UserWarning, match=f"{told}the data have 160x288; the detector runs"):
+            run()
+    index, cfg = FrameIndex.load(world_index), load_config(expert_config)
+    same = trained_with(CAMERAS, "LIDAR_TOP", expert_checkpoint, tmp_path / "same.pth", image_sizes=[[160, 288]] * 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for checkpoint in (same, expert_checkpoint, None):
+            check_data(cfg, checkpoint, index, world)
 
 
 def test_order_and_frame_are_compared(expert_checkpoint: Path, tmp_path: Path) -> None:
@@ -183,7 +231,7 @@ def test_a_store_that_the_wrong_expert_made_is_not_recomputed(
 ) -> None:
     """As made before the dump looked at the cameras."""
     turned = trained_with(TURNED, "LIDAR_TOP", expert_checkpoint, tmp_path / "turned.pth")
-    monkeypatch.setattr("pipeline.dumping.dump.check_rig", lambda *given: None)
+    monkeypatch.setattr("pipeline.dumping.dump.check_data", lambda *given: None)
     settings, scene = (
         DumpSettings(FocalRule(), frames_per_shard=3),
         FrameIndex.load(source.index).splits["world_train"][0],

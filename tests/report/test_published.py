@@ -102,10 +102,44 @@ def test_an_expert_below_its_student_and_without_a_training_is_told_so(outputs):
     expert = summary["small"]["expert"]
     assert "; the expert is +" in markdown(summary)
     expert |= {"NDS": summary["small"]["plain"]["NDS"] - 0.46, "training_seconds": None}
-    assert markdown(summary).endswith("; the expert is 0.46 below it.\n") and "None" not in markdown(summary)
+    assert markdown(summary).endswith(
+        "; the expert is 0.46 below it, so it has no gap to close.\n"
+    ) and "None" not in markdown(summary)
     assert rows(markdown(summary))[0]["training_seconds"] == "-"
     del summary["small"]["fd3d"]
-    assert markdown(summary).endswith("; the expert is 0.46 NDS below the plain student.\n")
+    assert markdown(summary).endswith("; the expert is 0.46 NDS below the plain student, so it has no gap to close.\n")
+
+
+@pytest.mark.parametrize(
+    ("expert", "plain", "fd3d", "told"),
+    [
+        (
+            50,
+            40,
+            39.5,
+            "FD3D adds nothing: the distilled student is 0.50 NDS below the plain student; the expert is +10.00 above it",
+        ),
+        (
+            40,
+            40,
+            40,
+            "FD3D adds nothing: the distilled student is level with the plain student; the expert is level with it, so it has no gap to close",
+        ),
+        (
+            50,
+            0,
+            20,
+            "NDS is 0 of the plain student: no class has a match, so look at the training first; FD3D adds +20.00 NDS to",
+        ),
+        (0, 0, 0, "NDS is 0 of the expert and of the plain student and of the distilled student: no class"),
+    ],
+)
+def test_a_gain_or_a_gap_that_is_none_is_not_told_as_one(outputs, expert, plain, fd3d, told):
+    summary = summarise(["small"], **outputs)
+    for role, nds in {"expert": expert, "plain": plain, "fd3d": fd3d}.items():
+        summary["small"][role]["NDS"] = nds
+    assert f"small: {told}" in markdown(summary)
+    assert "+0.00" not in markdown(summary) and "adds -" not in markdown(summary)
 
 
 def test_without_published_numbers_nothing_is_added(outputs, monkeypatch, project):

@@ -9,7 +9,7 @@ from scipy import stats
 from pipeline.errors import FD3DError
 from pipeline.files import between_markers
 from pipeline.study.evidence import build_evidence
-from pipeline.study.plots import curves_figure
+from pipeline.study.plots import curves_figure, gains_figure
 from pipeline.study.statistics import Interval, comparisons, paired
 from pipeline.study.table import COLUMNS, put_lines, read_table
 from pipeline.study.tables import MARKERS, NO_ROWS, markdown
@@ -81,6 +81,16 @@ def test_the_gap_reaches_from_the_plain_student_on_the_same_seeds_to_the_expert(
     assert fd3d and response
     assert main.share(fd3d) == pytest.approx(5 / (31 - 21))
     assert main.share(response) == pytest.approx(1.5 / (31 - 21))
+
+
+def test_an_expert_that_is_no_better_leaves_no_share_and_no_line_of_the_gap(table):
+    (ahead,) = comparisons(read_table(table))
+    put_lines(table, [*MAIN[:-1], line("expert", 0, 19)])
+    (behind,) = comparisons(read_table(table))
+    fd3d = behind.find("fd3d")
+    assert fd3d and behind.share(fd3d) is None
+    legends = [gains_figure([found]).axes[0].get_legend() for found in (ahead, behind)]
+    assert legends[0].get_texts()[0].get_text() == "half of the gap to the expert (10.0 NDS)" and legends[1] is None
 
 
 def test_fd3d_is_compared_with_the_best_other(table):
