@@ -38,7 +38,7 @@ def test_a_module_in_the_place_of_the_devkit_is_refused_in_one_line(project: Pat
     "command",
     [
         "detect configs/world/expert.py . --random-weights --scene x --min-score",
-        "inspect --min-score",
+        "inspect store --min-score",
         "plan --rate",
         "plan --train-rate",
     ],
