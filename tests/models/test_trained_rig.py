@@ -233,7 +233,7 @@ def test_cameras_of_other_names_are_warned_of_once_where_a_detector_tells_them_a
     assert "camera 2, b, takes the embedding of CAM_FRONT_RIGHT, " in second
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_rig(load_config(project / "configs/world/detr3d_expert.py"), own, ring, "top")
+        check_rig(load_config(project / "configs/world/detr3d_expert.py"), own, list("ghijkl"), "top")
 
 
 def test_nothing_runs_in_silence_with_renamed_cameras(
