@@ -1,7 +1,15 @@
-"""The one exception that the command line turns into a one-line message, and numbers and names of things in messages."""
+"""The one exception that the command line turns into a one-line message, warnings, and numbers and names of things in messages."""
 
+import warnings
 from collections.abc import Collection
+from functools import cache
 from itertools import islice
+
+
+@cache  # several parts of a command may find the same
+def warn_once(message: str) -> None:
+    """Warn of a thing once in a process."""
+    warnings.warn(message, stacklevel=2)
 
 
 class FD3DError(ValueError):

@@ -23,7 +23,9 @@ def check(
     profile.check_checkpoints()
     pairs = [profile.family(family)] if family else [*profile.families.values()]
     from pipeline.checking.data import check_data
+    from pipeline.checking.places import check_places
 
+    check_places(profile)
     data = check_data(profile)
     from pipeline.checking.family import check_family, check_methods  # PyTorch takes seconds
 

@@ -1,5 +1,6 @@
-"""What every command does first: expand ``~`` in paths, and look whether ``nuscenes`` is the devkit."""
+"""What every command does first: expand ``~`` in paths, refuse odd numbers, and look whether ``nuscenes`` is the devkit."""
 
+import math
 from collections.abc import Callable
 from functools import wraps
 from importlib.util import find_spec
@@ -13,12 +14,15 @@ def started(command: Callable[..., None]) -> Callable[..., None]:
     """Command whose paths may begin with ``~``, the user's home folder, as a shell leaves them behind ``--option=``.
 
     Raises:
-        FD3DError: see :func:`check_devkit`.
+        FD3DError: an option with decimals is negative, infinite or no number; or see :func:`check_devkit`.
     """
 
     @wraps(command)
     def run(**options: Any) -> None:
         check_devkit()
+        for name, value in options.items():
+            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):  # scores and rates
+                raise FD3DError(f"--{name.replace('_', '-')} is {value}; give a number from 0")
         command(**{name: _expanded(value) for name, value in options.items()})
 
     return run

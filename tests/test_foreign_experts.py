@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pipeline.evaluation.predict import predict
 from pipeline.expert import DetectorAdapter, MonocularAdapter, MultiViewAdapter
 from pipeline.expert.detections import class_numbers, detections, joined, lidar_boxes
 from pipeline.models.build import build_detector, load_config
-from pipeline.models.checkpoints import convert_checkpoint
+from pipeline.models.checkpoints import convert_checkpoint, load_checkpoint
 from pipeline.models.load import load_detector
 from pipeline.models.pairs import StudentPlan
 from pipeline.training.expert import take_or_train
@@ -165,6 +166,52 @@ def test_a_checkpoint_of_another_class_order_must_be_declared(files: Path, tmp_p
     del ours.adapter["classes"]
     with pytest.raises(FD3DError, match=message):
         load_detector(ours, files / "imvoxelnet.pth")
+
+
+@pytest.mark.parametrize(
+    ("told", "declared", "fits"),
+    [
+        (("Pedestrian", "Cyclist", "Car"), ("pedestrian", "bicycle", "car"), True),  # KITTI's
+        (("Pedestrian", "Cyclist", "Car"), ("pedestrian", None, "car"), True),
+        (("Pedestrian", "Cyclist", "Car"), ("car", "pedestrian", "bicycle"), False),
+        (("Traffic Cone", "Truck"), ("traffic_cone", "truck"), True),
+        (("Traffic Cone", "Truck"), ("truck", "traffic_cone"), False),
+        (("vehicle.car", "human.pedestrian.adult"), ("car", "pedestrian"), True),  # nuScenes' categories
+        (("vehicle.construction", "vehicle.car"), ("car", "construction_vehicle"), False),
+        (("car", "other_vehicle"), ("car", "trailer"), True),  # the declaration says what a name means
+    ],
+)
+@pytest.mark.parametrize("notes", [{}, {"training": {"seed": 0}}], ids=["foreign", "trained here"])
+def test_class_names_are_compared_by_their_letters(
+    tmp_path: Path, told: tuple, declared: tuple, fits: bool, notes: dict
+) -> None:
+    model = torch.nn.Linear(1, 1)
+    content = {
+        "state_dict": model.state_dict(),
+        "meta": {"mmengine_version": "0.10", "dataset_meta": {"classes": told}},
+    }
+    torch.save(content | notes, tmp_path / "own.pth")
+    adapter = {"type": "DetectorAdapter", "classes": list(declared)}
+    if fits:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            load_checkpoint(model, tmp_path / "own.pth", adapter)
+        return
+    with pytest.raises(
+        FD3DError, match=f"own.pth has the classes {', '.join(told)}; declare them in the config's adapter"
+    ):
+        load_checkpoint(model, tmp_path / "own.pth", adapter)
+
+
+def test_classes_that_have_no_name_in_common_are_warned_of(tmp_path: Path) -> None:
+    model = torch.nn.Linear(1, 1)
+    meta = {"mmengine_version": "0.10", "dataset_meta": {"classes": ["Auto", "Fahrrad", "Tier"]}}
+    torch.save({"state_dict": model.state_dict(), "meta": meta}, tmp_path / "own.pth")
+    with pytest.warns(
+        UserWarning,
+        match="own.pth has no class by a name of this project, .*: Auto = car, Fahrrad = bicycle, Tier = None",
+    ):
+        load_checkpoint(model, tmp_path / "own.pth", {"type": "DetectorAdapter", "classes": ["car", "bicycle", None]})
 
 
 def test_a_foreign_checkpoint_is_not_converted(files: Path, project: Path, source: FrameSource, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from pipeline.errors import FD3DError
+from stages.cli import app
 from stages.start import check_devkit
 
 
@@ -30,6 +32,21 @@ def test_a_module_in_the_place_of_the_devkit_is_refused_in_one_line(project: Pat
         f"fd3d: {base}/nuscenes.py hides the package nuscenes of nuscenes-devkit; take {base} out of PYTHONPATH, "
         "and keep modules of your own in another folder\n"
     )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "detect configs/world/expert.py . --random-weights --scene x --min-score",
+        "inspect store --min-score",
+        "plan --rate",
+        "plan --train-rate",
+    ],
+)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-0.5"])
+def test_numbers_that_are_none_are_refused(command: str, value: str) -> None:
+    with pytest.raises(FD3DError, match=f"^{command.split()[-1]} is {value}; give a number from 0$"):
+        CliRunner().invoke(app, [*command.split(), value], catch_exceptions=False)
 
 
 @pytest.mark.usefixtures("without_devkit")

@@ -101,11 +101,21 @@ def _image_hw(folder: Path, cameras: Sequence[str]) -> tuple[int, int] | None:
     sizes: dict[str, tuple[int, int]] = {}
     for row in islice(_rows(folder, "sample_data"), _LOOKED_AT):
         name = mounted.get(row["calibrated_sensor_token"])
-        if name in cameras and name not in sizes:
-            sizes[name] = row["height"], row["width"]
+        if name is not None and name in cameras and name not in sizes:
+            sizes[name] = _size(row, name, folder / "sample_data.json")
         if len(sizes) == len(cameras):
             return max(rows for rows, _ in sizes.values()), max(columns for _, columns in sizes.values())
     return None
+
+
+def _size(row: Mapping[str, Any], camera: str, table: Path) -> tuple[int, int]:
+    given = row["height"], row["width"]
+    if not all(type(number) is int and number > 0 for number in given):
+        raise FD3DError(
+            f"{table} has height {given[0]!r:.40} and width {given[1]!r:.40} for an image of {camera} (token {str(row.get('token')):.40}); "
+            "write rows and columns of the image, whole numbers above 0"
+        )
+    return given
 
 
 def _rows(folder: Path, table: str) -> Iterator[dict[str, Any]]:

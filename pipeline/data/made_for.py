@@ -50,6 +50,12 @@ def check_views(cfg: Mapping[str, Any], views: int, name: object) -> None:
         check_cameras(head["transformer"].get("num_cams", len(CAMERAS)), views, f"config {name}")
 
 
+def tells_cameras_apart(cfg: Mapping[str, Any]) -> bool:
+    """Whether a config's detector has weights for each camera by its place in the order: BEVFormer's embeddings; DETR3D has none."""
+    head = cfg.get("model", {}).get("pts_bbox_head") or {}
+    return bool(head.get("type") == "BEVFormerHead")
+
+
 def check_queries(cfg: Mapping[str, Any], wanted: int, name: object) -> None:
     """Refuse to keep more queries a frame than a detector of this project has; of other detectors boxes count, and missing ones are padded.
 

@@ -1,6 +1,7 @@
 """What an exported file says about itself: how images become its inputs, and for which rig."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -69,7 +70,7 @@ class Notes:
         """Notes in a file's metadata.
 
         Raises:
-            FD3DError: the file has none, or notes of another format.
+            FD3DError: the file has none, notes of another format, or a note of another form than an export writes.
         """
         try:
             values = json.loads(metadata[KEY])
@@ -77,13 +78,33 @@ class Notes:
             if found not in _READ:
                 raise FD3DError(f"{path} has format {found}, this program reads {FORMAT}; export the detector again")
             values |= {name: tuple(values[name]) for name in ("cameras", "pc_range")}
-            values["sizes"] = tuple((int(h), int(w)) for h, w in values["sizes"])
-            values["bev_shape"] = values["bev_shape"] and tuple(values["bev_shape"])
-            return cls(**values)
+            values["sizes"] = tuple(map(tuple, values["sizes"]))
+            values["bev_shape"] = None if (shape := values["bev_shape"]) is None else tuple(shape)
+            notes = cls(**values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, FD3DError):
                 raise
             raise FD3DError(f"{path} is no file of 'fd3d export'; give one that 'fd3d export' made") from error
+        if odd := notes._odd():
+            raise FD3DError(
+                f"{path} has the note {odd[0]} {getattr(notes, odd[0])!r:.80}; expected {odd[1]}; export the detector again"
+            )
+        return notes
+
+    def _odd(self) -> tuple[str, str] | None:
+        """The first note that no export writes, and what one writes; None where all are as written."""
+        named = len(self.cameras) in (0, self.views) and all(isinstance(name, str) for name in self.cameras)
+        for name, fits, form in (
+            ("sizes", bool(self.sizes) and all(map(_pair, self.sizes)), "rows and columns for each camera"),
+            ("bev_shape", self.bev_shape is None or _pair(self.bev_shape), "cells and channels, or none"),
+            ("cameras", named, f"{self.views} names or none"),
+            ("scale", _number(self.scale) and self.scale > 0, "a number above 0"),
+            ("pc_range", len(self.pc_range) == 6 and all(map(_number, self.pc_range)), "six numbers, metres"),
+            ("lidar_turn", self.lidar_turn is None or _number(self.lidar_turn), "degrees"),
+        ):
+            if not fits:
+                return name, form
+        return None
 
     def check_rig(
         self,
@@ -140,3 +161,11 @@ class Notes:
                     f"{path} was exported with {name} {value}, the config has {given[name]}; give the config that the file was "
                     "exported with"
                 )
+
+
+def _pair(values: Sequence[object]) -> bool:
+    return len(values) == 2 and all(type(n) is int and n > 0 for n in values)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

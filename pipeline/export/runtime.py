@@ -13,6 +13,8 @@ from pipeline.export.graph import INPUTS
 from pipeline.export.notes import Notes
 from pipeline.files import check_needed
 
+_HISTORY = INPUTS[3]
+
 
 class ExportedDetector:
     """Session of a file of ``fd3d export``, with the BEV map of the last frame.
@@ -24,7 +26,7 @@ class ExportedDetector:
         notes: what the file says about itself.
 
     Raises:
-        FD3DError: ONNX Runtime is missing, or the file is missing or was not made by ``fd3d export``.
+        FD3DError: ONNX Runtime is missing, or the file is missing, was not made by ``fd3d export`` or has odd notes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +45,16 @@ class ExportedDetector:
             told = str(error).splitlines()[0][:200]
             raise FD3DError(f"{path} cannot be run by ONNX Runtime ({told}); give a file of 'fd3d export'") from error
         self.notes = Notes.of(self._session.get_modelmeta().custom_metadata_map, path)
+        self._check_history(path)
         self._history: np.ndarray | None = None
+
+    def _check_history(self, path: Path) -> None:
+        """Refuse notes on the BEV map that are not of the graph."""
+        shapes = {given.name: tuple(given.shape) for given in self._session.get_inputs()}
+        own, noted = shapes.get(_HISTORY), self.notes.bev_shape
+        if own != (None if noted is None else (1, *noted)):
+            takes = "takes no BEV map" if own is None else f"takes one of {own}"
+            raise FD3DError(f"{path} has the note bev_shape {noted}, but its graph {takes}; export the detector again")
 
     def __call__(
         self, images: np.ndarray, lidar2img: np.ndarray, ego_motion: np.ndarray, has_history: bool

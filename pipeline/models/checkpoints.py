@@ -11,13 +11,13 @@ from torch import nn
 
 from pipeline.data import CLASSES
 from pipeline.data.conversion import SHIFTS, check_conversion, class_rows
-from pipeline.errors import FD3DError, listed
+from pipeline.errors import FD3DError, listed, warn_once
 from pipeline.files import file_sha256, write_atomically
 
 from .backbone import backbone_kind
 from .bevformer.encoder import BEVFormerEncoder
 from .build import build_detector, load_config
-from .conventions import CONVERTER, box_convention, shift_convention, told_classes
+from .conventions import CONVERTER, box_convention, class_named, shift_convention, told_classes
 from .query_head import QueryHead
 from .reading import Checkpoint, read_checkpoint
 
@@ -75,10 +75,10 @@ def check_conventions(
     Raises:
         FD3DError: the conventions are others, or not told.
     """
-    if found.training:
-        return
     if not isinstance(getattr(model, "pts_bbox_head", None), QueryHead):
         _check_declared(found, path, adapter)
+        return
+    if found.training:
         return
     boxes = box_convention(found.meta)[0]
     if boxes is None:
@@ -100,31 +100,40 @@ def check_conventions(
 
 
 def _check_declared(found: Checkpoint, path: str | Path, adapter: Mapping[str, Any] | None) -> None:
-    """Compare the notes of another project's checkpoint with what the config's adapter declares.
+    """Compare the notes of another project's detector with what the config's adapter declares.
+
+    Classes are compared by :func:`~pipeline.models.conventions.class_named`; of names that mean none of this project's the declaration
+    is trusted, and where all names are such the two lists are warned of.
 
     Raises:
         FD3DError: the boxes are of mmdet3d before 1.0, or the classes are in another order than declared, or are neither told nor declared.
     """
     (boxes, witness), asked = box_convention(found.meta), adapter is not None
     adapter = adapter or {}
-    if boxes == "old" and adapter.get("boxes") != "new":
+    if boxes == "old" and adapter.get("boxes") != "new" and not found.training:
         raise FD3DError(
             f"checkpoint {path} was made by mmdet3d before 1.0 ({witness}), whose LiDAR boxes were others; take the file of today's model zoo, or say "
             "adapter = dict(boxes=\"new\", ...) in the config where the file fits today's detector (boxes in a camera's frame have stayed)"
         )
     told, declared = told_classes(found.meta), tuple(adapter.get("classes") or CLASSES)
-    if told is None and asked and "classes" not in adapter:
+    if told is None and asked and "classes" not in adapter and not found.training:
         why = "does not tell its classes; declare them in the config's adapter: classes=[...], names of this project or None"
         raise FD3DError(f"checkpoint {path} {why}")
     if told is None:
         return
+    meant = tuple(map(class_named, told))
     other = len(told) != len(declared) or any(
-        a in CLASSES and b not in (a, None) for a, b in zip(told, declared, strict=True)
+        a is not None and b not in (a, None) for a, b in zip(meant, declared, strict=True)
     )
-    if other or ("classes" not in adapter and told != CLASSES):
+    if other or ("classes" not in adapter and meant != CLASSES):
         raise FD3DError(
             f"checkpoint {path} has the classes {', '.join(told)}; declare them in the config's adapter: classes=[...], in this order, each by a "
             "name of this project or None"
+        )
+    if not any(meant) and any(declared):
+        pairs = ", ".join(f"{a} = {b}" for a, b in zip(told, declared, strict=True))
+        warn_once(
+            f"checkpoint {path} has no class by a name of this project, so the order of the adapter's classes cannot be compared: {pairs}"
         )
 
 
@@ -220,6 +229,7 @@ def convert_checkpoint(
     if witness == "detr3d_convert_tag" and boxes == "old":
         raise FD3DError(f"checkpoint {source} was converted by mmdetection3d ({witness}); give --boxes new")
     convention = told if boxes == "auto" else boxes
+    _warn_of_other(source, "--boxes", boxes, told, witness)
     if convention is None:
         raise FD3DError(f"checkpoint {source} does not tell its box convention; give {_STATE_BOXES}")
     if classes is None and told_classes(found.meta) is None:
@@ -230,6 +240,9 @@ def convert_checkpoint(
     order = class_rows(
         *((told_classes(found.meta), f"checkpoint {source}") if classes is None else (classes, "--classes"))
     )
+    noted = told_classes(found.meta)
+    if classes is not None and noted is not None and tuple(map(class_named, noted)) != tuple(classes):
+        _warn_of_other(source, "--classes", ", ".join(classes), ", ".join(noted), "its notes")
     _check_fit(model, found, source)
     meta = {
         "converted_by": CONVERTER,
@@ -265,6 +278,7 @@ def _shift_notes(model: nn.Module, found: Checkpoint, source: Path, option: str)
         return {}
     shift, witness = shift_convention(found.meta, found.distilled)
     if option != "auto":
+        _warn_of_other(source, "--shift-current", option, None if shift is None else str(shift).lower(), witness)
         shift, witness = SHIFTS[option], "--shift-current"
     elif shift is None and encoders[0].states_shift:
         shift, witness = encoders[0].shift_current, f"the config, since the file does not tell ({witness})"
@@ -276,6 +290,14 @@ def _shift_notes(model: nn.Module, found: Checkpoint, source: Path, option: str)
     for encoder in encoders:
         _check_shift(encoder, shift, source, witness)
     return {"shift_current": shift, "shift_told_by": witness}
+
+
+def _warn_of_other(source: Path, option: str, given: str, told: str | None, witness: str) -> None:
+    """Warn of an option, which counts, against what a file's notes tell; None where they do not."""
+    if told is not None and given not in ("auto", told):
+        warn_once(
+            f"{option} is {given}, but checkpoint {source} tells {told} ({witness}); the option counts, leave it out unless the file's notes are wrong"
+        )
 
 
 def _last_layers(model: nn.Module, branches: str) -> list[str]:

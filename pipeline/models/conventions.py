@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from pipeline.data import CLASSES
+from pipeline.data import CATEGORIES, CLASSES
 
 CONVERTER = "fd3d convert"
 """Entry ``converted_by`` in the notes of a converted checkpoint."""
@@ -46,6 +46,23 @@ def told_classes(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
     if isinstance(data := meta.get("dataset_meta"), dict):  # mmengine's place for them
         names = data.get("classes") or data.get("CLASSES")
     return tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
+
+
+def class_named(name: str) -> str | None:
+    """The class of ``CLASSES`` that another project's name means by its letters alone, None where it means none of them.
+
+    Capital letters, spaces, ``_`` and ``-`` make no difference, and groups may stand around the name (``vehicle.car``,
+    ``human.pedestrian.adult``).
+    """
+    parts = [name, *reversed(name.split("."))]
+    return next((_BY_LETTERS[letters] for letters in map(_letters, parts) if letters in _BY_LETTERS), None)
+
+
+def _letters(name: str) -> str:
+    return name.casefold().translate(dict.fromkeys(map(ord, "_- ")))
+
+
+_BY_LETTERS = {_letters(name): own for own, category in CATEGORIES.items() for name in (own, category)}
 
 
 def shift_convention(meta: Mapping[str, Any], distilled: bool) -> tuple[bool | None, str]:

@@ -11,9 +11,9 @@ from mmengine.config import Config
 from torch import nn
 
 from pipeline.data.index import FrameIndex
-from pipeline.data.made_for import check_views
+from pipeline.data.made_for import check_views, tells_cameras_apart
 from pipeline.data.rig import EGO, other_images, other_sensors, other_turn, sizes_of, turn_of, turned_otherwise
-from pipeline.errors import FD3DError, counted
+from pipeline.errors import FD3DError, counted, warn_once
 
 from .build import build_detector, load_config
 from .pretrained import inherit_weights
@@ -68,7 +68,7 @@ def check_rig(
     """
     check_views(cfg, len(cameras), cfg.filename)
     if checkpoint is not None:
-        check_trained_rig(checkpoint, cameras, reference, folder, turn)
+        check_trained_rig(checkpoint, cameras, reference, folder, turn, tells_cameras_apart(cfg))
 
 
 def check_data(cfg: Config, checkpoint: Path | None, index: FrameIndex, root: Path) -> None:
@@ -111,10 +111,11 @@ def check_trained_rig(
     reference: str,
     folder: Path | None = None,
     turn: float | None = None,
+    told_apart: bool = False,
 ) -> None:
     """Refuse a checkpoint that was trained here with these cameras in another order, or with boxes in another frame.
 
-    Cameras of other names are taken for another rig of the same kind; a checkpoint of another project tells nothing of its rig, an
+    Cameras of other names are taken for another rig of the same kind, of which a detector with embeddings by camera warns; a checkpoint of another project tells nothing of its rig, an
     older one nothing of the turn.
 
     Args:
@@ -122,13 +123,16 @@ def check_trained_rig(
         folder: of the data set's tables, whose sensors the message then names where the checkpoint's is none of these; None
             where the tables are not at hand.
         turn: degrees by which the frame of reference is turned, see :func:`~pipeline.data.rig.turn_of`; None compares none.
+        told_apart: whether the detector has weights for each camera by its place in the order. Names that differ only in capital
+            letters, ``_`` and ``-`` are one camera's then.
 
     Raises:
         FD3DError: the checkpoint cannot be read, or has another order, frame or turn of the frame; naming both.
     """
     facts = read_checkpoint(checkpoint).training
     trained, frame = list(facts.get("cameras") or cameras), facts.get("reference") or reference
-    if trained != list(cameras) and sorted(trained) == sorted(cameras):
+    ours, theirs = ([_spelled(name) if told_apart else name for name in names] for names in (cameras, trained))
+    if theirs != ours and sorted(theirs) == sorted(ours):
         raise FD3DError(
             f"checkpoint {checkpoint} was trained with the cameras {', '.join(trained)}, the data have {', '.join(cameras)}; list them in "
             "that order under data.cameras and make the index again"
@@ -145,9 +149,27 @@ def check_trained_rig(
         raise FD3DError(
             f"checkpoint {checkpoint} was trained with boxes in the frame of {frame}, the data have {reference}; {advice}"
         )
+    if told_apart and theirs != ours and len(theirs) == len(ours):
+        _warn_of_names(checkpoint, trained, cameras)
     own = facts.get("lidar_turn")
     if turn is not None and own is not None and other_turn(own, turn):
         raise FD3DError(turned_otherwise(f"checkpoint {checkpoint} was trained with", frame, own, reference, turn))
+
+
+def _spelled(name: str) -> str:
+    """A camera's name without what conversions of a data set change."""
+    return name.casefold().translate(dict.fromkeys(map(ord, "_- ")))
+
+
+def _warn_of_names(checkpoint: Path, trained: Sequence[str], cameras: Sequence[str]) -> None:
+    first = next(
+        i for i, names in enumerate(zip(trained, cameras, strict=True)) if _spelled(names[0]) != _spelled(names[1])
+    )
+    warn_once(
+        f"checkpoint {checkpoint} was trained with the cameras {', '.join(trained)}, the data have {', '.join(cameras)}: camera {first + 1}, "
+        f"{cameras[first]}, takes the embedding of {trained[first]}, and so do the others in order; if another order fits, list the data's "
+        "names in it under data.cameras and make the index again"
+    )
 
 
 def planned_student(plan: StudentPlan, expert: Path, weights: Path | None = None) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.errors import FD3DError, counted, listed
 from pipeline.files import check_needed
 
+from .checksums import check_records
 from .safe_load import load_plain
 
 _STATES = ("state_dict", "model_state_dict", "model", "module")
@@ -54,11 +55,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     ``student.`` is read. Moving averages beside the detector's tensors are left out. Log histories are not read.
 
     Raises:
-        FD3DError: the file is missing, truncated, of safetensors, includes more than tensors and plain values, a tensor is not dense
+        FD3DError: the file is missing, truncated, damaged, of safetensors, includes more than tensors and plain values, a tensor is not dense
             or of numbers that are not computed with, a value is not finite, a variance is negative, or notes on the rig of the
             training have another form than a training writes.
     """
     check_needed(checkpoint=Path(path))
+    check_records(Path(path))
     try:
         content = load_plain(path)
     except Exception as error:  # whatever a damaged or foreign file raises, the file is at fault

@@ -21,7 +21,7 @@ from torch import nn
 from pipeline.data.frames import batch_bytes, frame_dataset
 from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex
-from pipeline.data.made_for import check_views
+from pipeline.data.made_for import check_views, tells_cameras_apart
 from pipeline.data.rig import sizes_of, turn_of
 from pipeline.data.source import FrameSource
 from pipeline.data.workers import check_shared_memory, loader_options, worker_errors
@@ -121,7 +121,9 @@ def train(
     turn = turn_of(index.arrays["lidar2ego"])
     if inheritance:
         folder = source.root / index.version
-        check_trained_rig(inheritance.checkpoint, index.cameras, index.reference, folder, turn)
+        check_trained_rig(
+            inheritance.checkpoint, index.cameras, index.reference, folder, turn, tells_cameras_apart(cfg)
+        )
     if not index.boxes_of(index.select(source.split))[1]:
         raise FD3DError(
             f"split '{source.split}' has no box that counts, so nothing can be trained on it; name another split"

@@ -1,5 +1,6 @@
 """``fd3d check`` refuses what later stages would: after hours, or with their outputs removed."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,51 @@ def test_tables_that_are_there_are_looked_at(profile, world: Path, place: str, v
     check(None, profile(*own, ("families.detr3d.apprentice.train.batch_size", 2)))
     with pytest.raises(FD3DError, match=told):
         check(None, profile(*own, (place, value)))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"height": "160", "width": "288"}, "height '160' and width '288' for an image of CAM_"),
+        ({"height": -5}, "height -5 and width 288 for an image of CAM_"),
+        ({"width": 0}, "height 160 and width 0 for an image of CAM_"),
+        ({"height": 160.5}, "height 160.5 and width 288 for an image of CAM_"),
+        ({"height": None}, "height None and width 288 for an image of CAM_"),
+    ],
+)
+def test_sizes_of_images_that_are_none_are_named(profile, world: Path, tmp_path: Path, change: dict, told: str):
+    copy = tmp_path / "copy"
+    shutil.copytree(world / "v1.0-world", copy / "v1.0-world")
+    table = copy / "v1.0-world/sample_data.json"
+    table.write_text(json.dumps([row | change for row in json.loads(table.read_text())]))
+    with pytest.raises(
+        FD3DError, match=rf"^{table} has {told}\w+ .token \w+.; write rows and columns of the image"
+    ) as error:
+        check(None, profile(("data.generate", []), ("data.root", str(copy))))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("index", ["/", ".", "configs", "own/../own", "runs", "data", "data/world"])
+def test_an_index_in_the_place_of_a_folder_is_refused(profile, index: str):
+    with pytest.raises(
+        FD3DError, match=rf"^data.index is {index}, (which is a folder|where the folder .* lies); name a file"
+    ):
+        check(None, profile(("data.index", index)))
+    assert not Path("runs").exists()
+
+
+def test_an_index_that_cannot_be_written_is_refused(profile):
+    with pytest.raises(FD3DError, match=r"^data.index: params.yaml/index.npz cannot be written: Not a directory"):
+        check(None, profile(("data.index", "params.yaml/index.npz")))
+
+
+@pytest.mark.parametrize(
+    "place", ["runs/bevformer/expert/detector.pth", "runs/detr3d/fd3d/config.py", "metrics/detectors/detr3d/plain.json"]
+)
+def test_a_folder_in_the_place_of_an_output_is_refused(profile, place: str):
+    Path(place).mkdir(parents=True)
+    with pytest.raises(FD3DError, match=f"^{place} is a folder where a stage writes a file; move it elsewhere"):
+        check(None, profile())
 
 
 def test_damaged_tables_are_named(profile, world: Path, tmp_path: Path):

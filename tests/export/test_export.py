@@ -1,6 +1,7 @@
 """Exported detectors against PyTorch, and live frames."""
 
 import json
+import math
 import sys
 import warnings
 from collections import Counter
@@ -437,6 +438,72 @@ def test_a_file_of_another_origin_or_config_is_refused(project, files, exported,
         Detector.open(project / "configs/world/expert.py", onnx=exported["bevformer"][0])
     with pytest.raises(FD3DError, match="has format 9, this program reads 3; export the detector again"):
         Notes.of({KEY: '{"format": 9}'}, "old.onnx")
+
+
+NOTES = {
+    "format": 3,
+    "detector": "DETR3D",
+    "sizes": [[160, 288]] * 6,
+    "cameras": list("abcdef"),
+    "reference": "top",
+    "scale": 1.0,
+    "to_rgb": True,
+    "pc_range": [-40.0, -40.0, -5.0, 40.0, 40.0, 3.0],
+    "bev_shape": None,
+    "checkpoint_sha256": "0" * 64,
+    "lidar_turn": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("lidar_turn", "-90", "'-90'; expected degrees"),
+        ("lidar_turn", math.nan, "nan; expected degrees"),
+        ("lidar_turn", True, "True; expected degrees"),
+        ("sizes", [[160, 288.5]] * 6, r"\(.*288.5.*; expected rows and columns for each camera"),
+        ("sizes", [[0, 0]] * 6, r".*; expected rows and columns for each camera"),
+        ("sizes", [], r"\(\); expected rows and columns for each camera"),
+        ("cameras", list("abcde"), r"\('a', .*; expected 6 names or none"),
+        ("cameras", [1] * 6, r"\(1, .*; expected 6 names or none"),
+        ("bev_shape", [2500], r"\(2500,\); expected cells and channels, or none"),
+        ("bev_shape", "ab", r"\('a', 'b'\); expected cells and channels, or none"),
+        ("scale", "1.0", "'1.0'; expected a number above 0"),
+        ("scale", 0, "0; expected a number above 0"),
+        ("pc_range", [], r"\(\); expected six numbers, metres"),
+        ("pc_range", [math.inf] * 6, r"\(inf, .*; expected six numbers, metres"),
+    ],
+)
+def test_a_note_that_no_export_writes_is_named(name: str, value: Any, told: str) -> None:
+    assert json.loads(Notes.of({KEY: json.dumps(NOTES)}, "x.onnx").dumped()) == NOTES
+    with pytest.raises(FD3DError, match=f"^x.onnx has the note {name} {told}; export the detector again$"):
+        Notes.of({KEY: json.dumps(NOTES | {name: value})}, "x.onnx")
+
+
+def test_a_note_on_the_bev_map_is_compared_with_the_graph(exported, tmp_path):
+    model = onnx.load(exported["bevformer"][0])
+    (given,) = (json.loads(one.value) for one in model.metadata_props if one.key == KEY)
+    inputs = list(model.graph.input)
+    for bev_shape, told in (([2500, 32], r"\(2500, 32\)"), (None, "None")):
+        onnx.helper.set_model_props(model, {KEY: json.dumps(given | {"bev_shape": bev_shape})})
+        onnx.save(model, tmp_path / "odd.onnx")
+        with pytest.raises(FD3DError, match=rf"bev_shape {told}, but its graph takes one of \(1, 2500, 64\); export"):
+            ExportedDetector(tmp_path / "odd.onnx")
+    names = [one.name for one in inputs][:2]
+    body = [onnx.helper.make_node("Identity", [one], [f"{one}_out"]) for one in names]
+    outputs = [onnx.helper.make_tensor_value_info(f"{one}_out", onnx.TensorProto.FLOAT, None) for one in names]
+    graph = onnx.helper.make_graph(body, "views", inputs[:2], outputs)  # as of a DETR3D
+    bare = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    for bev_shape in ([2500, 64], None):
+        onnx.helper.set_model_props(bare, {KEY: json.dumps(NOTES | {"bev_shape": bev_shape})})
+        onnx.save(bare, tmp_path / "bare.onnx")
+        if bev_shape is None:
+            ExportedDetector(tmp_path / "bare.onnx")
+            continue
+        with pytest.raises(
+            FD3DError, match=r"bare.onnx has the note bev_shape \(2500, 64\), but its graph takes no BEV map"
+        ):
+            ExportedDetector(tmp_path / "bare.onnx")
 
 
 @pytest.fixture

@@ -3,6 +3,9 @@ import pickle
 import resource
 import subprocess
 import sys
+import warnings
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +18,7 @@ from mmengine.optim.scheduler import OneCycleLR
 from typer.testing import CliRunner
 
 from pipeline.data import CLASSES
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, warn_once
 from pipeline.files import file_sha256
 from pipeline.models.boxes import decode_boxes
 from pipeline.models.build import build_detector, load_config
@@ -168,6 +171,85 @@ def test_auto_refuses_what_the_file_does_not_tell(bevformer, state, tmp_path):
     made = convert_checkpoint(source, tmp_path / "out.pth", bevformer, "new", CLASSES)
     assert made["boxes"] == "new as they were, told by --boxes"
     assert all(torch.equal(t, state[k]) for k, t in read_checkpoint(tmp_path / "out.pth").state.items())
+
+
+def test_an_option_against_the_files_notes_is_warned_of_with_both_values(bevformer, state, tmp_path):
+    """And counts: notes may be wrong."""
+    other = [*CLASSES[1:], CLASSES[0]]
+    for meta, options, told in (
+        (
+            OLD,
+            {"boxes": "new"},
+            "--boxes is new, but checkpoint .*in.pth tells old .mmdet3d_version 0.17.1.; the option counts",
+        ),
+        (
+            OLD | {"mmdet3d_version": "1.0.0"},
+            {"boxes": "old"},
+            "--boxes is old, but .* tells new .mmdet3d_version 1.0.0.",
+        ),
+        (OLD, {"classes": other}, "--classes is truck, .*, car, but .* tells car, .*, traffic_cone .its notes."),
+        (OLD, {"shift": "false"}, "--shift-current is false, but .* tells true .time .* 2022, before 27 July 2023."),
+    ):
+        warn_once.cache_clear()
+        with pytest.warns(UserWarning, match=told) as given:
+            convert_checkpoint(official(tmp_path / "in.pth", state, meta), tmp_path / "out.pth", bevformer, **options)
+        assert len(given) == 1
+    warn_once.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        source = official(tmp_path / "in.pth", state, OLD | {"CLASSES": [name.upper() for name in CLASSES]})
+        convert_checkpoint(source, tmp_path / "out.pth", bevformer, "old", CLASSES, "true")
+
+
+def damaged(source: Path, out: Path, place: int, change: Callable[[bytes], bytes], size: int = 1) -> Path:
+    raw = bytearray(source.read_bytes())
+    raw[place : place + size] = change(bytes(raw[place : place + size]))
+    out.write_bytes(raw)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("size", "change"),
+    [(1, lambda given: bytes([given[0] ^ 1])), (65536, lambda given: bytes(len(given)))],
+    ids=["a bit", "64 KiB of zeros"],
+)
+def test_damaged_weights_are_refused_by_their_checksum(state, tmp_path, size, change):
+    source = official(tmp_path / "whole.pth", state)
+    read_checkpoint(source)
+    with zipfile.ZipFile(source) as archive:
+        largest = max(archive.infolist(), key=lambda record: record.file_size)
+    place = largest.header_offset + 30 + 64 + largest.file_size // 2  # in the record's bytes, or those of the next
+    bad = damaged(source, tmp_path / "bad.pth", place, change, size)
+    torch.load(bad, weights_only=True)  # which sees nothing
+    with pytest.raises(
+        FD3DError, match=r"bad.pth is damaged: the bytes of its record whole/data/\d+ are not .*; copy"
+    ) as error:
+        read_checkpoint(bad)
+    assert "\n" not in str(error.value)
+    bad.write_bytes(source.read_bytes())  # mended at the same place
+    read_checkpoint(bad)
+
+
+def test_files_without_checksums_are_read(state, tmp_path):
+    old = tmp_path / "old.pth"
+    torch.save({"meta": OLD, "state_dict": state}, old, _use_new_zipfile_serialization=False)
+    read_checkpoint(old)
+    torch.serialization.set_crc32_options(False)
+    try:
+        source = official(tmp_path / "bare.pth", state)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with zipfile.ZipFile(source) as archive:
+        assert {record.CRC for record in archive.infolist()} == {0}
+    found = read_checkpoint(source).state
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+def test_checksums_are_compared_once_in_a_process(state, tmp_path, monkeypatch):
+    source = official(tmp_path / "whole.pth", state)
+    read_checkpoint(source)
+    monkeypatch.setattr("pipeline.models.checksums.zipfile", None)
+    read_checkpoint(source)
 
 
 def test_nothing_is_converted_twice(bevformer, state, expert_config, expert_checkpoint, tmp_path):

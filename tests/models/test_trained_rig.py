@@ -201,6 +201,66 @@ def test_nothing_runs_with_cameras_in_another_order(
     assert not (tmp_path / "store").exists() and not (tmp_path / "metrics.json").exists()
 
 
+def test_a_cameras_name_may_be_spelled_otherwise_where_the_order_stays(
+    project: Path, expert_config: Path, expert_checkpoint: Path, tmp_path: Path
+) -> None:
+    cfg, small = load_config(expert_config), [name.lower().replace("_", "-") for name in CAMERAS]
+    own = trained_with(CAMERAS, "LIDAR_TOP", expert_checkpoint, tmp_path / "own.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_rig(cfg, own, small, "LIDAR_TOP")
+        # DETR3D has no embeddings of cameras
+        check_rig(load_config(project / "configs/world/detr3d_expert.py"), own, sorted(small), "LIDAR_TOP")
+    with pytest.raises(
+        FD3DError, match="the cameras CAM_FRONT, .*, the data have cam-back, .*; list them in that order"
+    ):
+        check_rig(cfg, own, sorted(small), "LIDAR_TOP")
+
+
+def test_cameras_of_other_names_are_warned_of_once_where_a_detector_tells_them_apart(
+    project: Path, expert_config: Path, expert_checkpoint: Path, tmp_path: Path
+) -> None:
+    own, ring = trained_with(CAMERAS, "LIDAR_TOP", expert_checkpoint, tmp_path / "own.pth"), list("abcdef")
+    with pytest.warns(UserWarning) as told:
+        for cameras in (ring, ring, ["cam_front", *ring[1:]]):
+            check_rig(load_config(expert_config), own, cameras, "top")
+    first, second = (str(one.message) for one in told)
+    assert (
+        f"own.pth was trained with the cameras {', '.join(CAMERAS)}, the data have a, b, c, d, e, f: camera 1, a, takes "
+        in first
+    )
+    assert "the embedding of CAM_FRONT, and so do the others in order; if another order fits, list" in first
+    assert "camera 2, b, takes the embedding of CAM_FRONT_RIGHT, " in second
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_rig(load_config(project / "configs/world/detr3d_expert.py"), own, list("ghijkl"), "top")
+
+
+def test_nothing_runs_in_silence_with_renamed_cameras(
+    project: Path, expert_config: Path, expert_checkpoint: Path, world: Path, world_index: Path, tmp_path: Path
+) -> None:
+    """By what reads the rig of an index: evaluate, dump, detect, the stage expert and the training from an expert."""
+    small = tuple(sorted(name.lower() for name in CAMERAS))
+    renamed = trained_with(small, "LIDAR_TOP", expert_checkpoint, tmp_path / "renamed.pth")
+    source, out = FrameSource(world_index, world, "world_val"), tmp_path / "run/detector.pth"
+    plan, run = StudentPlan(project / "configs/world/apprentice.py"), RunSettings(max_iters=4)
+    scene = FrameIndex.load(world_index).splits["world_val"][0]
+    for start in (
+        lambda: evaluate_detector(expert_config, renamed, source, "v1.0-world", tmp_path, tmp_path / "metrics.json", 0),
+        lambda: dump(
+            expert_config, renamed, source, tmp_path / "store", DumpSettings(FocalRule(), frames_per_shard=3), 0
+        ),
+        lambda: next(detect_scene(expert_config, renamed, world, scene, tmp_path / "detect", index=world_index)),
+        lambda: take_or_train(expert_config, renamed, run, source, out, plan),
+        lambda: train_plain(plan.config, source, out, run, expert=renamed, inherit=("pts_bbox_head",)),
+    ):
+        with pytest.raises(
+            FD3DError, match="renamed.pth was trained with the cameras cam_back, .*, the data have CAM_FRO"
+        ):
+            start()
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("method", ["plain", "fd3d"])
 def test_no_student_starts_from_an_expert_of_another_rig(
     project: Path, expert_checkpoint: Path, source: FrameSource, store: Path, tmp_path: Path, method: str
