@@ -218,7 +218,8 @@ def _boxes(tables: FrameTables, chain: Chain, global2lidar: np.ndarray) -> dict[
     width, length, height = found["place"][:, 3:6].T
     turns = transform(np.zeros(3), found["place"][:, 6:])
     yaws = arctan2_of(turns[:, 1, 0], turns[:, 0, 0])
-    motion = _velocities(found, tables.times[found["frame"]])
+    motion, foreign = _velocities(found, tables.times[found["frame"]])
+    tables.foreign += [token.decode() for token in found["token"][foreign].tolist()]
     boxes = np.column_stack([found["place"][:, :3], length, width, height, yaws, motion])
     complete = tables.complete[chain.start : chain.stop]
     frames = found["frame"] - chain.start
@@ -233,14 +234,15 @@ def _boxes(tables: FrameTables, chain: Chain, global2lidar: np.ndarray) -> dict[
     }
 
 
-def _velocities(found: dict[str, np.ndarray], times: np.ndarray) -> np.ndarray:
+def _velocities(found: dict[str, np.ndarray], times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Velocities (n, 2) in the global frame, by differences to the annotations before and after, as the devkit estimates
-    them; NaN where an annotation stands alone or its neighbours are too far in time."""
+    them; NaN where an annotation stands alone or its neighbours are too far in time. And which annotations (n,) name one of
+    another object, which stand alone on this side."""
     row_of = {token: row for row, token in enumerate(found["token"].tolist())}
     if len(row_of) < len(times):
         token, count = Counter(found["token"].tolist()).most_common(1)[0]
         raise FD3DError(f"sample_annotation.json has annotation {token.decode()} {count} times; keep one")
-    here = np.arange(len(times))
+    here, foreign = np.arange(len(times)), np.zeros(len(times), dtype=bool)
     neighbours, there = {}, {}
     for side in ("prev", "next"):
         there[side] = found[side] != b""
@@ -250,6 +252,10 @@ def _velocities(found: dict[str, np.ndarray], times: np.ndarray) -> np.ndarray:
         if len(lost):
             token, other = (found[name][lost[0]].decode() for name in ("token", side))
             raise FD3DError(f"annotation {token} names {other} as its {side}, which its scene does not have")
+        other_object = found["instance"][neighbours[side]] != found["instance"]
+        foreign |= other_object
+        neighbours[side] = np.where(other_object, here, neighbours[side])
+        there[side] &= ~other_object
     first, last = neighbours["prev"], neighbours["next"]
     seconds = 1e-6 * times[last] - 1e-6 * times[first]
     if len(still := np.flatnonzero((there["prev"] | there["next"]) & (seconds <= 0))):
@@ -262,4 +268,4 @@ def _velocities(found: dict[str, np.ndarray], times: np.ndarray) -> np.ndarray:
     known = (there["prev"] | there["next"]) & (seconds <= limit)
     with np.errstate(divide="ignore", invalid="ignore"):
         motion = (found["place"][last, :2] - found["place"][first, :2]) / seconds[:, None]
-    return np.where(known[:, None], motion, np.nan)
+    return np.where(known[:, None], motion, np.nan), foreign

@@ -60,6 +60,8 @@ class _SceneTables(NuScenes):
             unread = name in _UNREAD or (name == "attribute" and not path.is_file())
             chosen, made = self._chosen(name), self._maker(name)
             self._kept[name] = [] if unread else [made(row) for row in rows_of(path) if chosen(row)]
+            if name == "sample_annotation":
+                _cut_foreign(self._kept[name])
         return self._kept[name]
 
     def __make_reverse_index__(self, verbose: bool) -> None:
@@ -117,6 +119,15 @@ def _annotation(row: Row, attributes: Collection[str]) -> Row:
         if not np.isfinite(row["translation"]).all():
             row["translation"] = [0.0, 0.0, 0.0]
     return row
+
+
+def _cut_foreign(rows: list[Row]) -> None:
+    """Cut links to annotations of other objects, which the index does not follow either."""
+    instances = {row["token"]: row["instance_token"] for row in rows}
+    for row in rows:
+        for side in ("prev", "next"):
+            if row[side] and instances.get(row[side], row["instance_token"]) != row["instance_token"]:
+                row[side] = ""
 
 
 def open_scenes(
