@@ -15,6 +15,8 @@ from pipeline.errors import FD3DError, counted
 Row = dict[str, Any]
 LEVELS = {"v0-40": 1, "v40-60": 2, "v60-80": 3, "v80-100": 4}
 """nuScenes' visibility levels by name."""
+FARTHEST = 1e9
+"""Metres, beyond which no box is."""
 ATTRIBUTES = (
     "cycle.with_rider",
     "cycle.without_rider",
@@ -27,7 +29,6 @@ ATTRIBUTES = (
 )
 """Names of the attributes that nuScenes' metrics know."""
 _MOST_POINTS = 1_000_000_000  # of a box, LiDAR or radar; two such counts have a sum in int32
-_FARTHEST = 1e9  # metres, beyond which float32 has no box
 _NUMBERS = {"translation": 3, "size": 3, "rotation": 4}
 _TYPES = {int, float}
 _MAX_TILT = 45.0  # degrees between the z axes of a box and of the map
@@ -142,7 +143,7 @@ def possible(place: np.ndarray) -> np.ndarray:
     Args:
         place: (n, 10) translation, size and quaternion.
     """
-    finite = np.abs(np.nan_to_num(place, nan=np.inf)) <= _FARTHEST
+    finite = np.abs(np.nan_to_num(place, nan=np.inf)) <= FARTHEST
     return finite.all(1) & (np.where(finite, place, 0)[:, 3:6] > 0).all(1) & (place[:, 6:] != 0).any(1)
 
 
@@ -232,6 +233,7 @@ class Annotations:
         place = np.array(self.place, dtype=np.float64).reshape(-1, 10)
         can_be = possible(place)
         place[~can_be, 6:] = 1.0, 0.0, 0.0, 0.0
+        place[np.abs(place[:, :3]).max(1) > FARTHEST, :3] = np.nan  # so that no neighbour has a velocity from it
         return {
             "frame": np.array(self.frame, dtype=np.int32),
             "label": np.array(self.label, dtype=np.uint8),

@@ -14,7 +14,8 @@ _MAX_MOUNT = 50.0  # metres from a sensor to the origin of the car
 _MAX_PITCH = 60.0  # degrees of a camera above or below the horizon, from which its axes are doubted
 _MAX_ROLL = 45.0  # degrees about a camera's axis, from which its axes are doubted
 _AT_BORDER = 0.45  # the same for a point at the border or outside
-_OFF_MIDDLE = 0.2, 0.35  # shares of columns and rows from an image's middle, from which a principal point is doubted
+OFF_MIDDLE = 0.2, 0.35
+"""Shares of columns and rows from an image's middle, beyond which a principal point is doubted."""
 MAX_POSE_TILT = 45.0
 """Degrees between the z axes of the car and of the map, beyond which rotations have another order."""
 LEAST_FOCAL = 10.0
@@ -300,5 +301,5 @@ def check_cameras(
         told = f"the principal point of {camera} is at {x:.2f} of the columns and {y:.2f} of the rows of its {rows}x{columns} images"
         if max(abs(x - 0.5), abs(y - 0.5)) > (_AT_BORDER if of_half else 1):
             raise FD3DError(f"{told}; give intrinsics in pixels of these images")
-        if abs(x - 0.5) > _OFF_MIDDLE[0] or abs(y - 0.5) > _OFF_MIDDLE[1]:
+        if abs(x - 0.5) > OFF_MIDDLE[0] or abs(y - 0.5) > OFF_MIDDLE[1]:
             tell(f"{told}; is the calibration of another resolution?")

@@ -13,7 +13,7 @@ from nuscenes.eval.detection.constants import ATTRIBUTE_NAMES
 from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.nuscenes import NuScenes
 
-from pipeline.data.annotations import attributes_of, points_of, possible
+from pipeline.data.annotations import FARTHEST, attributes_of, points_of, possible
 from pipeline.data.categories import Categories
 from pipeline.data.folder import table_folder
 from pipeline.data.index import FrameIndex
@@ -116,7 +116,7 @@ def _annotation(row: Row, attributes: Collection[str]) -> Row:
     row["attribute_tokens"] = [token for token in attributes_of(row) if token in attributes]
     if not possible(np.array([[*row["translation"], *row["size"], *row["rotation"]]], dtype=np.float64))[0]:
         row |= {"size": [1.0, 1.0, 1.0], "rotation": [1.0, 0.0, 0.0, 0.0], "num_lidar_pts": 0, "num_radar_pts": 0}
-        if not np.isfinite(row["translation"]).all():
+        if not (np.abs(row["translation"]) <= FARTHEST).all():  # NaN neither
             row["translation"] = [0.0, 0.0, 0.0]
     return row
 

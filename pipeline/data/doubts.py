@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data import CLASSES
-from pipeline.data.checks import check_cameras, tell_sideways, tell_still
+from pipeline.data.checks import OFF_MIDDLE, check_cameras, tell_sideways, tell_still
 from pipeline.errors import counted, listed
 
 Tell = Callable[[str], object]
@@ -21,7 +21,10 @@ _SAME_SHARE = 0.1  # of frames, from which two cameras' images of one content ar
 _LEAST_FRAMES = 2  # of one content, from which it is no chance
 _POSE_GAP = 100_000  # microseconds between data and their ego pose
 _LATE_SHARE = 0.1  # of a sensor's data, from which such poses are told
-_SCALED = 0.9, 1.12  # share of the middle that all principal points lie below or above at another resolution
+_SCALED = (
+    (0.9, 1.0),
+    (1.12, 1.05),
+)  # shares of the middle in columns and rows that all principal points lie below or above at another resolution
 _SPREAD = 1.2  # largest over smallest such share; nuScenes' own have 1.12
 _MAX_ASPECT = 1.5  # of focal lengths, from which pixels are doubted
 
@@ -147,10 +150,12 @@ def tell_intrinsics(intrinsics: np.ndarray, sizes: np.ndarray, cameras: Sequence
     """
     shares = np.median(intrinsics[..., :2, 2] / sizes[..., ::-1], axis=0) * 2
     low, high = shares.min(), shares.max()
-    if len(cameras) > 1 and (high < _SCALED[0] or low > _SCALED[1]) and 0 < high < _SPREAD * low:
+    smaller, larger = (shares < _SCALED[0]).all(), (shares > _SCALED[1]).all()
+    told = (np.abs(shares / 2 - 0.5) > OFF_MIDDLE).any()  # camera by camera
+    if len(cameras) > 1 and (smaller or larger) and high < _SPREAD * low and not told:
         tell(
             f"the principal points of all {len(cameras)} cameras lie at {low:.2f} to {high:.2f} of the images' middle, in columns and rows; is "
-            f"the calibration of images {np.median(shares):.2f} times as large?"
+            f"the calibration of images {np.median(shares[:, 0]):.2f} times as large?"
         )
     aspects = np.median(intrinsics[..., 0, 0] / intrinsics[..., 1, 1], axis=0)
     odd = [

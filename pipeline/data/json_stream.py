@@ -69,7 +69,7 @@ class JSONStream:
                 value, self.at = _DECODE(self.text, self.at)
                 return value
             except json.JSONDecodeError as error:  # most often a value that the block cuts
-                place = f"{error.msg}, {self._place(error.pos)}"
+                place = f"{error.msg.removesuffix(' at')} {self._place(error.pos)}"
                 cut = error.msg.startswith("Unterminated string") or error.pos + _CUT > len(self.text)
                 if not cut or len(self.text) - self.at > _LONGEST or not self._more():
                     raise ValueError(place) from error

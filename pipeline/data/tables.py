@@ -336,7 +336,7 @@ class FrameTables:
             first = bad[0]
             size = ", ".join(f"{number:g}" for number in found["place"][first, 3:6])
             self.tell(
-                f"{counted(len(bad), 'box')} that cannot be (a size that is not above 0, or numbers that are not finite), which do not count, first "
+                f"{counted(len(bad), 'box')} that cannot be (a size that is not above 0, or numbers that are not finite or above 1e9), which do not count, first "
                 f"annotation {found['token'][first].decode()} of {self._scene_of(found['frame'][first])}, size {size}"
             )
         points = found["num_lidar_pts"] + found["num_radar_pts"]

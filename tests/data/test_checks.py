@@ -1,5 +1,6 @@
 """What cannot be in a data set's tables, images and submissions: refused in one line, before any long work."""
 
+import io
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ from PIL import Image
 
 from pipeline.data import CAMERAS
 from pipeline.data.checks import tell_sideways
-from pipeline.data.columns import is_cut
+from pipeline.data.columns import is_broken, is_cut
 from pipeline.data.images import check_images
 from pipeline.data.rig import Rig
 from pipeline.data.source import FrameSource
@@ -517,7 +518,35 @@ def test_an_image_that_ends_early_is_known_without_decoding(content: bytes) -> N
             content + b"meta\xff\xda\0\1" + bytes(range(256)) * 9
         )  # what a recorder writes behind the picture
         assert is_cut(content[:-9] + b"meta" + content)  # as a second picture behind one that is cut
-    assert not is_cut(b"") and not is_cut(encoded(".bmp")[:-9])  # empty is told otherwise; of BMP nothing is known
+    assert not is_cut(b"") and not is_cut(b"BM")  # empty is told otherwise, and what has no head by another message
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_a_bitmap_that_ends_early_is_known(mode: str) -> None:
+    file = io.BytesIO()
+    Image.new(mode, (37, 11)).save(file, "BMP")
+    content = file.getvalue()
+    assert not is_cut(content) and not is_cut(content + b"\0" * 100)
+    assert is_cut(content[:-9]) and is_cut(content[: len(content) // 2])
+
+
+def test_a_png_that_is_damaged_in_the_middle_is_known_and_told(own: Path, world: Path) -> None:
+    content = encoded(".png")
+    middle = len(content) // 2
+    broken = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    assert is_broken(broken) and not is_broken(content) and not is_broken(content + b"more") and not is_cut(broken)
+    assert not is_broken(content[:-20])  # which is cut
+    (own / "samples").unlink()
+    shutil.copytree(world / "samples", own / "samples")
+    row = json.loads((own / VERSION / "sample_data.json").read_text())[0]
+    path = own / "samples/a.png"
+    cv2.imwrite(str(path), cv2.imread(str(own / row["filename"])))
+    change(own, "sample_data", first(filename="samples/a.png"))
+    assert indexed(own)[1] == []
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(100) + content[len(content) // 2 + 100 :])
+    with pytest.warns(UserWarning, match="missing, empty or damaged: 1 image file"):
+        assert indexed(own)[1][0].startswith(f"image {path} is damaged: a part has not its checksum; copy images again")
 
 
 def test_an_image_that_is_cut_is_told_and_its_frame_refused(own: Path, world: Path) -> None:

@@ -16,7 +16,7 @@ from pipeline.data.doubts import tell_intrinsics, tell_same, tell_turned, tell_u
 from pipeline.data.index import FrameIndex
 from pipeline.data.world.config import WorldConfig
 from pipeline.data.world.generate import generate_world
-from tests.data.test_own_data import VERSION, Rows, change, each, indexed, judged
+from tests.data.test_own_data import VERSION, Rows, change, each, indexed
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,6 @@ def test_links_to_other_objects_are_told_and_not_followed(own: Path) -> None:
     both = np.isfinite(want).all(1) & np.isfinite(found).all(1)
     assert both.sum() > 50 and np.median(np.linalg.norm((found - want)[both], axis=1)) < 0.5
     assert np.isnan(found).any(1).sum() > np.isnan(want).any(1).sum()
-    metrics = judged(own, "world_val")
-    assert metrics["errors" if "mAVE" not in metrics else "mAVE"] is not None
 
 
 def test_the_devkit_does_not_follow_links_to_other_objects_either(own: Path) -> None:
@@ -142,7 +140,7 @@ def test_boxes_that_are_turned_by_90_degrees_are_told(own: Path) -> None:
             row["rotation"] = [(w - z) * half, (x + y) * half, (y - x) * half, (w + z) * half]
 
     change(own, "sample_annotation", turn)
-    only(indexed(own)[1], "move 90 degrees off their heading", "are boxes turned by 90 degrees?")
+    only(indexed(own)[1], "degrees off their heading", "are boxes turned by 90 degrees?")
 
 
 @pytest.mark.parametrize(
@@ -302,12 +300,13 @@ NUSCENES = [(816, 491), (808, 495), (826, 479), (829, 481), (792, 492), (807, 50
 
 
 @pytest.mark.parametrize(
-    ("scale", "cut", "told"), [(1, 0, False), (1, 140, False), (0.8, 0, True), (0.5, 0, True), (1.25, 0, True)]
+    ("scale", "cut", "told"),
+    [(1, 0, False), (1, 140, False), (0.85, 0, True), (0.8, 0, True), (0.5, 0, False), (1.25, 0, True)],
 )
 def test_nuscenes_own_principal_points_and_cut_images_are_no_other_resolution(
     scale: float, cut: int, told: bool
 ) -> None:
-    """Images whose upper rows were cut off have the point off the middle in rows only."""
+    """Images whose upper rows were cut off have the point off the middle in rows only; half the size is told camera by camera."""
     intrinsics = np.tile(np.diag([1266.0, 1266.0, 1.0]), (3, 6, 1, 1))
     intrinsics[..., :2, 2] = np.array(NUSCENES) - [0, cut]
     intrinsics[..., :2, :] *= scale

@@ -43,7 +43,7 @@ def test_text_that_is_no_array_or_ends_early_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ('{"a": "\x01"}', "Invalid control character at"),
+        ('{"a": "\x01"}', "Invalid control character"),
         ('{"a": 1 "b": 2}', "Expecting ',' delimiter"),
         ("{'a': 1}", "Expecting property name"),
         ('{"a": nul}', "Expecting value"),
@@ -63,7 +63,7 @@ def test_a_fault_within_a_row_is_found_without_the_rest_of_the_file(row: str, to
     good = json.dumps({"text": "x" * 50})
     stream = JSONStream(Once(f"[{good},\n{row},\n" + ",\n".join([good] * 99)))
     at = len(good) + 3
-    with pytest.raises(ValueError, match=f"{told}.*, at character ([0-9]*)") as caught:
+    with pytest.raises(ValueError, match=f"{told}.* at character [0-9]*$") as caught:
         list(stream.items())
     place = int(str(caught.value).rsplit(" ", 1)[1])
     assert at < place <= at + len(row) + 1
@@ -82,7 +82,7 @@ def test_a_quote_that_is_never_closed_ends_within_bounds(monkeypatch: pytest.Mon
     monkeypatch.setattr(json_stream, "_BLOCK", 16)
     file = io.StringIO('[{"a": "' + "x" * 4_000_000)
     start = time.process_time()
-    with pytest.raises(ValueError, match="Unterminated string starting at, at character 8"):
+    with pytest.raises(ValueError, match="Unterminated string starting at character 8"):
         list(JSONStream(file).items())
     assert time.process_time() - start < 1
     monkeypatch.setattr(json_stream, "_LONGEST", 1000)
