@@ -1,5 +1,6 @@
 """``fd3d check`` refuses what later stages would: after hours, or with their outputs removed."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,19 @@ def test_damaged_tables_are_named(profile, world: Path, tmp_path: Path):
         (copy / "v1.0-world" / name).write_text('[{"name": "x"}]' if "KeyError" in told else "[{")
         with pytest.raises(FD3DError, match=told):
             check(None, path)
+
+
+@pytest.mark.parametrize(
+    ("height", "told"),
+    [
+        ("160", "sample_data.json: height of .* is '160'; give a whole number"),
+        (0, "has width or height 0 or below for"),
+    ],
+)
+def test_sizes_of_images_that_cannot_be_are_named(profile, world: Path, tmp_path: Path, height: Any, told: str):
+    copy = tmp_path / "copy"
+    shutil.copytree(world / "v1.0-world", copy / "v1.0-world")
+    path = copy / "v1.0-world/sample_data.json"
+    path.write_text(json.dumps([row | {"height": height} for row in json.loads(path.read_text())]))
+    with pytest.raises(FD3DError, match=told):
+        check(None, profile(("data.generate", []), ("data.root", str(copy))))

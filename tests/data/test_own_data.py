@@ -245,7 +245,7 @@ def test_a_scene_without_frames_is_told_and_left_out(own: Path) -> None:
 
 def test_rows_of_samples_that_are_not_there_are_counted(own: Path) -> None:
     def strange(rows: Rows) -> None:
-        lost = {row["token"] for row in rows[::2]}
+        lost = {row["token"] for row in rows[:100]}
         for row in rows:
             row.update({side: "" for side in ("prev", "next") if row["token"] in lost or row[side] in lost})
             row["sample_token"] = "elsewhere" if row["token"] in lost else row["sample_token"]
