@@ -11,6 +11,7 @@ from pipeline.data.categories import Categories
 from pipeline.data.json_stream import rows_of
 from pipeline.data.rig import Rig
 from pipeline.data.splits import own_splits, scene_names, scenes_by_split
+from pipeline.data.values import ValueFault, whole
 from pipeline.data.world.generate import scene_numbers
 from pipeline.data.world.tables import static_tables
 from pipeline.dumping.early import check_shards
@@ -101,21 +102,23 @@ def _image_hw(folder: Path, cameras: Sequence[str]) -> tuple[int, int] | None:
     sizes: dict[str, tuple[int, int]] = {}
     for row in islice(_rows(folder, "sample_data"), _LOOKED_AT):
         name = mounted.get(row["calibrated_sensor_token"])
-        if name is not None and name in cameras and name not in sizes:
-            sizes[name] = _size(row, name, folder / "sample_data.json")
+        if name in cameras and name not in sizes:
+            sizes[name] = _size(row, folder)
         if len(sizes) == len(cameras):
             return max(rows for rows, _ in sizes.values()), max(columns for _, columns in sizes.values())
     return None
 
 
-def _size(row: Mapping[str, Any], camera: str, table: Path) -> tuple[int, int]:
-    given = row["height"], row["width"]
-    if not all(type(number) is int and number > 0 for number in given):
+def _size(row: dict[str, Any], folder: Path) -> tuple[int, int]:
+    try:
+        size = whole(row, "height"), whole(row, "width")
+    except ValueFault as error:
+        raise FD3DError(f"{folder.name}/sample_data.json: {error}") from error
+    if min(size) <= 0:
         raise FD3DError(
-            f"{table} has height {given[0]!r:.40} and width {given[1]!r:.40} for an image of {camera} (token {str(row.get('token')):.40}); "
-            "write rows and columns of the image, whole numbers above 0"
+            f"{folder.name}/sample_data.json has width or height 0 or below for {row.get('token')}; give the images' size in pixels"
         )
-    return given
+    return size
 
 
 def _rows(folder: Path, table: str) -> Iterator[dict[str, Any]]:

@@ -1,17 +1,36 @@
 """Annotations of a data set as columns: what a row may leave out, and boxes that cannot be."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.data import CLASSES
+from pipeline.data.tokens import ByToken, table_rows
+from pipeline.data.values import ValueFault, text
 from pipeline.errors import FD3DError, counted
 
 Row = dict[str, Any]
 LEVELS = {"v0-40": 1, "v40-60": 2, "v60-80": 3, "v80-100": 4}
 """nuScenes' visibility levels by name."""
+FARTHEST = 1e9
+"""Metres, beyond which no box is."""
+ATTRIBUTES = (
+    "cycle.with_rider",
+    "cycle.without_rider",
+    "pedestrian.moving",
+    "pedestrian.sitting_lying_down",
+    "pedestrian.standing",
+    "vehicle.moving",
+    "vehicle.parked",
+    "vehicle.stopped",
+)
+"""Names of the attributes that nuScenes' metrics know."""
 _MOST_POINTS = 1_000_000_000  # of a box, LiDAR or radar; two such counts have a sum in int32
+_NUMBERS = {"translation": 3, "size": 3, "rotation": 4}
+_TYPES = {int, float}
 _MAX_TILT = 45.0  # degrees between the z axes of a box and of the map
 _MAX_SIZE = 100.0  # metres
 _MAX_RANGE = 500.0  # metres between a box and the car
@@ -54,6 +73,27 @@ def visibility_of(row: Row, names: Mapping[str, str]) -> int:
     return level or (int(token) if token in ("1", "2", "3", "4") else 0)
 
 
+def visibility_levels(folder: Path) -> dict[str, str]:
+    """Names of visibility levels by token; none without the table, as levels are often their own tokens."""
+    if not (folder / "visibility.json").is_file():
+        return {}
+    with table_rows(folder, "visibility") as rows:
+        return {str(row["token"]): str(row.get("level", "")) for row in rows}
+
+
+def known_attributes(folder: Path) -> set[str]:
+    """Tokens of the attributes that nuScenes' metrics know; none without the table.
+
+    Raises:
+        FD3DError: the table is damaged, or a row has no token or no name, without which the devkit reads none.
+    """
+    if not (folder / "attribute.json").is_file():
+        return set()
+    with table_rows(folder, "attribute") as rows:
+        names = ByToken(folder, "attribute", ((text(row, "token"), text(row, "name")) for row in rows))
+    return {token for token, name in names.items() if name in ATTRIBUTES}
+
+
 def attributes_of(row: Row) -> list[str]:
     """Attribute tokens of an annotation, none or one.
 
@@ -70,13 +110,40 @@ def attributes_of(row: Row) -> list[str]:
     return list(tokens)
 
 
+def check_row(row: Row) -> None:
+    """Refuse an annotation that the devkit could not read, also of a category that is no class.
+
+    Raises:
+        FD3DError: the row has several attributes, or a translation, size or rotation that is not the right number of numbers.
+        TypeError, KeyError, ValueError, OverflowError: another value is missing or of another type.
+    """
+    attributes_of(row)
+    text(row, "token")
+    for side in ("prev", "next"):
+        if row[side]:
+            text(row, side)
+    points_of(row)
+    place = [row[name] for name in _NUMBERS]
+    if (
+        list(map(type, place)) == [list] * 3
+        and list(map(len, place)) == [3, 3, 4]
+        and _TYPES.issuperset(map(type, chain(*place)))
+    ):
+        return
+    for name, count in _NUMBERS.items():
+        if not isinstance(row[name], list) or len(row[name]) != count or not _TYPES.issuperset(map(type, row[name])):
+            raise ValueFault(
+                f"{name} of annotation {row['token']} is {row[name]!r:.60}; annotations must have 3 numbers of translation, 3 of size and 4 of rotation"
+            )
+
+
 def possible(place: np.ndarray) -> np.ndarray:
-    """Which boxes can be: finite numbers, sizes above 0, a rotation; bool (n,).
+    """Which boxes can be: finite numbers up to 1e9, sizes above 0, a rotation; bool (n,).
 
     Args:
         place: (n, 10) translation, size and quaternion.
     """
-    finite = np.isfinite(place)
+    finite = np.abs(np.nan_to_num(place, nan=np.inf)) <= FARTHEST
     return finite.all(1) & (np.where(finite, place, 0)[:, 3:6] > 0).all(1) & (place[:, 6:] != 0).any(1)
 
 
@@ -127,46 +194,46 @@ def tilts(turns: np.ndarray) -> np.ndarray:
 
 
 class Annotations:
-    """Annotations as flat lists, from which the columns are made: rows as they are would keep the garbage collector busy."""
+    """Annotations as flat lists, from which the columns are made: rows as they are would keep the garbage collector busy.
 
-    def __init__(self) -> None:
+    Args:
+        levels: as of :func:`visibility_of`.
+        attributes: tokens of the attributes that nuScenes' metrics know.
+    """
+
+    def __init__(self, levels: Mapping[str, str], attributes: Collection[str]) -> None:
+        self.levels, self.known = levels, attributes
         self.frame: list[int] = []
         self.label: list[int] = []
         self.tokens: list[str] = []
         self.place: list[float] = []
         self.facts: list[int] = []
 
-    def add(self, frame: int, label: int, row: Row, levels: Mapping[str, str]) -> None:
-        """Append a row of the table.
+    def add(self, frame: int, label: int, instance: int, row: Row) -> None:
+        """Append a row of the table, which :func:`check_row` has looked at.
 
         Args:
-            levels: as of :func:`visibility_of`.
-
-        Raises:
-            FD3DError: the row has several attributes, or another number of numbers.
+            instance: number of the object.
         """
-        attributes_of(row)
-        if tuple(len(row[name]) for name in ("translation", "size", "rotation")) != (3, 3, 4):
-            raise FD3DError(
-                f"annotation {row['token']} must have 3 numbers of translation, 3 of size and 4 of rotation"
-            )
         self.frame.append(frame)
         self.label.append(label)
         self.tokens += row["token"], row["prev"] or "", row["next"] or ""
         self.place += row["translation"]
         self.place += row["size"]
         self.place += row["rotation"]
-        self.facts += *points_of(row), visibility_of(row, levels)
+        attributed = any(token in self.known for token in attributes_of(row))
+        self.facts += *points_of(row), visibility_of(row, self.levels), instance, attributed
 
     def columns(self) -> dict[str, np.ndarray]:
         """Columns of the rows; ``possible`` is :func:`possible`, and other boxes have the rotation of the axes."""
         if odd := next((token for token in self.tokens if not token.isascii()), None):
             raise FD3DError(f"sample_annotation.json has the token {odd!r}; give tokens of ASCII characters")
         tokens = np.array(self.tokens, dtype=np.bytes_).reshape(-1, 3)
-        facts = np.array(self.facts, dtype=np.int32).reshape(-1, 3)
+        facts = np.array(self.facts, dtype=np.int32).reshape(-1, 5)
         place = np.array(self.place, dtype=np.float64).reshape(-1, 10)
         can_be = possible(place)
         place[~can_be, 6:] = 1.0, 0.0, 0.0, 0.0
+        place[np.abs(place[:, :3]).max(1) > FARTHEST, :3] = np.nan  # so that no neighbour has a velocity from it
         return {
             "frame": np.array(self.frame, dtype=np.int32),
             "label": np.array(self.label, dtype=np.uint8),
@@ -178,4 +245,6 @@ class Annotations:
             "num_lidar_pts": facts[:, 0],
             "num_radar_pts": facts[:, 1],
             "visibility": facts[:, 2].astype(np.uint8),
+            "instance": facts[:, 3],
+            "attributed": facts[:, 4] > 0,
         }

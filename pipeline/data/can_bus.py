@@ -1,6 +1,7 @@
 """Ego states in the layout of BEVFormer's data code, from the CAN bus expansion or from ego poses."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ from pipeline.data.json_stream import rows_of
 from pipeline.errors import FD3DError, counted
 
 _FAR = 60_000_000  # microseconds from a frame to its message, beyond which the two have other clocks or units
+_MOVING = 2.0  # metres per second of the car, from which its speeds are compared
+_LEAST_MOVING = 3  # such frames of a scene
+_MAX_RATIO = 2.0  # between the speeds of messages and of ego poses
 
 
 class EgoStates:
@@ -18,6 +22,8 @@ class EgoStates:
     def __init__(self, root: Path) -> None:
         self.folder = root / "can_bus"
         self.derived: set[str] = set()
+        self.speeds: dict[str, float] = {}
+        """Speed by messages over that by ego poses, the median of a scene that moves."""
 
     def of(
         self,
@@ -44,10 +50,14 @@ class EgoStates:
         Raises:
             FD3DError: the scene's messages cannot be read.
         """
-        states = self._measured(scene, timestamps)
+        states, derived = self._measured(scene, timestamps), _from_poses(timestamps, ego2global)
         if states is None:
             self.derived.add(scene)
-            states = _from_poses(timestamps, ego2global)
+            states = derived
+        else:
+            speeds = np.linalg.norm(derived[:, 6:9], axis=1)
+            if (moving := speeds > _MOVING).sum() >= _LEAST_MOVING:
+                self.speeds[scene] = float(np.median(np.linalg.norm(states[moving, 6:9], axis=1) / speeds[moving]))
         yaws = (np.array([yaw_of(pose) for pose in ego2global]) + turns) % (2 * np.pi)
         turned = np.stack([yaws, np.degrees(yaws)], 1)
         return np.concatenate([ego2global[:, :3, 3], np.tile(real_parts[:, None], 4), states, turned], 1)
@@ -58,6 +68,15 @@ class EgoStates:
             warnings.warn(
                 f"no CAN bus poses of {counted(len(self.derived), 'scene')}; the ego motion there is derived from ego poses",
                 stacklevel=3,
+            )
+
+    def tell_speeds(self, tell: Callable[[str], object]) -> None:
+        """Tell of scenes whose messages have other speeds than their ego poses, such as km/h."""
+        other = {scene: ratio for scene, ratio in self.speeds.items() if not 1 / _MAX_RATIO <= ratio <= _MAX_RATIO}
+        if other:
+            tell(
+                f"CAN bus speeds of {counted(len(other), 'scene')} are {np.median(list(other.values())):.2f} times those of the ego poses (the median), "
+                f"first {next(iter(other))}; give vel in m/s, not km/h, and utime of the frames' clock"
             )
 
     def _measured(self, scene: str, timestamps: np.ndarray) -> np.ndarray | None:

@@ -14,7 +14,8 @@ _MAX_MOUNT = 50.0  # metres from a sensor to the origin of the car
 _MAX_PITCH = 60.0  # degrees of a camera above or below the horizon, from which its axes are doubted
 _MAX_ROLL = 45.0  # degrees about a camera's axis, from which its axes are doubted
 _AT_BORDER = 0.45  # the same for a point at the border or outside
-_OFF_MIDDLE = 0.2, 0.35  # shares of columns and rows from an image's middle, from which a principal point is doubted
+OFF_MIDDLE = 0.2, 0.35
+"""Shares of columns and rows from an image's middle, beyond which a principal point is doubted."""
 MAX_POSE_TILT = 45.0
 """Degrees between the z axes of the car and of the map, beyond which rotations have another order."""
 LEAST_FOCAL = 10.0
@@ -26,6 +27,7 @@ MAX_TURN_RATE = 180.0
 _LEAST_STEP = 1.0  # metres between two poses, from which their direction counts
 _LEAST_STEPS = 10  # such steps of a data set, from which the car's heading is judged
 _MAX_SIDEWAYS = 30.0  # degrees between the car's x axis and its way (the median), beyond which poses are doubted
+_MAX_BACKWARDS = 0.5  # share of such steps
 _STEPS = 1_000, 60_000_000  # microseconds between key frames, beyond which times have another unit
 _LATEST = 10**17  # microseconds since 1970, which no car reaches, and nanoseconds have passed
 MAX_GAP = 1.5
@@ -133,7 +135,8 @@ def check_poses(scene: str, tokens: Sequence[str], times: np.ndarray, poses: np.
 
 
 def tell_sideways(poses: np.ndarray, scenes: np.ndarray, where: str, tell: Callable[[str], object]) -> None:
-    """Tell of a car that moves sideways: of poses that lead from the global frame to the car's, or of other axes.
+    """Tell of a car that moves sideways or, most of the time, backwards: of poses that lead from the global frame to the car's, of
+    quaternions in another order, or of other axes.
 
     Args:
         poses: (n, 4, 4) ego frame to global frame, scene after scene.
@@ -150,6 +153,11 @@ def tell_sideways(poses: np.ndarray, scenes: np.ndarray, where: str, tell: Calla
         tell(
             f"the car moves {angle:.0f} degrees off its x axis by {where}/ego_pose.json (the median of {len(moved)} steps); poses lead from the "
             "car's frame, whose x axis looks ahead, to the global one"
+        )
+    elif (share := float((moved[:, 0] < 0).mean())) > _MAX_BACKWARDS:
+        tell(
+            f"the car drives backwards in {share:.0%} of its way by {where}/ego_pose.json ({len(moved)} steps); poses lead from the car's frame, "
+            "whose x axis looks ahead, to the global one, and rotations are (w, x, y, z)"
         )
 
 
@@ -293,5 +301,5 @@ def check_cameras(
         told = f"the principal point of {camera} is at {x:.2f} of the columns and {y:.2f} of the rows of its {rows}x{columns} images"
         if max(abs(x - 0.5), abs(y - 0.5)) > (_AT_BORDER if of_half else 1):
             raise FD3DError(f"{told}; give intrinsics in pixels of these images")
-        if abs(x - 0.5) > _OFF_MIDDLE[0] or abs(y - 0.5) > _OFF_MIDDLE[1]:
+        if abs(x - 0.5) > OFF_MIDDLE[0] or abs(y - 0.5) > OFF_MIDDLE[1]:
             tell(f"{told}; is the calibration of another resolution?")

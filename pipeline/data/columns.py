@@ -1,6 +1,7 @@
 """Columns of the frame index, scene by scene: geometry, ego motion and annotated boxes of key frames."""
 
 import os
+import struct
 import warnings
 import zlib
 from collections import Counter
@@ -56,10 +57,11 @@ def scene_columns(tables: FrameTables, chain: Chain, states: EgoStates, root: Pa
     tokens = [tables.tokens[row] for row in rows]
     check_poses(chain.name, tokens, tables.timestamps[rows], to_global[:, LIDAR], str(tables.folder))
     order = before + np.arange(count)
-    cut: list[str] = []
+    cut: dict[str, str] = {}
     found = np.array([[_contents(os.path.join(root, path), cut) for path in paths] for paths in files], np.int64)
     if cut:
-        tables.tell(f"image {cut[0]} is cut: its end is missing{_more(cut, chain)}; {_ADVICE}")
+        path, fault = next(iter(cut.items()))
+        tables.tell(f"image {path} is {fault}{_more(cut, chain)}; {_ADVICE}")
     found[np.isin(files, unreadable)] = DAMAGED
     return {
         "token": np.array(tokens, dtype=np.bytes_),
@@ -150,15 +152,15 @@ def _check_kind(image: Image.Image, path: str) -> None:
         )
 
 
-def _contents(path: str, cut: list[str]) -> tuple[int, int]:
-    """Size in bytes and CRC-32 of a file; ``DAMAGED`` where it cannot be read, or is cut and so added to a list."""
+def _contents(path: str, cut: dict[str, str]) -> tuple[int, int]:
+    """Size in bytes and CRC-32 of a file; ``DAMAGED`` where it cannot be read, or is cut or damaged, and so added with the fault."""
     try:
         with open(path, "rb") as file:
             content = file.read()
     except OSError:
         return DAMAGED
-    if is_cut(content):
-        cut.append(path)
+    if (broken := is_broken(content)) or is_cut(content):
+        cut[path] = "damaged: a part has not its checksum" if broken else "cut: its end is missing"
         return DAMAGED
     return len(content), zlib.crc32(content)
 
@@ -166,7 +168,7 @@ def _contents(path: str, cut: list[str]) -> tuple[int, int]:
 def is_cut(content: bytes) -> bool:
     """Whether an image file ends before its format's end: OpenCV would decode what is missing as grey, without a word.
 
-    Nothing is decoded. Of other formats than JPEG, PNG and WebP nothing is known.
+    Nothing is decoded. Of other formats than JPEG, PNG, WebP and BMP without compression nothing is known.
     """
     if content.startswith(b"\xff\xd8"):
         return _is_jpeg_cut(content)
@@ -174,7 +176,30 @@ def is_cut(content: bytes) -> bool:
         return content.rfind(b"IEND\xaeB`\x82") < 0
     if content.startswith(b"RIFF"):
         return int.from_bytes(content[4:8], "little") + 8 > len(content)
-    return False
+    return content.startswith(b"BM") and _is_bmp_cut(content)
+
+
+def is_broken(content: bytes) -> bool:
+    """Whether a part of a PNG file has another checksum than the file says; other formats have none."""
+    if not content.startswith(b"\x89PNG"):
+        return False
+    at, view = 8, memoryview(content)
+    while (behind := at + 12 + int.from_bytes(view[at : at + 4], "big")) <= len(content):
+        if zlib.crc32(view[at + 4 : behind - 4]) != int.from_bytes(view[behind - 4 : behind], "big"):
+            return True
+        if view[at + 4 : at + 8] == b"IEND":
+            return False
+        at = behind
+    return False  # but cut
+
+
+def _is_bmp_cut(content: bytes) -> bool:
+    """Whether a Windows bitmap has fewer bytes than its size in pixels needs; False where pixels are compressed."""
+    start, header, width, height = struct.unpack_from("<10xIIii", content.ljust(34, b"\0"))
+    bits, compression = struct.unpack_from("<28xHI", content.ljust(34, b"\0"))
+    if header < 40 or compression not in (0, 3, 6):  # pixels as they are, the latter two with masks of their bits
+        return False
+    return bool(start + (width * bits + 31) // 32 * 4 * abs(height) > len(content))
 
 
 def _is_jpeg_cut(content: bytes) -> bool:
@@ -218,7 +243,8 @@ def _boxes(tables: FrameTables, chain: Chain, global2lidar: np.ndarray) -> dict[
     width, length, height = found["place"][:, 3:6].T
     turns = transform(np.zeros(3), found["place"][:, 6:])
     yaws = arctan2_of(turns[:, 1, 0], turns[:, 0, 0])
-    motion = _velocities(found, tables.times[found["frame"]])
+    motion, foreign = _velocities(found, tables.times[found["frame"]])
+    tables.foreign += [token.decode() for token in found["token"][foreign].tolist()]
     boxes = np.column_stack([found["place"][:, :3], length, width, height, yaws, motion])
     complete = tables.complete[chain.start : chain.stop]
     frames = found["frame"] - chain.start
@@ -233,14 +259,15 @@ def _boxes(tables: FrameTables, chain: Chain, global2lidar: np.ndarray) -> dict[
     }
 
 
-def _velocities(found: dict[str, np.ndarray], times: np.ndarray) -> np.ndarray:
+def _velocities(found: dict[str, np.ndarray], times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Velocities (n, 2) in the global frame, by differences to the annotations before and after, as the devkit estimates
-    them; NaN where an annotation stands alone or its neighbours are too far in time."""
+    them; NaN where an annotation stands alone or its neighbours are too far in time. And which annotations (n,) name one of
+    another object, which stand alone on this side."""
     row_of = {token: row for row, token in enumerate(found["token"].tolist())}
     if len(row_of) < len(times):
         token, count = Counter(found["token"].tolist()).most_common(1)[0]
         raise FD3DError(f"sample_annotation.json has annotation {token.decode()} {count} times; keep one")
-    here = np.arange(len(times))
+    here, foreign = np.arange(len(times)), np.zeros(len(times), dtype=bool)
     neighbours, there = {}, {}
     for side in ("prev", "next"):
         there[side] = found[side] != b""
@@ -250,6 +277,10 @@ def _velocities(found: dict[str, np.ndarray], times: np.ndarray) -> np.ndarray:
         if len(lost):
             token, other = (found[name][lost[0]].decode() for name in ("token", side))
             raise FD3DError(f"annotation {token} names {other} as its {side}, which its scene does not have")
+        other_object = found["instance"][neighbours[side]] != found["instance"]
+        foreign |= other_object
+        neighbours[side] = np.where(other_object, here, neighbours[side])
+        there[side] &= ~other_object
     first, last = neighbours["prev"], neighbours["next"]
     seconds = 1e-6 * times[last] - 1e-6 * times[first]
     if len(still := np.flatnonzero((there["prev"] | there["next"]) & (seconds <= 0))):
@@ -262,4 +293,4 @@ def _velocities(found: dict[str, np.ndarray], times: np.ndarray) -> np.ndarray:
     known = (there["prev"] | there["next"]) & (seconds <= limit)
     with np.errstate(divide="ignore", invalid="ignore"):
         motion = (found["place"][last, :2] - found["place"][first, :2]) / seconds[:, None]
-    return np.where(known[:, None], motion, np.nan)
+    return np.where(known[:, None], motion, np.nan), foreign

@@ -13,7 +13,7 @@ from nuscenes.eval.detection.constants import ATTRIBUTE_NAMES
 from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.nuscenes import NuScenes
 
-from pipeline.data.annotations import attributes_of, points_of, possible
+from pipeline.data.annotations import FARTHEST, attributes_of, points_of, possible
 from pipeline.data.categories import Categories
 from pipeline.data.folder import table_folder
 from pipeline.data.index import FrameIndex
@@ -60,6 +60,8 @@ class _SceneTables(NuScenes):
             unread = name in _UNREAD or (name == "attribute" and not path.is_file())
             chosen, made = self._chosen(name), self._maker(name)
             self._kept[name] = [] if unread else [made(row) for row in rows_of(path) if chosen(row)]
+            if name == "sample_annotation":
+                _cut_foreign(self._kept[name])
         return self._kept[name]
 
     def __make_reverse_index__(self, verbose: bool) -> None:
@@ -114,9 +116,18 @@ def _annotation(row: Row, attributes: Collection[str]) -> Row:
     row["attribute_tokens"] = [token for token in attributes_of(row) if token in attributes]
     if not possible(np.array([[*row["translation"], *row["size"], *row["rotation"]]], dtype=np.float64))[0]:
         row |= {"size": [1.0, 1.0, 1.0], "rotation": [1.0, 0.0, 0.0, 0.0], "num_lidar_pts": 0, "num_radar_pts": 0}
-        if not np.isfinite(row["translation"]).all():
+        if not (np.abs(row["translation"]) <= FARTHEST).all():  # NaN neither
             row["translation"] = [0.0, 0.0, 0.0]
     return row
+
+
+def _cut_foreign(rows: list[Row]) -> None:
+    """Cut links to annotations of other objects, which the index does not follow either."""
+    instances = {row["token"]: row["instance_token"] for row in rows}
+    for row in rows:
+        for side in ("prev", "next"):
+            if row[side] and instances.get(row[side], row["instance_token"]) != row["instance_token"]:
+                row[side] = ""
 
 
 def open_scenes(

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from pipeline.data import CAMERAS, GENERATED_BY
 from pipeline.data.can_bus import EgoStates
 from pipeline.data.categories import Categories
-from pipeline.data.checks import check_cameras, tell_sideways, tell_still
 from pipeline.data.columns import scene_columns, warn_of_images
+from pipeline.data.doubts import tell_doubts
 from pipeline.data.folder import table_folder
 from pipeline.data.npz import map_arrays, write_arrays
 from pipeline.data.rig import EGO, Rig
@@ -321,10 +321,8 @@ def build_index(
     bar.close()
     tables.check_boxes()  # after the poses, which the boxes are held against
     arrays = {name: np.concatenate([scene.pop(name) for scene in scenes]) for name in (*_PER_FRAME, *_PER_BOX)}
-    calibration = (arrays["lidar2cam"], arrays["intrinsics"], arrays["image_sizes"])
-    check_cameras(*calibration, tables.cameras, f"{folder.name}/ego_pose.json", tell)
-    tell_still(arrays["boxes"], arrays["timestamp"], tell)
-    tell_sideways(arrays["ego2global"], arrays["scene_token"], folder.name, tell)
+    tell_doubts(arrays, tables, tell)
+    states.tell_speeds(tell)
     warn_of_images(arrays["image_paths"], arrays["image_bytes"], root)
     states.warn()
     generator = folder / GENERATED_BY

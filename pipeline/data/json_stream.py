@@ -9,6 +9,8 @@ from typing import IO, Any
 _DECODE = json.JSONDecoder().raw_decode
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BLOCK = 1 << 20
+_LONGEST = 1 << 26  # characters of one value, beyond which a quote or a bracket is not closed
+_CUT = 32  # characters before the end of a block, within which a number, a literal or an escape that the block cuts is an error
 
 
 class JSONStream:
@@ -22,11 +24,18 @@ class JSONStream:
 
     def __init__(self, file: IO[str]) -> None:
         self.file, self.text, self.at = file, "", 0
+        self._passed = 0  # characters of the file before the text
 
     def _more(self) -> bool:
-        block = self.file.read(_BLOCK)
+        block = self.file.read(
+            max(_BLOCK, len(self.text) - self.at)
+        )  # doubled, as a value is decoded from its begin each time
+        self._passed += self.at
         self.text, self.at = self.text[self.at :] + block, 0
         return bool(block)
+
+    def _place(self, at: int) -> str:
+        return f"at character {self._passed + at + 1}"
 
     def _peek(self) -> str:
         """Next character that is no white space, empty at the end."""
@@ -41,7 +50,9 @@ class JSONStream:
         found = self._peek()
         if not found or found not in characters:
             wanted = " or ".join(characters)
-            raise ValueError(f"{found or 'the end of the file'} stands where {wanted} is expected")
+            raise ValueError(
+                f"{found or 'the end of the file'} stands where {wanted} is expected, {self._place(self.at)}"
+            )
         self.at += 1
         return found
 
@@ -49,7 +60,7 @@ class JSONStream:
         """The next value, decoded.
 
         Raises:
-            ValueError: the text is no JSON, or ends.
+            ValueError: the text is no JSON, or ends; with the place.
         """
         if not self.text.startswith("{", self.at):
             self._peek()
@@ -58,8 +69,12 @@ class JSONStream:
                 value, self.at = _DECODE(self.text, self.at)
                 return value
             except json.JSONDecodeError as error:  # most often a value that the block cuts
-                if not self._more():
-                    raise ValueError(error.msg) from error
+                place = f"{error.msg.removesuffix(' at')} {self._place(error.pos)}"
+                cut = error.msg.startswith("Unterminated string") or error.pos + _CUT > len(self.text)
+                if not cut or len(self.text) - self.at > _LONGEST or not self._more():
+                    raise ValueError(place) from error
+            except RecursionError as error:
+                raise ValueError(f"brackets within brackets without end, {self._place(self.at)}") from error
 
     def items(self) -> Iterator[Any]:
         """Values of an array, one by one.
@@ -85,7 +100,7 @@ class JSONStream:
             ValueError: there is more.
         """
         if more := self._peek():
-            raise ValueError(f"{more} stands behind the end")
+            raise ValueError(f"{more} stands behind the end, {self._place(self.at)}")
 
     def members(self) -> Iterator[str]:
         """Keys of an object; after each the caller must read the key's value from this stream.

@@ -1,8 +1,7 @@
 """Tables of a nuScenes-format data set, row by row with only the columns that are needed."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,20 @@ from typing import Any
 import numpy as np
 
 from pipeline.data import CLASSES
-from pipeline.data.annotations import Annotations, check_boxes, uncounted
+from pipeline.data.annotations import (
+    Annotations,
+    check_boxes,
+    check_row,
+    known_attributes,
+    uncounted,
+    visibility_levels,
+)
 from pipeline.data.categories import Categories
 from pipeline.data.checks import check_intrinsic, check_mounts, check_sizes, check_times, tell_late, tell_turns
 from pipeline.data.geometry import transform
-from pipeline.data.json_stream import rows_of
 from pipeline.data.rig import EGO, Rig, is_camera
-from pipeline.data.tokens import ByToken
-from pipeline.data.values import flag, numbers, text, token_of, whole
+from pipeline.data.tokens import ByToken, table_rows
+from pipeline.data.values import flag, name_of, numbers, text, time_of, token_of, whole
 from pipeline.errors import FD3DError, counted, listed
 
 Row = dict[str, Any]
@@ -61,6 +66,8 @@ class FrameTables:
         timestamps: (n,) int64 times of the reference sensor's data, microseconds.
         files: (n, V) image paths, objects.
         sizes: (n, V, 2) rows and columns.
+        pose_gaps: (n, V + 1) microseconds between a sensor's data and their ego pose, 0 where a time is not given.
+        foreign: annotations that name another object's as their prev or next; of the scenes whose boxes are made.
         poses: (n, V + 1, 7) translation and quaternion of the ego pose by channel.
         sensors: (n, V + 1) row of ``mounts`` and ``intrinsics`` by channel.
         mounts: (m, 4, 4) sensor frame to ego frame.
@@ -78,6 +85,7 @@ class FrameTables:
 
     def __init__(self, folder: Path, categories: Categories, rig: Rig, skip_incomplete: bool, tell: Tell) -> None:
         self.folder, self.categories, self.tell = folder, categories, tell
+        self.foreign: list[str] = []
         self._read_samples()
         self._read_sensor_data(rig)
         self._check_complete(skip_incomplete)
@@ -89,23 +97,10 @@ class FrameTables:
         counts = np.bincount(kept, minlength=len(self.tokens))[self.complete]
         self.box_offsets = np.concatenate([[0], np.cumsum(counts)])
 
-    @contextmanager
-    def _table(self, name: str) -> Iterator[Iterator[Row]]:
-        path = self.folder / f"{name}.json"
-        try:
-            yield rows_of(path)
-        except FD3DError:
-            raise
-        except (OSError, ValueError, OverflowError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise FD3DError(f"the tables in {self.folder} cannot be read: {path.name}: {reason}") from error
-        except (KeyError, TypeError, AttributeError) as error:
-            raise FD3DError(f"the tables in {self.folder} do not fit each other: {path.name}: {error!r}") from error
-
     def _read_samples(self) -> None:
-        with self._table("scene") as rows:
+        with table_rows(self.folder, "scene") as rows:
             file = self.folder / "scene.json"
-            found = [(text(row, "name"), token_of(row, file), row["first_sample_token"]) for row in rows]
+            found = [(name_of(row), token_of(row, file), row["first_sample_token"]) for row in rows]
         scenes = sorted(found)
         for what, values in (("name", [row[0] for row in found]), ("token", [row[1] for row in found])):
             if twice := [value for value, count in Counter(values).items() if count > 1]:
@@ -113,7 +108,7 @@ class FrameTables:
         samples: ByToken[tuple[int, str, str]] = ByToken(self.folder, "sample", ())
         self.chains: list[Chain] = []
         self.tokens: list[str] = []
-        with self._table("sample") as rows:
+        with table_rows(self.folder, "sample") as rows:
             for row in rows:
                 if (token := token_of(row, self.folder / "sample.json")) in samples:
                     raise FD3DError(f"{self.folder}/sample.json has sample {token} twice; remove one")
@@ -143,7 +138,7 @@ class FrameTables:
         self._number = dict.fromkeys(samples, -1) | {token: number for number, token in enumerate(self.tokens)}
 
     def _read_sensor_data(self, rig: Rig) -> None:
-        with self._table("sensor") as rows:
+        with table_rows(self.folder, "sensor") as rows:
             sensors = list(rows)
             channels = ByToken(self.folder, "sensor", ((row["token"], text(row, "channel")) for row in sensors))
             optical = {row["channel"] for row in sensors if is_camera(row)}
@@ -151,7 +146,7 @@ class FrameTables:
         self.cameras, reference = rig.found(sensors, self.folder)
         self.channels = (*self.cameras, reference)
         views = len(self.cameras)
-        with self._table("calibrated_sensor") as rows:
+        with table_rows(self.folder, "calibrated_sensor") as rows:
             mounts = list(rows)
             names = [channels[mount["sensor_token"]] for mount in mounts]
             columns_of = [[i for i, known in enumerate(self.channels) if known == name] for name in names]
@@ -169,7 +164,8 @@ class FrameTables:
         self.files = np.empty((*shape[:1], views), dtype=object)
         self.timestamps, self._taken = np.zeros(shape[0], dtype=np.int64), np.zeros((shape[0], views), dtype=np.int64)
         self._pose_tokens: dict[str, int] = {}
-        with self._table("sample_data") as rows:
+        data_tokens = set[str]()
+        with table_rows(self.folder, "sample_data") as rows:
             for row in rows:
                 if not flag(row, "is_key_frame"):
                     continue
@@ -188,10 +184,13 @@ class FrameTables:
                 self.sensors[frame, columns], self._pose_rows[frame, columns] = mount, pose
                 if columns[-1] == views or (reference == EGO and columns[0] == 0):
                     self.timestamps[frame] = whole(row, "timestamp")
+                    if (token := text(row, "token")) in data_tokens:  # by which the devkit finds the car's place
+                        raise FD3DError(f"{self.folder}/sample_data.json has the token {token} twice; remove one")
+                    data_tokens.add(token)
                 if columns[0] < views:
-                    self._taken[frame, columns[0]] = row["timestamp"] if type(row.get("timestamp")) is int else 0
+                    self._taken[frame, columns[0]] = time_of(row)
                     self.files[frame, columns[0]] = text(row, "filename")
-                    self.sizes[frame, columns[0]] = row["height"], row["width"]
+                    self.sizes[frame, columns[0]] = whole(row, "height"), whole(row, "width")
         if reference == EGO:
             self.mounts = np.concatenate([self.mounts, np.eye(4)[None]])
             self.intrinsics = np.concatenate([self.intrinsics, np.zeros((1, 3, 3))])
@@ -252,7 +251,8 @@ class FrameTables:
 
     def _read_poses(self) -> None:
         poses, known = np.full((len(self._pose_tokens), 7), np.nan), np.zeros(len(self._pose_tokens), dtype=bool)
-        with self._table("ego_pose") as rows:
+        times = np.zeros(len(known), dtype=np.int64)
+        with table_rows(self.folder, "ego_pose") as rows:
             for row in rows:
                 number = self._pose_tokens.get(row["token"])
                 if number is None:
@@ -260,7 +260,7 @@ class FrameTables:
                 if known[number]:
                     raise FD3DError(f"{self.folder}/ego_pose.json has the token {row['token']} twice; remove one")
                 poses[number] = *numbers(row, "translation", 3), *numbers(row, "rotation", 4)
-                known[number] = True
+                known[number], times[number] = True, time_of(row)
         if not known.all():
             lost = list(self._pose_tokens)[int(np.argmin(known))]
             raise FD3DError(f"the tables in {self.folder} have no ego pose {lost}")
@@ -269,32 +269,38 @@ class FrameTables:
             (np.abs(lengths - 1) > 1e-3) & (lengths > 0), lengths, 1.0
         )  # ego states take them as recorded
         self.poses = poses[self._pose_rows]
+        there, taken = times[self._pose_rows], np.column_stack([self._taken, self.timestamps])
+        self.pose_gaps = np.where((there > 0) & (taken > 0), np.abs(there - taken), 0)
         del self._pose_rows, self._pose_tokens
 
     def _read_annotations(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        with self._table("category") as rows:
+        with table_rows(self.folder, "category") as rows:
             names = ByToken(self.folder, "category", ((row["token"], text(row, "name")) for row in rows))
         self.categories.check(set(names.values()), self.folder)
-        with self._table("instance") as rows:
-            kinds = ByToken(self.folder, "instance", ((row["token"], names[row["category_token"]]) for row in rows))
+        with table_rows(self.folder, "instance") as rows:
+            pairs = ((row["token"], (number, names[row["category_token"]])) for number, row in enumerate(rows))
+            kinds = ByToken(self.folder, "instance", pairs)
         classes = {name: self.categories.class_of(name) for name in names.values()}
         labels = {name: -1 if kind is None else CLASSES.index(kind) for name, kind in classes.items()}
-        levels = self._visibility_levels()
-        blocks, block, unmapped, pointless, strange = [], Annotations(), Counter[str](), 0, list[str]()
-        with self._table("sample_annotation") as rows:
+        facts = visibility_levels(self.folder), known_attributes(self.folder)
+        blocks, block, unmapped, pointless, strange = [], Annotations(*facts), Counter[str](), 0, list[str]()
+        with table_rows(self.folder, "sample_annotation") as rows:
             for row in rows:
-                frame, category = self._number.get(row["sample_token"], -2), kinds[row["instance_token"]]
+                frame, (instance, category) = self._number.get(row["sample_token"], -2), kinds[row["instance_token"]]
+                if frame == -2:
+                    strange.append(row["sample_token"])
+                    continue
+                check_row(row)  # of all that the devkit reads
                 if frame < 0:
-                    strange += [row["sample_token"]] * (frame == -2)
                     continue
                 if (label := labels[category]) < 0:
                     unmapped[category] += 1
                     continue
                 pointless += uncounted(row)
-                block.add(frame, label, row, levels)
+                block.add(frame, label, instance, row)
                 if len(block.frame) == _BLOCK:
                     blocks.append(block.columns())
-                    block = Annotations()
+                    block = Annotations(*facts)
             blocks.append(block.columns())
         self._tell_strange("rows of sample_annotation.json", strange)
         order = np.argsort(np.concatenate([columns["frame"] for columns in blocks]), kind="stable")
@@ -307,13 +313,6 @@ class FrameTables:
         """Check annotations against ego poses: see :func:`~pipeline.data.annotations.check_boxes`."""
         cars = np.where(self.complete[:, None], self.poses[:, LIDAR, :3], np.nan)
         check_boxes(self.annotations, cars, self.folder.name, self.tell)
-
-    def _visibility_levels(self) -> dict[str, str]:
-        """Names of visibility levels by token; none without the table, as levels are often their own tokens."""
-        if not (self.folder / "visibility.json").is_file():
-            return {}
-        with self._table("visibility") as rows:
-            return {str(row["token"]): str(row.get("level", "")) for row in rows}
 
     def _tell_boxes(self, found: dict[str, np.ndarray], unmapped: Counter[str], pointless: int) -> None:
         """Say which boxes do not count.
@@ -337,7 +336,7 @@ class FrameTables:
             first = bad[0]
             size = ", ".join(f"{number:g}" for number in found["place"][first, 3:6])
             self.tell(
-                f"{counted(len(bad), 'box')} that cannot be (a size that is not above 0, or numbers that are not finite), which do not count, first "
+                f"{counted(len(bad), 'box')} that cannot be (a size that is not above 0, or numbers that are not finite or above 1e9), which do not count, first "
                 f"annotation {found['token'][first].decode()} of {self._scene_of(found['frame'][first])}, size {size}"
             )
         points = found["num_lidar_pts"] + found["num_radar_pts"]

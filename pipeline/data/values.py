@@ -9,6 +9,11 @@ from pipeline.errors import FD3DError
 
 LONGEST_TOKEN = 64
 """Characters of a token, as many as a store takes."""
+_LONGEST_NAME = 200  # bytes of a scene's name, by which files are named
+
+
+class ValueFault(FD3DError):
+    """A value that cannot be; the message names row and column, and the reader adds the table."""
 
 
 def text(row: Mapping[str, Any], name: str) -> str:
@@ -48,11 +53,26 @@ def token_of(row: Mapping[str, Any], table: object) -> str:
     return value
 
 
+def name_of(row: Mapping[str, Any]) -> str:
+    """Name of a scene, which is part of the names of files.
+
+    Raises:
+        ValueFault: the name is too long for a file's.
+        TypeError, KeyError: as of :func:`text`.
+    """
+    value = text(row, "name")
+    if len(value.encode()) > _LONGEST_NAME:
+        raise ValueFault(
+            f"name of {row.get('token')} is {value!r:.40} with {len(value.encode())} bytes; files are named by scenes, give {_LONGEST_NAME} bytes at most"
+        )
+    return value
+
+
 def flag(row: Mapping[str, Any], name: str) -> bool:
     """Truth value of a column.
 
     Raises:
-        FD3DError: the value is neither true or false nor 1 or 0; naming the row.
+        ValueFault: the value is neither true or false nor 1 or 0; naming the row.
         KeyError: the value is missing.
     """
     value = row[name]
@@ -60,39 +80,42 @@ def flag(row: Mapping[str, Any], name: str) -> bool:
         return value
     if value in (0, 1):
         return bool(value)
-    raise FD3DError(f"{name} of {row.get('token')} is {value!r:.40}; give true or false")
+    raise ValueFault(f"{name} of {row.get('token')} is {value!r:.40}; give true or false")
 
 
 def whole(row: Mapping[str, Any], name: str) -> int:
-    """Whole number of a column, also as text.
+    """Whole number of a column; not as text, with which the devkit cannot reckon.
 
     Raises:
-        FD3DError: the value is no whole number; naming the row.
+        ValueFault: the value is no whole number; naming the row.
         KeyError: the value is missing.
     """
     value = row[name]
     if type(value) is int:
         return value
-    try:
-        if isinstance(value, str) or (isinstance(value, float) and value.is_integer()):
-            return int(value)
-    except ValueError:
-        pass
-    raise FD3DError(f"{name} of {row.get('token')} is {value!r:.40}; give a whole number, of times microseconds")
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    raise ValueFault(f"{name} of {row.get('token')} is {value!r:.40}; give a whole number, of times microseconds")
+
+
+def time_of(row: Mapping[str, Any]) -> int:
+    """Microseconds of a row that may go without; 0 where there is no whole number of them."""
+    value = row.get("timestamp")
+    return value if type(value) is int and 0 < value < 1 << 62 else 0
 
 
 def numbers(row: Mapping[str, Any], name: str, *shape: int) -> np.ndarray:
     """Numbers of a column, float64 of that shape.
 
     Raises:
-        FD3DError: the value has another shape, or is no number; naming the row.
+        ValueFault: the value has another shape, or is no number, such as a text; naming the row.
         KeyError: the value is missing.
     """
     try:
-        array = np.array(row[name], dtype=np.float64)
+        array = np.array(row[name])
     except (TypeError, ValueError):
         array = np.zeros(0)
-    if array.shape != shape:
+    if array.shape != shape or array.dtype.kind not in "iuf":
         size = " x ".join(str(n) for n in shape)
-        raise FD3DError(f"{name} of {row.get('token')} is {row[name]!r:.60}; it must be {size} numbers")
-    return array
+        raise ValueFault(f"{name} of {row.get('token')} is {row[name]!r:.60}; it must be {size} numbers")
+    return array.astype(np.float64)
