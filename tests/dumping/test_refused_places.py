@@ -202,7 +202,7 @@ def test_a_dump_that_is_stopped_while_it_learns_codes_leaves_what_was_there(
             assert found(tmp_path) == before
     write_all = local.LocalStorage.write_all
 
-    def full(self: local.LocalStorage, files: Any) -> None:
+    def full(self: local.LocalStorage, files: Any, *check: Any) -> None:
         listed = list(files)
         if any(name.startswith("code/") for name, _ in listed):
             raise self.trouble("written", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
