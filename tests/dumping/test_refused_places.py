@@ -81,8 +81,9 @@ def test_a_place_without_locks_is_left_as_it_was_found(tmp_path, monkeypatch):
 
 
 def test_a_lock_that_a_refused_command_took_away_is_made_anew(tmp_path, monkeypatch):
-    """The lock was opened before it was unlinked."""
+    """The lock was opened before it was unlinked; the one that is made in its place is not left behind by a refused command either."""
     (tmp_path / "s").mkdir()
+    (tmp_path / "s/.lock").touch()
     times: list[int] = []
 
     def late(path: str, *rest: int) -> int:
@@ -97,6 +98,10 @@ def test_a_lock_that_a_refused_command_took_away_is_made_anew(tmp_path, monkeypa
         assert times and (tmp_path / "s/.lock").exists()
         with pytest.raises(StoreError, match="is being written by another process"):
             place_of(tmp_path / "s")
+    (tmp_path / "s/recipe.json").unlink()
+    times.clear()
+    place_of(tmp_path / "s")
+    assert times and found(tmp_path) == {"s": False}
 
 
 @pytest.mark.parametrize("instead", ["a file", "below a file", "a link to a file", "a link that leads nowhere"])
