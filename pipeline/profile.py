@@ -301,9 +301,9 @@ def parse_profile(values: Mapping[str, Any], path: Path) -> Profile:
 
 def _family(name: Any, values: Any, distill: dict[str, Any]) -> Family:
     where = f"families.{name}"
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == "evaluate":
+    if not isinstance(name, str) or not re.fullmatch(r"(?!(evaluate|look)$)[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise FD3DError(
-            f"{where!r:.80}: a family's name is a folder below runs/; use letters, digits, _ and -, but not evaluate"
+            f"{where!r:.80}: a family's name is a folder below runs/; use letters, digits, _ and -, but not evaluate or look"
         )
     values = mapping(values, where, ("expert", "apprentice", "distill", "published"))
     expert = from_mapping(ExpertSettings, values.get("expert"), f"{where}.expert")

@@ -42,8 +42,7 @@ def dump(
     if cluster.address is None:  # workers at an address may have the only copies
         check_needed(root=source.root, checkpoint=weights)
     path = metrics or (pair.folder / "dump.json" if out is None else None)
-    shards, kept = profile.dump.frames_per_shard, profile.dump.rule.num_queries
-    frames_to_dump(source, scene, shards, config or made_by, path, weights, kept)
+    frames_to_dump(source, scene, profile.dump, config or made_by, path, weights)
     target = place_of(out or pair.store)
     from pipeline.dumping.coverage import lines, write_coverage
     from pipeline.dumping.dump import dump as run_dump

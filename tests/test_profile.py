@@ -104,6 +104,11 @@ def changed(*places: tuple[str, Any]) -> dict[str, Any]:
         ("families", {1: {}, "1": {}}, r"families.1.*: a family's name is a folder below runs/"),
         ("families", {"evaluate": {}}, r"families.evaluate.*: a family's name is a folder below runs/"),
         (
+            "families",
+            {"look": {}},
+            r"families.look.*: a family's name is a folder below runs/.*, but not evaluate or look",
+        ),
+        (
             "families.detr3d.apprentice.train.max_iters",
             0,
             r"train.max_iters is 0; it must be at least 4, for the warm-up and decay",

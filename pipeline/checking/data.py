@@ -1,12 +1,13 @@
 """Section ``data`` of a profile against the data set's tables, or against the world that is to be generated."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.categories import Categories
 from pipeline.data.json_stream import rows_of
 from pipeline.data.rig import Rig
 from pipeline.data.splits import own_splits, scene_names, scenes_by_split
@@ -42,7 +43,7 @@ class KnownData:
 
 
 def check_data(profile: Profile) -> KnownData | None:
-    """Refuse cameras, a frame of reference, splits and sizes of shards that a data set does not have.
+    """Refuse cameras, a frame of reference, categories, splits and sizes of shards that a data set does not have.
 
     Returns:
         what is known of the data; None where the tables are not there yet, which the stage ``index`` then looks at.
@@ -53,7 +54,9 @@ def check_data(profile: Profile) -> KnownData | None:
     data, folder = profile.data, profile.data.root / profile.data.version
     rig = Rig(data.cameras, data.reference)
     if data.generated:  # whatever an earlier generation left there
-        found = rig.found(static_tables(profile.world)["sensor"], folder)
+        tables = static_tables(profile.world)
+        found = rig.found(tables["sensor"], folder)
+        _check_categories(data.classes, tables["category"], folder)
         splits = {
             split: [f"scene-{number}" for number in numbers] for split, numbers in scene_numbers(profile.world).items()
         }
@@ -75,6 +78,7 @@ def check_data(profile: Profile) -> KnownData | None:
 def _of_tables(profile: Profile, rig: Rig, folder: Path) -> KnownData:
     data = profile.data
     found = rig.found(list(_rows(folder, "sensor")), folder)
+    _check_categories(data.classes, _rows(folder, "category"), folder)
     own_splits(folder, scene_names(folder))
     splits = scenes_by_split(data.root, data.version)
     data.check_splits(splits)
@@ -82,6 +86,12 @@ def _of_tables(profile: Profile, rig: Rig, folder: Path) -> KnownData:
     count = Counter(names.get(row["scene_token"]) for row in _rows(folder, "sample"))
     frames = {name: count[name] for name in splits[data.train] if count[name]}
     return KnownData(*found, frames, _image_hw(folder, found[0]))
+
+
+def _check_categories(classes: Mapping[str, str | None], rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
+    mapping, known = Categories(classes), {row["name"] for row in rows}
+    mapping.check(known, folder)
+    mapping.check_any(known, folder)
 
 
 def _image_hw(folder: Path, cameras: Sequence[str]) -> tuple[int, int] | None:

@@ -34,8 +34,13 @@ def store_lines(schema: StoreSchema, settings: DumpSettings, outlook: Outlook) -
     store = plan_store(schema, outlook.frames, rows, known, outlook.scenes)
     source = str(outlook.like) if outlook.like else f"defaults of pipeline/cost/plan.py ({', '.join(RATIOS)})"
     filled = f"{100 * store.frames / (store.shards * rows):.0f} % filled"
-    told = f"compression as of {source}; {counted(store.shards, 'shard')} of up to {counted(rows, 'frame')}, {filled}"
-    return store, [*table(store, shares), told, ""]
+    told = [f"compression as of {source}; {counted(store.shards, 'shard')} of up to {counted(rows, 'frame')}, {filled}"]
+    if shares and not outlook.like and not outlook.coverage:
+        told.append(
+            "shares of cells as of nuScenes' boxes without margins, whatever the profile's section focal says: yours may be several times "
+            "larger; give --like STORE, a dump of a scene (fd3d dump --scene SCENE --out STORE), or --coverage"
+        )
+    return store, [*table(store, shares), *told, ""]
 
 
 def expert_lines(store: StorePlan, outlook: Outlook) -> list[str]:

@@ -58,3 +58,17 @@ class Categories:
             raise FD3DError(
                 f"data.classes has '{unknown[0]}', no category of {where}; there are {', '.join(sorted(known))}"
             )
+
+    def check_any(self, known: Collection[str], where: object) -> None:
+        """Refuse a data set of which no category is a class.
+
+        Args:
+            known, where: as of :meth:`check`.
+
+        Raises:
+            FD3DError: naming the categories.
+        """
+        if known and all(self.class_of(category) is None for category in known):
+            raise FD3DError(
+                f"no category of {where} is mapped to a class: {', '.join(sorted(known))}; map them under data.classes"
+            )

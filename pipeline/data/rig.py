@@ -144,9 +144,11 @@ class Rig:
                 f"the cameras of {folder} are {', '.join(cameras) or 'none'}; name 1 to {MAX_CAMERAS}, each once, under data.cameras"
             )
         reference = self.reference or ("LIDAR_TOP" if "LIDAR_TOP" in channels else EGO)
-        if reference != EGO and reference not in channels:
-            others = ", ".join((*_others(sensors), EGO))
+        others = ", ".join((*_others(sensors), EGO))
+        if reference in known:
             raise FD3DError(
-                f"data.reference is {reference}, which {folder} does not have; name one of {others}, or a camera"
+                f"data.reference is {reference}, a camera of {folder}, whose z axis looks ahead; boxes need an upright frame: name one of {others}"
             )
+        if reference != EGO and reference not in channels:
+            raise FD3DError(f"data.reference is {reference}, which {folder} does not have; name one of {others}")
         return cameras, reference

@@ -87,7 +87,7 @@ def dump(
     cfg = load_config(config)
     build_adapter(cfg)  # a config without one is refused before anything starts
     check_queries(cfg, settings.rule.num_queries, cfg.filename)
-    index, rows, tokens = frames_to_dump(source, scenes, settings.frames_per_shard)
+    index, rows, tokens = frames_to_dump(source, scenes, settings)
     here = checkpoint if checkpoint is not None and checkpoint.is_file() else None  # one may lie on the workers alone
     check_data(cfg, here, index, source.root)
     if cluster.address is None:  # workers at an address may have the only copy of the images

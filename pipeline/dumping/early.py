@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.data.index import FrameIndex
 from pipeline.data.made_for import check_config
 from pipeline.data.source import FrameSource
+from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError, listed
 from pipeline.files import check_outside_stores, check_writable
 from store_schema import OtherStoreError, StoreError, open_storage
@@ -23,19 +24,17 @@ STORE_OBJECTS = (("manifest.json", "recipe.json"), ("zarr.json", ".done/arrays",
 def frames_to_dump(
     source: FrameSource,
     scenes: Sequence[str] | None,
-    frames_per_shard: int,
+    settings: DumpSettings,
     config: Path | None = None,
     metrics: Path | None = None,
     checkpoint: Path | None = None,
-    num_queries: int | None = None,
 ) -> tuple[FrameIndex, list[int], dict[str, list[str]]]:
     """The index of a dump, its rows in the order of :func:`scene_rows`, and its tokens by scene name.
 
     Args:
-        config: of the expert, read here for the number of its cameras; None leaves that to a later check.
+        config: of the expert, read here for the numbers of its cameras and queries; None leaves that to a later check.
         metrics: file for the coverage, if any.
         checkpoint: of the expert, compared with the config; None for random weights, and one that is not here is not compared.
-        num_queries: kept per frame, compared with the config's.
 
     Raises:
         FD3DError: the config is made for another number of cameras, not the checkpoint's, or of fewer queries, the index is damaged or does not fit the root, a split or scene is not there, or the file cannot be written.
@@ -44,12 +43,12 @@ def frames_to_dump(
     index = FrameIndex.load(source.index, source.root)
     rows = scene_rows(index, source.split, scenes)
     tokens = {name: [token.decode() for token in index.arrays["token"][own].tolist()] for name, own in rows.items()}
-    check_scenes(tokens, frames_per_shard)
-    check_shards(tokens, frames_per_shard)
+    check_scenes(tokens, settings.frames_per_shard)
+    check_shards(tokens, settings.frames_per_shard)
     if metrics is not None:
         check_writable(metrics)
     if config is not None:
-        check_config(config, len(index.cameras), checkpoint, num_queries)
+        check_config(config, len(index.cameras), checkpoint, settings.rule.num_queries)
     return index, [row for own in rows.values() for row in own], tokens
 
 

@@ -69,7 +69,7 @@ REFUSED: dict[str, tuple[list[tuple[str, Any]], str]] = {
         ],
         r"checkpoint checkpoints/world_expert.pth was trained with the cameras CAM_FRONT, .*, the data have CAM_BACK, ",
     ),
-    "reference": ([("data.reference", "LIDAR_X")], r"^data.reference is LIDAR_X, which .* name one of LIDAR_TOP, ego,"),
+    "reference": ([("data.reference", "LIDAR_X")], r"^data.reference is LIDAR_X, which .* name one of LIDAR_TOP, ego"),
     "frame": ([("data.reference", "ego")], r"was trained with boxes in the frame of LIDAR_TOP, the data have ego"),
     "split": (
         [("data.train", "world_trane")],
@@ -174,7 +174,9 @@ def test_what_fits_is_let_through_without_data(profile, capsys):
             r"data.cameras names CAM_SIDE, which .*/v1.0-world does not have; it has CAM_FRONT",
         ),
         ("data.cameras", ["CAM_FRONT"], r"has weights for 6 cameras, the data 1"),
-        ("data.reference", "TOP", r"data.reference is TOP, which .* name one of LIDAR_TOP, ego, or a camera"),
+        ("data.reference", "TOP", r"data.reference is TOP, which .* name one of LIDAR_TOP, ego"),
+        ("data.reference", "CAM_BACK", r"data.reference is CAM_BACK, a camera of .*: name one of LIDAR_TOP, ego"),
+        ("data.classes", {"TRUK": "truck"}, r"data.classes has 'TRUK', no category of .*; there are human"),
         ("dump.frames_per_shard", 2, r"dump.frames_per_shard is 2, too few: scene scene-2000 has 3 frames, a shard 2"),
         (
             "families.bevformer.apprentice.config",

@@ -137,6 +137,7 @@ def test_the_command_prints_store_and_work(store, expert_config, project):
     assert lines["dump once"][0] == "2000" and lines["online, 2 x 10 epochs"][0] == "40000"
     assert float(lines["dump once"][3]) > 0 and lines["online, 2 x 10 epochs"][3] == "0.00"
     assert "bev/values" in lines and "per GB" in done.output
+    assert "shares of cells as of nuScenes" not in done.output
 
 
 def planned(*options: str) -> str:
@@ -153,6 +154,7 @@ def test_a_config_without_a_rate_has_bytes_without_hours(expert_config, project,
     )
     sizes, hours = with_rate.split("worker-hours")[0].rsplit("\n", 1)
     assert "2000 frames, " in sizes and "expert passes" in hours
+    assert "shares of cells as of nuScenes' boxes without margins" in sizes
     rest = without.removeprefix(sizes + "\n")
     assert rest != without and "passes" not in rest
     told = f"expert hours need --rate, the frames per second of the expert on one GPU: time 'fd3d dump --config {expert_config} "

@@ -218,7 +218,11 @@ def test_sensors_that_are_not_there_are_named(world: Path, tmp_path: Path) -> No
     for rig, message in (
         (Rig(cameras=("ring_1", "CAM_FRONT")), "data.cameras names CAM_FRONT, which .* it has ring_0, ring_1"),
         (Rig(cameras=("ring_1", "ring_1")), "name 1 to 12, each once"),
-        (Rig(reference="top"), "data.reference is top, which .* name one of LIDAR_TOP, ego, or a camera"),
+        (Rig(reference="top"), "data.reference is top, which .* name one of LIDAR_TOP, ego"),
+        (
+            Rig(reference="ring_0"),
+            "data.reference is ring_0, a camera of .*, whose z axis looks ahead; .* one of LIDAR_TOP, ego",
+        ),
     ):
         with pytest.raises(FD3DError, match=message):
             build_index(root, VERSION, root / "index.npz", rig=rig)

@@ -36,7 +36,7 @@ def test_other_frames_have_words_of_their_own() -> None:
 
 def test_a_store_of_another_frame_says_so(world: Path, project: Path, tmp_path: Path) -> None:
     index = build_index(world, "v1.0-world", tmp_path / "index.npz", rig=Rig(reference="ego"))
-    settings, scene = DumpSettings(FocalRule(), frames_per_shard=3), index.splits["world_train"][0]
+    settings, scene = DumpSettings(FocalRule(min_score=0.0), frames_per_shard=3), index.splits["world_train"][0]
     source = FrameSource(tmp_path / "index.npz", world, "world_train")
     dump(project / "configs/world/detr3d_expert.py", None, source, tmp_path / "store", settings, 0, [scene])
     reader = StoreReader(tmp_path / "store")

@@ -162,7 +162,7 @@ def test_a_store_whose_folder_may_not_be_written_is_refused_before_the_expert_is
             OPENING[opening](tmp_path / "s")
     monkeypatch.setattr("pipeline.dumping.session.load_expert", None)
     with pytest.raises(StoreError, match="s cannot be written: Permission denied"):
-        dump(expert_config, None, source, tmp_path / "s", settings, workers=0)
+        dump(expert_config, None, source, tmp_path / "s", replace(settings, frames_per_shard=3), workers=0)
     assert found(tmp_path) == before
     (tmp_path / "s" / folder).chmod(0o755)
 
