@@ -15,6 +15,7 @@ import pytest
 
 from store_schema import ShardWriter, StoreError, StoreWriter, verify
 from store_schema.storage import RemoteStorage, local, remote
+from store_schema.storage.folders import sync
 from store_schema.storage.lease import Lease
 from store_schema.storage.own import own_files
 from tests.store.synthetic import CONSTANTS, SCENES, STATISTICS, digest, make_frame, write, writer
@@ -165,7 +166,7 @@ def test_files_that_follow_at_once_cost_no_look_at_the_lease(place, monkeypatch)
     with writer(place) as store:
         store.write_constants(CONSTANTS)
         looks, mine = [], Lease._mine
-        monkeypatch.setattr(Lease, "_mine", lambda lease: looks.append(1) or mine(lease))
+        monkeypatch.setattr(Lease, "_mine", lambda lease: (looks.append(1), mine(lease))[1])
         store.shards.write(0, FRAMES)
         monkeypatch.setattr(Lease, "_mine", mine)
     assert 2 <= len(looks) <= 4  # at the beginning, before what has no cells is deleted, and before the marker
@@ -239,7 +240,7 @@ def unlocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_an_owner_on_a_disk_without_locks_that_slept_before_files_get_their_names_leaves_them(unlocked, monkeypatch):
     monkeypatch.setattr(Lease, "_renew", lambda lease: None)
-    sync, now = local.sync, {}
+    now: dict[str, str] = {}
 
     def slowly(descriptor: int) -> None:
         sync(descriptor)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from store_schema import StoreError, open_storage, verify
-from store_schema.storage import LocalStorage, listing
+from store_schema.storage import LocalStorage
 from store_schema.storage.folders import new_lock
 from tests.store.synthetic import digest, write, writer
 
@@ -148,14 +148,13 @@ def test_of_a_foreign_folder_the_first_entry_is_looked_at(tmp_path, monkeypatch)
     for number in range(50):
         (tmp_path / f"{number}.jpg").touch()
     looked: list[str] = []
-    made = listing.Path
 
-    class Counting(type(made())):  # type: ignore[misc]
+    class Counting(type(Path())):  # type: ignore[misc]
         def stat(self, **more: bool) -> os.stat_result:
             looked.append(str(self))
             return super().stat(**more)
 
-    monkeypatch.setattr(listing, "Path", Counting)
+    monkeypatch.setattr("store_schema.storage.listing.Path", Counting)
     for refused in (write, lambda path: open_storage(path).clear()):
         looked.clear()
         with pytest.raises(StoreError, match=r"no store \(it has \d+.jpg\)"):
