@@ -166,7 +166,7 @@ def test_files_that_follow_at_once_cost_no_look_at_the_lease(place, monkeypatch)
     with writer(place) as store:
         store.write_constants(CONSTANTS)
         looks, mine = [], Lease._mine
-        monkeypatch.setattr(Lease, "_mine", lambda lease: (looks.append(1), mine(lease))[1])
+        monkeypatch.setattr(Lease, "_mine", lambda lease: (looks.append(1), mine(lease))[1])  # type: ignore[func-returns-value]
         store.shards.write(0, FRAMES)
         monkeypatch.setattr(Lease, "_mine", mine)
     assert 2 <= len(looks) <= 4  # at the beginning, before what has no cells is deleted, and before the marker
