@@ -48,10 +48,12 @@ def found_maker(
             f"{RECIPE} of store {storage} is damaged, and no whole file says what made the store; delete the store "
             "or choose another folder"
         )
-    names = [name for name in storage.list() if name.split("/")[0] not in (DONE, LOCK, LEASE)]
-    foreign = [name for name in names if not is_temporary(name) and not is_litter(name)]
-    if foreign:
-        raise StoreError(f"{storage} is not empty and no store (it has {foreign[0]}); choose another folder")
+
+    def is_anothers(name: str) -> bool:
+        return name.split("/")[0] not in (DONE, LOCK, LEASE) and not is_temporary(name) and not is_litter(name)
+
+    if (foreign := storage.first(is_anothers)) is not None:
+        raise StoreError(f"{storage} is not empty and no store (it has {foreign}); choose another folder")
     return None, False
 
 

@@ -62,6 +62,7 @@ def verify(
     storage = open_storage(path, options)
     try:
         reader = StoreReader(storage)
+        stamp = reader._stamp
         layout = reader.layout
     except (StoreError, KeyError, TypeError, AttributeError) as error:
         wanting = f"{MANIFEST} lacks or has a wrong {error}" if not isinstance(error, StoreError) else str(error)
@@ -82,6 +83,8 @@ def verify(
     if report.problems:  # of files that another dump deletes or writes meanwhile nothing is to be said
         try:
             reader._check_same()
+            if storage.stamp(MANIFEST) != stamp:  # the same values, so files may be mended by now
+                raise StoreError(f"store {storage} was dumped again while it was verified; verify it again")
         except StoreError as error:
             report.problems = [str(error)]
     report.seconds = time.perf_counter() - start
@@ -118,6 +121,10 @@ def _file_problems(reader: StoreReader, layout: StoreLayout, report: Verificatio
     there = storage.list() if storage.lists else {name: entry["bytes"] for name, entry in expected.items()}
     for name in sorted(set(there) - set(expected)):
         if name.startswith(f"{TEMPORARY}/"):
+            if storage.is_being_written() or not storage.exists(
+                name
+            ):  # a dump that renews its lease or looks for shards
+                continue
             yield f"{name} was left by a killed writer; delete it"
         elif name not in (MANIFEST, RECIPE, LOCK, LEASE) and not name.startswith(f"{DONE}/") and not is_litter(name):
             yield f"{name} is not in {MANIFEST}; delete it"

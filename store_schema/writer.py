@@ -156,6 +156,7 @@ class StoreWriter:
             if self.replacing is None:
                 raise
             self.storage.check_clearable()
+            self.storage.check_writable()  # again: the look at the expert took minutes
             self.replacing(error)
             self.storage.empty(
                 self._check_held
@@ -214,7 +215,7 @@ class StoreWriter:
     def _write_marked(self, marker: str, files: Mapping[str, bytes], **facts: str | None) -> None:
         """Write small files, then the marker that lists them, with further facts; nothing is to be read meanwhile."""
         self._delete(MANIFEST, marker)
-        self.storage.write_all(files.items())
+        self.storage.write_all(files.items(), self.shards.watch())
         # the root group's attributes change when the store is finished
         listed = {name: entry(data) for name, data in files.items() if name != "zarr.json"}
         known = {name: fact for name, fact in facts.items() if fact is not None}
@@ -288,6 +289,13 @@ class StoreWriter:
             StoreError: shards are missing or damaged; the next dump redoes these shards.
         """
         self._check_held()
+        try:
+            self._finish(statistics)
+        except StoreError:
+            self.shards.check()  # files that another dump deletes are its fault, not that of URL or disk
+            raise
+
+    def _finish(self, statistics: Mapping[str, Any]) -> None:
         markers = self._finished()
         shards = {f"{shard:05d}": marker["files"] for shard, marker in enumerate(markers)}
         small = {marker: self._listed(marker) or {} for marker in (ARRAYS, CONSTANTS)}

@@ -192,8 +192,11 @@ def check_any_cell(engine: Engine, job: Job, writer: StoreWriter) -> None:
     counts = join_counts(marker["sums"]["coverage"] for marker in finished.values())
     if least == 0 or job.settings.layout == "dense" or any(entry["cells"][1] for entry in counts.values()):
         return
-    some = sample_frames(writer.scenes, job.settings.code_frames)
-    scenes = [*some, *(scene for scene in map(list, writer.scenes.values()) if scene not in some)]
+    known = {name for shard in finished for name in writer.plan[shard]}  # they have no cell
+    # of a finished store without a cell the frames are run once more, for their highest score
+    left = {name: scene for name, scene in writer.scenes.items() if name not in known} or writer.scenes
+    some = sample_frames(left, job.settings.code_frames)
+    scenes = [*some, *(scene for scene in map(list, left.values()) if scene not in some)]
     if engine.look(job, writer.schema, [scenes[0][:1]], lambda frames: None) is None:
         return
     progress = Progress(total := sum(map(len, scenes)), 0, "frame looked at")

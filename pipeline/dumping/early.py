@@ -15,7 +15,10 @@ from pipeline.files import check_outside_stores, check_writable
 from store_schema import OtherStoreError, StoreError, open_storage
 from store_schema.layout import check_scenes, plan_shards
 from store_schema.provenance import found_maker
-from store_schema.storage import LocalStorage, Storage
+from store_schema.storage import LocalStorage, RemoteStorage, Storage
+
+STORE_OBJECTS = (("manifest.json", "recipe.json"), ("zarr.json", ".done/arrays", ".lock"))
+"""Names by which a prefix is known as a store, also an unfinished one: one of each has to be there."""
 
 
 def frames_to_dump(
@@ -74,10 +77,22 @@ def place_of(out: str | Path) -> Storage:
     storage = open_storage(out)
     if isinstance(storage, LocalStorage):
         check_outside_stores(Path(os.path.realpath(storage.path)).parent)
+    elif isinstance(storage, RemoteStorage):
+        _check_outside(storage)
     with storage.lock(), suppress(OtherStoreError):  # which may be replaced
         storage.check_writable()
         found_maker(storage)
     return storage
+
+
+def _check_outside(storage: RemoteStorage) -> None:
+    """Refuse a URL below that of a store, as :func:`~pipeline.files.check_outside_stores` does a folder."""
+    url = storage.url
+    while (url := url.rpartition("/")[0]) and not url.endswith("/"):
+        place = RemoteStorage(url, storage.options)
+        with suppress(StoreError):  # keys may be for a part of a bucket only
+            if all(any(map(place.exists, names)) for names in STORE_OBJECTS):
+                raise FD3DError(f"{storage} cannot be written: {place} is a store; give a place outside of it")
 
 
 def scene_rows(index: FrameIndex, split: str, scenes: Sequence[str] | None) -> dict[str, list[int]]:

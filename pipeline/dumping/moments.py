@@ -35,8 +35,10 @@ class RunningMoments:
         # torch widens half precision, which numpy emulates; numpy adds in the same order whatever the processor
         wide = torch.from_numpy(values).float().double()
         self.count += len(wide)
-        self.sum += wide.numpy().sum(0)
-        self.square += wide.square_().numpy().sum(0)
+        # of infinite values, which the writer refuses by the frame's token, no warning is wanted before
+        with np.errstate(invalid="ignore", over="ignore"):
+            self.sum += wide.numpy().sum(0)
+            self.square += wide.square_().numpy().sum(0)
 
     def merge(self, other: "RunningMoments") -> None:
         """Add the sums of ``other``."""

@@ -237,7 +237,7 @@ class Session:
         boxes = torch.from_numpy(annotated.boxes).to(self.expert.device)
         areas, around = areas_beside(frame, rule, boxes, pc_range, lidar2img)
         cells = joined_cells(frame, areas, rule, schema.layers)
-        into.rows[token] = store_row(frame, cells, schema, codes)
+        into.rows[token] = store_row(frame, cells, schema, codes, token)
         into.own.append(level_cells(frame) if schema.layout == "dense" else {})
         into.counts.append(frame_coverage(frame, areas, around, cells, annotated, pc_range))
 

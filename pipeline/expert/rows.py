@@ -16,6 +16,7 @@ from pipeline.focal.rule import FocalRule
 from pipeline.models.views import own_cells
 from store_schema import MapCode, StoreSchema, dequantise, quantise
 
+_WIDEST = 65_504.0  # of float16
 _FAR = 0.5  # error of codes in shares of a frame's features, of which a dump warns
 ALGORITHM = 2
 """Number of the algorithm that makes rows, in every store's fingerprint; raised with each change of the code after which the
@@ -120,26 +121,48 @@ def level_cells(frame: ExpertFrame) -> dict[str, np.ndarray]:
 
 
 def packed(
-    name: str, feature: Tensor, mask: Tensor, values: str, codes: Mapping[str, FeatureCode]
+    name: str, feature: Tensor, mask: Tensor, values: str, codes: Mapping[str, FeatureCode], token: str = "?"
 ) -> dict[str, np.ndarray]:
-    """The True cells of a map, channel last, as the store's arrays of that map; feature (..., C, H, W)."""
+    """The True cells of a map, channel last, as the store's arrays of that map; feature (..., C, H, W).
+
+    Raises:
+        FD3DError: naming the frame ``token``, whose features are beyond float16 and far from those that the codes were learned from.
+    """
     last = feature.movedim(-3, -1)
     index = mask.flatten().nonzero()[:, 0]
     cells = last.reshape(-1, last.shape[-1])[index]
     packed = {f"{name}/index": index.cpu().numpy()}
     if name in codes:
         coded = codes[name].encode(cells)
-        _tell_far(name, codes[name], coded, cells)
+        _tell_far(name, codes[name], coded, cells, token)
         return packed | {f"{name}/values": coded.cpu().numpy()}
     if values != "uint8":
-        return packed | {f"{name}/values": cells.to(getattr(torch, values)).cpu().numpy()}
+        return packed | {f"{name}/values": _converted(name, cells, values).cpu().numpy()}
     bytes_, affine = quantise(cells.float().cpu().numpy())
     return packed | {f"{name}/values": bytes_, f"{name}/affine": affine}
 
 
-def _tell_far(name: str, code: FeatureCode, coded: Tensor, cells: Tensor) -> None:
+def _converted(name: str, features: Tensor, values: str) -> Tensor:
+    """A copy of a type, as a detector may reuse its map's memory; features that are all too small for it are warned of, once a map."""
+    stored = features.to(getattr(torch, values), copy=True)
+    if stored.dtype != features.dtype and not stored.any() and features.any():
+        warnings.warn(
+            f"all features of {name} in a frame are so small that {values} makes them 0; look at the expert's features (a dead map), or use "
+            "another dump.values",
+            stacklevel=4,
+        )
+    return stored
+
+
+def _tell_far(name: str, code: FeatureCode, coded: Tensor, cells: Tensor, token: str) -> None:
     """Warn of features (k, C) far from all that the code was learned from, which it clips; one text, so that it is said once a map."""
-    if (code.decode(coded) - cells).norm() > _FAR * cells.norm():
+    wide = cells.double()  # squares may be beyond float32
+    if (code.decode(coded).double() - wide).norm() > _FAR * wide.norm():
+        if (most := float(wide.abs().max())) > _WIDEST:
+            raise FD3DError(
+                f"frame {token}: features of {name} reach {most:.1e}, far from those that the codes were learned from and beyond float16; look at "
+                "the expert (does it overflow in this frame?), or use another dump.values"
+            )
         warnings.warn(
             f"codes of {name} err by more than {_FAR:.0%} of a frame's features, which are unlike those that the codes were learned from; raise "
             "dump.code_frames, so that such frames are among them, or use another dump.values",
@@ -152,8 +175,17 @@ def store_row(
     cells: tuple[Tensor | None, list[Tensor]],
     schema: StoreSchema,
     codes: Mapping[str, FeatureCode] | None = None,
+    token: str = "?",
 ) -> dict[str, np.ndarray]:
-    """One frame as the store's writer takes it; ``codes`` by map on the frame's device, for coded features."""
+    """One frame as the store's writer takes it.
+
+    Args:
+        codes: by map on the frame's device, for coded features.
+        token: of the frame, for messages.
+
+    Raises:
+        FD3DError: see :func:`packed`.
+    """
     tensors = {"boxes": frame.boxes, "score": frame.score, "label": frame.label}
     if frame.features is not None and frame.reference is not None:
         tensors |= {"reference": frame.reference, "features": frame.features.half()}
@@ -169,16 +201,17 @@ def store_row(
         }
     row: dict[str, np.ndarray] = {f"query/{name}": tensor.cpu().numpy() for name, tensor in tensors.items()}
     if schema.layout == "dense":
-        dtype = getattr(torch, schema.values)  # a copy in any case: a detector may reuse its map's memory
         if frame.bev is not None:
-            row["bev/dense"] = frame.bev.movedim(0, -1).to(dtype, copy=True).cpu().numpy()
-        levels = {f"pv/{i}/dense": f.movedim(1, -1).to(dtype, copy=True) for i, f in enumerate(frame.pv)}
+            row["bev/dense"] = _converted("bev", frame.bev.movedim(0, -1), schema.values).cpu().numpy()
+        levels = {
+            f"pv/{i}/dense": _converted(f"pv/{i}", f.movedim(1, -1), schema.values) for i, f in enumerate(frame.pv)
+        }
         return row | {path: level.cpu().numpy() for path, level in levels.items()}
     bev, masks = cells
     if frame.bev is not None and bev is not None:
-        row |= packed("bev", frame.bev, bev, schema.values, codes or {})
+        row |= packed("bev", frame.bev, bev, schema.values, codes or {}, token)
     for i, (feature, mask) in enumerate(zip(frame.pv, masks, strict=True)):
-        row |= packed(f"pv/{i}", feature, mask, schema.values, codes or {})
+        row |= packed(f"pv/{i}", feature, mask, schema.values, codes or {}, token)
     return row
 
 

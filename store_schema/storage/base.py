@@ -39,9 +39,19 @@ class Storage(ABC):
     def read_many(self, names: Iterable[str]) -> dict[str, bytes]:
         """Contents of small files by name; missing files are left out."""
 
+    @property
     @abstractmethod
-    def write_all(self, files: Iterable[tuple[str, bytes | memoryview]]) -> None:
+    def beat(self) -> float:
+        """Seconds of silence after which an owner has to ask whether the store is still its own."""
+
+    @abstractmethod
+    def write_all(
+        self, files: Iterable[tuple[str, bytes | memoryview]], check: Callable[[], None] = lambda: None
+    ) -> None:
         """Write files by name, each whole: on an error each file is the old or the new one.
+
+        Args:
+            check: called before each file gets its name; an error of it is passed on.
 
         Raises:
             StoreError: the disk is full, or the place cannot be written.
@@ -62,6 +72,10 @@ class Storage(ABC):
     @abstractmethod
     def list(self, folder: str = "") -> dict[str, int]:
         """Bytes of every file below a folder by name; empty where there is no folder."""
+
+    def first(self, wanted: Callable[[str], bool]) -> str | None:
+        """Name of some file that is wanted, by its name; not all files are listed if one of the first is."""
+        return next((name for name in self.list() if wanted(name)), None)
 
     @abstractmethod
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
@@ -86,6 +100,10 @@ class Storage(ABC):
         Raises:
             StoreError: another process holds the store, or the place cannot be written.
         """
+
+    def is_being_written(self) -> bool:
+        """Whether a dump on this machine certainly holds the store."""
+        return False
 
     @abstractmethod
     def check_writable(self) -> None:
@@ -116,7 +134,7 @@ class Storage(ABC):
             StoreError: the store is being written, is no store, or lies at a bucket's root.
         """
         self.check_clearable()
-        if not self.list():
+        if self.first(lambda name: True) is None:
             return
         with self.lock() as held:
             self.empty(held)
@@ -145,11 +163,11 @@ class Storage(ABC):
             StoreError: there is no store, the store lies at a bucket's root, or another process took it over.
         """
         self.check_clearable()
-        there = self.list()
-        named = [name for name in there if name in (RECIPE, MANIFEST) or name.startswith(f"{DONE}/")]
+        named = [RECIPE, MANIFEST, *self.list(DONE)]
         records = {name: data for name, data in self.read_many(named).items() if not is_foreign(data)}
-        if not records and (foreign := there.keys() - {LOCK, LEASE}):
-            raise StoreError(f"{self} is no store (it has {min(foreign)}); nothing is deleted")
+        if not records and (foreign := self.first(lambda name: name not in (LOCK, LEASE))):
+            raise StoreError(f"{self} is no store (it has {foreign}); nothing is deleted")
+        there = self.list()
         others = set(named) - records.keys()
         own = [name for name in own_files(there, records) if name not in others]
         held()

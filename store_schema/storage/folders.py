@@ -1,5 +1,6 @@
 """Folders of a local store, and flushing what was written to the disk."""
 
+import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -52,20 +53,41 @@ def sync_folder(path: str) -> None:
         close(descriptor)
 
 
-@contextmanager
-def left_as_found(folder: str, lock: str) -> Iterator[Callable[[], None]]:
-    """Remove at the end the folders that were made meanwhile and are empty, so that a refused command leaves nothing.
+def new_lock(place: str) -> int | None:
+    """Descriptor of a new file that is locked before it has its name, so that of several commands the one that made it holds it.
 
-    The context's value, called by the owner of ``lock``, removes that file too, if there was none before and nothing else was put into the folder.
+    Where the file system has no files without names, or no locks, the file is not locked yet.
+
+    Returns:
+        None where there is something of this name, such as a link that leads nowhere.
+
+    Raises:
+        OSError: no file can be made.
     """
-    parents, made = folder, []
-    while not os.path.lexists(parents):
-        made.append(parents)
-        parents = os.path.dirname(parents)
-    before: set[str] | None = set() if made else None
-    if not made and not os.path.lexists(f"{folder}/{lock}"):
-        with suppress(OSError):  # a folder that may be written to but not read
-            before = set(os.listdir(folder))
+    folder, name = os.path.split(place)
+    opened = []
+    try:
+        opened.append(os.open(folder, os.O_PATH | os.O_DIRECTORY))
+        opened.append(os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o644))
+        fcntl.flock(opened[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.link(f"/proc/self/fd/{opened[1]}", name, dst_dir_fd=opened[0], follow_symlinks=True)
+        return opened.pop()
+    except FileExistsError:
+        return None
+    except (OSError, AttributeError):  # the second: another system than Linux
+        with suppress(FileExistsError):
+            return os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        return None
+    finally:
+        for descriptor in opened:
+            close(descriptor)
+
+
+def tidied(folder: str, lock: str) -> Callable[[], None]:
+    """What its owner calls to remove a lock that was just made, if nothing else is put into the folder meanwhile."""
+    before = None
+    with suppress(OSError):  # a folder that may be written to but not read
+        before = set(os.listdir(folder)) - {lock}
 
     def tidy() -> None:
         with suppress(OSError):
@@ -75,8 +97,18 @@ def left_as_found(folder: str, lock: str) -> Iterator[Callable[[], None]]:
                 os.rmdir(f"{folder}/{TEMPORARY}")
             os.unlink(f"{folder}/{lock}")
 
+    return tidy
+
+
+@contextmanager
+def left_as_found(folder: str) -> Iterator[None]:
+    """Remove at the end the folders that were made meanwhile and are empty, so that a refused command leaves nothing."""
+    parents, made = folder, []
+    while not os.path.lexists(parents):
+        made.append(parents)
+        parents = os.path.dirname(parents)
     try:
-        yield tidy
+        yield
     finally:
         with suppress(OSError):
             for place in made:

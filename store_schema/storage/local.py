@@ -18,12 +18,14 @@ from zarr.abc.store import Store
 from ..checksum import checksums
 from ..errors import StoreError
 from .base import BLOCK, LOCK, TEMPORARY, Storage, is_held
-from .folders import left_as_found, make_folders, sync, sync_folder
+from .folders import left_as_found, make_folders, new_lock, sync, sync_folder, tidied
 from .interrupted import close, repeated
 from .lease import LEASE_SECONDS, Lease
-from .own import FOLDERS, LEASE, MANIFEST, RECIPE, is_temporary
+from .listing import walked
+from .own import FOLDERS, LEASE, MANIFEST, RECIPE, is_foreign, is_temporary
 from .regular import irregular, open_regular, parts, regular
 from .trouble import ABSENT, FULL, UNSUPPORTED, trouble, unwritable_lock
+from .writable import check_folders
 from .zarr_folder import FolderStore
 
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
@@ -44,7 +46,9 @@ class LocalStorage(Storage):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shown", self.shown or str(self.path))
-        object.__setattr__(self, "path", self.path.absolute())
+        # what .. leads out of may not be there, and is not to be made
+        path = Path(os.path.realpath(self.path)) if ".." in self.path.parts else self.path.absolute()
+        object.__setattr__(self, "path", path)
 
     def __str__(self) -> str:
         return self.shown
@@ -84,7 +88,13 @@ class LocalStorage(Storage):
                 found[name] = self.read(name)
         return found
 
-    def write_all(self, files: Iterable[tuple[str, bytes | memoryview]]) -> None:
+    @property
+    def beat(self) -> float:
+        return LEASE_SECONDS / 6
+
+    def write_all(
+        self, files: Iterable[tuple[str, bytes | memoryview]], check: Callable[[], None] = lambda: None
+    ) -> None:
         temporary: dict[str, str] = {}  # by the file's own path
         try:
             gained = make_folders(f"{self.path}/{TEMPORARY}")
@@ -107,6 +117,7 @@ class LocalStorage(Storage):
                 folder = os.path.dirname(target)
                 gained |= make_folders(folder) | {folder}
             for target in list(temporary):
+                check()
                 repeated(os.replace, temporary[target], target)
                 del temporary[target]
             # a file is safe when the entries that lead to it are
@@ -165,37 +176,18 @@ class LocalStorage(Storage):
 
     def list(self, folder: str = "") -> dict[str, int]:
         try:
-            return repeated(self._list, self.path / folder)
+            return repeated(lambda: dict(walked(self.path, self.path / folder)))
         except OSError as error:
             raise self.trouble("read", error) from error
 
-    def _list(self, top: Path) -> dict[str, int]:
-        found: dict[str, int] = {}
+    def first(self, wanted: Callable[[str], bool]) -> str | None:
+        def look() -> str | None:
+            return next((name for name, _ in walked(self.path) if wanted(name)), None)
 
-        def failed(error: OSError) -> None:
-            if not isinstance(error, ABSENT):
-                raise error
-
-        seen = set()
-        for place, folders, names in os.walk(top, onerror=failed, followlinks=True):
-            if Path(place) == self.path:
-                if odd := [name for name in (RECIPE, MANIFEST, LOCK) if name in folders]:
-                    raise irregular(f"{self.path}/{odd[0]}")
-                # what a link of another name leads to may be a whole disk
-                for folder in [name for name in folders if name not in FOLDERS and os.path.islink(f"{place}/{name}")]:
-                    folders.remove(folder)
-                    found[folder] = 0
-            with _unless_gone():
-                here = os.stat(place)
-                if (here.st_dev, here.st_ino) in seen:  # links in a ring
-                    folders.clear()
-                    continue
-                seen.add((here.st_dev, here.st_ino))
-            for name in names:
-                file = Path(place, name)
-                with _unless_gone():
-                    found[file.relative_to(self.path).as_posix()] = file.stat().st_size
-        return found
+        try:
+            return repeated(look)
+        except OSError as error:
+            raise self.trouble("read", error) from error
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
         found = {}
@@ -229,8 +221,8 @@ class LocalStorage(Storage):
         place = f"{self.path}/{LOCK}"
         with ExitStack() as after:
             try:
-                tidy = after.enter_context(left_as_found(str(self.path), LOCK))
-                file = self._open_lock(place, after)
+                after.enter_context(left_as_found(str(self.path)))
+                file, tidy = self._open_lock(place, after)
             except PermissionError as error:
                 told = unwritable_lock(self, error) if error.filename == place else self.trouble("written", error)
                 raise told from error
@@ -238,8 +230,8 @@ class LocalStorage(Storage):
                 raise self.trouble("written", error) from error
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not self._is_same(file):  # a refused command took its lock away meanwhile
-                    file = self._open_lock(place, after)
+                while not self._is_same(file):  # a refused command took its lock away meanwhile
+                    file, tidy = self._open_lock(place, after)
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in _HELD:
@@ -252,17 +244,29 @@ class LocalStorage(Storage):
             after.callback(tidy)  # while the lock is held
             yield lambda: self._check_same(file)
 
-    def _open_lock(self, place: str, after: ExitStack) -> int:
-        make_folders(str(self.path))
-        self._check_links()
-        file = open_regular(place, os.O_WRONLY | os.O_CREAT)
+    def _open_lock(self, place: str, after: ExitStack) -> tuple[int, Callable[[], None]]:
+        """The lock's descriptor, closed at the end, and what is called before that, which removes a lock that was made here."""
+        file, tidy = self._made_or_opened(place)
 
         def closed() -> None:
             with suppress(OSError):  # nothing was written to it
                 close(file)
 
         after.callback(closed)
-        return file
+        return file, tidy
+
+    def _made_or_opened(self, place: str, attempts: int = 100) -> tuple[int, Callable[[], None]]:
+        with suppress(FileNotFoundError):
+            make_folders(str(self.path))
+            self._check_links()
+            if (made := new_lock(place)) is not None:
+                return made, tidied(str(self.path), LOCK)
+        try:
+            return open_regular(place, os.O_WRONLY), lambda: None
+        except FileNotFoundError:
+            if os.path.islink(place) or not attempts:
+                raise
+        return self._made_or_opened(place, attempts - 1)  # a refused command took lock or folders away in between
 
     def _check_links(self) -> None:
         """Refuse to write through a link into another store.
@@ -309,12 +313,21 @@ class LocalStorage(Storage):
         except ABSENT:
             return False
 
+    def is_being_written(self) -> bool:
+        with suppress(OSError, StoreError), regular(f"{self.path}/{LOCK}") as descriptor:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                return error.errno in _HELD
+        return False
+
     def check_writable(self) -> None:
         try:
-            for folder in (self.path, *(self.path / name for name in FOLDERS)):
-                if os.path.isdir(folder):
-                    with tempfile.TemporaryFile(dir=folder):
-                        pass
+            found = self.read_many([RECIPE])
+            if RECIPE not in found:
+                found = self.read_many([MANIFEST])
+            own = {name: data for name, data in found.items() if not is_foreign(data)}
+            check_folders(self, str(self.path), own)
         except OSError as error:
             raise self.trouble("written", error) from error
 
@@ -327,15 +340,3 @@ class LocalStorage(Storage):
 
     def zarr_store(self) -> Store:
         return FolderStore(self.path, read_only=True)
-
-
-@contextmanager
-def _unless_gone() -> Iterator[None]:
-    """Leave out a file that is gone meanwhile, and a link that leads nowhere or in a ring."""
-    try:
-        yield
-    except ABSENT:
-        return
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
@@ -16,11 +17,12 @@ LEASE = ".lease"
 """Lock of a file system without locks."""
 TEMPORARY = ".tmp"
 FOLDERS = ("bev", "pv", "query", "frame", "decoder", "code", DONE, TEMPORARY)
-"""Folders that a store may have; one of these may be a link to a folder on another disk."""
+"""Folders that a store may have; one of these may be a link to another folder of the same disk."""
 _MARKER = re.compile(rf"{re.escape(DONE)}/shard-\d{{5,}}\.json")
 _TEMPORARY = re.compile(rf"{re.escape(TEMPORARY)}/tmp[a-z0-9_]{{8}}")
 _LITTER = re.compile(r"(.*/)?(\.DS_Store|\._[^/]*|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+)")
 _CHUNK = re.compile(r"(.+)/c/\d+(/\d+)*")
+_SHARD_FOLDER = re.compile(r"(.+)/c(/\d+){0,4}")
 
 
 def own_files(there: Iterable[str], records: Mapping[str, bytes]) -> list[str]:
@@ -31,6 +33,38 @@ def own_files(there: Iterable[str], records: Mapping[str, bytes]) -> list[str]:
         records: contents of recipe, manifest and markers by name, whatever their state. A recipe's schema tells all names
             that its dump may have written; of a store with an unknown schema the files are its own that a record lists.
     """
+    known, arrays = _names(records)
+
+    def is_own(name: str) -> bool:
+        chunk = _CHUNK.fullmatch(name)
+        return (
+            name in known
+            or is_temporary(name)
+            or _MARKER.fullmatch(name) is not None
+            or (chunk is not None and chunk[1] in arrays)
+        )
+
+    return [name for name in there if name not in (RECIPE, LOCK, LEASE) and is_own(name)]
+
+
+def own_folders(records: Mapping[str, bytes]) -> tuple[set[str], Callable[[str], bool]]:
+    """Folders by name that a store has, and whether a name is that of a folder of a store's shards.
+
+    Args:
+        records: as of :func:`own_files`.
+    """
+    known, arrays = _names(records)
+    parents = {str(parent) for name in (*known, *(f"{path}/c" for path in arrays)) for parent in Path(name).parents}
+
+    def is_own(name: str) -> bool:
+        shard = _SHARD_FOLDER.fullmatch(name)
+        return shard is not None and shard[1] in arrays
+
+    return (parents | set(FOLDERS)) - {"."}, is_own
+
+
+def _names(records: Mapping[str, bytes]) -> tuple[set[str], set[str]]:
+    """Names of files and paths of arrays that records tell of."""
     arrays: set[str] = set()
     known = {MANIFEST, ARRAYS, CONSTANTS}
     for data in records.values():
@@ -44,17 +78,7 @@ def own_files(there: Iterable[str], records: Mapping[str, bytes]) -> list[str]:
         except (StoreError, KeyError, TypeError, ValueError, AttributeError, IndexError):
             continue
         arrays |= schema.arrays().keys()
-
-    def is_own(name: str) -> bool:
-        chunk = _CHUNK.fullmatch(name)
-        return (
-            name in known
-            or is_temporary(name)
-            or _MARKER.fullmatch(name) is not None
-            or (chunk is not None and chunk[1] in arrays)
-        )
-
-    return [name for name in there if name not in (RECIPE, LOCK, LEASE) and is_own(name)]
+    return known, arrays
 
 
 def is_foreign(data: bytes) -> bool:

@@ -13,6 +13,7 @@ from ..errors import StoreError
 from .base import BLOCK, LOCK, Storage
 from .lease import LEASE_SECONDS, Lease
 
+_FIRST = 100  # objects that are looked at before all are listed
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "ossfs", "obs", "b2", "r2", "tos")
 """Schemes of which the first part of a path is a bucket."""
 
@@ -93,8 +94,15 @@ class RemoteStorage(Storage):
                 raise failed[0]
         return {name: data for path, name in paths.items() if isinstance(data := found.get(path.lstrip("/")), bytes)}
 
-    def write_all(self, files: Iterable[tuple[str, bytes | memoryview]]) -> None:
+    @property
+    def beat(self) -> float:
+        return LEASE_SECONDS / 6
+
+    def write_all(
+        self, files: Iterable[tuple[str, bytes | memoryview]], check: Callable[[], None] = lambda: None
+    ) -> None:
         for name, data in files:
+            check()
             with self._requests("written") as (fs, root):
                 fs.pipe_file(f"{root}/{name}", bytes(data))
 
@@ -129,6 +137,17 @@ class RemoteStorage(Storage):
             inside = {path: entry for path, entry in found.items() if path.startswith(f"{root}/")}
             return {path[len(root) + 1 :]: entry["size"] for path, entry in inside.items()}
         return {}
+
+    def first(self, wanted: Callable[[str], bool]) -> str | None:
+        with self._requests("read") as (fs, root), suppress(FileNotFoundError):
+            if hasattr(fs, "_lsdir") and "s3" in fs.protocol:  # one request; other file systems have no call for it
+                from fsspec.asyn import sync
+
+                found = sync(fs.loop, fs._lsdir, root, max_items=_FIRST, delimiter="")
+                names = [entry["name"].removeprefix(f"{root}/") for entry in found]
+                if (name := next(filter(wanted, names), None)) is not None or len(names) < _FIRST:
+                    return name
+        return super().first(wanted)
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
         wanted = list(names)

@@ -24,6 +24,7 @@ _ADVICE = {
     errno.ENOENT: "a folder was removed meanwhile, or a link on its path leads nowhere; mend that and run again",
     errno.ENOTDIR: "a file lies where a folder of its path is wanted; choose another folder",
     errno.EEXIST: "a link that leads nowhere or a file lies where a folder is wanted; remove it or choose another folder",
+    errno.EXDEV: "a folder of the store lies on another disk or mount, and files cannot be renamed from one to another; move the whole store there",
     errno.ENOMEM: "free memory and run again",
 }
 

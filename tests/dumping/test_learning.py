@@ -16,6 +16,7 @@ from pipeline.distill.loading import cached_targets
 from pipeline.distill.settings import DistillSettings
 from pipeline.dumping.dump import dump
 from pipeline.dumping.learning import CellSample, learn_code, sample_frames
+from pipeline.dumping.moments import shard_moments
 from pipeline.dumping.recompute import recompute
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
@@ -220,6 +221,47 @@ def test_features_far_from_what_a_code_was_learned_from_are_warned_of(kind: str)
         packed("bev", cells, mask, kind, coders)
     with pytest.warns(UserWarning, match="codes of bev err by more than 50% of a frame's features, which are unlike"):
         packed("bev", cells * 10, mask, kind, coders)
+
+
+@pytest.mark.parametrize("kind", ["pq", "pca"])
+def test_features_beyond_float16_are_refused_by_token_where_a_code_does_not_know_them(kind: str) -> None:
+    """At 1e20 the squares are beyond float32, at 1e30 those of the sample's spread, too."""
+    plain = np.random.default_rng(0).normal(size=(2000, 8)).astype(np.float32)
+    mask, cells = torch.ones(20, 25, dtype=torch.bool), torch.from_numpy(plain[:500].T.reshape(8, 20, 25))
+    coders = {"bev": FeatureCode(learn_code("bev", Code(kind, 8, 8), plain))}
+    for scale in (1e5, 1e20, 1e30):
+        with (
+            warnings.catch_warnings(),
+            pytest.raises(FD3DError, match=r"^frame abc: features of bev reach .*, far from"),
+        ):
+            warnings.simplefilter("error")
+            packed("bev", cells * scale, mask, kind, coders, "abc")
+    large = {"bev": FeatureCode(learn_code("bev", Code(kind, 8, 8), plain * 1e6))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        packed("bev", cells * 1e6, mask, kind, large, "abc")  # what the code was learned from
+
+
+@pytest.mark.parametrize("values", ["float16", "float32"])
+def test_features_that_float16_makes_zero_are_warned_of(values: str) -> None:
+    mask, cells = torch.ones(4, 5, dtype=torch.bool), torch.randn(8, 4, 5, generator=torch.manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        packed("bev", cells, mask, values, {})
+        packed("bev", cells * 0, mask, values, {})
+        packed("bev", cells, mask & False, values, {})
+        if values == "float32":
+            packed("bev", cells * 1e-9, mask, values, {})
+    if values == "float16":
+        with pytest.warns(UserWarning, match="all features of bev in a frame are so small that float16 makes them 0"):
+            packed("bev", cells * 1e-9, mask, values, {})
+
+
+def test_sums_of_features_that_the_writer_refuses_warn_of_nothing() -> None:
+    rows = [{"bev/values": np.array([[np.inf, 1], [-np.inf, 1]], np.float16)}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shard_moments(rows)
 
 
 @pytest.mark.parametrize("code", [Code("pca", 8, 8), Code("pca", 4, 4), Code("pq", 4)])

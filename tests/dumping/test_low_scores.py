@@ -78,3 +78,21 @@ def test_a_store_without_a_cell_is_not_continued(scenes, settings, expert_config
     assert not np.any([*StoreReader(tmp_path / "s").manifest["coverage"].values()])
     with pytest.raises(FD3DError, match="reaches focal.min_score, 0.9999"):
         dump(expert_config, None, scenes, tmp_path / "s", low, workers=0)
+
+
+def test_frames_of_finished_shards_are_not_looked_at_again(
+    scenes, settings, expert_config, expert_checkpoint, tmp_path, monkeypatch, runs
+):
+    """They have no cell, as their markers say."""
+    low = replace(settings, rule=LOW)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.dumping.dump.check_any_cell", lambda *args: None)
+        dump(expert_config, expert_checkpoint, scenes, tmp_path / "s", low, workers=0)
+    layout = StoreReader(tmp_path / "s").layout
+    (tmp_path / "s/manifest.json").unlink()
+    last = sorted((tmp_path / "s/.done").glob("shard-*"))[-1]
+    last.unlink()
+    runs.clear()
+    with pytest.raises(FD3DError, match=r"^no query of (\d+) frames? .* reaches focal.min_score, 0.9999"):
+        dump(expert_config, expert_checkpoint, scenes, tmp_path / "s", low, workers=0)
+    assert runs[1:] and set(runs[1:]) == set(layout.tokens(len(layout.plan) - 1))  # the first is run for the shape

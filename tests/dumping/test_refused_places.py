@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 
 from pipeline.dumping.dump import check_place, continued, dump
 from pipeline.dumping.early import place_of
+from pipeline.errors import FD3DError
 from store_schema import OtherStoreError, StoreError, open_storage, verify
 from store_schema.manifest import seal
 from store_schema.storage import local
@@ -81,8 +83,9 @@ def test_a_place_without_locks_is_left_as_it_was_found(tmp_path, monkeypatch):
 
 
 def test_a_lock_that_a_refused_command_took_away_is_made_anew(tmp_path, monkeypatch):
-    """The lock was opened before it was unlinked."""
+    """The lock was opened before it was unlinked; the one that is made in its place is not left behind by a refused command either."""
     (tmp_path / "s").mkdir()
+    (tmp_path / "s/.lock").touch()
     times: list[int] = []
 
     def late(path: str, *rest: int) -> int:
@@ -97,6 +100,12 @@ def test_a_lock_that_a_refused_command_took_away_is_made_anew(tmp_path, monkeypa
         assert times and (tmp_path / "s/.lock").exists()
         with pytest.raises(StoreError, match="is being written by another process"):
             place_of(tmp_path / "s")
+    shutil.rmtree(tmp_path / "s")
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/.lock").touch()
+    times.clear()
+    place_of(tmp_path / "s")
+    assert times and found(tmp_path) == {"s": False}
 
 
 @pytest.mark.parametrize("instead", ["a file", "below a file", "a link to a file", "a link that leads nowhere"])
@@ -202,7 +211,7 @@ def test_a_dump_that_is_stopped_while_it_learns_codes_leaves_what_was_there(
             assert found(tmp_path) == before
     write_all = local.LocalStorage.write_all
 
-    def full(self: local.LocalStorage, files: Any) -> None:
+    def full(self: local.LocalStorage, files: Any, *check: Any) -> None:
         listed = list(files)
         if any(name.startswith("code/") for name, _ in listed):
             raise self.trouble("written", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
@@ -213,3 +222,22 @@ def test_a_dump_that_is_stopped_while_it_learns_codes_leaves_what_was_there(
         dump(expert_config, None, scenes, tmp_path / "new", coded, workers=0)
     dump(expert_config, None, scenes, tmp_path / "new", coded, workers=0)
     assert verify(tmp_path / "new").problems == []
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_url_below_a_store_is_refused_as_a_folder_in_a_store_is(tmp_path, finished):
+    pytest.importorskip("fsspec", reason="fsspec is not installed")
+    for place in (f"memory://nested-{finished}/s", str(tmp_path / "s")):
+        write(place)
+        if not finished:
+            open_storage(place).delete("manifest.json")
+        for inner in ("deep", "deep/er", "bev"):
+            with pytest.raises(FD3DError, match=r"cannot be written: .*/s is a store; give a place outside of it"):
+                place_of(f"{place}/{inner}")
+        place_of(f"{place}-beside")
+        place_of(place)
+
+
+def test_a_path_that_leaves_a_folder_that_is_not_there_makes_nothing(tmp_path):
+    place_of(tmp_path / "no/../d/s")
+    assert found(tmp_path) == {}

@@ -11,6 +11,7 @@ CODE = (
     "pipeline/data/workers.py",
     "pipeline/data/images.py",
     "pipeline/expert/load.py",
+    "pipeline/expert/rows.py",
 )
 
 

@@ -265,3 +265,19 @@ def test_a_bucket_that_is_not_there_is_one_line(server):
         crash.dump("s3://none/store", 1)
     with pytest.raises(StoreError, match="s3://none/store cannot be read: it is not there"):
         StoreReader("s3://none/store")
+
+
+def test_of_a_foreign_prefix_a_part_is_listed(url, monkeypatch):
+    from s3fs import S3FileSystem
+
+    place, asked = open_storage(url), []
+    place.write_all((f"photo{number:03d}", b"x") for number in range(8))
+    with monkeypatch.context() as patch:
+        patch.setattr(S3FileSystem, "find", lambda *args, **more: asked.append(args))
+        assert place.first(lambda name: name.endswith("3")) == "photo003"
+        assert place.first(lambda name: name == "none") is None and asked == []
+    monkeypatch.setattr(remote, "_FIRST", 4)
+    assert place.first(lambda name: name.endswith("7")) == "photo007"  # after more than are looked at
+    assert open_storage(f"{url}-none").first(lambda name: True) is None
+    with pytest.raises(StoreError, match=r"is no store \(it has photo000\); nothing is deleted"):
+        place.clear()

@@ -9,14 +9,16 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from store_schema import StoreError, StoreWriter, verify
+from store_schema import ShardWriter, StoreError, StoreWriter, verify
 from store_schema.storage import RemoteStorage, local, remote
+from store_schema.storage.folders import sync
 from store_schema.storage.lease import Lease
 from store_schema.storage.own import own_files
-from tests.store.synthetic import CONSTANTS, SCENES, STATISTICS, make_frame, write, writer
+from tests.store.synthetic import CONSTANTS, SCENES, STATISTICS, digest, make_frame, write, writer
 
 pytest.importorskip("fsspec", reason="fsspec is not installed")
 TAKEN = "was taken over by another process, since this one was silent"
@@ -139,6 +141,59 @@ def test_an_owner_that_slept_while_it_checked_the_files_writes_no_manifest(place
     assert now and contents(place) == now
 
 
+@pytest.mark.parametrize("slept", ["while it encoded", "between two files"])
+def test_an_owner_that_slept_within_a_shard_writes_no_further_file(place, monkeypatch, slept):
+    """Not even where the other dump has finished meanwhile, so that no later look at the store would tell."""
+    now: dict[str, bytes] = {}
+    encode, looks = ShardWriter._encode, iter(range(100))
+
+    def slowly(self: ShardWriter, *rest: Any) -> bytes | None:
+        if next(looks) == {"while it encoded": 0, "between two files": 3}[slept]:
+            monkeypatch.setattr(ShardWriter, "_encode", encode)
+            now.update(replace_by(place, "y"))
+        return encode(self, *rest)
+
+    with writer(place) as store:
+        store.write_constants(CONSTANTS)
+        monkeypatch.setattr(ShardWriter, "_encode", slowly)
+        with pytest.raises(StoreError, match=TAKEN):
+            store.write_shard(0, {t: make_frame(f"{t}x") for t in FRAMES})  # other bytes
+    assert now and contents(place) == now and verify(place).problems == []
+
+
+def test_files_that_follow_at_once_cost_no_look_at_the_lease(place, monkeypatch):
+    monkeypatch.setattr(remote, "LEASE_SECONDS", 600)
+    with writer(place) as store:
+        store.write_constants(CONSTANTS)
+        looks, mine = [], Lease._mine
+        monkeypatch.setattr(Lease, "_mine", lambda lease: (looks.append(1), mine(lease))[1])  # type: ignore[func-returns-value]
+        store.shards.write(0, FRAMES)
+        monkeypatch.setattr(Lease, "_mine", mine)
+    assert 2 <= len(looks) <= 4  # at the beginning, before what has no cells is deleted, and before the marker
+
+
+def test_an_owner_that_slept_before_it_finishes_is_told_of_the_other_and_not_of_the_network(place, monkeypatch):
+    """The other dump deletes files while this one reads them."""
+    write(place)
+
+    def gone(*args: object) -> None:
+        place.write(".lock", b"other 1 process 7 on host")
+        raise place.trouble("read", FileNotFoundError("bev/count/c/0"))
+
+    with writer(place) as store:
+        monkeypatch.setattr("store_schema.writer.stored_shares", gone)
+        with pytest.raises(StoreError, match=TAKEN):
+            store.finalise(STATISTICS)
+    with writer(RemoteStorage("memory://silent/unreadable")) as store:
+        store.write_constants(CONSTANTS)
+        for shard in store.pending():
+            store.write_shard(shard, {t: make_frame(t) for t in store.layout.tokens(shard)})
+        monkeypatch.setattr("store_schema.writer.stored_shares", lambda *a: (_ for _ in ()).throw(StoreError("a 403")))
+        with pytest.raises(StoreError, match="^a 403$"):  # the store is still this dump's
+            store.finalise(STATISTICS)
+        store.storage.delete_all(name for name in store.storage.list() if name != ".lock")
+
+
 def test_of_two_owners_neither_deletes_what_is_the_others(place):
     """The first one slept within a renewal, and its lease was written over that of the second."""
     write(place)
@@ -181,6 +236,25 @@ def unlocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     warnings.simplefilter("ignore")
     write(tmp_path / "s")
     return tmp_path / "s"
+
+
+def test_an_owner_on_a_disk_without_locks_that_slept_before_files_get_their_names_leaves_them(unlocked, monkeypatch):
+    monkeypatch.setattr(Lease, "_renew", lambda lease: None)
+    now: dict[str, str] = {}
+
+    def slowly(descriptor: int) -> None:
+        sync(descriptor)
+        monkeypatch.setattr(local, "sync", sync)
+        write(unlocked)
+        now.update(digest(unlocked))
+
+    (unlocked / ".done/shard-00000.json").unlink()
+    with writer(unlocked) as store:
+        changed = {t: make_frame(f"{t}x") for t in FRAMES}
+        monkeypatch.setattr(local, "sync", slowly)
+        with pytest.raises(StoreError, match=TAKEN):
+            store.write_shard(0, changed)
+    assert now and digest(unlocked) == now and verify(unlocked).problems == []
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"one", b"one two", b"\xff\xfe \xff \xff", b"a b c\nd" * 999])

@@ -16,7 +16,9 @@ from pipeline.errors import FD3DError
 from stages.cli import app
 from store_schema import StoreReader, StoreWriter, verify
 from store_schema.manifest import manifest_checksum, seal
+from store_schema.storage import LocalStorage
 from tests.store import crash
+from tests.store.synthetic import write
 
 SCENES = 4
 
@@ -207,3 +209,33 @@ def test_the_command_recomputes(store, source, expert_config, expert_checkpoint)
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert "is sound" in result.output and "bev/values" in result.output and "relative" in result.output
+
+
+def test_a_store_that_is_mended_meanwhile_is_not_called_damaged(tmp_path, monkeypatch):
+    """With the same values, so that only the manifest's stamp tells."""
+    write(tmp_path / "s")
+    (tmp_path / "s/bev/values/c/0/0/0").write_bytes(b"")
+    seen = LocalStorage.list
+
+    def slowly(self: LocalStorage, folder: str = "") -> dict[str, int]:
+        found = seen(self, folder)
+        if not folder:
+            monkeypatch.setattr(LocalStorage, "list", seen)
+            write(tmp_path / "s")  # the other dump, from beginning to end
+        return found
+
+    monkeypatch.setattr(LocalStorage, "list", slowly)
+    assert verify(tmp_path / "s").problems == [
+        f"store {tmp_path}/s was dumped again while it was verified; verify it again"
+    ]
+    assert verify(tmp_path / "s").problems == []
+
+
+def test_temporary_files_of_a_running_dump_are_no_left_overs(tmp_path):
+    """It may look for shards to write for minutes, and leaves a readable store readable."""
+    write(tmp_path / "s")
+    with LocalStorage(tmp_path / "s").lock():
+        (tmp_path / "s/.tmp").mkdir()
+        (tmp_path / "s/.tmp/tmpabcd1234").touch()
+        assert verify(tmp_path / "s").problems == []
+    assert verify(tmp_path / "s").problems == [".tmp/tmpabcd1234 was left by a killed writer; delete it"]
