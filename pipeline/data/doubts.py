@@ -154,7 +154,7 @@ def tell_intrinsics(intrinsics: np.ndarray, sizes: np.ndarray, cameras: Sequence
     told = (np.abs(shares / 2 - 0.5) > OFF_MIDDLE).any()  # camera by camera
     if len(cameras) > 1 and (smaller or larger) and high < _SPREAD * low and not told:
         tell(
-            f"the principal points of all {len(cameras)} cameras lie at {low:.2f} to {high:.2f} of the images' middle, in columns and rows; is "
+            f"the principal points of all {counted(len(cameras), 'camera')} lie at {low:.2f} to {high:.2f} of the images' middle, in columns and rows; is "
             f"the calibration of images {np.median(shares[:, 0]):.2f} times as large?"
         )
     aspects = np.median(intrinsics[..., 0, 0] / intrinsics[..., 1, 1], axis=0)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import FD3DError
+from pipeline.errors import FD3DError, counted
 
 LONGEST_TOKEN = 64
 """Characters of a token, as many as a store takes."""
@@ -63,7 +63,7 @@ def name_of(row: Mapping[str, Any]) -> str:
     value = text(row, "name")
     if len(value.encode()) > _LONGEST_NAME:
         raise ValueFault(
-            f"name of {row.get('token')} is {value!r:.40} with {len(value.encode())} bytes; files are named by scenes, give {_LONGEST_NAME} bytes at most"
+            f"name of {row.get('token')} is {value!r:.40} with {counted(len(value.encode()), 'byte')}; files are named by scenes, give {_LONGEST_NAME} bytes at most"
         )
     return value
 
