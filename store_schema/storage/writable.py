@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 
 from ..errors import StoreError
+from .interrupted import repeated
 from .own import FOLDERS, own_folders
 from .trouble import ABSENT
 
@@ -30,10 +31,10 @@ def check_folders(storage: object, top: str, records: Mapping[str, bytes]) -> No
                 pass
     if not os.path.isdir(top):
         return
-    disk, names = os.stat(top).st_dev, own_folders(records)
+    disk, names = repeated(os.stat, top).st_dev, own_folders(records)
     for name in _folders(top, *names):
         place = f"{top}/{name}"
-        if os.stat(place).st_dev != disk:
+        if repeated(os.stat, place).st_dev != disk:
             raise StoreError(
                 f"folder {name} of store {storage} lies on another disk than the store, and files cannot be renamed from one disk to another; "
                 "move the whole store to that disk (its folder may be a link), or choose another folder"
@@ -48,8 +49,7 @@ def _folders(top: str, known: set[str], is_shards: Callable[[str], bool]) -> Ite
     while waiting:
         folder = waiting.pop()
         try:
-            with os.scandir(f"{top}/{folder}") as entries:
-                found = list(entries)
+            found = repeated(_entries, f"{top}/{folder}")
         except ABSENT:
             continue
         except PermissionError:
@@ -60,8 +60,13 @@ def _folders(top: str, known: set[str], is_shards: Callable[[str], bool]) -> Ite
             name = f"{folder}/{entry.name}" if folder else entry.name
             if name not in known and not is_shards(name):
                 continue
-            if entry.is_dir():
+            if repeated(entry.is_dir):
                 waiting.append(name)
                 yield name
             elif name in known:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), f"{top}/{name}")
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return list(entries)
