@@ -27,8 +27,7 @@ def check_folders(storage: object, top: str, records: Mapping[str, bytes]) -> No
     """
     for folder in (top, *(f"{top}/{name}" for name in FOLDERS)):
         if os.path.isdir(folder):
-            with tempfile.TemporaryFile(dir=folder):  # asks the file system, which may know more than modes tell
-                pass
+            repeated(_try_file, folder)
     if not os.path.isdir(top):
         return
     disk, names = repeated(os.stat, top).st_dev, own_folders(records)
@@ -70,3 +69,9 @@ def _folders(top: str, known: set[str], is_shards: Callable[[str], bool]) -> Ite
 def _entries(folder: str) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         return list(entries)
+
+
+def _try_file(folder: str) -> None:
+    """Make a file without a name: the file system may know more than modes tell."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass
