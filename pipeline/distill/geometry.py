@@ -112,7 +112,7 @@ def match_along_rays(
         weight: (K,); a query without weight is not matched.
         true_boxes, true_labels: (n, 9) and (n,).
         overlap: (K, n) intersection over union of the projected boxes, the largest over cameras.
-        settings: whose ``across`` and ``log_range`` are the gates.
+        settings: whose ``across``, ``log_range`` and ``log_size`` are the gates.
 
     Returns:
         (K,) numbers of annotations, -1 for a query without one.
@@ -124,8 +124,10 @@ def match_along_rays(
     turn = (azimuth[:, None] - true_azimuth + math.pi) % (2 * math.pi) - math.pi
     across = turn.abs() * true_reach / settings.across
     cost = across + (1 - overlap) + (labels[:, None] != true_labels)
-    too_far = (across > 1) | ((reach[:, None] / true_reach).log().abs() > settings.log_range) | (weight[:, None] <= 0)
-    cost = cost.masked_fill(too_far, _REFUSED).cpu()
+    sides = (box[:, 3:6].clamp(min=1e-3).log() for box in (boxes, true_boxes))
+    other_size = torch.cdist(*sides, p=math.inf) > settings.log_size
+    too_far = (across > 1) | ((reach[:, None] / true_reach).log().abs() > settings.log_range)
+    cost = cost.masked_fill(too_far | other_size | (weight[:, None] <= 0), _REFUSED).cpu()
     cheapest, nearest = cost.min(1)
     # one column more for each query, in which the query shares its cheapest annotation
     sharing = torch.full((len(cost), len(cost)), _REFUSED)

@@ -28,6 +28,9 @@ class GeometrySettings:
     """Distance across the ray beyond which query and annotation are two objects, metres."""
     log_range: float = 0.5
     """Absolute logarithm of the ratio of two ranges beyond which query and annotation are two objects."""
+    log_size: float = 0.7
+    """The same for the ratio of two sides: 0.7 is a factor of two in length, width or height. Classes may differ, as a car and a
+    small truck do, and sizes are what cameras see well."""
     unmatched: float = 0.0
     """Factor on the trust of a query without an annotation, most often the expert's false positive; 0 drops such a query."""
     ray_along: float = field(default=0.0, metadata=_RAY)
@@ -48,7 +51,7 @@ class GeometrySettings:
         for name in ("agreement_power", "ray_along", "w_relation"):
             if getattr(self, name) < 0:
                 raise SettingError(f"{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("across", "log_range", "ray_across"):
+        for name in ("across", "log_range", "log_size", "ray_across"):
             if getattr(self, name) <= 0:
                 raise SettingError(f"{name} is {getattr(self, name)}; it must be positive")
         if not 0 <= self.unmatched <= 1:

@@ -182,6 +182,19 @@ def test_gates_end_what_can_be_one_object():
     assert match([at(20, 0)], [at(32, 0)]) == [0]  # ln 1.6 = 0.47
 
 
+def test_another_size_is_another_object():
+    def scaled(length, width, height):
+        return [*at(24, 0)[:3], 2.0 * length, 1.0 * width, 1.5 * height, 0.0, 0.0, 0.0]
+
+    for sides in ((2.1, 1, 1), (1, 0.47, 1), (1, 1, 2.1)):
+        assert match([scaled(*sides)], [at(20, 0)]) == [-1], sides
+    for sides in ((1.9, 1, 1), (1.9, 0.53, 1.9)):
+        assert match([scaled(*sides)], [at(20, 0)]) == [0], sides
+    # the query of a pedestrian before a truck goes to the pedestrian, whatever overlaps it
+    truck, person = [*at(24, 0)[:3], 8.0, 2.5, 3.0, 0.0, 0.0, 0.0], at(20, 1)
+    assert match([at(21, 1)], [truck, person], overlap=[[1.0, 0.0]]) == [1]
+
+
 def test_two_objects_on_one_ray_keep_their_order():
     # both queries are 20 % too far, so the nearer query lies on the farther object; what overlaps says who is who
     overlap = [[0.7, 0.5], [0.3, 0.6]]
