@@ -124,8 +124,8 @@ def match_along_rays(
     turn = (azimuth[:, None] - true_azimuth + math.pi) % (2 * math.pi) - math.pi
     across = turn.abs() * true_reach / settings.across
     cost = across + (1 - overlap) + (labels[:, None] != true_labels)
-    sides = (box[:, 3:6].clamp(min=1e-3).log() for box in (boxes, true_boxes))
-    other_size = torch.cdist(*sides, p=math.inf) > settings.log_size
+    sides, true_sides = (box[:, 3:6].clamp(min=1e-3).log() for box in (boxes, true_boxes))
+    other_size = torch.cdist(sides, true_sides, p=math.inf) > settings.log_size
     too_far = (across > 1) | ((reach[:, None] / true_reach).log().abs() > settings.log_range)
     cost = cost.masked_fill(too_far | other_size | (weight[:, None] <= 0), _REFUSED).cpu()
     cheapest, nearest = cost.min(1)

@@ -186,10 +186,10 @@ def test_another_size_is_another_object():
     def scaled(length, width, height):
         return [*at(24, 0)[:3], 2.0 * length, 1.0 * width, 1.5 * height, 0.0, 0.0, 0.0]
 
-    for sides in ((2.1, 1, 1), (1, 0.47, 1), (1, 1, 2.1)):
-        assert match([scaled(*sides)], [at(20, 0)]) == [-1], sides
-    for sides in ((1.9, 1, 1), (1.9, 0.53, 1.9)):
-        assert match([scaled(*sides)], [at(20, 0)]) == [0], sides
+    for other in ((2.1, 1.0, 1.0), (1.0, 0.47, 1.0), (1.0, 1.0, 2.1)):
+        assert match([scaled(*other)], [at(20, 0)]) == [-1], other
+    for alike in ((1.9, 1.0, 1.0), (1.9, 0.53, 1.9)):
+        assert match([scaled(*alike)], [at(20, 0)]) == [0], alike
     # the query of a pedestrian before a truck goes to the pedestrian, whatever overlaps it
     truck, person = [*at(24, 0)[:3], 8.0, 2.5, 3.0, 0.0, 0.0, 0.0], at(20, 1)
     assert match([at(21, 1)], [truck, person], overlap=[[1.0, 0.0]]) == [1]
