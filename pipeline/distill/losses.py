@@ -13,15 +13,15 @@ the embedded world the lowest share was 0.67, of two experts."""
 
 
 def query_trust(scores: Tensor, threshold: float, power: float = 1.0) -> Tensor:
-    """Trust in queries: zero below ``threshold``, else the score to ``power``.
+    """Trust in queries: zero below ``threshold`` and for scores of 0, else the score to ``power``.
 
     The expert is imperfect, and the score is the only sign of errors that the expert itself gives; power 0 trusts all
-    kept queries alike.
+    kept queries alike. A score of 0 is no detection, but fills up a frame of fewer detections than queries.
 
     Args:
         scores: (..., K) best class score in 0..1.
     """
-    return torch.where(scores >= threshold, scores.clamp(min=1e-6) ** power, torch.zeros_like(scores))
+    return torch.where((scores >= threshold) & (scores > 0), scores.clamp(min=1e-6) ** power, torch.zeros_like(scores))
 
 
 def agreement(boxes: Tensor, labels: Tensor, true_boxes: Tensor, true_labels: Tensor) -> Tensor:

@@ -36,22 +36,31 @@ def check_scores(reader: StoreReader, settings: MethodSettings, tokens: Sequence
     count = min(SAMPLE, len(frames))
     spread = [frames[i * len(frames) // count] for i in range(count)]
     best = _highest(reader, spread)
-    if max(best) < least and count < len(frames):
+    if not _reaches(max(best), least) and count < len(frames):
         best = _highest(reader, frames)
-    if (highest := max(best)) < least:
+    if (highest := max(best)) <= 0:
+        raise FD3DError(
+            f"no query of {counted(len(best), 'frame')} of store {reader.storage} has a score above 0, so {settings.section} has nothing to "
+            "distil: the expert detects nothing there; look at the expert (is it trained? does its detector drop low scores?)"
+        )
+    if highest < least:
         above = [bar for bar in bars if bars[bar] > highest]
         raise FD3DError(
             f"no query of {counted(len(best), 'frame')} of store {reader.storage} has a score that reaches {name}, {least:g}: the highest "
             f"is {highest:.3g}, so {settings.section} has nothing to distil; look at the expert (is it trained?), or lower "
             f"{' and '.join(above)}"
         )
-    reaching = sum(score >= least for score in best)
+    reaching = sum(_reaches(score, least) for score in best)
     if reaching < FEW * len(best):
         warnings.warn(
             f"only {reaching} of {counted(len(best), 'frame')} of store {reader.storage} have a query whose score reaches {name}, {least:g} (the "
             f"highest is {highest:.3g}), so {settings.section} distils hardly anything; look at the expert, or lower {name}",
             stacklevel=3,
         )
+
+
+def _reaches(score: float, least: float) -> bool:
+    return score >= least and score > 0
 
 
 def _highest(reader: StoreReader, tokens: Sequence[str]) -> list[float]:

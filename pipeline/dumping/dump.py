@@ -183,14 +183,14 @@ def check_any_cell(engine: Engine, job: Job, writer: StoreWriter) -> None:
     """Refuse an expert none of whose queries would have a stored cell in any frame, before another store is deleted for it.
 
     Frames may be empty, even many: the search goes on until one is not, and costs a frame where the first one is not. A store
-    that has cells already is not looked for, nor one for which scores do not count.
+    that has cells already is not looked for.
 
     Raises:
         FD3DError: naming the setting and the highest score.
     """
     least, finished = job.settings.rule.min_score, {} if writer.outdated else writer.finished()
     counts = join_counts(marker["sums"]["coverage"] for marker in finished.values())
-    if least == 0 or job.settings.layout == "dense" or any(entry["cells"][1] for entry in counts.values()):
+    if job.settings.layout == "dense" or any(entry["cells"][1] for entry in counts.values()):
         return
     known = {name for shard in finished for name in writer.plan[shard]}  # they have no cell
     # of a finished store without a cell the frames are run once more, for their highest score
@@ -204,6 +204,11 @@ def check_any_cell(engine: Engine, job: Job, writer: StoreWriter) -> None:
         highest = engine.look(job, writer.schema, scenes, lambda frames: progress(0, frames))
     if highest is None:
         return
+    if highest == 0:
+        raise FD3DError(
+            f"no query of {counted(total, 'frame')} that could be stored has a score above 0, so the store would have no cell: the expert "
+            "detects nothing; look at the expert (is it trained? does its detector drop low scores?)"
+        )
     reached = (
         f"the highest is {highest:.3g}" if highest < least else f"those that do, up to {highest:.3g}, are seen nowhere"
     )

@@ -18,7 +18,7 @@ from store_schema import MapCode, StoreSchema, dequantise, quantise
 
 _WIDEST = 65_504.0  # of float16
 _FAR = 0.5  # error of codes in shares of a frame's features, of which a dump warns
-ALGORITHM = 2
+ALGORITHM = 3
 """Number of the algorithm that makes rows, in every store's fingerprint; raised with each change of the code after which the
 same expert and frames give other rows, so that a dump after the change does not take old shards for its own."""
 
@@ -57,7 +57,7 @@ def areas_beside(
     Args:
         lidar2img: (V, 4, 4) to pixels of the expert's unpadded image.
     """
-    queries = frame.boxes[frame.score >= rule.min_score]
+    queries = frame.boxes[rule.counts(frame.score)]
     together, first = torch.cat([queries, boxes]), slice(len(queries))
     margin = torch.zeros(len(together), 1, 1, dtype=boxes.dtype, device=boxes.device)
     bev, spans, rectangles, valid = None, [], None, None
@@ -86,7 +86,7 @@ def joined_cells(frame: ExpertFrame, areas: Areas, rule: FocalRule, layers: int)
     """
     bev = None if areas.bev is None else union(areas.bev)
     if bev is not None and isinstance(frame.reading, BEVReading):
-        sampling = frame.reading.sampling[-layers:, frame.score >= rule.min_score]
+        sampling = frame.reading.sampling[-layers:, rule.counts(frame.score)]
         bev = bev | sampling_neighbours(sampling.flatten(0, -2), (bev.shape[0], bev.shape[1]))
     return bev, [spans_union(*spans) for spans in areas.pv]
 

@@ -42,11 +42,16 @@ class FeatureCode(nn.Module):
             parts = self.book.flatten(0, 1)[codes.long() + number].flatten(1)
         else:
             parts = (torch.stack([codes & 15, codes >> 4], -1).flatten(1) if self.code.bits == 4 else codes).float()
-        return torch.addmm(self.mean, parts, self.basis)
+        with torch.autocast(codes.device.type, enabled=False):  # mixed precision would multiply in half
+            return torch.addmm(self.mean, parts, self.basis)
 
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:
         """Codes (k, bytes) uint8 of features (k, C): of ``pq`` the nearest entries, of ``pca`` the nearest numbers in range."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self._encoded(features)
+
+    def _encoded(self, features: Tensor) -> Tensor:
         centred = features.float() - self.mean
         if self.code.kind == "pq":
             parts = centred @ self.basis.T

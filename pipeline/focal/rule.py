@@ -2,6 +2,8 @@
 
 from dataclasses import asdict, dataclass, replace
 
+from torch import Tensor
+
 from pipeline.errors import FD3DError, SettingError
 
 
@@ -26,6 +28,11 @@ class FocalRule:
         for name in ("bev_margin", "pv_margin"):
             if getattr(self, name) < 0:
                 raise SettingError(f"{name} is {getattr(self, name)}; it must not be negative")
+
+    def counts(self, score: Tensor) -> Tensor:
+        """Queries that span areas, bool in the shape of their scores: those of at least ``min_score``, and above 0, since a detector
+        with fewer detections than queries fills up with scores of 0."""
+        return (score >= self.min_score) & (score > 0)
 
     def to_dict(self) -> dict[str, float | int]:
         """Plain values for a manifest."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.data import CLASSES
 from pipeline.data.conversion import SHIFTS, check_conversion, class_rows
-from pipeline.errors import FD3DError, listed, warn_once
+from pipeline.errors import FD3DError, counted, listed, warn_once
 from pipeline.files import file_sha256, write_atomically
 
 from .backbone import backbone_kind
@@ -25,6 +25,7 @@ from .reading import Checkpoint, read_checkpoint
 _NEW_FROM_OLD = [0, 1, 3, 2, 4, 5, 7, 6, 8, 9]
 _SIGN = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0, 1.0, 1.0]
 
+_BY_CAMERA = "pts_bbox_head.transformer.cams_embeds"
 _STATE_BOXES = (
     "--boxes old if mmdet3d before 1.0 made it (the original BEVFormer, DETR3D and FD3D), --boxes new if 1.0 or later made or "
     "converted it"
@@ -176,12 +177,19 @@ def _check_fit(model: nn.Module, found: Checkpoint, path: str | Path) -> None:
         and (given.shape != v.shape or (v.is_floating_point() and not given.is_floating_point()))
     ]
     problems = [
-        f"{len(keys)} {kind} ({listed(keys)})"
+        f"{len(keys)} {kind} ({listed(keys, 2)})"
         for kind, keys in (("missing", missing), ("unexpected", unexpected), ("mismatched", mismatched))
         if keys
     ]
     if problems:
-        raise FD3DError(f"checkpoint {path} does not fit the config: {'; '.join(problems)}")
+        cameras, theirs = (s[_BY_CAMERA].shape[0] if _BY_CAMERA in s else 0 for s in (own, state))
+        fix = "give the config that it was trained with, or a checkpoint of this config's detector"
+        if problems == [f"1 mismatched ({listed(mismatched)})"] and cameras != theirs:
+            fix = (
+                f"it was trained with {counted(theirs, 'camera')}, the config has {cameras}: train a detector for these, or list the "
+                "file's cameras in data.cameras"
+            )
+        raise FD3DError(f"checkpoint {path} does not fit the config: {'; '.join(problems)}; {fix}")
 
 
 def convert_checkpoint(

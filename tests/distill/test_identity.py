@@ -171,6 +171,15 @@ def test_all_scores_are_read_only_where_none_of_a_spread_counts() -> None:
     both = DistillSettings(rule=FocalRule(min_score=0.07))
     with pytest.raises(FD3DError, match="or lower distill.trust_threshold and distill.rule.min_score$"):
         check_scores(low, both, low.tokens)
+    none = cast(Any, Scores([0.0] * 30))
+    lowest = DistillSettings(trust_threshold=0.0, rule=FocalRule(min_score=0.0))
+    for settings in (DistillSettings(), lowest, ResponseSettings()):
+        with pytest.raises(
+            FD3DError, match="^no query of 30 frames of store STORE has a score above 0, so .* detects nothing"
+        ):
+            check_scores(none, settings, none.tokens)
+    with pytest.warns(UserWarning, match="only 1 of 30 frames"):
+        check_scores(cast(Any, Scores([0.0] * 29 + [0.1])), lowest, none.tokens)
 
 
 @pytest.mark.parametrize(("share", "warned"), [(9, True), (10, False)])

@@ -66,6 +66,8 @@ def test_the_fine_grained_loss_falls_with_the_share_as_queries_lose_their_trust(
 def test_trust_is_zero_below_the_threshold():
     trust = query_trust(torch.tensor([0.05, 0.2, 0.9]), threshold=0.1, power=2.0)
     assert trust.tolist() == pytest.approx([0.0, 0.04, 0.81])
+    for power in (0.0, 1.0):  # fill-ups of score 0 are no detections, whatever the threshold
+        assert query_trust(torch.tensor([0.0, 1.0]), threshold=0.0, power=power).tolist() == [0.0, 1.0]
 
 
 def test_agreement_is_the_share_of_matching_distances_passed():

@@ -44,6 +44,24 @@ def counted(queries: list, truth: list, labels: list[int], points: list[int]):
     return frame_coverage(frame, areas, around, joined_cells(frame, areas, rule, 0), chosen, RANGE)
 
 
+def test_fill_ups_of_score_0_span_no_area():
+    """Detectors of other projects give fewer boxes than queries are stored."""
+    frame = ExpertFrame(
+        boxes=torch.tensor([box(0, 10), [0.0] * 9]),
+        score=torch.tensor([1e-6, 0.0]),
+        label=torch.zeros(2, dtype=torch.long),
+        bev=torch.zeros(1, 50, 50),
+        pv=[torch.zeros(1, 1, 5, 5)],
+        image_hw=(40, 40),
+    )
+    rule = FocalRule(min_score=0.0)
+    bev, _ = joined_cells(frame, query_areas(frame, rule, RANGE, LOOKING), rule, 0)
+    assert bev is not None and bev.any() and not bev[24:26, 24:26].any()
+    frame.score[0] = 0.0
+    bev, levels = joined_cells(frame, query_areas(frame, rule, RANGE, LOOKING), rule, 0)
+    assert bev is not None and not bev.any() and not levels[0].any()
+
+
 def test_found_missed_and_ignored_boxes():
     car, bus = CLASSES.index("car"), CLASSES.index("bus")
     counts = counted(

@@ -175,6 +175,20 @@ def test_features_that_are_all_but_constant_are_kept(code: Code, value: float, n
     assert coder.decode(coder.encode(far)).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("spread", [1e-5, 1.0, 1e5])
+@pytest.mark.parametrize("code", [Code("pca", 8, 8), Code("pq", 4)])
+def test_codes_are_float32s_in_mixed_precision(code: Code, spread: float, dtype: torch.dtype) -> None:
+    """Half precision has no numbers for steps of 1e-7, nor for features of 1e5."""
+    features = spread * torch.from_numpy(np.random.default_rng(0).normal(size=(2000, 8))).float()
+    coder = FeatureCode(learn_code("bev", code, features.numpy()))
+    codes = coder.encode(features)
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(coder.encode(features), codes)
+        found = coder.decode(codes)
+    assert found.dtype == torch.float32 and torch.equal(found, coder.decode(codes))
+
+
 def test_one_frame_is_enough_where_it_has_the_cells():
     assert sample_frames({"s": ["a"]}, 100) == [["a"]]
     sample, cells = CellSample(16_384), torch.from_numpy(np.random.default_rng(0).normal(size=(8, 20, 20))).float()

@@ -31,6 +31,24 @@ def test_a_good_store_is_not_deleted_for_an_expert_of_low_scores(
     assert digest(copied) == before
 
 
+def test_an_expert_that_detects_nothing_makes_no_store(scenes, settings, expert_config, monkeypatch, tmp_path):
+    """Whatever ``min_score``: detectors that drop low scores have their frames filled up with boxes of score 0."""
+    run = TappedExpert.run
+
+    def nothing(self, batch):
+        frames, samples = run(self, batch)
+        for frame in frames:
+            frame.score.zero_()
+        return frames, samples
+
+    monkeypatch.setattr(TappedExpert, "run", nothing)
+    every = replace(settings, rule=replace(settings.rule, min_score=0.0))
+    with pytest.raises(
+        FD3DError, match=r"^no query of 12 frames .* above 0, .* cell: the expert detects nothing; look at the"
+    ):
+        dump(expert_config, None, scenes, tmp_path / "s", every, workers=0)
+
+
 @pytest.fixture
 def copied(whole, tmp_path):
     import shutil

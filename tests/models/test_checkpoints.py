@@ -424,6 +424,23 @@ def test_plain_names_are_taken_and_averages_left_out(bevformer, state, tmp_path)
         load_checkpoint(model, tmp_path / "copy.pth")
 
 
+def test_a_checkpoint_of_another_detector_is_refused_in_a_short_line(bevformer, state, tmp_path):
+    model = build_detector(load_config(bevformer))
+    other = {f"{name}_": tensor for name, tensor in state.items()}
+    torch.save({"state_dict": other, "training": {"seed": 0}}, tmp_path / "file.pth")
+    with pytest.raises(
+        FD3DError, match=r"; give the config that it was trained with, or a checkpoint of this config's detector$"
+    ) as told:
+        load_checkpoint(model, tmp_path / "file.pth")
+    assert len(str(told.value).replace(str(tmp_path), "")) < 500
+    name = "pts_bbox_head.transformer.cams_embeds"
+    torch.save({"state_dict": state | {name: state[name][:4]}, "training": {"seed": 0}}, tmp_path / "four.pth")
+    with pytest.raises(
+        FD3DError, match=r"; it was trained with 4 cameras, the config has 6: train a detector for these, or list"
+    ):
+        load_checkpoint(model, tmp_path / "four.pth")
+
+
 def test_an_unknown_wrapper_is_named(bevformer, state, tmp_path):
     torch.save({"state_dict": moved(state, "student_a.body.")}, tmp_path / "file.pth")
     with pytest.raises(FD3DError, match=r"has the detector's tensors below 'student_a\.body\.'; save these alone"):
