@@ -142,6 +142,10 @@ def test_the_profile_may_tell_an_experts_lost_conventions(project, expert_config
     with pytest.raises(FD3DError, match="does not tell its conventions"):
         take_or_train(*arguments)
     assert not out.exists()
+    with pytest.raises(
+        FD3DError, match="^expert.boxes: checkpoint .* conventions already, by its notes; remove expert.boxes$"
+    ):
+        take_or_train(expert_config, expert_checkpoint, *arguments[2:], boxes="old")
     with pytest.raises(FD3DError, match="does not tell its box convention"):
         take_or_train(*arguments, classes=CLASSES[::-1])
     config = tmp_path / "expert.py"  # says what the file does not: its history
