@@ -47,6 +47,8 @@ class DataSettings:
     """Cameras that count, in this order; none for all of the data set's, nuScenes' own first."""
     reference: str | None = None
     """Sensor whose frame boxes and BEV maps are in, or ``ego``; null for LIDAR_TOP, or the ego frame where there is none."""
+    skip_incomplete: bool = False
+    """Whether the index leaves out frames that lack a camera or the LiDAR; false refuses data that have such frames."""
 
     def __post_init__(self) -> None:
         check_classes(self.classes)
@@ -69,8 +71,7 @@ class DataSettings:
     @property
     def _chosen(self) -> dict[str, str]:
         """Split by setting."""
-        named = {"data.train": self.train, "data.dev": self.dev, "data.val": self.val}
-        return {setting: split for setting, split in named.items() if split is not None}
+        return {f"data.{name}": split for name in ("train", "dev", "val") if (split := getattr(self, name)) is not None}
 
     def source(self, split: str) -> FrameSource:
         """Frames of the split that the setting ``train``, ``dev`` or ``val`` names, or of any other split by its own name.
@@ -295,8 +296,7 @@ def parse_profile(values: Mapping[str, Any], path: Path) -> Profile:
     world: WorldConfig = from_mapping(WorldConfig, values.get("world"), "world")
     if data.generated and data.version != world.version:
         raise FD3DError(f"data.version is {data.version}, but data.generate writes world.version, {world.version}")
-    methods = _methods(values.get("methods"))
-    return Profile(path, data, world, families, focal=rule, dump=settings, cluster=cluster, methods=methods)
+    return Profile(path, data, world, families, rule, settings, cluster, methods=_methods(values.get("methods")))
 
 
 def _family(name: Any, values: Any, distill: dict[str, Any]) -> Family:

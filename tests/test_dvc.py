@@ -373,6 +373,37 @@ def test_an_experiment_here_runs_the_student_and_its_evaluation_alone(repo, expe
     assert yaml.safe_load((repo / "params.yaml").read_text())["distill"]["w_pv"] == 3
 
 
+def test_an_index_stays_where_its_stage_refuses_the_data_set(repo, experiments):
+    """A disk that is not mounted, or a profile of a data set that cannot be indexed, costs no index."""
+    before = (repo / "runs/index.npz").read_bytes()
+    fd3d = experiments.with_name("fd3d")
+    fd3d.write_text(
+        fd3d.read_text().replace('if stage == "check"', 'if stage == "index":\n    sys.exit(1)\nif stage == "check"')
+    )
+    (repo / "data/world/v1.0-world").rename(repo / "elsewhere")
+    params = yaml.safe_load((repo / "params.yaml").read_text())
+    params["data"]["generate"] = []
+    for changes in ({}, {"version": "v1.0-quad"}, {"root": "nowhere"}):
+        params["data"] |= changes
+        (repo / "params.yaml").write_text(yaml.safe_dump(params))
+        with pytest.raises(subprocess.CalledProcessError):
+            dvc(repo, "repro", "-q", "index")
+        assert (repo / "runs/index.npz").read_bytes() == before
+
+
+def test_a_refused_check_keeps_what_follows_from_starting(repo, experiments):
+    fd3d = experiments.with_name("fd3d")
+    fd3d.write_text(
+        fd3d.read_text().replace('if stage == "check"', 'if stage == "check":\n    sys.exit(1)\nif stage == "check"')
+    )
+    params = yaml.safe_load((repo / "params.yaml").read_text())
+    params["data"] |= {"generate": [], "version": "v1.0-quad"}
+    (repo / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(subprocess.CalledProcessError):
+        dvc(repo, "repro", "-q")
+    assert calls(experiments) == [CHECK] and (repo / "runs/index.npz").is_file()
+
+
 def test_images_of_another_light_rerun_everything(repo, experiments):
     params = yaml.safe_load((repo / "params.yaml").read_text())
     params["world"]["photometric"] = 0.3

@@ -49,6 +49,7 @@ REFUSED = {
     f"export {EXPERT} none.pth o.onnx": "checkpoint none.pth does not exist",
     f"export {EXPERT} {WEIGHTS} o.onnx": "index runs/index.npz does not exist",
     "report": "index runs/index.npz does not exist",
+    "check --params quad.yaml": "data/world has no folder v1.0-quad; give the data set's root and one of its versions",
     "index": "data/world has no folder v1.0-world; generate the data set with 'fd3d world --root data/world'",
     "inspect nowhere": "store nowhere cannot be read: it is not there",
     "plan none.py --frames 10 --rate 1": "config none.py does not exist",
@@ -169,6 +170,8 @@ def told(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, t
     profile = (folder / "params.yaml").read_text()
     assert WEIGHTS in profile
     (folder / "lost.yaml").write_text(profile.replace(WEIGHTS, "checkpoints/none.pth"))
+    quad = profile.replace("generate: [world]", "generate: []").replace("version: v1.0-world", "version: v1.0-quad")
+    (folder / "quad.yaml").write_text(quad)
     return ran(list(REFUSED), folder)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.categories import Categories
+from pipeline.data.folder import table_folder
 from pipeline.data.json_stream import rows_of
 from pipeline.data.rig import Rig
 from pipeline.data.splits import own_splits, scene_names, scenes_by_split
@@ -44,13 +45,14 @@ class KnownData:
 
 
 def check_data(profile: Profile) -> KnownData | None:
-    """Refuse cameras, a frame of reference, categories, splits and sizes of shards that a data set does not have.
+    """Refuse a data set that is neither there nor generated, and cameras, a frame of reference, categories, splits and sizes of shards that it does not have.
 
     Returns:
-        what is known of the data; None where the tables are not there yet, which the stage ``index`` then looks at.
+        what is known of the data; None where a stage makes the tables at a root that the profile spells otherwise, such as by an
+        absolute path, and has not made them: the stage ``index`` looks at them.
 
     Raises:
-        FD3DError: naming the setting and what there is, or a table that cannot be read.
+        FD3DError: naming the folder, the setting and what there is, or a table that cannot be read.
     """
     data, folder = profile.data, profile.data.root / profile.data.version
     rig = Rig(data.cameras, data.reference)
@@ -65,15 +67,25 @@ def check_data(profile: Profile) -> KnownData | None:
         chosen = splits.get(data.train) or [name for names in splits.values() for name in names]
         frames = dict.fromkeys(chosen, profile.world.frames_per_scene)
         known = KnownData(*found, frames, (profile.world.height, profile.world.width))
-    elif folder.is_dir():
+    elif _made_by_a_stage(profile) and not folder.is_dir():
+        return None
+    else:
+        table_folder(data.root, data.version)
         try:
             known = _of_tables(profile, rig, folder)
         except (LookupError, TypeError, AttributeError) as error:
             raise FD3DError(f"the tables of {folder} cannot be read: {error!r}; copy them again") from error
-    else:
-        return None
+        if not (data.root / "samples").is_dir():
+            raise FD3DError(
+                f"{data.root} has no folder samples, which dvc.yaml depends on; put the images there, or a link to their folder"
+            )
     check_shards({name: range(frames) for name, frames in known.scenes.items()}, profile.dump.frames_per_shard)
     return known
+
+
+def _made_by_a_stage(profile: Profile) -> bool:
+    made = [Path("data", name).resolve() for name in profile.data.generate]
+    return profile.data.root.resolve() in made and profile.data.version == profile.world.version
 
 
 def _of_tables(profile: Profile, rig: Rig, folder: Path) -> KnownData:

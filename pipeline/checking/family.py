@@ -21,11 +21,11 @@ from pipeline.expert import build_adapter
 from pipeline.expert.adapted import check_trainable
 from pipeline.expert.declared import is_foreign
 from pipeline.models.build import build_detector, load_config
-from pipeline.models.checkpoints import load_checkpoint
+from pipeline.models.checkpoints import converted, load_checkpoint
 from pipeline.models.pairs import StudentPlan, check_rig, planned_student
 from pipeline.models.pretrained import inherit_state
 from pipeline.profile import Family, Profile
-from pipeline.training.expert import check_student
+from pipeline.training.expert import check_student, check_told
 from pipeline.training.hooks import check_start
 from pipeline.training.run import check_course, check_machine
 from pipeline.training.schedule import plan_course
@@ -75,7 +75,10 @@ def check_pair(profile: Profile, pair: Family, data: KnownData | None) -> None:
     if trained:
         check_start(build_detector(above), pair.init("expert"))
         _check_inherited(plan, cfg, above)
-    elif not told and expert.checkpoint is not None:
+    elif expert.checkpoint is not None and told:
+        check_told(above, expert.checkpoint, expert.boxes, expert.classes)
+        converted(expert.checkpoint, expert.config, expert.boxes or "auto", expert.classes)
+    elif expert.checkpoint is not None:
         load_checkpoint(build_detector(above), expert.checkpoint, above.get("adapter"))
     if profile.cluster.address is None:
         check_precision(profile.dump)

@@ -1,12 +1,14 @@
 """An index against the settings of a profile that it was made by, and frames of an index that a command is given."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.data.index import FrameIndex
-from pipeline.data.source import FrameSource
+from pipeline.data.source import FrameSource, check_boxes
 from pipeline.errors import FD3DError
 
 
@@ -55,6 +57,41 @@ def check_index(path: Path, asked: "AskedData") -> None:
             raise FD3DError(
                 f"index {path} was made with data.{name} {made[name]}, the profile has {value}; run 'fd3d index' again"
             )
+
+
+class SplitData(AskedData, Protocol):
+    """What of a profile's section ``data`` the frames of its own index have to fit."""
+
+    @property
+    def train(self) -> str: ...
+    @property
+    def val(self) -> str: ...
+    def check_splits(self, splits: Mapping[str, Collection[str]]) -> None: ...
+
+
+def check_made(made: FrameIndex, root: Path, asked: SplitData) -> None:
+    """Refuse the index of a profile on whose splits nothing can be trained or evaluated.
+
+    Raises:
+        FD3DError: a split has no scene or no box that counts, or the devkit cannot read the validation split's annotations.
+    """
+    from pipeline.data.devkit import open_truth  # seconds
+
+    asked.check_splits(made.splits)
+    named = {"data.train": asked.train, "data.val": asked.val}
+    check_boxes({key: (split, made.boxes_of(made.select(split))[1]) for key, split in named.items()})
+    open_truth(root, made.version, made.splits.get(asked.val, made.scenes), made)
+
+
+@contextmanager
+def naming_a_profile(asked: AskedData | None) -> Iterator[None]:
+    """Errors on settings of a profile also say how ``fd3d index`` reads one, where none was read."""
+    try:
+        yield
+    except FD3DError as error:
+        if asked is None and re.search(r"\bdata\.(classes|cameras|reference|skip_incomplete)\b", str(error)):
+            raise FD3DError(f"{error}; --root and --version read no profile: name one by --params") from error
+        raise
 
 
 class ProfileData(Protocol):

@@ -68,8 +68,8 @@ def check_boxes(counts: Mapping[str, tuple[str, int]]) -> None:
     for setting, (split, count) in counts.items():
         if not count:
             raise FD3DError(
-                f"{setting} '{split}' has no box that counts; name a split with annotations, or give --root, --version and --out to "
-                "index frames that are only detected on"
+                f"{setting} '{split}' has no box that counts; name a split with annotations, or give --out with another file than data.index, "
+                "which may be of frames that are only detected on"
             )
 
 

@@ -217,7 +217,7 @@ class FrameTables:
         counts = ", ".join(f"{name} {count}" for name, count in by_channel if count)
         told = f"{lacking} of {counted(len(self.tokens), 'frame')} of {self.folder} lack a sensor ({counts})"
         if not skip or not self.complete.any():
-            way_out = "; --skip-incomplete drops such frames" if self.complete.any() else ""
+            way_out = "; data.skip_incomplete: true or --skip-incomplete leaves them out" if self.complete.any() else ""
             raise FD3DError(
                 f"{told}, first sample {self.tokens[frame]} of {self._scene_of(frame)} has no {self.channels[channel]}; "
                 f"{counted(len(self.cameras), 'camera')} and {self.channels[LIDAR]} are needed{way_out}"

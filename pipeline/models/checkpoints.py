@@ -219,10 +219,29 @@ def convert_checkpoint(
         the meta written: source, source_sha256, config, boxes, classes, shift_current, shift_told_by, backbone, left_out.
 
     Raises:
-        FD3DError: the config's detector is of another project, the file does not fit or contradicts the config, was converted before, has other classes, does not tell a
-            convention that is left to its notes, or is ``out`` itself, or ``out`` cannot be written.
+        FD3DError: as of :func:`converted`; or ``source`` is ``out`` itself, or ``out`` cannot be written.
     """
     check_conversion(source, out, boxes, classes, shift)
+    content = converted(source, config, boxes, classes, shift)
+    save_checkpoint(content, out)
+    meta: dict[str, Any] = content["meta"]
+    return meta
+
+
+def in_own_conventions(found: Checkpoint) -> bool:
+    """Whether a checkpoint was converted, or is of a training of this project, by its notes."""
+    return box_convention(found.meta)[1] == CONVERTER or bool(found.training)
+
+
+def converted(
+    source: Path, config: Path, boxes: str = "auto", classes: Sequence[str] | None = None, shift: str = "auto"
+) -> dict[str, Any]:
+    """What :func:`convert_checkpoint`, which has the arguments, writes: ``state_dict`` and ``meta``.
+
+    Raises:
+        FD3DError: the config's detector is of another project, the file does not fit or contradicts the config, was converted before, has other classes, or does not tell
+            a convention that is left to its notes.
+    """
     found = read_checkpoint(source)
     cfg = load_config(config)
     model = build_detector(cfg)
@@ -232,7 +251,7 @@ def convert_checkpoint(
             "declare its classes and boxes in the config's adapter"
         )
     told, witness = box_convention(found.meta)
-    if witness == CONVERTER or found.training:
+    if in_own_conventions(found):
         raise FD3DError(f"checkpoint {source} is in this project's conventions already; use it as it is")
     if witness == "detr3d_convert_tag" and boxes == "old":
         raise FD3DError(f"checkpoint {source} was converted by mmdetection3d ({witness}); give --boxes new")
@@ -275,8 +294,7 @@ def convert_checkpoint(
     if order is not None:
         for name in _last_layers(model, "cls_branches"):
             state[name] = state[name][order]
-    save_checkpoint({"state_dict": state, "meta": meta}, out)
-    return meta
+    return {"state_dict": state, "meta": meta}
 
 
 def _shift_notes(model: nn.Module, found: Checkpoint, source: Path, option: str) -> dict[str, Any]:

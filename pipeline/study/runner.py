@@ -133,9 +133,10 @@ class Sweep:
         self._call(folder, lock, "world", "--root", data["root"], "--params", str(params))
 
     def _make_index(self, lock: int) -> None:
-        data = self.grid.profile["data"]
+        data, folder = self.grid.profile["data"], self.folder / "index"
         args = ("--root", data["root"], "--version", data["version"], "--out", data["index"])
-        self._call(self.folder / "index", lock, "index", *args)
+        params = self._write_params(folder, self.grid.profile)  # classes, cameras and frame of reference
+        self._call(folder, lock, "index", *args, "--params", str(params))
 
     def _make_expert(self, family: str, lock: int) -> None:
         folder = self.grid.trained_expert(family)

@@ -5,15 +5,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
+
+from pipeline.data.conversion import class_rows
 from pipeline.data.index import FrameIndex
 from pipeline.data.made_for import check_views
 from pipeline.data.source import FrameSource
+from pipeline.errors import FD3DError
 from pipeline.expert.adapted import trainable_model
+from pipeline.expert.declared import is_foreign
 from pipeline.expert.maps import check_foreign
 from pipeline.files import check_outside_stores, write_atomically
 from pipeline.models.build import build_detector, load_config, write_config
-from pipeline.models.checkpoints import convert_checkpoint, load_checkpoint
+from pipeline.models.checkpoints import convert_checkpoint, in_own_conventions, load_checkpoint
 from pipeline.models.pairs import StudentPlan, check_data, planned_student
+from pipeline.models.reading import read_checkpoint
 from pipeline.training.hooks import check_start
 from pipeline.training.run import finish, train, write_facts
 from pipeline.training.settings import RANDOM, Initial, RunSettings, Validation, read_schedule
@@ -67,6 +73,7 @@ def take_or_train(
         shared: Any = dict(init=init, validation=validation, restart=restart)
         return finish(out, train(cfg, trainable_model(cfg, source), source, out, run, **shared))
     if told:
+        check_told(cfg, checkpoint, boxes, classes)
         notes = convert_checkpoint(checkpoint, out, config, boxes or "auto", classes)
         planned_student(student, config, out)
         write_config(cfg, out.with_name("config.py"))
@@ -96,3 +103,22 @@ def check_student(student: StudentPlan, config: Path, checkpoint: Path | None, i
     planned = planned_student(student, config, checkpoint)
     given = {name for name in planned.state_dict() if any(name.startswith(f"{module}.") for module in student.inherit)}
     check_start(planned, init, given)
+
+
+def check_told(cfg: Config, checkpoint: Path, boxes: str | None, classes: tuple[str, ...] | None) -> None:
+    """Refuse conventions that a profile tells of an expert's checkpoint (``boxes``, ``classes``) which needs none.
+
+    Raises:
+        FD3DError: the detector is of another project, the checkpoint is in this project's conventions by its notes, or the classes are others; naming the setting.
+    """
+    given = " and ".join(f"expert.{name}" for name, value in (("boxes", boxes), ("classes", classes)) if value)
+    if is_foreign(cfg):
+        raise FD3DError(
+            f"{given}: {cfg.model.type} is another project's detector, whose checkpoints are never converted; remove {given}, and declare "
+            f"classes and boxes in the adapter of {cfg.filename}"
+        )
+    if in_own_conventions(read_checkpoint(checkpoint)):
+        raise FD3DError(
+            f"{given}: checkpoint {checkpoint} is in this project's conventions already, by its notes; remove {given}"
+        )
+    class_rows(classes, "expert.classes")

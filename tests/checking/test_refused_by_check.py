@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from pipeline.data import CLASSES
 from pipeline.errors import FD3DError
+from pipeline.models.reading import read_checkpoint
 from stages.check import check
 
 TRAINED = ("families.bevformer.expert.checkpoint", None)
@@ -156,8 +159,83 @@ def test_what_fits_is_let_through_without_data(profile, capsys):
     check(None, profile(*online, ("methods.plain.inherit", ["pts_bbox_head"]), ("dump.values", "pq")))
     # a method that one family can be trained with
     check(None, profile(("methods.cwd.inherit", ["pts_bbox_head.transformer.encoder"])))
-    own = [("data.generate", []), ("data.root", "/elsewhere"), ("data.train", "any")]
+    # a root that the stage world makes, by its absolute path: nothing is known of its tables
+    own = [("data.root", str(Path("data/world").absolute())), ("data.train", "any")]
     check(None, profile(*own, ("dump.frames_per_shard", 1)))
+
+
+@pytest.mark.parametrize(
+    ("places", "told"),
+    [
+        (
+            [("data.generate", []), ("data.root", "{world}"), ("data.version", "v1.0-quad")],
+            r"^{world} has no folder v1.0-quad; give the data set's root and one of its versions \(v1.0-world\)$",
+        ),
+        ([("data.generate", []), ("data.root", "/elsewhere")], r"^/elsewhere has no folder v1.0-world; give the data "),
+        ([("data.generate", [])], r"^data/world has no folder v1.0-world; give the data set's root"),
+        ([("data.root", "/elsewhere/world")], r"^/elsewhere/world has no folder v1.0-world; give the data set's root"),
+        (
+            [("data.root", "{absolute}"), ("data.version", "v1.0-quad")],
+            r"^{absolute} has no folder v1.0-quad; give the data set's root",
+        ),
+    ],
+)
+def test_tables_that_no_stage_makes_have_to_be_there(profile, world: Path, places: list[tuple[str, Any]], told: str):
+    names = {"{world}": str(world), "{absolute}": str(Path("data/world").absolute())}
+    for name, value in names.items():
+        places = [(place, given.replace(name, value) if isinstance(given, str) else given) for place, given in places]
+        told = told.replace(name, value)
+    with pytest.raises(FD3DError, match=told):
+        check(None, profile(*places))
+    assert not Path("runs").exists()
+
+
+def test_a_data_set_without_the_folder_that_dvc_watches_is_refused(profile, world: Path, tmp_path: Path):
+    shutil.copytree(world / "v1.0-world", tmp_path / "copy/v1.0-world")
+    path = profile(("data.generate", []), ("data.root", str(tmp_path / "copy")))
+    with pytest.raises(FD3DError, match=r"copy has no folder samples, which dvc.yaml depends on; put the images there"):
+        check(None, path)
+    (tmp_path / "copy/samples").symlink_to(world / "samples")
+    check(None, path)
+
+
+BARE = ("families.bevformer.expert.checkpoint", "own/bare.pth")
+SAYS = ("families.bevformer.expert.config", "own/expert.py")
+
+
+@pytest.mark.parametrize(
+    ("places", "told"),
+    [
+        (
+            [("families.bevformer.expert.classes", [*CLASSES])],
+            r"^families.bevformer: expert.classes: checkpoint checkpoints/world_expert.pth is in this project's conventions already, by its notes; remove expert.classes$",
+        ),
+        (
+            [("families.bevformer.expert.boxes", "old"), ("families.bevformer.expert.classes", [*CLASSES])],
+            r"is in this project's conventions already, by its notes; remove expert.boxes and expert.classes$",
+        ),
+        (
+            [BARE, SAYS, ("families.bevformer.expert.boxes", "new"), ("families.bevformer.expert.classes", ["car"])],
+            r"^families.bevformer: expert.classes detects car; needed are nuScenes' car, truck",
+        ),
+        (
+            [BARE, SAYS, ("families.bevformer.expert.classes", [*CLASSES])],
+            r"^families.bevformer: checkpoint own/bare.pth does not tell its box convention; give --boxes old if",
+        ),
+    ],
+)
+def test_conventions_that_are_told_of_a_checkpoint_are_held_against_it(
+    profile, expert_checkpoint: Path, places: list[tuple[str, Any]], told: str
+):
+    torch.save(read_checkpoint(expert_checkpoint).state, "own/bare.pth")
+    Path("own/expert.py").write_text(
+        '_base_ = "../configs/world/expert.py"\nmodel = dict(pts_bbox_head=dict(transformer=dict(encoder=dict(shift_current=False))))'
+    )
+    with pytest.raises(FD3DError, match=told):
+        check(None, profile(*places))
+    assert not Path("runs").exists()
+    told_of_bare = [("families.bevformer.expert.boxes", "new"), ("families.bevformer.expert.classes", [*CLASSES])]
+    check(None, profile(BARE, SAYS, *told_of_bare))
 
 
 @pytest.mark.parametrize(

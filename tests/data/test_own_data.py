@@ -498,7 +498,7 @@ def test_frames_that_lack_a_camera_are_counted_and_can_be_skipped(own: Path, wor
     change(own, "sample_data", lambda rows: rows.remove(next(r for r in rows if r["filename"] == gone.image_paths[2])))
     with pytest.raises(
         FD3DError,
-        match=rf"1 of 9 frames of .* lack a sensor \(CAM_FRONT_LEFT 1\), first sample {gone.token} .* --skip-inc",
+        match=rf"1 of 9 frames of .* lack a sensor \(CAM_FRONT_LEFT 1\), first sample {gone.token} .*; data.skip_incomplete: true or --skip-incomplete leaves them out",
     ):
         indexed(own)
     index, (line,) = indexed(own, skip_incomplete=True)

@@ -259,17 +259,69 @@ def test_a_split_without_annotations_is_detected_on_and_said_so(own: Path, proje
     fd3d("index")
     for table in ("sample_annotation", "instance"):
         (own / VERSION / f"{table}.json").write_text("[]")
+    profile(project, {"classes": {"vehicle.car": "truck"}, "reference": "ego"})
     with pytest.raises(
-        FD3DError, match="data.train 'train' has no box that counts; name a split with annotations, or give"
+        FD3DError,
+        match="data.train 'train' has no box that counts; name a split with annotations, or give --out with another file than",
     ):
         fd3d("index")
-    fd3d("index", "--root", "data", "--version", VERSION, "--out", "test.npz")
+    fd3d("index", "--out", "test.npz")
+    made = FrameIndex.load("test.npz")
+    assert (made.reference, made.classes) == ("ego", {"vehicle.car": "truck"})
+    profile(project, {})
+    Path("index.npz").unlink()  # of the refused profile's settings
+    fd3d("index", "--version", VERSION, "--out", "test.npz")
+    assert FrameIndex.load("test.npz").classes == {}
     detector = ("--checkpoint", "checkpoints/world_expert.pth", "--config", "configs/world/expert.py", "--workers", 0)
     place = ("--index", "test.npz", "--out", "out", "--metrics", "out/m.json")
     said = fd3d("evaluate", *detector, *place)
     assert "split 'val' has no annotations, so there are no metrics; out/submission.json is the submission" in said
     assert len(json.loads(Path("out/submission.json").read_text())["results"]) == 3
     assert not Path("out/m.json").exists()
+
+
+def test_a_profile_that_is_given_is_read(own: Path, project: Path) -> None:
+    """Of a data set that --root and --version name, for cameras, frame of reference and classes."""
+    path = own / VERSION / "category.json"
+    path.write_text(json.dumps([row | {"name": f"own.{n}"} for n, row in enumerate(json.loads(path.read_text()))]))
+    other = ("--root", "data", "--version", VERSION, "--out", "other.npz")
+    with pytest.raises(
+        FD3DError,
+        match="under data.classes, such as .*: car}; --root and --version read no profile: name one by --params$",
+    ):
+        fd3d("index", *other)
+    with pytest.raises(FD3DError, match="under data.classes, such as {own[.0-9]*: car}$"):
+        fd3d("index", *other, "--params", "params.yaml")
+    profile(project, {"classes": {f"own.{n}": "car" for n in range(len(json.loads(path.read_text())))}})
+    fd3d("index", *other, "--params", "params.yaml")
+    fd3d("index")
+    assert FrameIndex.load("other.npz").sha256 == FrameIndex.load("index.npz").sha256
+    # another version, without the profile's splits
+    shutil.copytree(own / VERSION, own / "v1.0-other")
+    (own / "v1.0-other/splits.json").unlink()
+    fd3d("index", "--version", "v1.0-other", "--out", "third.npz")
+    assert FrameIndex.load("third.npz").classes == FrameIndex.load("index.npz").classes != {}
+
+
+def test_incomplete_frames_are_left_out_as_the_profile_or_the_option_says(own: Path, project: Path) -> None:
+    fd3d("index")
+    whole = FrameIndex.load("index.npz")
+    before, gone = whole.sha256, whole[whole.select("train")[1]]
+    profile(project, {"skip_incomplete": True})
+    fd3d("index")
+    assert FrameIndex.load("index.npz").sha256 == before
+    path = own / VERSION / "sample_data.json"
+    rows = [row for row in json.loads(path.read_text()) if row["filename"] != gone.image_paths[2]]
+    path.write_text(json.dumps(rows))
+    assert "are skipped" in fd3d("index")
+    assert not FrameIndex.load("index.npz").has(gone.token)
+    refused = "1 of 9 frames of .*; data.skip_incomplete: true or --skip-incomplete leaves them out"
+    with pytest.raises(FD3DError, match=f"{refused}$"):
+        fd3d("index", "--no-skip-incomplete")
+    profile(project, {"skip_incomplete": False})
+    with pytest.raises(FD3DError, match=f"{refused}$"):
+        fd3d("index")
+    assert "are skipped" in fd3d("index", "--skip-incomplete")
 
 
 def test_the_index_prints_what_does_not_count(own: Path, project: Path) -> None:

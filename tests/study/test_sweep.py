@@ -32,6 +32,7 @@ with open("calls.txt", "a") as file:
     file.write(" ".join([stage, args.get("--method", ""), args.get("--seed", ""), args.get("--out", "")]) + "\\n")
 out = Path(args["--out"]) if "--out" in args else None
 if stage == "index":
+    Path("indexed.yaml").write_text(Path(args["--params"]).read_text())
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("index")
 if stage == "world":
@@ -256,6 +257,8 @@ def test_a_sweep_makes_what_is_missing_once_and_writes_a_line_per_row(place):
     assert len(outcome.done) == 8 and not outcome.failed
     for stage, count in {"world": 1, "index": 1, "expert": 1, "dump": 2, "train": 7, "evaluate": 8}.items():
         assert sum(calls(stage).values()) == count, stage
+    ours = (yaml.safe_load(Path(name).read_text())["data"] for name in ("indexed.yaml", "profile.yaml"))
+    assert next(ours) == next(ours)  # classes and cameras, which decide the index
     lines = read_table(Path("results/evidence.csv"))
     assert tuple(lines[0]) == COLUMNS
     assert [(line["group"], line["row"], line["seed"]) for line in lines] == sorted(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from pipeline.data import CLASSES
 from pipeline.data.source import FrameSource
@@ -18,7 +19,7 @@ from pipeline.models.build import build_detector, load_config
 from pipeline.models.checkpoints import load_checkpoint
 from pipeline.models.pairs import StudentPlan
 from pipeline.models.reading import read_checkpoint
-from pipeline.training.expert import take_or_train
+from pipeline.training.expert import check_told, take_or_train
 from pipeline.training.plain import train_plain
 from pipeline.training.run import _recipe
 from pipeline.training.schedule import plan_course
@@ -142,6 +143,10 @@ def test_the_profile_may_tell_an_experts_lost_conventions(project, expert_config
     with pytest.raises(FD3DError, match="does not tell its conventions"):
         take_or_train(*arguments)
     assert not out.exists()
+    with pytest.raises(
+        FD3DError, match="^expert.boxes: checkpoint .* conventions already, by its notes; remove expert.boxes$"
+    ):
+        take_or_train(expert_config, expert_checkpoint, *arguments[2:], boxes="old")
     with pytest.raises(FD3DError, match="does not tell its box convention"):
         take_or_train(*arguments, classes=CLASSES[::-1])
     config = tmp_path / "expert.py"  # says what the file does not: its history
@@ -153,6 +158,15 @@ def test_the_profile_may_tell_an_experts_lost_conventions(project, expert_config
     load_checkpoint(build_detector(load_config(out.with_name("config.py"))), out)
     found = read_checkpoint(out).state
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+def test_conventions_of_another_projects_checkpoint_are_for_the_adapter(tmp_path):
+    (tmp_path / "own.py").write_text('model = dict(type="ImVoxelNet")')
+    cfg = Config.fromfile(tmp_path / "own.py")
+    with pytest.raises(
+        FD3DError, match="^expert.classes: ImVoxelNet is another project's .* in the adapter of .*own.py$"
+    ):
+        check_told(cfg, tmp_path / "none.pth", None, CLASSES)
 
 
 def test_a_student_with_other_input_than_the_expert_learns_from_its_store(
