@@ -726,7 +726,9 @@ def test_a_file_for_a_size_alone_is_for_the_rig_of_the_training(files, world_ind
         notes = notes_of(training, 160, 288)
     notes.check_rig(cameras, "LIDAR_TOP", out, [[160, 288]] * 6, 0.0)
     exchanged = [cameras[1], cameras[0], *cameras[2:]]
-    with pytest.raises(FD3DError, match="student.onnx was exported for an order of cameras CAM_FRONT, .*; the data have"):
+    with pytest.raises(
+        FD3DError, match="student.onnx was exported for an order of cameras CAM_FRONT, .*; the data have"
+    ):
         notes.check_rig(exchanged, "LIDAR_TOP", out)
     with pytest.raises(FD3DError, match="was exported for boxes in the frame of LIDAR_TOP; the data have ego"):
         notes.check_rig(cameras, "ego", out)
