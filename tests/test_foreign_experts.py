@@ -22,7 +22,7 @@ from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
 from pipeline.evaluation.predict import predict
 from pipeline.expert import DetectorAdapter, MonocularAdapter, MultiViewAdapter
-from pipeline.expert.detections import class_numbers, detections, joined, lidar_boxes
+from pipeline.expert.detections import Detections, class_numbers, detections, joined, lidar_boxes
 from pipeline.models.build import build_detector, load_config
 from pipeline.models.checkpoints import convert_checkpoint, load_checkpoint
 from pipeline.models.load import load_detector
@@ -150,6 +150,33 @@ def test_labels_are_turned_from_mmdet3ds_order(files: Path, world: Path, world_i
     assert CLASSES[4] == foreign.CLASSES[2] == "trailer"
     for _, _, scores, labels in predict(cfg, model, source, 0):
         assert len(scores) and set(labels[scores > 0.5].tolist()) == {4}
+
+
+def test_detections_of_an_own_adapter_that_cannot_be_are_named(
+    files: Path, world: Path, world_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = load_config(files / "multiview.py")
+    model, source = load_detector(cfg, files / "multiview.pth"), FrameSource(world_index, world, "world_val")
+    monkeypatch.setattr(model, "predict", lambda inputs, samples: samples)
+    boxes, scores, labels = torch.zeros(2, 9), torch.tensor([0.5, 0.4]), torch.tensor([0, 9])
+    for given, told in (
+        (
+            Detections(boxes, scores, torch.tensor([0, -1])),
+            "gave the label -1; give whole numbers of pipeline.data.CLASSES",
+        ),
+        (
+            Detections(boxes, scores, torch.tensor([10, 0])),
+            "gave the label 10; give whole numbers of .*CLASSES, 0 to 9",
+        ),
+        (Detections(boxes, scores, labels.float()), "gave the label of type float"),
+        (Detections(boxes[:, :7], scores, labels), r"gave boxes \(2, 7\) for 2 scores; give a tensor \(2, 9\)"),
+        (Detections(boxes, scores, labels[:1]), r"gave labels \(1,\) for 2 scores"),
+    ):
+        monkeypatch.setattr(MultiViewAdapter, "detections", lambda self, samples, given=given: [given])
+        with pytest.raises(FD3DError, match=f"MultiViewAdapter.detections {told}"):
+            next(predict(cfg, model, source, 0))
+    monkeypatch.setattr(MultiViewAdapter, "detections", lambda self, samples: [Detections(boxes, scores, labels)])
+    assert next(predict(cfg, model, source, 0))[3].tolist() == [0, 9]
 
 
 # Checkpoints
@@ -393,6 +420,9 @@ def test_boxes_of_seven_values_stand_still_and_unknown_classes_are_left_out() ->
     assert one.boxes.tolist() == [[5, 6, 8, 1, 1, 2, -0.5, 0, 0]] and one.labels.tolist() == [8]
     with pytest.raises(FD3DError, match=r"gave class 1, of 1 class declared; list all in the config's adapter"):
         detections(found, class_numbers(["pedestrian"]))
+    below = InstanceData(bboxes_3d=found.bboxes_3d, scores_3d=found.scores_3d, labels_3d=torch.tensor([0, -1]))
+    with pytest.raises(FD3DError, match="the detector gave class -1, and classes count from 0; leave such boxes out"):
+        detections(below, class_numbers(None))
     camera = InstanceData(bboxes_3d=CameraInstance3DBoxes(tensor), scores_3d=found.scores_3d, labels_3d=found.labels_3d)
     with pytest.raises(FD3DError, match="boxes are in a camera's frame; use an adapter .*: MonocularAdapter"):
         detections(camera, class_numbers(None))

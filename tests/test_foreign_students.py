@@ -1,5 +1,6 @@
 """mmdet3d's own detectors as students: trained plain and from a store, through their adapter."""
 
+import copy
 import csv
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from pipeline.evaluation.predict import predict
 from pipeline.expert import MonocularAdapter, MultiViewAdapter
 from pipeline.models.build import load_config
 from pipeline.models.load import load_detector
+from pipeline.models.pairs import StudentPlan, planned_student
+from pipeline.models.reading import read_checkpoint
 from pipeline.training.plain import train_plain
 from pipeline.training.settings import RunSettings
 from tests import foreign
@@ -119,3 +122,41 @@ def test_a_student_that_does_not_fit_is_named_in_one_line(
     with pytest.raises(FD3DError, match=message) as caught:
         train_apprentice(path, "fd3d", own, **shared)
     assert "\n" not in str(caught.value)
+
+
+def test_a_trained_student_tells_its_classes(config: Path, source: FrameSource, tmp_path: Path) -> None:
+    """A configuration with another order, or without one, would give its boxes other names."""
+    out = tmp_path / "detector.pth"
+    train_plain(config, source, out, STEPS)
+    cfg, names = load_config(out.with_name("config.py")), list(foreign.CLASSES)
+    assert read_checkpoint(out).training["classes"] == names
+    state = load_detector(cfg, out).state_dict()
+    content = torch.load(out, weights_only=False)
+    assert all(torch.equal(tensor.cpu(), content["state_dict"][name]) for name, tensor in state.items())
+    told = rf"detector.pth was trained with the classes {', '.join(names)}, the config declares car, .*classes=\[...\]"
+    for classes in (list(CLASSES), [*names[:8], "barrier", "traffic_cone"], names[:9], None):
+        other = copy.deepcopy(cfg)
+        del other.adapter["classes"]
+        if classes is not None:
+            other.adapter["classes"] = classes
+        with pytest.raises(FD3DError, match=told) as caught:
+            load_detector(other, out)
+        assert "\n" not in str(caught.value)
+    cfg.adapter["classes"] = [None, *names[1:]]  # cars are left out
+    load_detector(cfg, out)
+    del content["training"]["classes"]  # as of earlier revisions
+    torch.save(content, out)
+    cfg.adapter["classes"] = list(CLASSES)
+    load_detector(cfg, out)
+
+
+def test_a_head_of_other_classes_is_not_inherited(tmp_path: Path) -> None:
+    for name, classes in (("expert", foreign.CLASSES), ("student", CLASSES)):
+        (tmp_path / name).mkdir()
+        foreign.write_foreign(tmp_path / name, "multiview", classes)
+    expert, student = (tmp_path / name / "multiview.py" for name in ("expert", "student"))
+    planned_student(StudentPlan(student, ("neck",)), expert)
+    planned_student(StudentPlan(expert, ("bbox_head_3d",)), expert)
+    told = f"distill.inherit has a head, whose classes are car, truck, trailer, .* in config {expert} and car, truck, const"
+    with pytest.raises(FD3DError, match=told):
+        planned_student(StudentPlan(student, ("neck", "bbox_head_3d")), expert)

@@ -125,6 +125,8 @@ class FrameIndex:
             )
         if lacking := [name for name in (*_PER_FRAME, *_PER_BOX) if name not in self.arrays]:
             raise FD3DError(f"index {path} has no column {lacking[0]}; make it again with 'fd3d index'")
+        if b"/" in self.arrays["token"].tobytes():  # drawings are named by tokens
+            raise FD3DError(f"index {path} has sample tokens with slashes; make it again with 'fd3d index'")
 
     @classmethod
     def load(cls, path: str | Path, root: str | Path | None = None) -> "FrameIndex":

@@ -73,6 +73,8 @@ class JSONStream:
                 cut = error.msg.startswith("Unterminated string") or error.pos + _CUT > len(self.text)
                 if not cut or len(self.text) - self.at > _LONGEST or not self._more():
                     raise ValueError(place) from error
+            except ValueError as error:  # a whole number of more digits than Python reads
+                raise ValueError(f"{str(error).partition(':')[0]}, in the value {self._place(self.at)}") from error
             except RecursionError as error:
                 raise ValueError(f"brackets within brackets without end, {self._place(self.at)}") from error
 
@@ -113,6 +115,8 @@ class JSONStream:
             self.at += 1
             return
         while True:
+            if self._peek() != '"':
+                self._expect('"')
             key = self.value()
             self._expect(":")
             yield key

@@ -36,7 +36,7 @@ def _is_unicode(value: str) -> bool:
 
 
 def token_of(row: Mapping[str, Any], table: object) -> str:
-    """Token of a row, which index and store can hold.
+    """Token of a row, which index and store can hold, and by which files are named.
 
     Args:
         table: the table's file in messages.
@@ -46,9 +46,10 @@ def token_of(row: Mapping[str, Any], table: object) -> str:
         TypeError, KeyError: as of :func:`text`.
     """
     value = text(row, "token")
-    if not 0 < len(value) <= LONGEST_TOKEN or not value.isascii() or not value.isprintable() or " " in value:
+    if not 0 < len(value) <= LONGEST_TOKEN or not value.isascii() or not value.isprintable() or {" ", "/"} & set(value):
         raise FD3DError(
-            f"{table} has the token {value!r:.80}; give tokens of 1 to {LONGEST_TOKEN} printable ASCII characters without blanks, such as a hash"
+            f"{table} has the token {value!r:.80}; give tokens of 1 to {LONGEST_TOKEN} printable ASCII characters without blanks and slashes, such as a "
+            "hash"
         )
     return value
 
@@ -57,13 +58,17 @@ def name_of(row: Mapping[str, Any]) -> str:
     """Name of a scene, which is part of the names of files.
 
     Raises:
-        ValueFault: the name is too long for a file's.
+        ValueFault: the name is too long for a file's, or has a slash.
         TypeError, KeyError: as of :func:`text`.
     """
     value = text(row, "name")
     if len(value.encode()) > _LONGEST_NAME:
         raise ValueFault(
             f"name of {row.get('token')} is {value!r:.40} with {counted(len(value.encode()), 'byte')}; files are named by scenes, give {_LONGEST_NAME} bytes at most"
+        )
+    if "/" in value:
+        raise ValueFault(
+            f"name of {row.get('token')} is {value!r:.60}; files are named by scenes, give names without slashes"
         )
     return value
 

@@ -3,10 +3,10 @@
 import contextlib
 import csv
 import io
-import math
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from nuscenes.eval.detection.data_classes import DetectionBox, DetectionMetricDa
 from nuscenes.eval.detection.evaluate import DetectionEval
 from nuscenes.nuscenes import NuScenes
 
-from pipeline.data.annotations import possible
+from pipeline.data.annotations import FARTHEST, possible
 from pipeline.data.devkit import TABLES, open_truth
 from pipeline.data.folder import table_folder
 from pipeline.data.index import FrameIndex
@@ -30,8 +30,12 @@ from pipeline.files import write_atomically
 
 # the devkit's names of the true-positive errors and the benchmark's
 ERRORS = {"trans_err": "mATE", "scale_err": "mASE", "orient_err": "mAOE", "vel_err": "mAVE", "attr_err": "mAAE"}
-_REFUSALS = (AssertionError, KeyError, TypeError, ValueError, AttributeError)
+_REFUSALS = (AssertionError, KeyError, TypeError, ValueError, AttributeError, OverflowError)
 """What the devkit raises for a record that cannot be."""
+_LISTS = {"translation": 3, "size": 3, "rotation": 4, "velocity": 2, "ego_translation": 3}
+"""Fields of a record that are lists, and of how many numbers."""
+_TOO_LARGE = 1 << 63
+"""Numpy makes whole numbers from here on objects, of which the devkit cannot tell whether they are NaN."""
 METRICS = ("NDS", "mAP", *ERRORS.values())
 """NDS and mAP in percent, and the mean errors."""
 
@@ -149,35 +153,57 @@ class _SplitEval(DetectionEval):
                 )
             if unsure := [r for r in records if not _is_score(r.get("detection_score"))]:
                 raise FD3DError(
-                    f"{submission} has detection_score {unsure[0].get('detection_score')!r} for sample {token}; give numbers of 0 or more"
+                    f"{submission} has detection_score {unsure[0].get('detection_score')!r:.40} for sample {token}; give numbers of 0 or more"
                 )
+            if (odd := next(filter(None, map(_no_number, records)), None)) is not None:
+                raise FD3DError(f"{submission} has {odd[0]} {odd[1]!r:.60} for sample {token}; give {odd[2]}")
             try:
                 frame = EvalBoxes.deserialize({token: [_shared_texts(record) for record in records]}, DetectionBox)
             except _REFUSALS as error:
                 raise FD3DError(
                     f"{submission} has a box of sample {token} that the devkit refuses: {_told(error)}"
                 ) from error
-            if (odd := _impossible(frame.boxes[token])) is not None:
+            if (bad := _impossible(frame.boxes[token])) is not None:
                 raise FD3DError(
-                    f"{submission} has a box of sample {token} that cannot be: translation {odd.translation}, size {odd.size}, rotation "
-                    f"{odd.rotation}, velocity {odd.velocity}; give finite numbers, sizes above 0 and a rotation"
+                    f"{submission} has a box of sample {token} that cannot be: translation {bad.translation}, size {bad.size}, rotation "
+                    f"{bad.rotation}, velocity {bad.velocity}; give finite numbers up to {FARTHEST:g}, sizes above 0 and a rotation"
                 )
             boxes.boxes[token] = self._counted(frame).boxes[token]
         if others or len(boxes) < len(known):
-            odd, given = min([*others, *(known - set(boxes.boxes))]), {*others, *boxes.boxes}
+            first, given = min([*others, *(known - set(boxes.boxes))]), {*others, *boxes.boxes}
             whose = () if self.index is None else origin_of(self.index, given)
             raise FD3DError(
                 f"{submission} has {len(boxes)} of the {counted(len(known), 'sample')} of {split} and {counted(len(others), 'other')}, "
-                f"first {odd}: {'; '.join(whose or ['give one of this split'])}"
+                f"first {ascii(first)[1:-1]:.80}: {'; '.join(whose or ['give one of this split'])}"
             )
         return boxes
+
+
+def _no_number(record: Mapping[str, Any]) -> tuple[str, Any, str] | None:
+    """The first field of a record that must be numbers and is not: its name, its value and what it must be. Missing fields and wrong
+    numbers of numbers are the devkit's to refuse."""
+    lists = [record[name] for name in _LISTS if name in record]
+    if "num_pts" not in record and all(type(one) is list for one in lists) and set(map(type, chain(*lists))) == {float}:
+        return None  # as nearly all records are
+    for name, count in _LISTS.items():
+        value = record.get(name, [])
+        if not isinstance(value, list) or not all(map(_is_number, value)):
+            return name, value, f"{count} numbers"
+    points = record.get("num_pts", -1)
+    if not (_is_number(points) and abs(points) < _TOO_LARGE):
+        return "num_pts", points, "a whole number, or leave it out"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < _TOO_LARGE)
 
 
 def _impossible(boxes: list[DetectionBox]) -> DetectionBox | None:
     """The first box that cannot be; a velocity that is not known may be NaN."""
     numbers = [[*box.translation, *box.size, *box.rotation, *box.velocity] for box in boxes]
     values = np.array(numbers, dtype=np.float64).reshape(len(boxes), 12)
-    bad = ~possible(values[:, :10]) | np.isinf(values[:, 10:]).any(1)
+    bad = ~possible(values[:, :10]) | (np.abs(values[:, 10:]) > FARTHEST).any(1)
     return boxes[int(bad.argmax())] if bad.any() else None
 
 
@@ -208,13 +234,15 @@ def _results(submission: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def _is_score(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return (
+        type(value) in (int, float) and 0 <= value <= sys.float_info.max
+    )  # compared exactly, where a float of it would overflow
 
 
 def _told(error: Exception) -> str:
-    """A refusal of the devkit in words; some have none of their own."""
-    if str(error):
-        return f"{type(error).__name__}: {error}"
+    """A refusal of the devkit in a line; some have no words of their own."""
+    if words := " ".join(str(error).split()):
+        return f"{type(error).__name__}: {words:.160}"
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} at {last.line}"
 

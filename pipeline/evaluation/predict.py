@@ -13,6 +13,7 @@ from pipeline.data.frames import frame_batches
 from pipeline.data.source import FrameSource
 from pipeline.expert import adapter_of
 from pipeline.expert.declared import foreign_errors
+from pipeline.expert.detections import check_detections
 from pipeline.models.detector import MultiCameraDetector
 
 Detection = tuple[str, np.ndarray, np.ndarray, np.ndarray]
@@ -62,6 +63,8 @@ def _detect_foreign(adapter: Any, model: nn.Module, batch: dict[str, Any]) -> li
     with foreign_errors(adapter, model):
         given = model.data_preprocessor(adapter.prepare(batch))
         found = adapter.detections(model.predict(given["inputs"], given["data_samples"]))
+        for frame in found:
+            check_detections(frame, type(adapter).__name__)
     frames = zip(batch["data_samples"], found, strict=True)
     return [_on_host(sample, frame.boxes, frame.scores, frame.labels) for sample, frame in frames]
 

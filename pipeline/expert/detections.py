@@ -62,9 +62,13 @@ def detections(found: InstanceData, numbers: Sequence[int], cam2lidar: Tensor | 
         cam2lidar: (4, 4) from the camera's frame to the LiDAR's, for boxes in the camera's frame.
 
     Raises:
-        FD3DError: boxes in a frame that is not known, or a label without a class.
+        FD3DError: boxes in a frame that is not known, or a label without a class or below 0.
     """
     boxes, labels = lidar_boxes(found.bboxes_3d, cam2lidar), found.labels_3d
+    if len(labels) and int(labels.min()) < 0:  # which would count from the last class on
+        raise FD3DError(
+            f"the detector gave class {int(labels.min())}, and classes count from 0; leave such boxes out in an adapter of your own"
+        )
     if len(labels) and int(labels.max()) >= len(numbers):
         raise FD3DError(
             f"the detector gave class {int(labels.max())}, of {counted(len(numbers), 'class')} declared; list all in the config's adapter: classes=[...]"
@@ -72,6 +76,30 @@ def detections(found: InstanceData, numbers: Sequence[int], cam2lidar: Tensor | 
     own = torch.tensor(numbers, device=labels.device)[labels]
     kept = own >= 0
     return Detections(boxes[kept], found.scores_3d.float()[kept], own[kept])
+
+
+def check_detections(found: Detections, adapter: str) -> None:
+    """Refuse detections of a frame that are not as :class:`Detections` says; numbers that are not finite are left to their readers, which
+    name the frame.
+
+    Args:
+        adapter: name of the adapter in messages.
+
+    Raises:
+        FD3DError: naming the part.
+    """
+    count = len(found.scores)
+    for name, shape in {"boxes": (count, 9), "scores": (count,), "labels": (count,)}.items():
+        if (told := tuple(getattr(found, name).shape)) != shape:
+            raise FD3DError(
+                f"{adapter}.detections gave {name} {told} for {counted(count, 'score')}; give a tensor {shape}"
+            )
+    odd = found.labels[(found.labels < 0) | (found.labels >= len(CLASSES))]
+    if found.labels.is_floating_point() or len(odd):
+        label = odd[0].item() if len(odd) else "of type float"
+        raise FD3DError(
+            f"{adapter}.detections gave the label {label}; give whole numbers of pipeline.data.CLASSES, 0 to {len(CLASSES) - 1}"
+        )
 
 
 def lidar_boxes(boxes: BaseInstance3DBoxes, cam2lidar: Tensor | None = None) -> Tensor:

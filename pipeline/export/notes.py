@@ -25,7 +25,7 @@ class Notes:
     Attributes:
         detector: class of the detector.
         sizes: rows and columns of each of the V cameras' images before they are resized.
-        cameras: names of the cameras in the order of the inputs; empty where the file was exported without an index.
+        cameras: names of the cameras in the order of the inputs; empty where the file was exported without an index and the checkpoint tells none.
         reference: frame of reference of the boxes, as of an index; None likewise.
         scale, to_rgb: section ``image`` of the detector's config.
         pc_range: the config's, metres.
@@ -131,7 +131,7 @@ class Notes:
             differs = f"{kind} {', '.join(own)}; the data have {', '.join(given)}"
         elif self.views != len(given):
             differs = f"{self.views} cameras; the data have {len(given)} ({', '.join(given)})"
-        elif own and self.reference != reference:
+        elif self.reference is not None and self.reference != reference:
             differs = f"boxes in the frame of {self.reference}; the data have {reference}"
         elif sizes is not None and (odd := other_images(self.sizes, sizes, given)):
             differs = odd

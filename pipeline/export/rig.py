@@ -1,7 +1,9 @@
 """Cameras that a detector is exported for; made without PyTorch."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Self
 
 from pipeline.data.index import FrameIndex
 from pipeline.data.rig import sizes_of, turn_of
@@ -26,6 +28,21 @@ class ImageRig:
     reference: str | None = None
     folder: Path | None = None
     turn: float | None = None
+
+    def of_training(self, facts: Mapping[str, Any], views: int) -> Self:
+        """This rig with what the notes of a training tell of the detector's: the turn, and where only sizes are known the cameras'
+        names and the frame of reference.
+
+        Args:
+            facts: notes of a training of this project; empty where a checkpoint has none.
+            views: number of cameras of the detector.
+        """
+        sizes, turn = self.sizes * (views // len(self.sizes)), facts.get("lidar_turn")
+        whole = replace(self, sizes=sizes, turn=self.turn if turn is None else turn)
+        trained = tuple(facts.get("cameras") or ())
+        if self.cameras or len(trained) != views:
+            return whole
+        return replace(whole, cameras=trained, reference=facts.get("reference"))
 
 
 def rig_of(index: FrameIndex, root: Path | None = None) -> ImageRig:

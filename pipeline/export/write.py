@@ -37,7 +37,7 @@ def export_detector(
     Every shape is fixed, the batch at 1: one car's frames, one after the other. Operators are those of ONNX's own domain.
 
     Args:
-        rig: the cameras' images.
+        rig: the cameras' images; names of the cameras and frame of reference are the checkpoint's where these are not given.
         int8: frames to calibrate int8 convolutions on; None for float32.
 
     Returns:
@@ -72,18 +72,21 @@ def export_detector(
             f"the rig has {counted(len(rig.sizes), 'camera')}, the detector of {checkpoint} has {views}; train one for this rig, or name "
             "another index"
         )
-    graph, turn = DetectorGraph(model).eval(), read_checkpoint(checkpoint).training.get("lidar_turn")
+    whole = rig.of_training(read_checkpoint(checkpoint).training, views)
+    if whole.cameras and not rig.cameras:  # of those of an index it was told above
+        warn_of_sizes(checkpoint, whole.sizes, whole.cameras)
+    graph = DetectorGraph(model).eval()
     notes = Notes(
         detector=type(model).__name__,
-        sizes=rig.sizes * (views // len(rig.sizes)),
-        cameras=rig.cameras,
-        reference=rig.reference,
+        sizes=whole.sizes,
+        cameras=whole.cameras,
+        reference=whole.reference,
         scale=cfg.image.scale,
         to_rgb=cfg.image.to_rgb,
         pc_range=tuple(cfg.pc_range),
         bev_shape=graph.bev_shape if graph.streams else None,
         checkpoint_sha256=file_sha256(checkpoint),
-        lidar_turn=rig.turn if turn is None else turn,
+        lidar_turn=whole.turn,
     )
     proto = _exported(DetectorGraph(model, notes.view_hw).eval(), _example(notes))
     onnx.helper.set_model_props(proto, {KEY: notes.dumped()})

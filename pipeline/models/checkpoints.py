@@ -17,7 +17,15 @@ from pipeline.files import file_sha256, write_atomically
 from .backbone import backbone_kind
 from .bevformer.encoder import BEVFormerEncoder
 from .build import build_detector, load_config
-from .conventions import CONVERTER, box_convention, class_named, shift_convention, told_classes
+from .conventions import (
+    CONVERTER,
+    box_convention,
+    check_trained_classes,
+    class_named,
+    declared_classes,
+    shift_convention,
+    told_classes,
+)
 from .query_head import QueryHead
 from .reading import Checkpoint, read_checkpoint
 
@@ -42,11 +50,12 @@ def load_checkpoint(model: nn.Module, path: str | Path, adapter: Mapping[str, An
 
     Raises:
         FD3DError: listing missing, unexpected and mismatched keys; or boxes, classes or ``shift_current`` of the file follow
-            another convention than this project's or the config's; or nothing in the file tells the conventions.
+            another convention than this project's or the config's, or the classes are others than in the training; or nothing in the file tells the conventions.
     """
     found = _in_names_of(model, read_checkpoint(path))
     _check_fit(model, found, path)
     check_conventions(model, found, path, adapter)
+    check_trained_classes(found.training, path, adapter)
     if isinstance(shift := found.meta.get("shift_current"), bool):
         for encoder in _encoders(model):
             _check_shift(encoder, shift, path, found.meta.get("shift_told_by", "its notes"))
@@ -116,7 +125,7 @@ def _check_declared(found: Checkpoint, path: str | Path, adapter: Mapping[str, A
             f"checkpoint {path} was made by mmdet3d before 1.0 ({witness}), whose LiDAR boxes were others; take the file of today's model zoo, or say "
             "adapter = dict(boxes=\"new\", ...) in the config where the file fits today's detector (boxes in a camera's frame have stayed)"
         )
-    told, declared = told_classes(found.meta), tuple(adapter.get("classes") or CLASSES)
+    told, declared = told_classes(found.meta), declared_classes(adapter)
     if told is None and asked and "classes" not in adapter and not found.training:
         why = "does not tell its classes; declare them in the config's adapter: classes=[...], names of this project or None"
         raise FD3DError(f"checkpoint {path} {why}")

@@ -1,11 +1,12 @@
 """Conventions of a checkpoint's boxes, classes and history, as its notes tell them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from pipeline.data import CATEGORIES, CLASSES
+from pipeline.errors import FD3DError
 
 CONVERTER = "fd3d convert"
 """Entry ``converted_by`` in the notes of a converted checkpoint."""
@@ -46,6 +47,38 @@ def told_classes(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
     if isinstance(data := meta.get("dataset_meta"), dict):  # mmengine's place for them
         names = data.get("classes") or data.get("CLASSES")
     return tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
+
+
+def declared_classes(adapter: Mapping[str, Any] | None) -> tuple[str | None, ...]:
+    """Names of a detector's classes in its order by the adapter of its config, None for those that are none of ``CLASSES``; the order of
+    ``CLASSES`` where the adapter declares none."""
+    return tuple((adapter or {}).get("classes") or CLASSES)
+
+
+def check_trained_classes(training: Mapping[str, Any], path: object, adapter: Mapping[str, Any] | None) -> None:
+    """Compare the classes in the notes of a training of this project with those that a config's adapter declares, which may leave classes out
+    by None; notes of earlier revisions tell none.
+
+    Args:
+        training: notes of the training.
+        path: the checkpoint in messages.
+        adapter: settings of the adapter in the detector's config; None for the order of ``CLASSES``.
+
+    Raises:
+        FD3DError: the two differ.
+    """
+    declared = declared_classes(adapter)
+    if (trained := training.get("classes")) and other_classes(trained, declared):
+        told, given = (", ".join(map(str, names)) for names in (trained, declared))
+        raise FD3DError(
+            f"checkpoint {path} was trained with the classes {told}, the config declares {given}; declare those of the training in the config's "
+            "adapter: classes=[...], in that order"
+        )
+
+
+def other_classes(own: Sequence[str | None], declared: Sequence[str | None]) -> bool:
+    """Whether a declaration contradicts a detector's own classes; a class may be left out, by None."""
+    return len(own) != len(declared) or any(b not in (a, None) for a, b in zip(own, declared, strict=True))
 
 
 def class_named(name: str) -> str | None:

@@ -16,7 +16,8 @@ from pipeline.data.rig import EGO, other_images, other_sensors, other_turn, size
 from pipeline.errors import FD3DError, counted, warn_once
 
 from .build import build_detector, load_config
-from .pretrained import inherit_weights
+from .conventions import declared_classes, other_classes
+from .pretrained import inherit_weights, inherits_head
 from .reading import read_checkpoint
 
 
@@ -191,15 +192,21 @@ def planned_student(plan: StudentPlan, expert: Path, weights: Path | None = None
         raise FD3DError(
             f"{plan.section}.inherit has {unknown[0]!r:.80}, no module of {plan.config}; there are {known} and modules below"
         )
+    own, theirs = (declared_classes(one.get("adapter")) for one in configs)
+    if inherits_head(plan.inherit) and other_classes(theirs, own):
+        raise FD3DError(
+            f"{plan.section}.inherit has a head, whose classes are {', '.join(map(str, theirs))} in config {expert} and "
+            f"{', '.join(map(str, own))} in {plan.config}; declare the same in both adapters, or inherit no head"
+        )
     decoder = above.model.get("pts_bbox_head", {}).get("transformer", {}).get("decoder", {})
     sizes = {
         "levels": [one.model.get("img_neck", {}).get("num_outs") for one in configs],
         "layers": [decoder.get("num_layers")],  # only the expert's are read
     }
-    ours, theirs = sizes["levels"]
-    if plan.levels is None and ours and theirs and ours < theirs:
+    ours, most = sizes["levels"]
+    if plan.levels is None and ours and most and ours < most:
         raise FD3DError(
-            f"{plan.section}.levels is null for all, but the student {plan.config} has {ours} of the expert's {counted(theirs, 'level')}; set it to {list(range(ours))}"
+            f"{plan.section}.levels is null for all, but the student {plan.config} has {ours} of the expert's {counted(most, 'level')}; set it to {list(range(ours))}"
         )
     for name, counts in sizes.items():
         numbers, count = getattr(plan, name), min((count for count in counts if count), default=None)
@@ -211,7 +218,7 @@ def planned_student(plan: StudentPlan, expert: Path, weights: Path | None = None
         plan.reach(max((x1 - x0) / head.bev_w, (y1 - y0) / head.bev_h))
     if weights is not None and plan.inherit:
         try:
-            inherit_weights(model, weights, plan.inherit, expert)
+            inherit_weights(model, weights, plan.inherit, expert, cfg.get("adapter"))
         except FD3DError as error:
             raise FD3DError(f"{plan.section}.inherit is {list(plan.inherit)}: {error}") from error
     return model

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,6 +13,7 @@ from pipeline.errors import FD3DError, counted, listed
 from .backbone import backbone_kind, check_kind, check_names
 from .build import load_config
 from .checkpoints import check_conventions
+from .conventions import check_trained_classes
 from .reading import Checkpoint, read_checkpoint
 
 BACKBONE, NECK = "img_backbone", "img_neck"
@@ -79,7 +81,13 @@ def take_pretrained(model: nn.Module, path: str | Path) -> Taken:
     return taken
 
 
-def inherit_weights(model: nn.Module, path: str | Path, modules: Sequence[str], config: Path | None = None) -> Taken:
+def inherit_weights(
+    model: nn.Module,
+    path: str | Path,
+    modules: Sequence[str],
+    config: Path | None = None,
+    adapter: Mapping[str, Any] | None = None,
+) -> Taken:
     """Start modules of a student from an expert's weights, as FD3D's released baseline starts its detection head.
 
     Every tensor below ``modules`` that both detectors have with the same shape is taken: a student may have fewer decoder
@@ -91,18 +99,26 @@ def inherit_weights(model: nn.Module, path: str | Path, modules: Sequence[str], 
         modules: paths of modules.
         config: config of the expert, which tells the style of its backbone; default: ``config.py`` beside the checkpoint,
             else the checkpoint's notes.
+        adapter: settings of the adapter in the student's config.
 
     Raises:
-        FD3DError: the file cannot be read, its conventions are others or not told, its backbone is of another kind, or a
+        FD3DError: the file cannot be read, its conventions are others or not told, a head of other classes is inherited, its backbone is of another kind, or a
             module has nothing in common with the expert.
     """
     found = read_checkpoint(path)
     check_conventions(model, found, path)
+    if inherits_head(modules):
+        check_trained_classes(found.training, path, adapter)
     source = f"expert's checkpoint {path}"
     if any(module.split(".")[0] == BACKBONE for module in modules):
         check_names(_below(model.state_dict(), BACKBONE), _below(found.state, BACKBONE), source)
         _check_kind(model, found, source, config or Path(path).with_name("config.py"))
     return inherit_state(model, found.state, modules, source)
+
+
+def inherits_head(modules: Sequence[str]) -> bool:
+    """Whether modules that a student inherits are of a head, whose last layers have a row for each class."""
+    return any("head" in module for module in modules)
 
 
 def inherit_state(model: nn.Module, state: Mapping[str, Tensor], modules: Sequence[str], source: str) -> Taken:

@@ -56,7 +56,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         FD3DError: the file is missing, truncated, damaged, of safetensors, includes more than tensors and plain values, a tensor is not dense
-            or of numbers that are not computed with, a value is not finite, a variance is negative, or notes on the rig of the
+            or of numbers that are not computed with, a value is not finite, a variance is negative, or notes on the rig or classes of the
             training have another form than a training writes.
     """
     check_needed(checkpoint=Path(path))
@@ -118,7 +118,7 @@ def _fault(name: object, value: object) -> str:
 
 
 def _check_rig_notes(training: Mapping[str, Any], path: str | Path) -> None:
-    """Refuse notes on the rig that no training writes, since the comparison with a data set's rig would be void.
+    """Refuse notes on rig and classes that no training writes, since the comparison with a data set's rig or a config's classes would be void.
 
     Raises:
         FD3DError: naming the note.
@@ -128,12 +128,14 @@ def _check_rig_notes(training: Mapping[str, Any], path: str | Path) -> None:
     sized = isinstance(sizes, list | tuple) and all(
         isinstance(hw, list | tuple) and len(hw) == 2 and all(type(n) is int and n > 0 for n in hw) for hw in sizes
     )
-    turn = training.get("lidar_turn")
+    turn, classes = training.get("lidar_turn"), training.get("classes")
+    classed = isinstance(classes, list | tuple) and all(name is None or isinstance(name, str) for name in classes)
     for name, fits, form in (
         ("cameras", named, "a list of names"),
         ("reference", isinstance(training.get("reference"), str), "the name of a sensor, or ego"),
         ("lidar_turn", isinstance(turn, int | float) and not isinstance(turn, bool) and math.isfinite(turn), "degrees"),
         ("image_sizes", sized, "[rows, columns] for each camera"),
+        ("classes", classed, "a list of names, or None for a class that is left out"),
     ):
         if training.get(name) is not None and not fits:
             raise FD3DError(

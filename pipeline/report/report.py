@@ -312,7 +312,7 @@ def _stored_frame(reader: StoreReader, ix: FrameIndex, extent: float) -> str:
     kept = stored["query/boxes"][stored["query/score"] >= _DRAW_FROM]
     focal = bev_figure({"expert": (kept, "tomato")}, extent, ix[ix.row(token)].lidar2ego, energy, np.isfinite(energy))
     return (
-        f"<h3>What is stored of frame {token}: BEV energy of the expert, outline of the focal cells</h3>"
+        f"<h3>What is stored of frame {html.escape(token)}: BEV energy of the expert, outline of the focal cells</h3>"
         f"{_image(to_png(focal), 'png', 'focal areas')}"
     )
 

@@ -5,7 +5,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -258,12 +258,17 @@ class StartFrom(Hook):
         init: pretrained backbone and neck.
         inheritance: modules that start from an expert's weights, over the pretrained ones.
         begin: called by the main process of a training that starts afresh, once nothing about the start can be refused any more.
+        adapter: settings of the adapter in the detector's config.
     """
 
     def __init__(
-        self, init: Initial, inheritance: Inheritance | None, begin: Callable[[], None] = lambda: None
+        self,
+        init: Initial,
+        inheritance: Inheritance | None,
+        begin: Callable[[], None] = lambda: None,
+        adapter: Mapping[str, Any] | None = None,
     ) -> None:
-        self.init, self.inheritance, self.begin = init, inheritance, begin
+        self.init, self.inheritance, self.begin, self.adapter = init, inheritance, begin, adapter
 
     def before_train(self, runner: Runner) -> None:
         """Load the weights over the freshly initialised ones, and tell what was taken.
@@ -277,7 +282,8 @@ class StartFrom(Hook):
         detector = getattr(detector, "student", detector)
         found = start_weights(detector, self.init)
         if self.inheritance:
-            found.append(inherit_weights(detector, self.inheritance.checkpoint, self.inheritance.modules))
+            given = self.inheritance
+            found.append(inherit_weights(detector, given.checkpoint, given.modules, adapter=self.adapter))
         names = frozenset().union(*(taken.names for taken in found))
         check_frozen(detector, names, self.init.setting, self.init.checkpoint)
         if is_main_process():

@@ -29,6 +29,7 @@ from pipeline.errors import FD3DError, counted
 from pipeline.files import check_needed, check_outside_stores, file_sha256, write_atomically
 from pipeline.models.build import write_config
 from pipeline.models.checkpoints import save_checkpoint
+from pipeline.models.conventions import declared_classes
 from pipeline.models.pairs import check_trained_rig
 from pipeline.training import hooks, loop  # noqa: F401  registers what the Runner is told by name
 from pipeline.training.checkpoints import Unfinished, flat, forget_unfinished, take_up, unwrapped
@@ -161,6 +162,11 @@ def train(
         sizes = sizes_of(index.arrays["image_sizes"])
         rig: dict[str, Any] = {"cameras": list(index.cameras), "reference": index.reference, "lidar_turn": turn}
         rig |= {} if sizes is None else {"image_sizes": [list(hw) for hw in sizes]}
+        classes = list(declared_classes(cfg.get("adapter")))
+        if all(
+            name is None or isinstance(name, str) for name in classes
+        ):  # an own adapter may mean something else by them
+            rig["classes"] = classes
         save_checkpoint({"state_dict": state, "training": facts | rig}, path)
 
     def keep(trained: nn.Module, steps: int) -> None:
@@ -198,7 +204,7 @@ def train(
                 ),
                 validate,
                 dict(type="Snapshots", updates=settings.snapshots, save=keep, **each),
-                dict(type="StartFrom", init=init, inheritance=inheritance, begin=begin),
+                dict(type="StartFrom", init=init, inheritance=inheritance, begin=begin, adapter=cfg.get("adapter")),
                 dict(type="Progress", **each),
                 times,
             ],

@@ -165,6 +165,12 @@ FAULTS: list[tuple[str, Callable[[Rows], object], str]] = [
     ("sample_data", first(filename="a\0b"), "filename is .*, no text"),
     ("scene", first(name="\ud800"), "name is .*, no text"),
     ("scene", first(token="Straße"), "scene.json has the token 'Straße'; give tokens of 1 to 64"),
+    (
+        "sample",
+        first(token="../../../esc"),
+        "sample.json has the token '../../../esc'; give tokens .* and slashes, such",
+    ),
+    ("scene", first(name="../scene"), "v1.0-world/scene.json: name of .* is '../scene'; .* names without slashes"),
     ("sample", first(token="x" * 65), "sample.json has the token 'x{65}'; give tokens of 1 to 64"),
     ("sample_data", lambda rows: rows.append(dict(rows[0])), "has two key frames of CAM_FRONT for sample .*; keep one"),
     ("sample_data", first(filename=3), "filename is 3, no text"),

@@ -18,6 +18,7 @@ from pipeline.data import CAMERAS, CLASSES
 from pipeline.data.geometry import can_bus_delta, invert, lidar2img, transform
 from pipeline.data.images import check_images
 from pipeline.data.index import FrameIndex, build_index
+from pipeline.data.npz import write_arrays
 from pipeline.data.transforms import LoadMultiViewImages
 from pipeline.data.world.config import GENERATOR, WorldConfig
 from pipeline.data.world.generate import generate_world
@@ -146,6 +147,16 @@ def test_an_index_in_the_layout_before_is_refused_in_a_line(small: Path, tmp_pat
     np.savez(tmp_path / "old.npz", **old)
     with pytest.raises(FD3DError, match="has format 2, this program reads 4; make it again with 'fd3d index'"):
         FrameIndex.load(tmp_path / "old.npz")
+
+
+def test_tokens_that_would_name_files_elsewhere_are_refused(small: Path, tmp_path: Path) -> None:
+    arrays = dict(FrameIndex.load(small / "index.npz").arrays)
+    token = arrays["token"].copy()
+    token[1] = b"../../../esc"
+    with open(tmp_path / "given.npz", "wb") as file:
+        write_arrays(file, arrays | {"token": token})
+    with pytest.raises(FD3DError, match="given.npz has sample tokens with slashes; make it again with 'fd3d index'"):
+        FrameIndex.load(tmp_path / "given.npz")
 
 
 def test_columns_are_mapped_read_only_and_numpy_reads_them_too(small: Path) -> None:

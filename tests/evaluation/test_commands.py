@@ -233,6 +233,39 @@ def test_submissions_that_cannot_be_are_one_line_that_names_the_sample(own: Path
         (changed(json.loads(text), detection_score=-1.0), f"has detection_score -1.0 for {sample}; give numbers of 0"),
         (changed(json.loads(text), detection_score=float("nan")), f"has detection_score nan for {sample}; give"),
         (changed(json.loads(text), detection_score="0.5"), f"has detection_score '0.5' for {sample}; give"),
+        (changed(json.loads(text), detection_score=10**400), f"has detection_score 10{{37}}.* for {sample}; give"),
+        (changed(json.loads(text), detection_score=True), f"has detection_score True for {sample}; give"),
+        (changed(json.loads(text), velocity=[10**400, 0]), rf"has velocity \[10{{30}}.* for {sample}; give 2 numbers"),
+        (changed(json.loads(text), velocity=["1", "2"]), rf"has velocity \['1', '2'\] for {sample}; give 2 numbers"),
+        (changed(json.loads(text), velocity=[None, 0]), rf"has velocity \[None, 0\] for {sample}; give 2 numbers"),
+        (changed(json.loads(text), velocity=[[1], [2, 3]]), f"has velocity .* for {sample}; give 2 numbers"),
+        (
+            changed(json.loads(text), velocity=[1e10, 0]),
+            f"a box of {sample} that cannot be: .*velocity .1000.*up to 1e",
+        ),
+        (changed(json.loads(text), size=[1, 10**400, 1]), rf"has size \[1, 10{{30}}.* for {sample}; give 3 numbers"),
+        (changed(json.loads(text), size={"a": 1}), f"has size .'a': 1. for {sample}; give 3 numbers"),
+        (changed(json.loads(text), translation=[-(10**30), 0, 0]), f"has translation .* for {sample}; give 3 numbers"),
+        (changed(json.loads(text), rotation=[True, 0, 0, 0]), f"has rotation .True.* for {sample}; give 4 numbers"),
+        (changed(json.loads(text), ego_translation=[10**400] * 3), f"has ego_translation .* for {sample}; give 3"),
+        (
+            changed(json.loads(text), num_pts=float("inf")),
+            f"has num_pts inf for {sample}; give a whole number, or leave",
+        ),
+        (changed(json.loads(text), num_pts=float("nan")), f"has num_pts nan for {sample}; give a whole number"),
+        (changed(json.loads(text), num_pts=1e300), f"has num_pts 1e.300 for {sample}; give a whole number"),
+        (changed(json.loads(text), num_pts=10**400), f"has num_pts 10{{50}}.* for {sample}; give a whole number"),
+        (changed(json.loads(text), num_pts=[3]), rf"has num_pts \[3\] for {sample}; give a whole number"),
+        (
+            changed(json.loads(text), detection_name="a\nb" * 99),
+            f"of {sample} that the devkit refuses: .*Unknown.* a ba b",
+        ),
+        (
+            changed(json.loads(text), num_pts=7).replace(" 7", "7" * 5000),
+            r"cannot be read: Exceeds the limit .*, in the v",
+        ),
+        (json.dumps({"results": {"\nb": []}}), r"has 0 of the \d+ samples of val and 1 other, first .nb: "),
+        ('{"results": {5: []}}', 'cannot be read: 5 stands where " is expected'),
         (changed(json.loads(text), detection_name="Kfz"), f"has a box of {sample} that the devkit refuses: .*Kfz"),
         (
             changed(json.loads(text), translation=[float("nan")] * 3),
@@ -252,7 +285,10 @@ def test_submissions_that_cannot_be_are_one_line_that_names_the_sample(own: Path
         given.write_text(wrong)
         with pytest.raises(FD3DError, match=told) as caught:
             fd3d("evaluate", "--submission", given, "--out", "out", "--metrics", "out/m.json")
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    odd = {"num_pts": 3.0, "extra": {"a": [10**400, None]}, "velocity": [float("nan"), 0]}
+    given.write_text(changed(json.loads(text), **odd))
+    fd3d("evaluate", "--submission", given, "--out", "out", "--metrics", "out/m.json")
 
 
 def test_a_split_without_annotations_is_detected_on_and_said_so(own: Path, project: Path) -> None:

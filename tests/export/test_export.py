@@ -703,3 +703,36 @@ def test_an_export_for_other_images_than_the_training_s_is_warned_of(files, worl
     told = rf"student.pth was trained with images of {2 * rows}x{columns} of {rig.cameras[1]}; the data have {rows}x{columns}; the detector runs on these"
     with pytest.warns(UserWarning, match=told):
         told_by_export([sizes[0], [2 * rows, columns], *sizes[2:]])
+
+
+def test_a_file_for_a_size_alone_is_for_the_rig_of_the_training(files, world_index, tmp_path, monkeypatch):
+    config, checkpoint = files["detr3d"]
+    index = FrameIndex.load(world_index)
+    cameras, whole = list(index.cameras), torch.load(checkpoint, weights_only=False)
+    training = {"cameras": cameras, "reference": "LIDAR_TOP", "lidar_turn": 0.0, "image_sizes": [[160, 288]] * 6}
+    path, out = tmp_path / "student.pth", tmp_path / "student.onnx"
+    empty = onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], []))
+    monkeypatch.setattr(write, "_exported", lambda *given: empty)
+
+    def notes_of(told: dict[str, Any], *size: int) -> Notes:
+        torch.save(whole | {"training": told}, path)
+        options = ("--height", str(size[0]), "--width", str(size[1]))
+        ran = CliRunner().invoke(app, ["export", str(config), str(path), str(out), *options], catch_exceptions=False)
+        assert ran.exit_code == 0
+        return Notes.of({one.key: one.value for one in onnx.load(out).metadata_props}, out)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        notes = notes_of(training, 160, 288)
+    notes.check_rig(cameras, "LIDAR_TOP", out, [[160, 288]] * 6, 0.0)
+    exchanged = [cameras[1], cameras[0], *cameras[2:]]
+    with pytest.raises(
+        FD3DError, match="student.onnx was exported for an order of cameras CAM_FRONT, .*; the data have"
+    ):
+        notes.check_rig(exchanged, "LIDAR_TOP", out)
+    with pytest.raises(FD3DError, match="was exported for boxes in the frame of LIDAR_TOP; the data have ego"):
+        notes.check_rig(cameras, "ego", out)
+    with pytest.warns(UserWarning, match="student.pth was trained with images of 160x288 of CAM_FRONT.*have 320x288"):
+        assert notes_of(training, 320, 288).sizes == ((320, 288),) * 6
+    # a checkpoint that tells nothing of its rig takes any
+    notes_of({"seed": 0}, 160, 288).check_rig([f"ring_{n}" for n in range(6)], "ego", out)

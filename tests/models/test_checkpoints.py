@@ -513,6 +513,8 @@ def test_an_odd_entry_is_one_line_without_warnings_of_torch(tmp_path):
         ({"image_sizes": "x"}, r"training.image_sizes 'x'; expected \[rows, columns\] for each camera"),
         ({"image_sizes": [["a", "b"]]}, r"training.image_sizes .* expected \[rows, columns\]"),
         ({"image_sizes": [[0, 2]]}, r"training.image_sizes .* expected \[rows, columns\]"),
+        ({"classes": "car"}, "training.classes 'car'; expected a list of names, or None for a class that"),
+        ({"classes": ["car", 3]}, r"training.classes \['car', 3\]; expected a list of names"),
         ({"cameras": ["a", "b"], "image_sizes": [[1, 2]]}, "training.image_sizes for 1 camera, but names 2 under"),
     ],
 )

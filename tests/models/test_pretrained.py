@@ -1,6 +1,7 @@
 """Pretrained starts: layouts, reports, refusals; inherited starts; the input that a backbone was pretrained on."""
 
 from collections import OrderedDict
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ from pipeline.data import CLASSES
 from pipeline.data.transforms import LoadMultiViewImages
 from pipeline.errors import FD3DError
 from pipeline.models.build import build_detector, load_config
-from pipeline.models.checkpoints import convert_checkpoint
+from pipeline.models.checkpoints import convert_checkpoint, load_checkpoint
 from pipeline.models.preprocessor import FramePreprocessor
 from pipeline.models.pretrained import check_frozen, inherit_weights, take_pretrained
 
@@ -306,3 +307,18 @@ def test_a_pixel_arrives_in_its_channel(project, tmp_path, name):
     rgb = torch.tensor([(230 - 123.675) / 58.395, (120 - 116.28) / 57.12, (10 - 103.53) / 57.375])
     bgr = torch.tensor([10 - 103.53, 120 - 116.28, 230 - 123.675])
     torch.testing.assert_close(pixel, bgr if name == "bevformer/small" else rgb)
+
+
+def test_a_head_that_was_trained_with_other_classes_is_not_inherited(project, tmp_path):
+    student = detector(project / "configs/world/apprentice.py")
+    for classes, told in (
+        (list(CLASSES), None),
+        (list(CLASSES[::-1]), "trained with the classes traffic_cone, .*, the config"),
+    ):
+        content = {"state_dict": student.state_dict(), "training": {"seed": 0, "classes": classes}}
+        torch.save(content, tmp_path / "expert.pth")
+        inherit_weights(student, tmp_path / "expert.pth", ("img_backbone",))
+        with nullcontext() if told is None else pytest.raises(FD3DError, match=told):
+            inherit_weights(student, tmp_path / "expert.pth", ("pts_bbox_head",))
+        with nullcontext() if told is None else pytest.raises(FD3DError, match=told):
+            load_checkpoint(student, tmp_path / "expert.pth")

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.data import CAMERAS
+from pipeline.data import CAMERAS, CLASSES
 from pipeline.data.index import FrameIndex
 from pipeline.data.source import FrameSource
 from pipeline.errors import FD3DError
@@ -219,6 +219,7 @@ def test_a_trained_detector_tells_its_cameras(expert):
     assert (told["cameras"], told["reference"]) == (list(CAMERAS), "LIDAR_TOP")
     assert told["image_sizes"] == [[160, 288]] * 6
     assert told["lidar_turn"] == 0.0
+    assert told["classes"] == list(CLASSES)
 
 
 def test_a_subset_of_scenes_is_evaluated_as_a_split_of_them(expert, source, tmp_path):

@@ -139,6 +139,14 @@ def test_every_drawing_is_of_its_frame_s_mount(
         np.testing.assert_array_equal(matrix, mount(ODD))
 
 
+def test_a_token_is_text_in_the_report(reader: StoreReader, world_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, stored = FrameIndex(world_index), reader.read(reader.tokens[0])
+    monkeypatch.setattr(type(reader), "tokens", ["<script>"])
+    monkeypatch.setattr(reader, "read", lambda token: stored)
+    monkeypatch.setattr(index, "row", lambda token: 0)
+    assert "frame &lt;script&gt;:" in report._stored_frame(reader, index, 40.0)
+
+
 def run_page(reader: StoreReader, index: FrameIndex, world: Path, out: Path) -> dict[str, Any]:
     """What the page's script draws and says."""
     if (node := shutil.which("node")) is None:
