@@ -3,35 +3,28 @@
 import contextlib
 import csv
 import io
-import math
-import sys
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.data_classes import EvalBoxes
 from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes
-from nuscenes.eval.detection.data_classes import DetectionBox, DetectionMetricDataList
+from nuscenes.eval.detection.data_classes import DetectionMetricDataList
 from nuscenes.eval.detection.evaluate import DetectionEval
 from nuscenes.nuscenes import NuScenes
 
-from pipeline.data.annotations import possible
 from pipeline.data.devkit import TABLES, open_truth
 from pipeline.data.folder import table_folder
 from pipeline.data.index import FrameIndex
-from pipeline.data.json_stream import JSONStream, rows_of
-from pipeline.data.origin import origin_of
+from pipeline.data.json_stream import rows_of
 from pipeline.data.splits import split_scenes
-from pipeline.errors import FD3DError, counted
+from pipeline.errors import FD3DError
+from pipeline.evaluation.submitted import REFUSALS, RULES, submitted, told
 from pipeline.files import write_atomically
 
 # the devkit's names of the true-positive errors and the benchmark's
 ERRORS = {"trans_err": "mATE", "scale_err": "mASE", "orient_err": "mAOE", "vel_err": "mAVE", "attr_err": "mAAE"}
-_REFUSALS = (AssertionError, KeyError, TypeError, ValueError, AttributeError)
-"""What the devkit raises for a record that cannot be."""
 METRICS = ("NDS", "mAP", *ERRORS.values())
 """NDS and mAP in percent, and the mean errors."""
 
@@ -90,8 +83,8 @@ def evaluate(
             metrics, curves = _SplitEval(nusc, submission, split, truth, index).evaluate()
         except FD3DError:
             raise
-        except _REFUSALS as error:
-            raise FD3DError(f"submission {submission} cannot be evaluated: {_told(error)}") from error
+        except REFUSALS as error:
+            raise FD3DError(f"submission {submission} cannot be evaluated: {told(error)}") from error
     found = metrics.serialize()
     if work_dir is not None:
         _write_curves(curves, work_dir / "pr.csv")
@@ -118,8 +111,10 @@ class _SplitEval(DetectionEval):
     def __init__(
         self, nusc: NuScenes, submission: Path, split: str, truth: EvalBoxes, index: FrameIndex | None = None
     ) -> None:
-        self.nusc, self.cfg, self.verbose, self.index = nusc, config_factory("detection_cvpr_2019"), False, index
-        self.pred_boxes = self._predictions(submission, split, truth.sample_tokens)
+        self.nusc, self.cfg, self.verbose = nusc, config_factory(RULES), False
+        self.pred_boxes = EvalBoxes()
+        for token, boxes in submitted(submission, split, truth.sample_tokens, index):
+            self.pred_boxes.boxes[token] = self._counted(boxes).boxes[token]
         self.gt_boxes = self._counted(truth)
         self.sample_tokens = self.gt_boxes.sample_tokens
 
@@ -128,100 +123,6 @@ class _SplitEval(DetectionEval):
         if not boxes.all:  # the devkit cannot tell the kind of no boxes
             return boxes
         return filter_eval_boxes(self.nusc, add_center_dist(self.nusc, boxes), self.cfg.class_range)
-
-    def _predictions(self, submission: Path, split: str, wanted: list[str]) -> EvalBoxes:
-        boxes, known, others = EvalBoxes(), set(wanted), []
-        for token, records in _results(submission):
-            if token not in known:
-                others.append(token)
-                continue
-            if token in boxes.boxes:
-                raise FD3DError(f"{submission} has sample {token} twice; keep one")
-            if not isinstance(records, list):
-                raise FD3DError(f"{submission} has {records!r:.40} for sample {token}; it must be a list of boxes")
-            if strange := [r for r in records if not isinstance(r, dict) or r.get("sample_token", token) != token]:
-                raise FD3DError(
-                    f"{submission} has {strange[0]!r:.80} for sample {token}, which is no box of this sample"
-                )
-            if len(records) > self.cfg.max_boxes_per_sample:
-                raise FD3DError(
-                    f"{submission} has {len(records)} boxes for sample {token}; {self.cfg.max_boxes_per_sample} are allowed"
-                )
-            if unsure := [r for r in records if not _is_score(r.get("detection_score"))]:
-                raise FD3DError(
-                    f"{submission} has detection_score {unsure[0].get('detection_score')!r} for sample {token}; give numbers of 0 or more"
-                )
-            try:
-                frame = EvalBoxes.deserialize({token: [_shared_texts(record) for record in records]}, DetectionBox)
-            except _REFUSALS as error:
-                raise FD3DError(
-                    f"{submission} has a box of sample {token} that the devkit refuses: {_told(error)}"
-                ) from error
-            if (odd := _impossible(frame.boxes[token])) is not None:
-                raise FD3DError(
-                    f"{submission} has a box of sample {token} that cannot be: translation {odd.translation}, size {odd.size}, rotation "
-                    f"{odd.rotation}, velocity {odd.velocity}; give finite numbers, sizes above 0 and a rotation"
-                )
-            boxes.boxes[token] = self._counted(frame).boxes[token]
-        if others or len(boxes) < len(known):
-            odd, given = min([*others, *(known - set(boxes.boxes))]), {*others, *boxes.boxes}
-            whose = () if self.index is None else origin_of(self.index, given)
-            raise FD3DError(
-                f"{submission} has {len(boxes)} of the {counted(len(known), 'sample')} of {split} and {counted(len(others), 'other')}, "
-                f"first {odd}: {'; '.join(whose or ['give one of this split'])}"
-            )
-        return boxes
-
-
-def _impossible(boxes: list[DetectionBox]) -> DetectionBox | None:
-    """The first box that cannot be; a velocity that is not known may be NaN."""
-    numbers = [[*box.translation, *box.size, *box.rotation, *box.velocity] for box in boxes]
-    values = np.array(numbers, dtype=np.float64).reshape(len(boxes), 12)
-    bad = ~possible(values[:, :10]) | np.isinf(values[:, 10:]).any(1)
-    return boxes[int(bad.argmax())] if bad.any() else None
-
-
-def _results(submission: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Token and records of every frame of a submission.
-
-    Raises:
-        FD3DError: the file is missing or no submission.
-    """
-    try:
-        with open(submission, encoding="utf-8-sig") as file:
-            stream = JSONStream(file)
-            found = False
-            for key in stream.members():
-                if key != "results":
-                    stream.value()
-                    continue
-                if found:
-                    raise ValueError("'results' is there twice")
-                found = True
-                for token in stream.members():
-                    yield token, stream.value()
-            stream.end()
-    except (OSError, ValueError) as error:
-        if isinstance(error, FD3DError):
-            raise
-        raise FD3DError(f"submission {submission} cannot be read: {error}") from error
-
-
-def _is_score(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-
-
-def _told(error: Exception) -> str:
-    """A refusal of the devkit in words; some have none of their own."""
-    if str(error):
-        return f"{type(error).__name__}: {error}"
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} at {last.line}"
-
-
-def _shared_texts(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with one copy of each text for all records."""
-    return {name: sys.intern(value) if isinstance(value, str) else value for name, value in record.items()}
 
 
 def _write_curves(curves: DetectionMetricDataList, path: Path, distance: float = 2.0) -> None:
