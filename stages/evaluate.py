@@ -51,8 +51,8 @@ def evaluate(
     elif submission is not None:
         found = score(submission, check_evaluation(source, version, out, metrics, submission), source, out, metrics)
     if not found:
-        written = submission or out / "submission.json"
-        print(f"split '{source.split}' has no annotations, so there are no metrics; {written} is the submission")
+        rest = f"{submission} fits it" if submission else f"{out / 'submission.json'} is the submission"
+        print(f"split '{source.split}' has no annotations, so there are no metrics; {rest}")
         return
     told = f"NDS {found['NDS']}, mAP {found['mAP']}, car AOE {found['errors']['car'].get('orient_err')}"
     print(f"{checkpoint or submission}: {told} on split '{source.split}'")

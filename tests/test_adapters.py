@@ -241,6 +241,11 @@ def expert_frame(**parts: object) -> ExpertFrame:
     [
         (expert_frame(), None),
         (expert_frame(bev=None, pv=[torch.zeros(6, 2, 3, 4)]), None),
+        (expert_frame(pv=[torch.zeros(6, 2, 3, 4)], view_hw=np.zeros((6, 2))), None),
+        (
+            expert_frame(pv=[torch.zeros(6, 2, 3, 4)], view_hw=np.zeros((5, 2))),
+            r"gave view_hw \(5, 2\) for 6 cameras; give rows and columns of each camera's own image",
+        ),
         ({"boxes": 1}, "gave dict for a frame; give an ExpertFrame"),
         (None, "gave NoneType for a frame"),
         (expert_frame(boxes=torch.zeros(4, 7)), r"gave boxes \(4, 7\) for 4 queries; give a tensor \(4, 9\)"),

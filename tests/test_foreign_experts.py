@@ -17,25 +17,31 @@ from typer.testing import CliRunner
 
 from pipeline.data import CLASSES
 from pipeline.data.frames import frame_batches
-from pipeline.data.index import FrameIndex
+from pipeline.data.index import FrameIndex, build_index
 from pipeline.data.source import FrameSource
+from pipeline.dumping.dump import dump
+from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
 from pipeline.evaluation.predict import predict
 from pipeline.expert import DetectorAdapter, MonocularAdapter, MultiViewAdapter
 from pipeline.expert.detections import Detections, class_numbers, detections, joined, lidar_boxes
+from pipeline.focal.rule import FocalRule
 from pipeline.models.build import build_detector, load_config
 from pipeline.models.checkpoints import convert_checkpoint, load_checkpoint
 from pipeline.models.load import load_detector
 from pipeline.models.pairs import StudentPlan
+from pipeline.models.views import own_cells
 from pipeline.training.expert import take_or_train
 from pipeline.training.settings import RunSettings
 from stages.cli import app
 from store_schema import StoreReader
 from tests import foreign
+from tests.data.test_rigs import LANDSCAPE, PORTRAIT, another_rig, painted
 from tests.forking import forked_fd3d
 
 NAMES = tuple(sorted(foreign.CONFIGS))  # as DVC and the report sort them, the first one the profile's first
 INDEX = Path("runs/index.npz")
+WORLD, SIZES = "v1.0-world", [PORTRAIT, *[LANDSCAPE] * 4]
 
 
 def fd3d(*arguments: object) -> str:
@@ -461,3 +467,41 @@ def test_cameras_are_given_as_mmdet3d_names_them(files: Path, world: Path, world
             np.testing.assert_allclose(meta["cam2img"] @ meta["lidar2cam"], sample.lidar2img, atol=1e-3)
     np.testing.assert_allclose(front.lidar2img, single[0].lidar2img)
     assert isinstance(batch["data_samples"][0], Det3DDataSample) and "cam2img" not in batch["data_samples"][0].metainfo
+
+
+@pytest.mark.parametrize("layout", ["focal", "dense"])
+def test_areas_and_statistics_of_a_foreign_pyramid_end_with_the_cameras_own_images(
+    layout: str, world: Path, tmp_path: Path
+) -> None:
+    root = painted(another_rig(world, tmp_path / "own", SIZES, None))
+    with warnings.catch_warnings(action="ignore"):
+        index = build_index(root, WORLD, root / "index.npz")
+    source = FrameSource(root / "index.npz", root, "world_val")
+    settings = DumpSettings(FocalRule(num_queries=20, min_score=0.0), layout=layout, frames_per_shard=3)
+    dump(foreign.write_foreign(tmp_path, "fcos3d"), None, source, tmp_path / "store", settings, workers=0)
+    reader, own = StoreReader(tmp_path / "store"), index[0].image_sizes
+    for level, (rows, columns, _, stride) in enumerate(reader.schema.pv):
+        inside = own_cells(torch.from_numpy(own)[None], (rows, columns), (96, 96))[0].numpy()
+        if layout == "focal":
+            # a cell whose centre is in the padding may still have some of the camera's own image
+            cells = [np.unravel_index(reader.read(t)[f"pv/{level}/index"], inside.shape) for t in reader.tokens]
+            camera, row, column = np.concatenate(cells, 1)
+            assert (row * stride[0] < own[camera, 0]).all() and (column * stride[1] < own[camera, 1]).all()
+            assert set(camera) == set(range(5))
+        else:
+            values = np.concatenate([reader.read(token)[f"pv/{level}/dense"][inside] for token in reader.tokens])
+            stats = reader.manifest["statistics"][f"pv/{level}"]
+            np.testing.assert_allclose(stats["mean"], values.astype(np.float64).mean(0), rtol=1e-3, atol=1e-5)
+
+
+def test_a_pyramid_of_some_cameras_has_the_sizes_of_these() -> None:
+    sizes = np.array([[96.0, 64], [64, 96], [64, 96]])
+    sample = Det3DDataSample(metainfo={"frames": [{"pad_hw": (96, 96), "view_hw": sizes}]})
+    sample.pred_instances_3d = InstanceData(
+        bboxes_3d=LiDARInstance3DBoxes(torch.ones(1, 7)), scores_3d=torch.ones(1), labels_3d=torch.zeros(1).long()
+    )
+    seen: Any = {"bev": ((), torch.ones(1, 3, 4, 4)), "pv": ((), torch.ones(2, 3, 12, 12))}
+    (frame,) = DetectorAdapter(bev="a", pv="b").read(torch.nn.Identity(), seen, [sample], 1)
+    assert frame.image_hw == (96, 96) and frame.view_hw is not None and frame.view_hw.tolist() == sizes[:2].tolist()
+    (frame,) = DetectorAdapter(bev="a").read(torch.nn.Identity(), {"bev": seen["bev"]}, [sample], 1)
+    assert frame.view_hw is None  # no areas in images

@@ -244,13 +244,14 @@ def check_mounts(
 
 
 def tell_turns(lidar: str, mounts: np.ndarray, tell: Callable[[str], object]) -> None:
-    """Tell of a frame of reference, mounts (m, 4, 4), whose axes are not nuScenes'; warn of other axes than x or y ahead, or of several."""
+    """Tell of a frame of reference, mounts (m, 4, 4), whose axes are not nuScenes'; warn of other axes than nearly x or y ahead, or of several."""
     turns = np.degrees([lidar_turn(mount) for mount in mounts])
     if (np.abs(turns - 90) <= _MAX_SLANT).all():  # as of the ego frame and of most LiDARs but nuScenes'
         tell(f"boxes are in the frame of {lidar}, whose x axis looks ahead")
     elif (turns != 0).any():
+        doubt = "warning: " if (np.abs(turns) > _MAX_SLANT).any() else ""
         tell(
-            f"warning: {lidar} is turned by {', '.join(f'{turn:.0f}' for turn in np.unique(turns[turns != 0].round()))} degrees against nuScenes', "
+            f"{doubt}{lidar} is turned by {', '.join(f'{turn:.0f}' for turn in np.unique(turns[turns != 0].round()))} degrees against nuScenes', "
             "whose y axis looks ahead; boxes and history follow its own axes"
         )
 

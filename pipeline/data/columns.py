@@ -9,19 +9,18 @@ from collections.abc import Sized
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL import Image
 
 from pipeline.data.can_bus import EgoStates
 from pipeline.data.checks import MAX_GAP, check_poses
 from pipeline.data.geometry import arctan2_of, invert, lidar_turn, move_boxes, product, transform
+from pipeline.data.image_kinds import check_kind, check_unknown
 from pipeline.data.tables import LIDAR, Chain, FrameTables
 from pipeline.errors import FD3DError, counted
 
 DAMAGED = -1, 0
 """Size and CRC-32 of an image file that is missing or damaged."""
 _ADVICE = "copy images again that are damaged, then run 'fd3d index' again"
-_DECODED: dict[str, bool] = {}  # whether OpenCV decodes a kind of file
 
 
 def scene_columns(tables: FrameTables, chain: Chain, states: EgoStates, root: Path) -> dict[str, np.ndarray]:
@@ -91,7 +90,7 @@ def _check_images(tables: FrameTables, chain: Chain, rows: np.ndarray, root: Pat
         paths below the root of the images whose heads cannot be read, which are told.
 
     Raises:
-        FD3DError: an image has another size.
+        FD3DError: an image has another size, or cannot be decoded as recorded.
     """
     unreadable: dict[str, str] = {}
     files = tables.files[rows]
@@ -102,12 +101,13 @@ def _check_images(tables: FrameTables, chain: Chain, rows: np.ndarray, root: Pat
         try:
             with Image.open(path) as image:
                 columns, lines = image.size
-                _check_kind(image, path)
+                check_kind(image, path)
         except FileNotFoundError:
             continue  # counted later
         except FD3DError:
             raise
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            check_unknown(path)
             unreadable[name] = f"image {path} cannot be read ({error!r:.60})"
             continue
         if [lines, columns] != size:
@@ -122,34 +122,6 @@ def _check_images(tables: FrameTables, chain: Chain, rows: np.ndarray, root: Pat
 
 def _more(images: Sized, chain: Chain) -> str:
     return f", and {len(images) - 1} more of {chain.name}" if len(images) > 1 else ""
-
-
-def _check_kind(image: Image.Image, path: str) -> None:
-    """Refuse an image that cannot be decoded as the sensor recorded it, as far as the file's head tells.
-
-    Raises:
-        FD3DError: naming the image.
-    """
-    tiles = getattr(image, "tile", [])
-    raw = tiles[0][3] if tiles else ""  # by which alone Pillow tells 16 bits of three channels
-    raw = raw[0] if isinstance(raw, tuple) else raw
-    if image.mode[:1] in ("I", "F") or ";16" in str(raw):
-        raise FD3DError(
-            f"image {path} has pixels of more than 8 bits ({raw or image.mode}); convert the images to 8 bits a channel"
-        )
-    kind = str(image.format)
-    if kind not in _DECODED:
-        import cv2  # a quarter of a second, and every command reads indices
-
-        _DECODED[kind] = cv2.haveImageReader(path)
-    if not _DECODED[kind]:
-        raise FD3DError(
-            f"image {path} is a {kind} file, which OpenCV does not decode here; convert the images to JPEG or PNG"
-        )
-    if isinstance(image, TiffImageFile) and image.tag_v2.get(ExifTags.Base.Orientation, 1) != 1:
-        raise FD3DError(
-            f"image {path} is a TIFF file with an orientation, by which OpenCV turns it; save the images as recorded, without orientation"
-        )
 
 
 def _contents(path: str, cut: dict[str, str]) -> tuple[int, int]:

@@ -5,16 +5,22 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 from pipeline.errors import FD3DError
 
 TIMEOUT = 600
-"""Seconds after which a batch that no worker brings is an error; a dead worker is noticed no sooner."""
+"""Seconds after which a batch that no worker brings is an error."""
+_LOOK = 2.0  # seconds after which a dead worker is noticed
 SHARED = Path("/dev/shm")
 _ADVICE = f"workers pass images through {SHARED}: give the container more by --shm-size=8g, or set workers to 0"
 
@@ -30,11 +36,56 @@ def loader_options(workers: int, prefetch: int = 2) -> dict[str, Any]:
     multiprocessing.set_forkserver_preload(["pipeline.data.fork_server"])
     # A fork would copy the locks of torch's and OpenCV's threads in whatever state they are.
     return {
-        "multiprocessing_context": "forkserver",
+        "multiprocessing_context": WatchedWorkers(),
         "prefetch_factor": prefetch,
         "timeout": TIMEOUT,
         "worker_init_fn": begin_worker,
     }
+
+
+class WatchedQueue(Queue):
+    """Queue whose :meth:`get` gives up as soon as a process that was started with the queue has died.
+
+    With a timeout a data loader looks for dead workers only when the timeout is over; it looks too when the queue gives up.
+    """
+
+    processes: tuple[BaseProcess, ...] = ()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """As of any queue.
+
+        Raises:
+            queue.Empty: nothing has come in time, or a process has died.
+        """
+        if not block or timeout is None:
+            return super().get(block, timeout)
+        end = time.monotonic() + timeout
+        while (left := end - time.monotonic()) > _LOOK:
+            died = any(
+                process.exitcode for process in self.processes
+            )  # before the wait, for what it sent while it lived
+            try:
+                return super().get(True, _LOOK)
+            except Empty:
+                if died:
+                    raise
+        return super().get(True, max(left, 0))
+
+
+class WatchedWorkers(ForkServerContext):
+    """Start method of workers whose queues are :class:`WatchedQueue`. Where a loader hands no queue to its workers, nothing is watched."""
+
+    def Queue(self, maxsize: int = 0) -> WatchedQueue:  # noqa: N802
+        """A queue."""
+        return WatchedQueue(maxsize, ctx=self.get_context())
+
+    def Process(self, *args: Any, **options: Any) -> BaseProcess:  # type: ignore[override]  # noqa: N802
+        """A process, which the queues among its arguments watch."""
+        process = ForkServerProcess(*args, **options)
+        for queue in options.get("args", ()):
+            if isinstance(queue, WatchedQueue):
+                queue.processes = (*queue.processes, process)
+        return process
 
 
 def begin_worker(number: int = 0) -> None:
@@ -93,7 +144,9 @@ def worker_errors() -> Iterator[None]:
     except Exception as error:
         text = str(error)
         if re.match(r"DataLoader worker .*(killed by signal|exited unexpectedly)", text):
-            raise FD3DError(f"a worker that decodes images died, most often for want of memory; {_ADVICE}") from error
+            raise FD3DError(
+                f"a worker that decodes images died, for want of memory or by the error that the worker printed; {_ADVICE}"
+            ) from error
         if text.startswith("DataLoader timed out"):
             raise FD3DError(f"no worker has brought a batch for {TIMEOUT} s; {_ADVICE}, or look at the disk") from error
         if "Too many open files" in text:

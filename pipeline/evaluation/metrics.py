@@ -3,39 +3,28 @@
 import contextlib
 import csv
 import io
-import sys
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.data_classes import EvalBoxes
 from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes
-from nuscenes.eval.detection.data_classes import DetectionBox, DetectionMetricDataList
+from nuscenes.eval.detection.data_classes import DetectionMetricDataList
 from nuscenes.eval.detection.evaluate import DetectionEval
 from nuscenes.nuscenes import NuScenes
 
-from pipeline.data.annotations import FARTHEST, possible
 from pipeline.data.devkit import TABLES, open_truth
 from pipeline.data.folder import table_folder
 from pipeline.data.index import FrameIndex
-from pipeline.data.json_stream import JSONStream, rows_of
-from pipeline.data.origin import origin_of
+from pipeline.data.json_stream import rows_of
 from pipeline.data.splits import split_scenes
-from pipeline.errors import FD3DError, counted
+from pipeline.errors import FD3DError
+from pipeline.evaluation.submitted import REFUSALS, RULES, submitted, told
 from pipeline.files import write_atomically
 
 # the devkit's names of the true-positive errors and the benchmark's
 ERRORS = {"trans_err": "mATE", "scale_err": "mASE", "orient_err": "mAOE", "vel_err": "mAVE", "attr_err": "mAAE"}
-_REFUSALS = (AssertionError, KeyError, TypeError, ValueError, AttributeError, OverflowError)
-"""What the devkit raises for a record that cannot be."""
-_LISTS = {"translation": 3, "size": 3, "rotation": 4, "velocity": 2, "ego_translation": 3}
-"""Fields of a record that are lists, and of how many numbers."""
-_TOO_LARGE = 1 << 63
-"""Numpy makes whole numbers from here on objects, of which the devkit cannot tell whether they are NaN."""
 METRICS = ("NDS", "mAP", *ERRORS.values())
 """NDS and mAP in percent, and the mean errors."""
 
@@ -94,8 +83,8 @@ def evaluate(
             metrics, curves = _SplitEval(nusc, submission, split, truth, index).evaluate()
         except FD3DError:
             raise
-        except _REFUSALS as error:
-            raise FD3DError(f"submission {submission} cannot be evaluated: {_told(error)}") from error
+        except REFUSALS as error:
+            raise FD3DError(f"submission {submission} cannot be evaluated: {told(error)}") from error
     found = metrics.serialize()
     if work_dir is not None:
         _write_curves(curves, work_dir / "pr.csv")
@@ -122,8 +111,10 @@ class _SplitEval(DetectionEval):
     def __init__(
         self, nusc: NuScenes, submission: Path, split: str, truth: EvalBoxes, index: FrameIndex | None = None
     ) -> None:
-        self.nusc, self.cfg, self.verbose, self.index = nusc, config_factory("detection_cvpr_2019"), False, index
-        self.pred_boxes = self._predictions(submission, split, truth.sample_tokens)
+        self.nusc, self.cfg, self.verbose = nusc, config_factory(RULES), False
+        self.pred_boxes = EvalBoxes()
+        for token, boxes in submitted(submission, split, truth.sample_tokens, index):
+            self.pred_boxes.boxes[token] = self._counted(boxes).boxes[token]
         self.gt_boxes = self._counted(truth)
         self.sample_tokens = self.gt_boxes.sample_tokens
 
@@ -132,124 +123,6 @@ class _SplitEval(DetectionEval):
         if not boxes.all:  # the devkit cannot tell the kind of no boxes
             return boxes
         return filter_eval_boxes(self.nusc, add_center_dist(self.nusc, boxes), self.cfg.class_range)
-
-    def _predictions(self, submission: Path, split: str, wanted: list[str]) -> EvalBoxes:
-        boxes, known, others = EvalBoxes(), set(wanted), []
-        for token, records in _results(submission):
-            if token not in known:
-                others.append(token)
-                continue
-            if token in boxes.boxes:
-                raise FD3DError(f"{submission} has sample {token} twice; keep one")
-            if not isinstance(records, list):
-                raise FD3DError(f"{submission} has {records!r:.40} for sample {token}; it must be a list of boxes")
-            if strange := [r for r in records if not isinstance(r, dict) or r.get("sample_token", token) != token]:
-                raise FD3DError(
-                    f"{submission} has {strange[0]!r:.80} for sample {token}, which is no box of this sample"
-                )
-            if len(records) > self.cfg.max_boxes_per_sample:
-                raise FD3DError(
-                    f"{submission} has {len(records)} boxes for sample {token}; {self.cfg.max_boxes_per_sample} are allowed"
-                )
-            if unsure := [r for r in records if not _is_score(r.get("detection_score"))]:
-                raise FD3DError(
-                    f"{submission} has detection_score {unsure[0].get('detection_score')!r:.40} for sample {token}; give numbers of 0 or more"
-                )
-            if (odd := next(filter(None, map(_no_number, records)), None)) is not None:
-                raise FD3DError(f"{submission} has {odd[0]} {odd[1]!r:.60} for sample {token}; give {odd[2]}")
-            try:
-                frame = EvalBoxes.deserialize({token: [_shared_texts(record) for record in records]}, DetectionBox)
-            except _REFUSALS as error:
-                raise FD3DError(
-                    f"{submission} has a box of sample {token} that the devkit refuses: {_told(error)}"
-                ) from error
-            if (bad := _impossible(frame.boxes[token])) is not None:
-                raise FD3DError(
-                    f"{submission} has a box of sample {token} that cannot be: translation {bad.translation}, size {bad.size}, rotation "
-                    f"{bad.rotation}, velocity {bad.velocity}; give finite numbers up to {FARTHEST:g}, sizes above 0 and a rotation"
-                )
-            boxes.boxes[token] = self._counted(frame).boxes[token]
-        if others or len(boxes) < len(known):
-            first, given = min([*others, *(known - set(boxes.boxes))]), {*others, *boxes.boxes}
-            whose = () if self.index is None else origin_of(self.index, given)
-            raise FD3DError(
-                f"{submission} has {len(boxes)} of the {counted(len(known), 'sample')} of {split} and {counted(len(others), 'other')}, "
-                f"first {ascii(first)[1:-1]:.80}: {'; '.join(whose or ['give one of this split'])}"
-            )
-        return boxes
-
-
-def _no_number(record: Mapping[str, Any]) -> tuple[str, Any, str] | None:
-    """The first field of a record that must be numbers and is not: its name, its value and what it must be. Missing fields and wrong
-    numbers of numbers are the devkit's to refuse."""
-    lists = [record[name] for name in _LISTS if name in record]
-    if "num_pts" not in record and all(type(one) is list for one in lists) and set(map(type, chain(*lists))) == {float}:
-        return None  # as nearly all records are
-    for name, count in _LISTS.items():
-        value = record.get(name, [])
-        if not isinstance(value, list) or not all(map(_is_number, value)):
-            return name, value, f"{count} numbers"
-    points = record.get("num_pts", -1)
-    if not (_is_number(points) and abs(points) < _TOO_LARGE):
-        return "num_pts", points, "a whole number, or leave it out"
-    return None
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is float or (type(value) is int and abs(value) < _TOO_LARGE)
-
-
-def _impossible(boxes: list[DetectionBox]) -> DetectionBox | None:
-    """The first box that cannot be; a velocity that is not known may be NaN."""
-    numbers = [[*box.translation, *box.size, *box.rotation, *box.velocity] for box in boxes]
-    values = np.array(numbers, dtype=np.float64).reshape(len(boxes), 12)
-    bad = ~possible(values[:, :10]) | (np.abs(values[:, 10:]) > FARTHEST).any(1)
-    return boxes[int(bad.argmax())] if bad.any() else None
-
-
-def _results(submission: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Token and records of every frame of a submission.
-
-    Raises:
-        FD3DError: the file is missing or no submission.
-    """
-    try:
-        with open(submission, encoding="utf-8-sig") as file:
-            stream = JSONStream(file)
-            found = False
-            for key in stream.members():
-                if key != "results":
-                    stream.value()
-                    continue
-                if found:
-                    raise ValueError("'results' is there twice")
-                found = True
-                for token in stream.members():
-                    yield token, stream.value()
-            stream.end()
-    except (OSError, ValueError) as error:
-        if isinstance(error, FD3DError):
-            raise
-        raise FD3DError(f"submission {submission} cannot be read: {error}") from error
-
-
-def _is_score(value: Any) -> bool:
-    return (
-        type(value) in (int, float) and 0 <= value <= sys.float_info.max
-    )  # compared exactly, where a float of it would overflow
-
-
-def _told(error: Exception) -> str:
-    """A refusal of the devkit in a line; some have no words of their own."""
-    if words := " ".join(str(error).split()):
-        return f"{type(error).__name__}: {words:.160}"
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} at {last.line}"
-
-
-def _shared_texts(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with one copy of each text for all records."""
-    return {name: sys.intern(value) if isinstance(value, str) else value for name, value in record.items()}
 
 
 def _write_curves(curves: DetectionMetricDataList, path: Path, distance: float = 2.0) -> None:

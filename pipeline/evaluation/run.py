@@ -14,6 +14,7 @@ from pipeline.evaluation.early import frames_to_evaluate
 from pipeline.evaluation.metrics import evaluate, evaluated_scenes
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.submission import write_submission
+from pipeline.evaluation.submitted import submitted
 from pipeline.files import check_needed, file_sha256, write_atomically
 from pipeline.models.build import load_config
 from pipeline.models.load import load_detector
@@ -81,13 +82,17 @@ def score(
         detector: SHA-256 of the checkpoint that detected; None where that is not known.
 
     Returns:
-        metrics as of :func:`~pipeline.evaluation.metrics.evaluate`; none, and none written, for a split without annotations.
+        metrics as of :func:`~pipeline.evaluation.metrics.evaluate`; none, and none written, for a split without annotations, of which
+        the submission is compared all the same.
         ``evaluated`` has one entry: ``checkpoint_sha256``, ``index_sha256`` and ``split``.
 
     Raises:
         FD3DError: the submission is missing or damaged, or does not cover the split.
     """
-    if not index.boxes_of(index.select(source.split))[0]:
+    rows = index.select(source.split)
+    if not index.boxes_of(rows)[0]:
+        for _ in submitted(submission, source.split, [index[row].token for row in rows], index):
+            pass  # each is compared when it is taken
         return {}
     found = evaluate(submission, source.root, index.version, source.split, out, index=index)
     # a list, since 'dvc metrics' leaves lists out: hashes are no columns of a table of numbers

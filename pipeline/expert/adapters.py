@@ -6,8 +6,10 @@ the config's ``custom_imports`` and name the class in the config: ``adapter = di
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from mmdet3d.registry import TASK_UTILS
 from mmdet3d.structures import Det3DDataSample
@@ -189,6 +191,17 @@ def padded_hw(sample: Det3DDataSample) -> tuple[int, int] | None:
     """Rows and columns of the padded image: as noted by this project's data preprocessor, or by mmdet3d's."""
     frames = sample.metainfo.get("frames")
     return (frames[-1] if frames else {}).get("pad_hw") or sample.metainfo.get("batch_input_shape")
+
+
+def own_sizes(sample: Det3DDataSample, pyramid: Sequence[Tensor]) -> np.ndarray | None:
+    """Rows and columns (V, 2) of the own images of a pyramid's V cameras, the data's first; None where images have one size.
+
+    Args:
+        pyramid: levels (V, C, Hl, Wl).
+    """
+    frames = sample.metainfo.get("frames")
+    sizes = (frames[-1] if frames else {}).get("view_hw")
+    return None if sizes is None or not pyramid else sizes[: len(pyramid[0])]
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import FD3DError, counted
 
-from .adapters import Seen, first_tensor, levels_of, padded_hw
+from .adapters import Seen, first_tensor, levels_of, own_sizes, padded_hw
 from .detections import Detections, class_numbers, detections, joined
 from .frame import ExpertFrame
 
@@ -92,14 +92,17 @@ class DetectorAdapter:
             self._check_tap(name, seen[name][1], len(found))
         for b, one in enumerate(found):
             best, missing = one.best(num_queries), max(num_queries - len(one.scores), 0)
+            sample = samples[b * len(samples) // len(found)]  # the frame's, or that of its first camera
+            pyramid = levels_of(seen["pv"][1], b, len(found)) if "pv" in seen else []
             frames.append(
                 ExpertFrame(
                     boxes=nn.functional.pad(best.boxes, (0, 0, 0, missing)),
                     score=nn.functional.pad(best.scores, (0, missing)),
                     label=nn.functional.pad(best.labels, (0, missing)),
                     bev=first_tensor(seen["bev"][1])[b].float() if "bev" in seen else None,
-                    pv=levels_of(seen["pv"][1], b, len(found)) if "pv" in seen else [],
-                    image_hw=padded_hw(samples[b * len(samples) // len(found)]),
+                    pv=pyramid,
+                    image_hw=padded_hw(sample),
+                    view_hw=own_sizes(sample, pyramid),
                 )
             )
         return frames

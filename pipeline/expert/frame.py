@@ -49,7 +49,7 @@ class ExpertFrame:
         bev: (C, H, W), row = y, column = x; None for an expert without a BEV map.
         pv: levels of (V, C, Hl, Wl); empty for an expert without a camera pyramid.
         image_hw: rows and columns of the padded image that the pyramid divides.
-        view_hw: (V, 2) rows and columns of each camera's own image, where images differ in size.
+        view_hw: (V, 2) rows and columns of each camera's own image, in pixels of the padded image, where images differ in size: areas end there.
         reference: (K, 3) in 0..1, entering the last decoder layer; None where the expert has no queries.
         features: (K, C) query states of the last layer; None where the expert has no queries.
         reading: readings of the queries; None where unknown.
@@ -93,6 +93,11 @@ def check_frame(frame: object, num_queries: int, adapter: str) -> None:
         if not isinstance(part, Tensor) or part.dim() != dims:
             told = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
             raise FD3DError(f"{adapter}.read gave {name} {told}; give a tensor of {dims} dimensions")
+    if frame.view_hw is not None and frame.pv and np.shape(frame.view_hw) != (len(frame.pv[0]), 2):
+        raise FD3DError(
+            f"{adapter}.read gave view_hw {np.shape(frame.view_hw)} for {counted(len(frame.pv[0]), 'camera')}; give rows and columns of each "
+            "camera's own image, or leave it out where images have one size"
+        )
     label, score = frame.label, frame.score
     if label.is_floating_point() or not ((label >= 0) & (label < len(CLASSES))).all():
         raise FD3DError(

@@ -390,6 +390,9 @@ def test_an_image_that_cannot_be_read_is_told(own: Path, world: Path) -> None:
     assert line.endswith(", and 1 more of scene-2000; copy images again that are damaged, then run 'fd3d index' again")
 
 
+DEEP = "has pixels of more than 8 bits"
+
+
 @pytest.mark.parametrize(
     ("name", "write", "told"),
     [
@@ -403,6 +406,39 @@ def test_an_image_that_cannot_be_read_is_told(own: Path, world: Path) -> None:
             lambda path, image: cv2.imwrite(path, image[..., 0].astype(np.uint16) * 200),
             "has pixels of more than 8 bits",
         ),
+        (
+            "a.ppm",
+            lambda path, image: cv2.imwrite(path, image.astype(np.uint16) * 200),
+            f"{DEEP} .up to 65535.; convert",
+        ),
+        (
+            "a.ppm",
+            lambda path, image: Path(path).write_bytes(b"P6 288 160 100\n" + (image // 3).tobytes()),
+            "has pixels of up to 100, which OpenCV does not scale to 255; convert",
+        ),
+        ("a.jp2", lambda path, image: cv2.imwrite(path, image.astype(np.uint16) * 200), f"{DEEP} .16.; convert"),
+        ("a.jp2", lambda path, image: cv2.imwrite(path, image.astype(np.uint16)[..., 0]), DEEP),
+        ("a.tif", lambda path, image: cv2.imwrite(path, image.astype(np.uint16) * 200), f"{DEEP} .RGB;16"),
+        ("a.tif", lambda path, image: cv2.imwrite(path, image / np.float32(255)), DEEP),  # which Pillow does not open
+        ("a.tif", lambda path, image: cv2.imwrite(path, image[..., 0] / np.float32(255)), DEEP),
+        (
+            "a.tif",
+            lambda path, image: cv2.imwrite(path, (image // 2).astype(np.int8)),
+            "has pixels with a sign; convert",
+        ),
+        (
+            "a.tif",
+            lambda path, image: cv2.imwrite(path, (image[..., 0] // 2).astype(np.int8)),
+            "has pixels with a sign",
+        ),
+        ("a.hdr", lambda path, image: cv2.imwrite(path, image), "has pixels of floating point .Radiance HDR.; convert"),
+        ("a.pfm", lambda path, image: cv2.imwrite(path, image), "has pixels of floating point .PFM.; convert"),
+        ("a.pfm", lambda path, image: cv2.imwrite(path, image[..., 0]), DEEP),
+        (
+            "a.exr",
+            lambda path, image: Path(path).write_bytes(b"\x76\x2f\x31\x01" + image.tobytes()),
+            "has pixels of floating point .OpenEXR.; convert",
+        ),
         ("a.gif", lambda path, image: Image.fromarray(image).save(path), "is a GIF file, which OpenCV does not decode"),
         (
             "a.tif",
@@ -415,7 +451,10 @@ def test_an_image_that_cannot_be_read_is_told(own: Path, world: Path) -> None:
             "is a TIFF file with an orientation",
         ),
         ("a.tif", lambda path, image: Image.fromarray(image).save(path), None),
+        ("a.tif", lambda path, image: Image.fromarray(image).convert("1").save(path), None),
         ("a.bmp", lambda path, image: Image.fromarray(image).save(path), None),
+        ("a.ppm", lambda path, image: cv2.imwrite(path, image), None),
+        ("a.jp2", lambda path, image: cv2.imwrite(path, image), None),
     ],
 )
 def test_images_that_cannot_be_decoded_as_recorded_are_refused_by_the_index(
@@ -426,7 +465,9 @@ def test_images_that_cannot_be_decoded_as_recorded_are_refused_by_the_index(
     write(str(own / "samples" / name), np.random.default_rng(0).integers(0, 256, (160, 288, 3), np.uint8))
     change(own, "sample_data", first(filename=f"samples/{name}"))
     with pytest.raises(FD3DError, match=f"image .*{name} {told}") if told else nullcontext():
-        indexed(own)
+        index, lines = indexed(own)
+        assert lines == [] and (index.arrays["image_bytes"] > 0).all()
+        LoadMultiViewImages()._decode(own / "samples" / name, np.array([160, 288]))
 
 
 def test_cameras_by_a_modality_in_capitals_and_sensors_with_intrinsics_are_found(own: Path) -> None:

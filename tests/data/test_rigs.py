@@ -35,8 +35,12 @@ MIXED = [(99, 65), (65, 97), (63, 97)]
 pytestmark = pytest.mark.filterwarnings("ignore:.*image files of")
 
 
-def another_rig(world: Path, root: Path, sizes: list[tuple[int, int]], lidar: str | None) -> Path:
-    """The tiny world's tables with cameras ring_0, ring_1, ... of sizes (rows, columns), and a LiDAR along ``x``, ``y`` or none."""
+AHEAD = {"x": 0.0, "y": -90.0}
+
+
+def another_rig(world: Path, root: Path, sizes: list[tuple[int, int]], lidar: str | float | None) -> Path:
+    """The tiny world's tables with cameras ring_0, ring_1, ... of sizes (rows, columns), and a LiDAR whose axis ``x`` or ``y`` looks
+    ahead, or whose x axis looks that many degrees to the left of ahead, or none."""
     shutil.copytree(world / VERSION, root / VERSION)
     (root / "can_bus").symlink_to(world / "can_bus")
     tables: dict[str, Any] = {
@@ -48,7 +52,8 @@ def another_rig(world: Path, root: Path, sizes: list[tuple[int, int]], lidar: st
     kept = [row for row in tables["sensor"] if row["channel"] == "LIDAR_TOP" and lidar]
     mounts = [row for row in tables["calibrated_sensor"] if channel[row["token"]] == "LIDAR_TOP" and lidar]
     for row in mounts:
-        row["rotation"] = Quaternion(axis=(0, 0, 1), degrees=0 if lidar == "x" else -90).elements.tolist()
+        heading = AHEAD[lidar] if isinstance(lidar, str) else lidar
+        row["rotation"] = Quaternion(axis=(0, 0, 1), degrees=heading).elements.tolist()
     data = [row for row in tables["sample_data"] if channel[row["calibrated_sensor_token"]] == "LIDAR_TOP" and lidar]
     fronts = [row for row in tables["sample_data"] if channel[row["calibrated_sensor_token"]] == "CAM_FRONT"]
     poses = {row["token"]: row for row in tables["ego_pose"]}
@@ -167,8 +172,8 @@ def test_projections_are_those_of_brute_force(world: Path, tmp_path: Path, sizes
     assert seen > 3
 
 
-@pytest.mark.parametrize("lidar", ["x", "y", None])
-def test_history_lies_where_the_landmark_is(world: Path, tmp_path: Path, lidar: str | None) -> None:
+@pytest.mark.parametrize("lidar", ["x", "y", None, -80.5, -85.0, -93.0])
+def test_history_lies_where_the_landmark_is(world: Path, tmp_path: Path, lidar: str | float | None) -> None:
     """A landmark in the BEV map of the frame before, turned and shifted as BEVFormer does, against its place by the tables."""
     root = another_rig(world, tmp_path / "own", [LANDSCAPE], lidar)
     read = lambda name: json.loads((root / VERSION / f"{name}.json").read_text())  # noqa: E731

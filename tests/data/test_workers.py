@@ -91,6 +91,36 @@ def test_a_worker_that_brings_nothing_is_one_line(monkeypatch) -> None:
         list(DataLoader(Silent(), None, num_workers=1, **loader_options(1)))
 
 
+class Dies(Dataset):
+    """Data set of two items that ends its worker while it is imported, or when an item is asked for."""
+
+    def __init__(self, early: bool) -> None:
+        self.early = early
+
+    def __setstate__(self, state: dict) -> None:
+        if state["early"]:
+            raise ImportError("another revision")
+        self.__dict__.update(state)
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, number: int) -> int:
+        if number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_worker_that_dies_is_noticed_before_the_timeout(early: bool) -> None:
+    begun, brought = time.monotonic(), []
+    with pytest.raises(FD3DError, match="a worker that decodes images died, for want of"), worker_errors():
+        for number in DataLoader(Dies(early), None, num_workers=1, persistent_workers=True, **loader_options(1, 1)):
+            brought.append(number)
+    assert time.monotonic() - begun < workers.TIMEOUT / 6
+    assert brought == ([] if early else [0])  # what it sent before it died is not lost
+
+
 @pytest.mark.parametrize("end", ["(pid(s) 7) exited unexpectedly", "(pid 7) is killed by signal: Bus error. "])
 def test_a_worker_that_died_is_one_line(end: str) -> None:
     with pytest.raises(FD3DError, match="a worker that decodes images died.*--shm-size"), worker_errors():

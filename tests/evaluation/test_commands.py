@@ -219,13 +219,24 @@ def changed(submission: dict[str, Any], **values: Any) -> str:
     return json.dumps(submission)
 
 
-def test_submissions_that_cannot_be_are_one_line_that_names_the_sample(own: Path) -> None:
+@pytest.mark.parametrize("annotated", [True, False])
+def test_submissions_that_cannot_be_are_one_line_that_names_the_sample(own: Path, annotated: bool) -> None:
     fd3d("index")
     given = repeated(FrameIndex.load("index.npz"), "val", Path("given.json"))
+    place = ["--submission", given, "--out", "out", "--metrics", "out/m.json"]
+    if not annotated:
+        for table in ("sample_annotation", "instance"):
+            (own / VERSION / f"{table}.json").write_text("[]")
+        fd3d("index", "--root", "data", "--version", VERSION, "--out", "test.npz")
+        place += ["--index", "test.npz"]
+        told = "split 'val' has no annotations, so there are no metrics; given.json fits it"
+        assert told in fd3d("evaluate", *place) and not Path("out/m.json").exists()
     text, sample = given.read_text(), "sample [0-9a-f]{32}"
     first = next(iter(json.loads(text)["results"]))
     for wrong, told in (
+        ("garbage", "submission given.json cannot be read: "),
         (f'{text[:-2]}, "{first}": []}}}}', f"has {sample} twice; keep one"),
+        (json.dumps({"meta": {}, "results": {}}), "has 0 of the 3 samples of val and 0 others, first "),
         (f'{text[:-1]}, "results": {{}}}}', "cannot be read: 'results' is there twice"),
         (json.dumps({"meta": {}, "results": {first: 5}}), f"has 5 for {sample}; it must be a list of boxes"),
         (json.dumps({"meta": {}, "results": {first: [7]}}), f"has 7 for {sample}, which is no box of this sample"),
@@ -284,11 +295,11 @@ def test_submissions_that_cannot_be_are_one_line_that_names_the_sample(own: Path
     ):
         given.write_text(wrong)
         with pytest.raises(FD3DError, match=told) as caught:
-            fd3d("evaluate", "--submission", given, "--out", "out", "--metrics", "out/m.json")
+            fd3d("evaluate", *place)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
     odd = {"num_pts": 3.0, "extra": {"a": [10**400, None]}, "velocity": [float("nan"), 0]}
     given.write_text(changed(json.loads(text), **odd))
-    fd3d("evaluate", "--submission", given, "--out", "out", "--metrics", "out/m.json")
+    fd3d("evaluate", *place)
 
 
 def test_a_split_without_annotations_is_detected_on_and_said_so(own: Path, project: Path) -> None:
