@@ -191,3 +191,12 @@ def decoded(frame: Mapping[str, NDArray[Any]], codes: Mapping[str, MapCode]) -> 
         values = path.replace("/affine", "/values")
         out[values] = dequantise(frame[values], frame[path])
     return out
+
+
+def read_back(schema: StoreSchema, frame: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The frame that ``read(token, decode=False)`` would give after ``frame`` was written."""
+    specs = {path: spec for path, spec in schema.arrays().items() if spec.kind != "count"}
+    out = {path: np.asarray(as_stored(path, spec, frame[path]), spec.dtype) for path, spec in specs.items()}
+    if "query/sampling" in out:
+        out["query/sampling"] = unpack_sampling(out["query/sampling"])
+    return out

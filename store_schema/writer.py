@@ -239,7 +239,7 @@ class StoreWriter:
             return
         self._write_marked(CONSTANTS, self.layout.constant_files(constants), learned_by=learned_by)
         specs = self.schema.constants()
-        self._know_codes({path: np.asarray(constants[path], spec.dtype) for path, spec in specs.items()})
+        self._know_codes({path: np.array(constants[path], spec.dtype) for path, spec in specs.items()})
 
     def learned_by(self) -> str | None:
         """SHA-256 of the code that learned the codes; None where the constants' marker does not tell."""

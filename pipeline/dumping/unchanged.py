@@ -23,10 +23,9 @@ from pipeline.dumping.shared import source_sha256
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 from store_schema import OtherStoreError, StoreError, StoreReader, StoreWriter
-from store_schema.coding import decoded
+from store_schema.coding import decoded, read_back
 from store_schema.manifest import MANIFEST, seal, unseal, unseal_manifest
 from store_schema.provenance import check_versions
-from store_schema.reader import read_back
 from store_schema.storage import LocalStorage, Storage
 
 LIMIT = 1e-3
