@@ -114,6 +114,8 @@ def dump(
         writer = StoreWriter(storage, schema, manifest, tokens, size, allow_versions=allow_versions)
         # from the comparison on, so that no other dump puts another store there meanwhile
         with writer.locked():
+            if not replace_other and (held := made_by(storage)) is not None:  # before codes are learned for it
+                refuse_difference(held, writer.manifest, storage, "delete the store or choose another folder")
             writer.outdated = outdated_by(engine, job, writer, constants)
             if writer.outdated is not None and not replace_other:
                 raise writer.outdated
