@@ -193,12 +193,17 @@ def test_a_deletion_that_is_killed_leaves_no_shard_without_a_marker(
 def test_a_store_all_of_whose_files_are_damaged_is_mended_by_the_same_command(made: Path) -> None:
     """Finalising removes the markers of damaged files."""
     before = digest(made)
-    for file in made.rglob("*"):
-        if file.is_file() and ".done" not in file.parts and file.name not in ("recipe.json", "manifest.json", ".lock"):
-            content = file.read_bytes()
-            file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
-    with writer(made) as store, pytest.raises(StoreError, match="does not have the checksum it was written with"):
-        store.finalise(STATISTICS)
+    with writer(made) as store:  # which mends metadata when it is opened
+        for file in made.rglob("*"):
+            if (
+                file.is_file()
+                and ".done" not in file.parts
+                and file.name not in ("recipe.json", "manifest.json", ".lock")
+            ):
+                content = file.read_bytes()
+                file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        with pytest.raises(StoreError, match="does not have the checksum it was written with"):
+            store.finalise(STATISTICS)
     write(made)
     assert digest(made) == before
 
