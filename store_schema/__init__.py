@@ -4,10 +4,10 @@ The package needs numpy, zarr, numcodecs and google-crc32c only.
 """
 
 from .codes import MapCode
-from .coding import dequantise, quantise
+from .coding import dequantise, quantise, read_back
 from .describe import describe
 from .errors import OtherStoreError, StoreError
-from .reader import StoreReader, read_back
+from .reader import StoreReader
 from .schema import SCHEMA_VERSION, StoreSchema
 from .shards import ShardWriter
 from .specs import ArraySpec

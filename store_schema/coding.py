@@ -16,7 +16,8 @@ def check_frame(schema: StoreSchema, token: str, frame: Mapping[str, NDArray[Any
     """Refuse a frame that does not fit the schema, field by field.
 
     Raises:
-        StoreError: a field is missing, unknown, or has another shape, type or range; the message names frame and field.
+        StoreError: a field is missing, unknown, no plain array, or has another shape, type or range; the message names
+            frame and field.
     """
     keys = schema.frame_keys()
     for problem, names in (("lacks", keys - frame.keys()), ("has unknown", frame.keys() - keys)):
@@ -24,6 +25,8 @@ def check_frame(schema: StoreSchema, token: str, frame: Mapping[str, NDArray[Any
             raise StoreError(
                 f"frame {token} {problem} {', '.join(sorted(names))}; the schema wants {', '.join(sorted(keys))}"
             )
+    for path, array in frame.items():  # all of them first: cell numbers are compared with the values of their map
+        _check_plain(f"frame {token}: {path}", array)
     specs = schema.arrays()
     for path, array in frame.items():
         spec = specs[path]
@@ -44,6 +47,14 @@ def check_frame(schema: StoreSchema, token: str, frame: Mapping[str, NDArray[Any
             raise StoreError(f"frame {token}: {path} has type {array.dtype}, expected floating point")
 
 
+def _check_plain(name: str, array: Any) -> None:
+    """Refuse what is no array, and a masked one, whose checks leave out what lies under the mask and would be stored."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise StoreError(f"{name} is a masked array, which stores have no mask for; give a plain one, such as filled()")
+    if not isinstance(array, np.ndarray):
+        raise StoreError(f"{name} is of type {type(array).__name__}, expected a NumPy array")
+
+
 def _check_whole(token: str, path: str, array: NDArray[Any], dtype: str) -> None:
     """Refuse what an integer type would cut to fit."""
     if array.dtype.kind not in "iu":
@@ -58,13 +69,15 @@ def check_constants(schema: StoreSchema, constants: Mapping[str, NDArray[Any]]) 
     """Refuse constants that do not fit the schema.
 
     Raises:
-        StoreError: a constant is missing, unknown, of another shape, or has values that its type cannot hold.
+        StoreError: a constant is missing, unknown, no plain array, of another shape, or has values that its type cannot hold.
     """
     if unknown := sorted(constants.keys() - schema.constants().keys()):
         known = ", ".join(schema.constants()) or "none"
         raise StoreError(f"constant {unknown[0]} is not of the schema, which has {known}")
     for path, spec in schema.constants().items():
         array = constants.get(path)
+        if array is not None:
+            _check_plain(f"constant {path}", array)
         if array is None or array.shape != spec.shape:
             raise StoreError(
                 f"constant {path} is {'nothing' if array is None else array.shape}, expected shape {spec.shape}"
@@ -177,4 +190,13 @@ def decoded(frame: Mapping[str, NDArray[Any]], codes: Mapping[str, MapCode]) -> 
     for path in frame.keys() - out.keys():
         values = path.replace("/affine", "/values")
         out[values] = dequantise(frame[values], frame[path])
+    return out
+
+
+def read_back(schema: StoreSchema, frame: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The frame that ``read(token, decode=False)`` would give after ``frame`` was written."""
+    specs = {path: spec for path, spec in schema.arrays().items() if spec.kind != "count"}
+    out = {path: np.asarray(as_stored(path, spec, frame[path]), spec.dtype) for path, spec in specs.items()}
+    if "query/sampling" in out:
+        out["query/sampling"] = unpack_sampling(out["query/sampling"])
     return out

@@ -45,6 +45,8 @@ _MAPPINGS = (
     "files",
 )
 ABSENT = "(absent)"
+# settings that follow from others, of features: ``values: pca`` is told, not its other number of bits
+_FOLLOWING = ("code", "code_bits", "code_bytes")
 # facts about the run that do not change what is stored
 _INCIDENTAL = ("libraries", "mixed_libraries", "source_sha256", "shards", "statistics", "coverage", "files", "crc32c")
 
@@ -72,10 +74,11 @@ def fingerprint(manifest: Mapping[str, Any]) -> str:
 def differing(a: Any, b: Any, path: str = "") -> tuple[str, Any, Any] | None:
     """First field in which two manifests differ, with both values; manifests without one have one fingerprint.
 
-    Fields that both have come first: what only one of them has follows from such a field more often than not.
+    Fields that both have come first: what only one of them has follows from such a field more often than not. Those that
+    are known to follow from others come last.
     """
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        for key in (*sorted(a.keys() & b.keys()), *sorted(a.keys() ^ b.keys())):
+        for key in sorted(a.keys() | b.keys(), key=lambda key: (key in _FOLLOWING, key not in a or key not in b, key)):
             if not path and key in _INCIDENTAL:
                 continue
             found = differing(a.get(key, ABSENT), b.get(key, ABSENT), f"{path}.{key}" if path else key)

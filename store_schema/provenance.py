@@ -8,7 +8,7 @@ from .errors import OtherStoreError, StoreError
 from .layout import ARRAYS, CONSTANTS, DONE
 from .manifest import MANIFEST, RECIPE, differing, fingerprint, unseal, unseal_manifest, unseal_recipe
 from .storage import LEASE, LOCK, Storage
-from .storage.own import is_litter, is_temporary
+from .storage.own import is_litter, is_shard, is_temporary
 
 
 def found_maker(
@@ -75,6 +75,21 @@ def check_recipe(storage: Storage, own: str) -> None:
         )
 
 
+def other_version(marker: Mapping[str, Any], here: Mapping[str, str]) -> tuple[str, Any, Any] | None:
+    """First library of which a shard's marker tells another version, with both versions; None where none is.
+
+    Of a library that the marker's list leaves out, as one does that an earlier revision wrote, nothing is known: it does not
+    count as another version, and the manifest lists it as unknown. A marker without any list tells of no library.
+
+    Args:
+        here: versions that the shard would be written with.
+    """
+    known = marker.get("libraries") or {}
+    asked = {name: version for name, version in here.items() if name in known or not known}
+    found = differing({"versions": known}, {"versions": asked})
+    return found and (found[0].removeprefix("versions."), *found[1:])
+
+
 def check_versions(storage: object, done: Mapping[int, Mapping[str, Any]], here: Mapping[str, str]) -> None:
     """Refuse to mix shards of several library versions in one store.
 
@@ -86,30 +101,32 @@ def check_versions(storage: object, done: Mapping[int, Mapping[str, Any]], here:
         StoreError: naming the shard, the library and both versions.
     """
     for shard, marker in done.items():
-        if found := differing({"versions": marker.get("libraries") or {}}, {"versions": dict(here)}):
-            name = found[0].removeprefix("versions.")
+        if found := other_version(marker, here):
+            name, old, new = found
             raise StoreError(
-                f"shard {shard} of {storage} was written with {name} {found[1]}, now it is {found[2]}; go on with the version of "
+                f"shard {shard} of {storage} was written with {name} {old}, now it is {new}; go on with the version of "
                 "before, allow the mixture (fd3d dump --allow-versions), or delete the store and dump again"
             )
 
 
-def check_markers(storage: Storage, markers: Sequence[str], own: str) -> None:
-    """Refuse a finished store all of whose markers are gone, which would be written anew from its first shard.
+def check_markers(storage: Storage) -> None:
+    """Refuse shards all of whose markers are gone: they would be written anew from the first one, without a word.
 
-    Args:
-        markers: names of the shards' markers.
-        own: fingerprint of the dump that is to go on.
+    A dump writes markers of metadata and constants before its first shard, so that a kill leaves no such store.
 
     Raises:
-        StoreError: naming the folder of the markers.
+        OtherStoreError: naming the folder of the markers.
     """
-    found = storage.read_many([MANIFEST, ARRAYS, CONSTANTS, *markers])
-    manifest = unseal_manifest(found.pop(MANIFEST, None))
-    if manifest is not None and not found and fingerprint(manifest) == own:
-        raise StoreError(
-            f"store {storage} is finished, but its folder {DONE} is gone, as after a copy without hidden files; copy the folder {DONE} "
-            f"too, or delete {MANIFEST} to dump all shards again"
+    if not all(map(is_litter, storage.list(DONE))):
+        return
+    finished = unseal_manifest(storage.read_many([MANIFEST]).get(MANIFEST)) is not None
+    if finished or storage.first(is_shard) is not None:
+        raise OtherStoreError(
+            f"store {storage} {'is finished' if finished else 'has shards'}, but its folder {DONE} is gone, as after a copy without hidden "
+            f"files; copy the folder {DONE} too, or dump all shards again with fd3d dump --replace",
+            f"folder {DONE}",
+            "there",
+            "gone",
         )
 
 

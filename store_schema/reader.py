@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .cache import FrameCache
 from .checksum import fault
 from .codes import MapCode
-from .coding import as_stored, decoded, unpack_sampling
+from .coding import decoded, unpack_sampling
 from .direct import DirectArray, direct_arrays
 from .errors import StoreError
 from .layout import DONE, StoreLayout, shard_file
@@ -81,7 +81,7 @@ class StoreReader:
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files and cached frames stay in this process; another process opens its own.
-        opened = ("group", "_arrays", "_counts", "_counted", "_cache", "_stamp")
+        opened = ("group", "_arrays", "_counts", "_counted", "_cache", "_stamp", "_constants", "codes")
         return {key: value for key, value in self.__dict__.items() if key not in opened}
 
     @cached_property
@@ -233,7 +233,7 @@ class StoreReader:
         return found
 
     def counts(self) -> dict[str, NDArray[Any]]:
-        """Stored cells of every row, (N,) by the name of the map (``bev``, ``pv/0``, ...).
+        """Stored cells of every row, (N,) by the name of the map (``bev``, ``pv/0``, ...); copies, which the caller may change.
 
         Raises:
             StoreError: files of a shard are missing or cut, or its counts are not as they were written; the shard is named.
@@ -248,7 +248,7 @@ class StoreReader:
                 raise StoreError(
                     f"shard {shard} of {self.storage} is damaged: {error}; delete {self.layout.marker(shard)} and dump again"
                 ) from error
-        return self._counts
+        return {path: counts.copy() for path, counts in self._counts.items()}
 
     def _count(self, shard: int) -> None:
         """Check the sizes of a shard's files and read its counts, once."""
@@ -273,18 +273,22 @@ class StoreReader:
 
     @cached_property
     def codes(self) -> dict[str, MapCode]:
-        """Codes by map; empty where features are not coded."""
-        return self.schema.codes(self.constants) if self.schema.code else {}
+        """Codes by map, of read-only arrays; empty where features are not coded."""
+        return self.schema.codes(self._constants) if self.schema.code else {}
 
-    @cached_property
+    @property
     def constants(self) -> dict[str, NDArray[Any]]:
-        """Arrays without a frame dimension.
+        """Arrays without a frame dimension; copies, which the caller may change.
 
         Raises:
             StoreError: a file is missing or damaged, or the store was replaced since the manifest was read.
         """
+        return {path: array.copy() for path, array in self._constants.items()}
+
+    @cached_property
+    def _constants(self) -> dict[str, NDArray[Any]]:
         try:
-            return {path: np.asarray(array_of(self.group, path)[:]) for path in self.schema.constants()}
+            constants = {path: np.asarray(array_of(self.group, path)[:]) for path in self.schema.constants()}
         except StoreError:
             raise
         except (ValueError, KeyError, FileNotFoundError) as error:
@@ -294,6 +298,9 @@ class StoreReader:
             ) from error
         except Exception as error:
             raise self.storage.trouble("read", error) from error
+        for array in constants.values():
+            array.setflags(write=False)  # codes are handed out, and decode every later frame
+        return constants
 
 
 def array_of(group: zarr.Group, path: str) -> zarr.Array[Any]:
@@ -336,15 +343,6 @@ def read_row(
             out[path] = np.asarray(arrays[path][row, : int(counts[path.rsplit("/", 1)[0]][row])])
         elif spec.kind != "count":
             out[path] = np.asarray(arrays[path][row])
-    if "query/sampling" in out:
-        out["query/sampling"] = unpack_sampling(out["query/sampling"])
-    return out
-
-
-def read_back(schema: StoreSchema, frame: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The frame that ``read(token, decode=False)`` would give after ``frame`` was written."""
-    specs = {path: spec for path, spec in schema.arrays().items() if spec.kind != "count"}
-    out = {path: np.asarray(as_stored(path, spec, frame[path]), spec.dtype) for path, spec in specs.items()}
     if "query/sampling" in out:
         out["query/sampling"] = unpack_sampling(out["query/sampling"])
     return out

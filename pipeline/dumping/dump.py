@@ -30,7 +30,7 @@ from pipeline.models.build import load_config
 from pipeline.models.pairs import check_data
 from store_schema import OtherStoreError, StoreWriter, open_storage
 from store_schema.manifest import made_by, refuse_difference
-from store_schema.provenance import found_maker
+from store_schema.provenance import check_markers, found_maker
 from store_schema.storage import Storage
 
 
@@ -114,6 +114,8 @@ def dump(
         writer = StoreWriter(storage, schema, manifest, tokens, size, allow_versions=allow_versions)
         # from the comparison on, so that no other dump puts another store there meanwhile
         with writer.locked():
+            if not replace_other and (held := made_by(storage)) is not None:  # before codes are learned for it
+                refuse_difference(held, writer.manifest, storage, "delete the store or choose another folder")
             writer.outdated = outdated_by(engine, job, writer, constants)
             if writer.outdated is not None and not replace_other:
                 raise writer.outdated
@@ -151,7 +153,7 @@ def check_place(storage: Storage, manifest: dict[str, Any], replace_other: bool)
         replace_other: whether a store that another dump made is replaced.
 
     Raises:
-        OtherStoreError: another expert, config or index made the store, or an earlier revision.
+        OtherStoreError: another expert, config or index made the store, or an earlier revision; or its markers are gone.
         StoreError: another process writes the store, the place cannot be written, or it has other files and no store.
     """
     with storage.lock():
@@ -166,6 +168,7 @@ def check_place(storage: Storage, manifest: dict[str, Any], replace_other: bool)
         known = {key: held[key] for key in manifest if key in held}
         wanted = {key: continued(storage, manifest)[key] for key in known}
         refuse_difference(known, wanted, storage, "delete the store or choose another folder")
+        check_markers(storage)
 
 
 def continued(storage: Storage, manifest: dict[str, Any]) -> dict[str, Any]:

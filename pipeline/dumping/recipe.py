@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import cv2
 from mmengine.config import Config
 
 from pipeline.data import CAMERAS
@@ -134,6 +135,8 @@ def make_manifest(
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide the numbers in a store."""
-    names = ("torch", "mmcv", "mmdet", "mmdet3d", "zarr", "numcodecs", "numpy")
-    return {name: version(name) for name in names} | {"python": platform.python_version()}
+    """Versions of the libraries that decide the numbers in a store, OpenCV's included, which decodes and scales the images."""
+    names = ("torch", "mmcv", "mmdet", "mmdet3d", "mmengine", "numba", "zarr", "numcodecs", "numpy")
+    # several packages bring OpenCV, even beside each other: the module says which one is there
+    own = {"opencv": cv2.__version__, "python": platform.python_version()}
+    return {name: version(name) for name in names} | own

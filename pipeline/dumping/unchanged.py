@@ -23,10 +23,9 @@ from pipeline.dumping.shared import source_sha256
 from pipeline.errors import FD3DError
 from pipeline.files import write_atomically
 from store_schema import OtherStoreError, StoreError, StoreReader, StoreWriter
-from store_schema.coding import decoded
+from store_schema.coding import decoded, read_back
 from store_schema.manifest import MANIFEST, seal, unseal, unseal_manifest
-from store_schema.provenance import check_versions
-from store_schema.reader import read_back
+from store_schema.provenance import check_versions, other_version
 from store_schema.storage import LocalStorage, Storage
 
 LIMIT = 1e-3
@@ -105,7 +104,7 @@ def outdated_by(
     mixed = bool(writer.pending())
     if writer.schema.code is not None and writer.constants() is None and (lost := _uncoded(writer, here)):
         return lost
-    other = any(marker.get("libraries") != dict(writer.shards.libraries) for marker in finished.values())
+    other = any(other_version(marker, writer.shards.libraries) for marker in finished.values())
     if mixed and other and not writer.allow_versions:
         return None  # a mixture of bits, which the writer refuses
     others = sorted(set(sources.values()) - {here})

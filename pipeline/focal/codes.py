@@ -2,6 +2,7 @@
 
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +28,8 @@ class FeatureCode(nn.Module):
         self.code = code.code
         none = code.basis[:0]
         for name, array in (("basis", code.basis), ("mean", code.mean), ("book", code.book)):
-            tensor = torch.from_numpy(none if array is None else array).float()
+            # a copy: a module's buffers are written to, and a reader's arrays are read-only
+            tensor = torch.from_numpy(np.array(none if array is None else array, np.float32))
             self.register_buffer(name, tensor, persistent=False)
 
     @classmethod

@@ -174,7 +174,10 @@ class Storage(ABC):
         if MANIFEST in own:
             self.delete(MANIFEST)
         held()
-        self.delete_all(name for name in own if name != MANIFEST)
+        markers = {name for name in own if name.startswith(f"{DONE}/")}
+        self.delete_all(name for name in own if name != MANIFEST and name not in markers)
+        held()
+        self.delete_all(markers)  # last, so that a kill leaves no shards without them
 
     @abstractmethod
     def zarr_store(self) -> Store:

@@ -97,6 +97,11 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
+def is_shard(name: str) -> bool:
+    """Whether a file is named as one of the frames' arrays: tokens and constants, which are written before, are not."""
+    return _CHUNK.fullmatch(name) is not None and name.split("/")[0] in ("bev", "pv", "query")
+
+
 def is_litter(name: str) -> bool:
     """Whether a file is one that desktops and network file systems leave in any folder, and nobody reads."""
     return _LITTER.fullmatch(name) is not None

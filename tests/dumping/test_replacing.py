@@ -1,15 +1,17 @@
 """``--replace`` deletes a store that another dump made, and nothing else."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.dumping.dump import dump, opened
+from pipeline.dumping.dump import check_place, dump, opened
 from pipeline.dumping.settings import DumpSettings
 from pipeline.focal.rule import FocalRule
 from pipeline.settings import from_mapping
-from store_schema import OtherStoreError, StoreError, StoreWriter
+from store_schema import OtherStoreError, StoreError, StoreWriter, open_storage
+from store_schema.manifest import made_by
 from tests.store.synthetic import digest, write, writer
 
 
@@ -61,3 +63,24 @@ def test_settings_that_state_their_defaults_make_the_same_store(store, source, e
     assert {file: file.stat().st_mtime_ns for file in store.rglob("c/**/*")} == written
     with pytest.raises(OtherStoreError, match="was made with"):
         dump(expert_config, expert_checkpoint, source, store, replace(settings, layers=2), workers=0)
+
+
+def test_other_values_are_told_before_codes_are_learned_for_them(
+    store, source, expert_config, expert_checkpoint, runs, tmp_path
+):
+    shutil.copytree(store, tmp_path / "s")
+    focal = {"num_queries": 60, "min_score": 0.05, "bev_margin": 1, "pv_margin": 0.15}
+    rule, before = from_mapping(FocalRule, focal, "focal"), digest(tmp_path / "s")
+    settings = DumpSettings(rule, frames_per_shard=3, values="pca", code_frames=4)
+    with pytest.raises(OtherStoreError, match='was made with schema.values = "float16", now it is "pca"'):
+        dump(expert_config, expert_checkpoint, source, tmp_path / "s", settings, workers=0)
+    assert len(runs) == 1 and digest(tmp_path / "s") == before  # of the frame that tells the shapes
+
+
+def test_a_store_without_its_markers_is_told_before_the_expert_is_loaded(store, tmp_path):
+    shutil.copytree(store, tmp_path / "s", ignore=shutil.ignore_patterns(".done", "manifest.json"))
+    made, place = made_by(open_storage(store)), open_storage(tmp_path / "s")
+    assert made is not None
+    with pytest.raises(OtherStoreError, match="has shards, but its folder .done is gone"):
+        check_place(place, {"expert": made["expert"]}, False)
+    check_place(place, {"expert": made["expert"]}, True)

@@ -4,6 +4,7 @@ import os
 import shutil
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -408,3 +409,44 @@ def test_codes_that_are_damaged_do_not_let_other_code_s_shards_in(
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(OtherStoreError, match="its codes are damaged, so its shards cannot be compared"):
         dump(expert_config, None, scenes, tmp_path / "s", coded, workers=0)
+
+
+def brighter(monkeypatch) -> None:
+    """Another OpenCV, by whose version and pixels."""
+    decode = cv2.imdecode
+    monkeypatch.setattr(cv2, "__version__", "9.9.9")
+    monkeypatch.setattr(
+        cv2, "imdecode", lambda *given: np.clip(decode(*given).astype(int) + 8, 0, 255).astype(np.uint8)
+    )
+
+
+def test_another_opencv_is_another_library(scenes, settings, expert_config, whole, tmp_path, monkeypatch):
+    assert StoreReader(whole).manifest["libraries"]["opencv"] == cv2.__version__
+    shutil.copytree(whole, tmp_path / "s")
+    unfinish(tmp_path / "s", 3)
+    brighter(monkeypatch)
+    with pytest.raises(StoreError, match=r"shard 0 of .* was written with opencv .*, now it is 9.9.9"):
+        dump(expert_config, None, scenes, tmp_path / "s", settings, workers=0)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_shards_that_list_no_opencv_are_compared_by_their_bits(
+    scenes, settings, expert_config, whole, edited, tmp_path, monkeypatch, capsys, same
+):
+    """As of a dump before OpenCV was listed, which had other code than today's."""
+    shutil.copytree(whole, tmp_path / "s")
+    unfinish(tmp_path / "s", 3)
+    libraries = StoreReader(whole).manifest["libraries"]
+    listed = {name: version for name, version in libraries.items() if name not in ("opencv", "numba", "mmengine")}
+    for shard in (0, 1, 2, 4, 5):
+        rename_source(tmp_path / "s", shard, "a", libraries=listed)
+    if not same:
+        brighter(monkeypatch)
+        with pytest.raises(OtherStoreError, match="made with fd3d's code = aaaaaaaaaaaa, .* made again differs"):
+            dump(expert_config, None, scenes, tmp_path / "s", settings, workers=0)
+        return
+    dump(expert_config, None, scenes, tmp_path / "s", settings, workers=0)
+    assert "shard 0 made again is the same, so the store is kept" in capsys.readouterr().out
+    manifest = StoreReader(tmp_path / "s").manifest
+    assert manifest["libraries"]["opencv"] == ["unknown", cv2.__version__]
+    assert manifest["libraries"]["torch"] == libraries["torch"]

@@ -1,6 +1,7 @@
 """Features stored as codes of a few bytes: pq and pca."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,39 @@ def test_shards_of_other_codes_are_written_anew(tmp_path):
 def test_codes_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(StoreError, match=message):
         StoreSchema(**SIZES | changes)
+
+
+@pytest.mark.parametrize("code", [None, *CODES], ids=str)
+def test_what_a_reader_gives_changes_no_later_read(tmp_path: Path, code: Code | None) -> None:
+    path = write(tmp_path / "s", code)
+    for reader in (StoreReader(path), pickle.loads(pickle.dumps(StoreReader(path)))):
+        before, constants = reader.read(TOKENS[0]), {name: a.copy() for name, a in reader.constants.items()}
+        for given in (reader.counts(), reader.constants, reader.read(TOKENS[0]), reader.read(TOKENS[0], decode=False)):
+            for array in given.values():
+                array[...] = 1
+        for of_map in reader.codes.values():
+            for array in of_map.constants("bev").values():
+                with pytest.raises(ValueError, match="read-only"):
+                    array += 1
+            feature = FeatureCode(of_map)
+            feature.mean += 1  # a buffer
+        assert all(np.array_equal(reader.read(TOKENS[0])[name], array) for name, array in before.items())
+        assert all(np.array_equal(reader.constants[name], array) for name, array in constants.items())
+        assert all((counts == (1200, 1201)).all() for name, counts in reader.counts().items() if name == "bev")
+
+
+@pytest.mark.parametrize("code", CODES, ids=str)
+def test_constants_that_their_owner_changes_are_those_that_were_written(tmp_path: Path, code: Code) -> None:
+    schema = schema_of(code)
+    constants = constants_of(schema)
+    with writer_of(tmp_path / "s", schema) as store:
+        store.write_constants(constants)
+        for array in constants.values():
+            array += 1
+        codes = store.shards.codes
+        for shard, token in enumerate(TOKENS):
+            store.write_shard(shard, {token: make_frame(code, 1200 + shard)})
+        store.finalise({})
+    for name, of_map in StoreReader(tmp_path / "s").codes.items():
+        for path, array in of_map.constants(name).items():
+            np.testing.assert_array_equal(codes[name].constants(name)[path], array)

@@ -171,3 +171,8 @@ def test_a_setting_is_told_before_what_follows_from_it() -> None:
     want = {"code": {"cells": 9}, "schema": {"values": "pq"}, "version": 2}
     assert differing(have, want) == ("schema.values", "float16", "pq")
     assert differing(have, have | {"code": 1}) == ("code", "(absent)", 1)
+    have = {"code": {"frames": 10}, "schema": {"code_bits": 8, "code_bytes": 2, "values": "pq"}, "version": 2}
+    want = {"code": {"frames": 90}, "schema": {"code_bits": 4, "code_bytes": 4, "values": "pca"}, "version": 2}
+    assert differing(have, want) == ("schema.values", "pq", "pca")
+    pq = have["schema"]
+    assert differing(have, have | {"schema": pq | {"code_bits": 4}}) == ("schema.code_bits", 8, 4)  # type: ignore[operator]

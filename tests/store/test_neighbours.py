@@ -15,7 +15,7 @@ from store_schema import OtherStoreError, StoreError, StoreReader, StoreWriter, 
 from store_schema.manifest import seal
 from store_schema.storage import LocalStorage
 from store_schema.storage.trouble import trouble
-from tests.store.synthetic import CONSTANTS, SCENES, SCHEMA, digest, make_frame, write, writer
+from tests.store.synthetic import CONSTANTS, SCENES, SCHEMA, STATISTICS, digest, make_frame, write, writer
 
 
 @pytest.fixture
@@ -98,6 +98,114 @@ def test_a_store_that_was_copied_without_hidden_files_is_not_dumped_anew(made: P
     shutil.copytree(made / ".done", copy / ".done")
     write(copy)
     assert verify(copy).problems == [] and digest(copy) == digest(made)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_an_unfinished_store_that_was_copied_without_hidden_files_is_not_dumped_anew(
+    tmp_path: Path, marked: bool
+) -> None:
+    """Also before the first shard's marker: the markers of metadata and constants are written before any shard."""
+    half, copy = tmp_path / "half", tmp_path / "copy"
+    with writer(half) as store:
+        store.write_constants(CONSTANTS)
+        store.write_shard(0, {token: make_frame(token) for token in store.layout.tokens(0)})
+    if not marked:
+        (half / ".done/shard-00000.json").unlink()
+    shutil.copytree(half, copy, ignore=shutil.ignore_patterns(".*"))
+    before = digest(copy)
+    with pytest.raises(
+        OtherStoreError, match="^store .* has shards, but its folder .done is gone, .*; copy the folder"
+    ):
+        write(copy)
+    assert digest(copy) == before
+    shutil.copytree(half / ".done", copy / ".done")
+    for path in (half, copy):
+        with writer(path) as store:
+            assert store.pending() == ([1] if marked else [0, 1])
+        write(path)
+    assert verify(copy).problems == [] and digest(copy) == digest(half)
+
+
+def test_a_store_without_markers_is_replaced_where_that_is_asked_for(made: Path) -> None:
+    before = digest(made)
+    shutil.rmtree(made / ".done")
+    told: list[OtherStoreError] = []
+    store = writer(made)
+    store.replacing = told.append
+    with store:
+        assert [(error.field, error.stored, error.wanted) for error in told] == [("folder .done", "there", "gone")]
+        assert store.pending() == [0, 1] and not list(made.glob("bev/values/c/*"))
+    write(made)
+    assert digest(made) == before
+
+
+@pytest.mark.parametrize("files", [0, 2, 7])
+def test_what_a_kill_leaves_before_the_first_shard_is_gone_on_with(
+    made: Path, tmp_path: Path, files: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe, and metadata or constants without a marker."""
+    write_file = LocalStorage.write_all
+
+    def killed(self: LocalStorage, contents: Iterable[tuple[str, bytes]], *rest: Any) -> None:
+        given = list(contents)
+        write_file(self, given if len(given) == 1 else given[:files], *rest)
+        if len(given) > 1:  # the recipe is alone
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "write_all", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "s")
+    assert (tmp_path / "s/recipe.json").exists() and not list((tmp_path / "s").glob(".done/*"))
+    write(tmp_path / "s")
+    assert digest(tmp_path / "s") == digest(made)
+
+
+def test_a_deletion_that_is_killed_leaves_no_shard_without_a_marker(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every file: the dump goes on by itself, as after a kill of its own."""
+    before = digest(made)
+    unlink, left = os.unlink, [0]
+
+    def killed(place: Any, *args: Any, **kwargs: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        unlink(place, *args, **kwargs)
+
+    for files in range(1, len(before) + 2):
+        left[0] = files
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", killed)
+            try:
+                open_storage(made).clear()
+                gone = True
+            except KeyboardInterrupt:
+                gone = False
+        if gone:
+            break
+        write(made)
+        assert digest(made) == before
+    assert gone and files > len(before) // 2
+
+
+def test_a_store_all_of_whose_files_are_damaged_is_mended_by_the_same_command(made: Path) -> None:
+    """Finalising removes the markers of damaged files."""
+    before = digest(made)
+    with writer(made) as store:  # which mends metadata when it is opened
+        for file in made.rglob("*"):
+            if (
+                file.is_file()
+                and ".done" not in file.parts
+                and file.name not in ("recipe.json", "manifest.json", ".lock")
+            ):
+                content = file.read_bytes()
+                file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        with pytest.raises(StoreError, match="does not have the checksum it was written with"):
+            store.finalise(STATISTICS)
+    write(made)
+    assert digest(made) == before
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "recipe.json", ".done/arrays", ".done/shard-00000.json"])

@@ -61,3 +61,24 @@ def test_versions_make_no_other_store(tmp_path):
     write(tmp_path, libraries=OLD)
     manifest = StoreReader(tmp_path).manifest
     assert fingerprint(manifest) == fingerprint(manifest | {"libraries": NEW, "mixed_libraries": []})
+
+
+def test_a_library_that_an_older_list_leaves_out_is_unknown_and_no_other_version(tmp_path):
+    dump(tmp_path, OLD, shards=1)
+    listed = OLD | {"opencv": "4.11.0"}
+    with pytest.raises(StoreError, match="was written with torch 2.1.0, now it is 2.2.0"):
+        dump(tmp_path, NEW | {"opencv": "4.11.0"})
+    dump(tmp_path, listed)
+    manifest = StoreReader(tmp_path).manifest
+    assert manifest["libraries"] == {"opencv": ["unknown", "4.11.0"], "torch": "2.1.0", "zarr": "3.1.0"}
+    assert manifest["mixed_libraries"] == [
+        {"libraries": OLD, "shards": ["00000"]},
+        {"libraries": listed, "shards": ["00001"]},
+    ]
+    assert verify(tmp_path).problems == []
+
+
+def test_shards_that_tell_no_library_at_all_are_other_ones(tmp_path):
+    dump(tmp_path, {}, shards=1)
+    with pytest.raises(StoreError, match=r"was written with torch \(absent\), now it is 2.1.0"):
+        dump(tmp_path, OLD)

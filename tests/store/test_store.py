@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import store_schema
 from store_schema import StoreError, StoreReader, StoreSchema, StoreWriter
@@ -139,6 +140,15 @@ def broken(name: str, change) -> dict[str, np.ndarray]:
         ("query/sampling", lambda a: a * np.float32("nan"), "query/sampling holds NaN or infinite"),
         ("query/boxes", lambda a: a.astype(complex), "query/boxes has type complex128, expected floating point"),
         ("bev/values", lambda a: a.astype(np.int64), "bev/values has type int64, expected floating point"),
+        # what the checks of a masked array leave out, and what has no type
+        ("query/score", lambda a: np.ma.masked_invalid([np.nan, 0.5]), "query/score is a masked array"),
+        ("query/label", lambda a: np.ma.masked_array([300, 1], [True, False]), "query/label is a masked array"),
+        ("query/features", lambda a: np.ma.masked_array(a, a > 0), "query/features is a masked array"),  # float16
+        ("bev/index", lambda a: np.ma.masked_array(a), "bev/index is a masked array"),
+        ("query/boxes", lambda a: a.tolist(), "query/boxes is of type list, expected a NumPy array"),
+        ("bev/index", lambda a: a.tolist(), "bev/index is of type list, expected a NumPy array"),
+        ("query/boxes", torch.from_numpy, "query/boxes is of type Tensor, expected a NumPy array"),
+        ("query/score", lambda a: np.float32(1), "query/score is of type float32, expected a NumPy array"),
     ],
 )
 def test_frames_that_do_not_fit_are_refused_by_name(tmp_path, name, change, message):
@@ -183,6 +193,8 @@ def test_rows_of_a_shard_are_a_whole_number(tmp_path, rows):
         ("decoder/value_proj_bias", lambda a: a * np.nan, "value_proj_bias has .* values that are NaN"),
         ("decoder/value_proj_bias", lambda a: a + 1e39, "value_proj_bias has .* beyond float32"),
         ("decoder/value_proj_bias", lambda a: a.astype(np.int64), "value_proj_bias has type int64"),
+        ("decoder/value_proj_bias", lambda a: a.tolist(), "value_proj_bias is of type list, expected a NumPy array"),
+        ("decoder/value_proj_bias", lambda a: np.ma.masked_array(a, a == 0), "value_proj_bias is a masked array"),
         (
             "decoder/other",
             lambda a: np.zeros(1),
