@@ -22,7 +22,7 @@ from .folders import left_as_found, make_folders, new_lock, sync, sync_folder, t
 from .interrupted import close, repeated
 from .lease import LEASE_SECONDS, Lease
 from .listing import walked
-from .own import FOLDERS, LEASE, MANIFEST, RECIPE, is_foreign, is_temporary
+from .own import FOLDERS, LEASE, MANIFEST, RECIPE, is_temporary
 from .regular import irregular, open_regular, parts, regular
 from .trouble import ABSENT, FULL, UNSUPPORTED, trouble, unwritable_lock
 from .writable import check_folders
@@ -326,8 +326,7 @@ class LocalStorage(Storage):
             found = self.read_many([RECIPE])
             if RECIPE not in found:
                 found = self.read_many([MANIFEST])
-            own = {name: data for name, data in found.items() if not is_foreign(data)}
-            check_folders(self, str(self.path), own)
+            check_folders(self, str(self.path), found)
         except OSError as error:
             raise self.trouble("written", error) from error
 
