@@ -237,6 +237,13 @@ def test_a_store_at_a_buckets_root_and_data_beside_a_store_are_never_deleted(ser
     assert list(open_storage(url).list()) == ["mine.txt"]
 
 
+def test_another_store_within_one_on_s3_is_named_once(url, local):
+    crash.dump(url, SCENES)
+    for name in crash.digest(local):
+        open_storage(url).write(f"night/{name}", (local / name).read_bytes())
+    assert verify(url).problems == ["night is another store; move it out of this one"]
+
+
 def test_a_store_replaced_on_s3_is_noticed_and_an_object_that_is_gone_is_not_zeros(url):
     crash.dump(url, SCENES)
     reader = StoreReader(url)
