@@ -14,7 +14,7 @@ import zarr
 from zarr.abc.store import Store
 
 from .checksum import mismatch
-from .errors import StoreError
+from .errors import StoreError, check_threads
 from .layout import DONE, StoreLayout, shard_file
 from .manifest import MANIFEST, RECIPE, differing
 from .reader import StoreReader
@@ -80,6 +80,7 @@ def verify(
             report.problems.extend(problems)
         except StoreError as error:  # a file that cannot be read and may be whole
             report.problems.append(str(error))
+    report.problems = list(dict.fromkeys(report.problems))  # of several checks that cannot be made for one reason
     if report.problems:  # of files that another dump deletes or writes meanwhile nothing is to be said
         try:
             reader._check_same()
@@ -265,4 +266,5 @@ def _short(value: Any) -> str:
 
 
 def _first_line(error: BaseException) -> str:
+    check_threads(error)
     return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -223,7 +223,11 @@ class Storage(ABC):
             yield from map(one, names)
             return
         with ThreadPoolExecutor(self.parallel) as pool:
-            yield from pool.map(one, names)
+            try:
+                found = pool.map(one, names)
+            except RuntimeError as error:
+                raise self.trouble("read", error) from error
+            yield from found
 
 
 def is_held(storage: object, by: str = "another process", shared: str | None = None) -> StoreError:

@@ -16,7 +16,8 @@ from typing import Any
 from zarr.abc.store import Store
 
 from ..checksum import checksums
-from ..errors import StoreError
+from ..errors import StoreError, want_of_threads
+from ..threads import start_zarr
 from .base import BLOCK, LOCK, TEMPORARY, Storage, is_held
 from .folders import left_as_found, make_folders, new_lock, sync, sync_folder, tidied
 from .interrupted import close, repeated
@@ -54,6 +55,8 @@ class LocalStorage(Storage):
         return self.shown
 
     def trouble(self, verb: str, error: Exception) -> StoreError:
+        if (told := want_of_threads(error)) is not None:
+            return told
         if not isinstance(error, OSError):
             return StoreError(f"store {self} cannot be {verb}: {str(error) or type(error).__name__}; run again")
         free = None
@@ -338,4 +341,5 @@ class LocalStorage(Storage):
             os.rmdir(self.path / TEMPORARY)
 
     def zarr_store(self) -> Store:
+        start_zarr()
         return FolderStore(self.path, read_only=True)

@@ -9,7 +9,8 @@ import zarr
 from zarr.abc.store import Store
 
 from ..checksum import checksums
-from ..errors import StoreError
+from ..errors import StoreError, check_threads, want_of_threads
+from ..threads import start_zarr
 from .base import BLOCK, LOCK, Storage
 from .lease import LEASE_SECONDS, Lease
 
@@ -41,6 +42,13 @@ class RemoteStorage(Storage):
             scheme = self.url.split("://")[0]
             needed = "fd3d[s3]" if scheme in ("s3", "s3a") else f"fsspec and its package for {scheme}"
             raise StoreError(f"store {self.url} needs {needed}: {error}; install it with pip") from error
+        except RuntimeError as error:
+            # fsspec, too, would wait for ever for a thread that was not started
+            from fsspec.asyn import reset_after_fork
+
+            reset_after_fork()
+            check_threads(error)
+            raise
         except (ValueError, TypeError) as error:
             raise StoreError(f"store {self.url} is not understood: {error}; give a path or a URL of fsspec") from error
 
@@ -61,6 +69,8 @@ class RemoteStorage(Storage):
             raise self.trouble(verb, error) from error
 
     def trouble(self, verb: str, error: Exception) -> StoreError:
+        if (told := want_of_threads(error)) is not None:
+            return told
         return StoreError(f"store {self} cannot be {verb}: {_first_line(error)}; check URL and access, then run again")
 
     @property
@@ -195,6 +205,7 @@ class RemoteStorage(Storage):
         """Do nothing: an object that was not sent whole does not exist."""
 
     def zarr_store(self) -> Store:
+        start_zarr()
         return zarr.storage.FsspecStore.from_url(
             self.url, {"use_listings_cache": False, **self.options}, read_only=True
         )
