@@ -1,5 +1,6 @@
 """A store's files in an object store that fsspec knows."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -30,13 +31,21 @@ class RemoteStorage(Storage):
     def __str__(self) -> str:
         return self.url
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_kept"}
+
     def filesystem(self) -> tuple[Any, str]:
-        """The fsspec file system and the store's path in it; fsspec keeps one per process."""
+        """The fsspec file system and the store's path in it; fsspec keeps one per process, and archives are kept here."""
+        kept = self.__dict__.get("_kept")
+        if kept is not None and kept[0] == os.getpid():  # forked processes would move each other's place in the file
+            return kept[1:]
         try:
             from fsspec.core import url_to_fs
 
             # other processes write too, so listings are not to be remembered
             filesystem, root = url_to_fs(self.url, use_listings_cache=False, **self.options)
+            if not filesystem.cachable:  # an archive, which would be opened again for each request
+                object.__setattr__(self, "_kept", (os.getpid(), filesystem, root))
             return filesystem, root
         except ImportError as error:
             scheme = self.url.split("://")[0]
@@ -143,9 +152,10 @@ class RemoteStorage(Storage):
     def list(self, folder: str = "") -> dict[str, int]:
         with self._requests("read") as (fs, root), suppress(FileNotFoundError):  # no such bucket
             found = fs.find(f"{root}/{folder}".rstrip("/"), detail=True)
-            # a prefix is not always ended at a slash
-            inside = {path: entry for path, entry in found.items() if path.startswith(f"{root}/")}
-            return {path[len(root) + 1 :]: entry["size"] for path, entry in inside.items()}
+            # a prefix is not always ended at a slash; an archive's root is empty
+            start = f"{root}/".lstrip("/")
+            inside = {path.lstrip("/"): entry for path, entry in found.items() if path.lstrip("/").startswith(start)}
+            return {path.removeprefix(start): entry["size"] for path, entry in inside.items()}
         return {}
 
     def first(self, wanted: Callable[[str], bool]) -> str | None:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -203,6 +205,24 @@ def test_other_urls(tmp_path):
     assert verify("memory://store").problems == []
     with pytest.raises(StoreError, match="is not understood: .*; give a path or a URL"):
         open_storage("nonsense://x")
+
+
+@pytest.mark.parametrize("inside", ["", "a/store"])
+def test_a_store_in_an_archive(tmp_path, local, monkeypatch, inside):
+    pytest.importorskip("fsspec", reason="fsspec is not installed")
+    shutil.copytree(local, tmp_path / "all" / inside)
+    archive = shutil.make_archive(str(tmp_path / "store"), "zip", tmp_path / "all")
+    url = f"zip://{inside}::{archive}"
+    assert open_storage(url).list() == open_storage(local).list()
+    assert verify(url).problems == []
+    reader, near = StoreReader(url), StoreReader(local)
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteStorage, "read", lambda storage, name: pytest.fail(f"{name} is read again"))
+        for token in near.tokens:
+            for name, want in near.read(token).items():
+                np.testing.assert_array_equal(reader.read(token)[name], want)
+    again = pickle.loads(pickle.dumps(reader))
+    assert again.read(near.tokens[0]).keys() == near.read(near.tokens[0]).keys()
 
 
 def test_without_the_package_the_extra_is_named():
