@@ -15,6 +15,8 @@ from ..threads import start_zarr
 from .base import BLOCK, LOCK, Storage
 from .lease import LEASE_SECONDS, Lease
 
+ANSWER = 30
+"""Seconds within which a server must answer the first request, and half of the seconds within which further bytes of a web server must come."""
 _FIRST = 100  # objects that are looked at before all are listed
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "ossfs", "obs", "b2", "r2", "tos")
 """Schemes of which the first part of a path is a bucket."""
@@ -43,7 +45,7 @@ class RemoteStorage(Storage):
             from fsspec.core import url_to_fs
 
             # other processes write too, so listings are not to be remembered
-            filesystem, root = url_to_fs(self.url, use_listings_cache=False, **self.options)
+            filesystem, root = url_to_fs(self.url, **self._arguments())
             if not filesystem.cachable:  # an archive, which would be opened again for each request
                 object.__setattr__(self, "_kept", (os.getpid(), filesystem, root))
             return filesystem, root
@@ -60,6 +62,16 @@ class RemoteStorage(Storage):
             raise
         except (ValueError, TypeError) as error:
             raise StoreError(f"store {self.url} is not understood: {error}; give a path or a URL of fsspec") from error
+
+    def _arguments(self) -> dict[str, Any]:
+        """Arguments of the file system; fsspec gives a file of a web server five minutes, however large, and as long to a silent server."""
+        given = {"use_listings_cache": False, **self.options}
+        if self._is_http and "::" not in self.url:
+            from aiohttp import ClientTimeout
+
+            limits = ClientTimeout(total=None, sock_connect=ANSWER, sock_read=2 * ANSWER)
+            given["client_kwargs"] = {"timeout": limits, **given.get("client_kwargs", {})}
+        return given
 
     @contextmanager
     def _requests(self, verb: str) -> Iterator[tuple[Any, str]]:
@@ -175,7 +187,7 @@ class RemoteStorage(Storage):
             found = self.list()
             return {name: found[name] for name in wanted if name in found}
         with self._requests("read") as (fs, root), suppress(FileNotFoundError):
-            return {name: fs.info(f"{root}/{name}")["size"] for name in wanted}
+            return {name: _info(fs, f"{root}/{name}")["size"] for name in wanted}
         return {}
 
     def stamp(self, name: str) -> Any:
@@ -202,6 +214,7 @@ class RemoteStorage(Storage):
             raise StoreError(
                 f"store {self} can only be read, since HTTP has no way to write; dump to a folder or an object store, and serve that"
             )
+        self.exists(LOCK)  # which is not waited for long where nothing answers
         lease = Lease(self, LOCK, LEASE_SECONDS)
         try:
             yield lease.check
@@ -216,9 +229,27 @@ class RemoteStorage(Storage):
 
     def zarr_store(self) -> Store:
         start_zarr()
-        return zarr.storage.FsspecStore.from_url(
-            self.url, {"use_listings_cache": False, **self.options}, read_only=True
-        )
+        return zarr.storage.FsspecStore.from_url(self.url, self._arguments(), read_only=True)
+
+
+def _info(fs: Any, path: str) -> dict[str, Any]:
+    """Facts of an object: the first request to a server, so it is not tried again and again for minutes.
+
+    Raises:
+        TimeoutError: the server did not answer in time.
+    """
+    from fsspec.asyn import AsyncFileSystem, sync
+
+    if not isinstance(fs, AsyncFileSystem) or not fs.async_impl:
+        found: dict[str, Any] = fs.info(path)
+        return found
+    try:
+        found = sync(fs.loop, fs._info, path, timeout=ANSWER)
+    except TimeoutError as error:
+        client = getattr(getattr(fs, "_s3", None), "meta", None)
+        where = getattr(client, "endpoint_url", None) or "its server"
+        raise TimeoutError(f"{where} did not answer within {ANSWER} s") from error
+    return found
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,14 +5,17 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline.dumping.early import place_of
 from store_schema import StoreError, StoreReader, StoreWriter, open_storage, verify
 from store_schema.storage import LOCK, RemoteStorage, remote
 from tests.store import crash
@@ -195,6 +198,36 @@ def test_a_server_that_is_not_there_is_one_line():
     with pytest.raises(StoreError, match="store s3://nowhere/store cannot be read: .*127.0.0.1:9") as caught:
         StoreReader("s3://nowhere/store", options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def mute(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server that takes connections, and says nothing."""
+    monkeypatch.setattr(remote, "ANSWER", 1)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_server_that_does_not_answer_is_one_line(mute):
+    for package in ("s3fs", "aiohttp"):
+        pytest.importorskip(package, reason=f"{package} is not installed (extra 's3')")
+    options = {"endpoint_url": mute, "key": "a", "secret": "b"}
+    web, s3 = f"{mute}/store", open_storage("s3://nowhere/store", options)
+    told = f"{mute} did not answer within 1 s; check URL and access, then run again"
+    for call, line in (
+        (lambda: StoreReader(s3), f"store s3://nowhere/store cannot be read: {told}"),
+        (lambda: place_of(s3), f"store s3://nowhere/store cannot be read: {told}"),
+        (lambda: s3.lock().__enter__(), f"store s3://nowhere/store cannot be read: {told}"),
+        (lambda: StoreReader(web), f"store {web} cannot be read: {told.replace(mute, 'its server')}"),
+    ):
+        begun = time.monotonic()
+        with pytest.raises(StoreError) as caught:
+            call()
+        assert str(caught.value) == line and time.monotonic() - begun < 10
+    begun = time.monotonic()
+    with pytest.raises(StoreError, match=f"store {web} cannot be read: "):
+        open_storage(web).read("manifest.json")
+    assert time.monotonic() - begun < 10
 
 
 def test_other_urls(tmp_path):
