@@ -56,7 +56,7 @@ async def _greet(address: str) -> None:
 
     try:
         await asyncio.wait_for(ask(), CONNECT)
-    except (OSError, ValueError, asyncio.TimeoutError):
+    except (TimeoutError, OSError, ValueError):
         raise
     except Exception as error:  # of other bytes, taken for a message of whatever size they spell
         raise OSError("what listens there speaks another protocol") from error
@@ -227,7 +227,7 @@ class DaskEngine:
             if address is not None:
                 asyncio.run(_greet(address))
             self.client = Client(self.local or address, timeout=CONNECT)
-        except (OSError, ValueError, asyncio.TimeoutError) as error:
+        except (TimeoutError, OSError, ValueError) as error:
             reason = (str(error).splitlines() or [f"no answer within {CONNECT} s"])[0]
             raise FD3DError(
                 f"no dask scheduler answers at {address} ({reason}); start one or correct the address"

@@ -167,7 +167,9 @@ class Storage(ABC):
         found = self.read_many(named)
         records = {name: data for name, data in found.items() if not is_foreign(data)}
         # what is damaged is the store's only beside a file that is recognisably a store's
-        if not any(is_record(*file) for file in found.items()) and (foreign := self.first(lambda name: name not in (LOCK, LEASE))):
+        if not any(is_record(*file) for file in found.items()) and (
+            foreign := self.first(lambda name: name not in (LOCK, LEASE))
+        ):
             raise StoreError(f"{self} is no store (it has {foreign}); nothing is deleted")
         there = self.list()
         others = set(named) - records.keys()

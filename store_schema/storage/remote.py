@@ -40,7 +40,7 @@ class RemoteStorage(Storage):
         """The fsspec file system and the store's path in it; fsspec keeps one per process, and archives are kept here."""
         kept = self.__dict__.get("_kept")
         if kept is not None and kept[0] == os.getpid():  # forked processes would move each other's place in the file
-            return kept[1:]
+            return kept[1], kept[2]
         try:
             from fsspec.core import url_to_fs
 

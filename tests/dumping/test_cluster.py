@@ -215,7 +215,9 @@ def test_a_scheduler_without_workers_is_told_at_once(
     with LocalCluster(n_workers=0, dashboard_address=None, processes=False, protocol="tcp") as empty:
         with pytest.raises(FD3DError, match="has no workers; start some with 'dask worker'"):
             make_engine(ClusterSettings(address=empty.scheduler_address)).__enter__()
-        told = f"warning: the scheduler at {empty.scheduler_address} has no workers yet; waiting up to 1 s for the first"
+        told = (
+            f"warning: the scheduler at {empty.scheduler_address} has no workers yet; waiting up to 1 s for the first"
+        )
     assert told in "".join(capsys.readouterr())
 
 

@@ -17,7 +17,6 @@ from store_schema.storage import LocalStorage
 from store_schema.storage.trouble import trouble
 from tests.store.synthetic import CONSTANTS, SCENES, SCHEMA, digest, make_frame, write, writer
 
-
 NESTED = {"night", "deep", "begun", "inner"}
 
 

@@ -208,15 +208,16 @@ def mute(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
-def test_a_server_that_does_not_answer_is_one_line(mute):
+def test_a_server_that_does_not_answer_is_one_line(mute, monkeypatch):
     for package in ("s3fs", "aiohttp"):
         pytest.importorskip(package, reason=f"{package} is not installed (extra 's3')")
-    options = {"endpoint_url": mute, "key": "a", "secret": "b"}
-    web, s3 = f"{mute}/store", open_storage("s3://nowhere/store", options)
+    for name, value in (("ENDPOINT_URL", mute), ("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    web, s3 = f"{mute}/store", open_storage("s3://nowhere/store")
     told = f"{mute} did not answer within 1 s; check URL and access, then run again"
     for call, line in (
         (lambda: StoreReader(s3), f"store s3://nowhere/store cannot be read: {told}"),
-        (lambda: place_of(s3), f"store s3://nowhere/store cannot be read: {told}"),
+        (lambda: place_of(str(s3)), f"store s3://nowhere/store cannot be read: {told}"),
         (lambda: s3.lock().__enter__(), f"store s3://nowhere/store cannot be read: {told}"),
         (lambda: StoreReader(web), f"store {web} cannot be read: {told.replace(mute, 'its server')}"),
     ):
