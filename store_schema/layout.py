@@ -18,6 +18,7 @@ from .encoding import compressor
 from .errors import StoreError
 from .schema import StoreSchema
 from .specs import ArraySpec
+from .threads import zarr_threads
 
 DONE = ".done"
 """Folder of the done-markers."""
@@ -76,6 +77,7 @@ class StoreLayout:
         """Names of all shards' done-markers in shard order."""
         return [self.marker(shard) for shard in range(len(self.plan))]
 
+    @zarr_threads()
     def metadata(self) -> dict[str, bytes]:
         """Files of the store before its first shard: metadata of every group and array, and the tokens."""
         files: dict[str, Buffer] = {}
@@ -102,6 +104,7 @@ class StoreLayout:
         metadata["attributes"] = {"fd3d": {key: value for key, value in manifest.items() if key not in long}}
         return json.dumps(metadata, indent=2).encode()
 
+    @zarr_threads()
     def constant_files(self, constants: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
         """Files of the arrays without a frame dimension; the root's metadata is with the other arrays."""
         files: dict[str, Buffer] = {}

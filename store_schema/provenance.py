@@ -8,7 +8,7 @@ from .errors import OtherStoreError, StoreError
 from .layout import ARRAYS, CONSTANTS, DONE
 from .manifest import MANIFEST, RECIPE, differing, fingerprint, unseal, unseal_manifest, unseal_recipe
 from .storage import LEASE, LOCK, Storage
-from .storage.own import is_litter, is_shard, is_temporary
+from .storage.own import is_foreign, is_litter, is_shard, is_temporary
 
 
 def found_maker(
@@ -43,7 +43,7 @@ def found_maker(
             return dict(own), False
     elif storage.list(DONE):
         return None, False
-    if RECIPE in found:
+    if RECIPE in found and not is_foreign(found[RECIPE]):
         raise StoreError(
             f"{RECIPE} of store {storage} is damaged, and no whole file says what made the store; delete the store "
             "or choose another folder"

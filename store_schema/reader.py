@@ -17,7 +17,7 @@ from .checksum import fault
 from .codes import MapCode
 from .coding import decoded, unpack_sampling
 from .direct import DirectArray, direct_arrays
-from .errors import StoreError
+from .errors import StoreError, check_threads
 from .layout import DONE, StoreLayout, shard_file
 from .manifest import MANIFEST, RECIPE, differing, identity, manifest_checksum, read_manifest
 from .schema import OLDEST_VERSION, SCHEMA_VERSION, StoreSchema
@@ -104,12 +104,13 @@ class StoreReader:
         entry: dict[str, Any] | None = files.get(name) or self.manifest["files"].get(name)
         return entry
 
-    def _check_same(self) -> None:
-        """Refuse a store that was replaced under this reader.
+    def _check_same(self, error: Exception | None = None) -> None:
+        """Refuse a store that was replaced under this reader, and to take want of threads in ``error`` for damage.
 
         Raises:
             StoreError: naming what differs, with both values.
         """
+        check_threads(error)
         stamp = self.storage.stamp(MANIFEST)
         if stamp is not None and stamp == self.__dict__.get("_stamp"):
             return
@@ -119,9 +120,8 @@ class StoreReader:
             )
         now = self._read_manifest()
         if found := differing(identity(self.manifest), identity(now)):
-            field, before, after = found
             raise StoreError(
-                f"store {self.storage} was replaced since it was opened: {field} was {before}, now it is {after}; start again "
+                f"store {self.storage} was replaced since it was opened: {found[0]} was {found[1]}, now it is {found[2]}; start again "
                 "to read the new one"
             )
         self.manifest, self._stamp = now, stamp
@@ -223,7 +223,7 @@ class StoreReader:
         except StoreError:
             raise
         except (ValueError, KeyError, RuntimeError, FileNotFoundError) as error:
-            self._check_same()  # a store that was replaced is no damaged one
+            self._check_same(error)  # a store that was replaced is no damaged one
             raise StoreError(
                 f"frame {token} of {self.storage} (shard {shard}) is damaged: {error}; delete {self.layout.marker(shard)} and dump again"
             ) from error
@@ -244,7 +244,7 @@ class StoreReader:
             except StoreError:  # of the system, not of the file
                 raise
             except (ValueError, KeyError, RuntimeError, FileNotFoundError) as error:
-                self._check_same()
+                self._check_same(error)
                 raise StoreError(
                     f"shard {shard} of {self.storage} is damaged: {error}; delete {self.layout.marker(shard)} and dump again"
                 ) from error
@@ -292,7 +292,7 @@ class StoreReader:
         except StoreError:
             raise
         except (ValueError, KeyError, FileNotFoundError) as error:
-            self._check_same()
+            self._check_same(error)
             raise StoreError(
                 f"a constant of store {self.storage} is damaged: {error}; run 'fd3d dump' again, which writes it anew"
             ) from error

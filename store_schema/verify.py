@@ -14,12 +14,12 @@ import zarr
 from zarr.abc.store import Store
 
 from .checksum import mismatch
-from .errors import StoreError
+from .errors import StoreError, check_threads
 from .layout import DONE, StoreLayout, shard_file
 from .manifest import MANIFEST, RECIPE, differing
 from .reader import StoreReader
 from .storage import LEASE, LOCK, TEMPORARY, Storage, open_storage
-from .storage.own import is_litter
+from .storage.own import is_litter, is_record
 from .whole import WholeStore
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -80,6 +80,7 @@ def verify(
             report.problems.extend(problems)
         except StoreError as error:  # a file that cannot be read and may be whole
             report.problems.append(str(error))
+    report.problems = list(dict.fromkeys(report.problems))  # of several checks that cannot be made for one reason
     if report.problems:  # of files that another dump deletes or writes meanwhile nothing is to be said
         try:
             reader._check_same()
@@ -119,7 +120,13 @@ def _file_problems(reader: StoreReader, layout: StoreLayout, report: Verificatio
             yield f"{MANIFEST} lists {name} in shard {shard}, where it does not belong"
         expected |= files
     there = storage.list() if storage.lists else {name: entry["bytes"] for name, entry in expected.items()}
-    for name in sorted(set(there) - set(expected)):
+    unknown = sorted(set(there) - set(expected))
+    inner = _inner_stores(storage, unknown)
+    for store in inner:
+        yield f"{store} is another store; move it out of this one"
+    for name in unknown:
+        if any(name.startswith(f"{store}/") for store in inner):
+            continue
         if name.startswith(f"{TEMPORARY}/"):
             if storage.is_being_written() or not storage.exists(
                 name
@@ -150,6 +157,18 @@ def _file_problems(reader: StoreReader, layout: StoreLayout, report: Verificatio
             yield f"{name} is gone, {MANIFEST} lists it"
         elif differ := mismatch(checksum, expected[name]):
             yield f"{name} has checksum {differ[0]}, {MANIFEST} says {differ[1]}"
+
+
+def _inner_stores(storage: Storage, names: Iterable[str]) -> list[str]:
+    """Outermost folders of other stores, also unfinished ones, by the names of files that are not this store's."""
+    found: list[str] = []
+    for name in sorted(names, key=lambda name: name.count("/")):
+        folder, _, file = name.rpartition("/")
+        if not folder or file not in (MANIFEST, RECIPE) or any(f"{folder}/".startswith(f"{above}/") for above in found):
+            continue
+        if is_record(file, storage.read_many([name]).get(name, b"")):
+            found.append(folder)
+    return found
 
 
 def _size_problem(storage: Storage, name: str, size: int | None, listed: int) -> str:
@@ -247,4 +266,5 @@ def _short(value: Any) -> str:
 
 
 def _first_line(error: BaseException) -> str:
+    check_threads(error)
     return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -15,8 +15,11 @@ import dask
 import distributed
 import numpy as np
 from distributed import CancelledError, Client, LocalCluster, WorkerPlugin, as_completed, get_worker, secede
+from distributed.comm import connect
 from distributed.deploy.spec import close_clusters
 from distributed.scheduler import KilledWorker
+from distributed.security import Security
+from tqdm import tqdm
 
 from pipeline.dumping.engine import Report
 from pipeline.dumping.guard import MARK, guarded
@@ -30,8 +33,33 @@ CONNECT = 20
 """Seconds within which a scheduler must answer."""
 TELLINGS = 10
 """Attempts to tell all workers of a dump, a second apart, while some of the workers die."""
+SILENT = 3
+"""Seconds without a worker after which it is said that one is waited for."""
 WORKERS = 600
 """Seconds within which a scheduler must get its first worker, which a batch system may queue."""
+
+
+async def _greet(address: str) -> None:
+    """Ask a scheduler who it is: dask's client waits without end for the answer of another program.
+
+    Raises:
+        OSError, TimeoutError: nothing listens there, or what listens does not answer as a scheduler does.
+    """
+
+    async def ask() -> object:
+        comm = await connect(address, timeout=CONNECT, **Security().get_connection_args("client"))
+        try:
+            await comm.write({"op": "identity", "reply": True})
+            return await comm.read()
+        finally:
+            comm.abort()
+
+    try:
+        await asyncio.wait_for(ask(), CONNECT)
+    except (TimeoutError, OSError, ValueError):
+        raise
+    except Exception as error:  # of other bytes, taken for a message of whatever size they spell
+        raise OSError("what listens there speaks another protocol") from error
 
 
 class ShardPlugin(WorkerPlugin):
@@ -196,18 +224,30 @@ class DaskEngine:
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
+            if address is not None:
+                asyncio.run(_greet(address))
             self.client = Client(self.local or address, timeout=CONNECT)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+        except (TimeoutError, OSError, ValueError) as error:
+            reason = (str(error).splitlines() or [f"no answer within {CONNECT} s"])[0]
             raise FD3DError(
                 f"no dask scheduler answers at {address} ({reason}); start one or correct the address"
             ) from error
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what matters is raised
         try:
-            self.client.wait_for_workers(1, timeout=WORKERS)
+            self._wait_for_workers()
         except TimeoutError as error:
             self._close()
             raise FD3DError(f"the scheduler at {address} has no workers; start some with 'dask worker'") from error
+
+    def _wait_for_workers(self) -> None:
+        """Wait for the first worker, and say so where it is not there yet."""
+        if self.local is None:
+            with suppress(TimeoutError):
+                return self.client.wait_for_workers(1, timeout=SILENT)
+            tqdm.write(
+                f"warning: the scheduler at {self.settings.address} has no workers yet; waiting up to {WORKERS} s for the first ('dask worker' starts one)"
+            )
+        self.client.wait_for_workers(1, timeout=WORKERS)
 
     def __exit__(self, *error: object) -> None:
         with self._exit:

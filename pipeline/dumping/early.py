@@ -15,7 +15,7 @@ from pipeline.files import check_outside_stores, check_writable
 from store_schema import OtherStoreError, StoreError, open_storage
 from store_schema.layout import check_scenes, plan_shards
 from store_schema.provenance import found_maker
-from store_schema.storage import LocalStorage, RemoteStorage, Storage
+from store_schema.storage import RECIPE, LocalStorage, RemoteStorage, Storage
 
 STORE_OBJECTS = (("manifest.json", "recipe.json"), ("zarr.json", ".done/arrays", ".lock"))
 """Names by which a prefix is known as a store, also an unfinished one: one of each has to be there."""
@@ -78,6 +78,7 @@ def place_of(out: str | Path) -> Storage:
     if isinstance(storage, LocalStorage):
         check_outside_stores(Path(os.path.realpath(storage.path)).parent)
     elif isinstance(storage, RemoteStorage):
+        storage.exists(RECIPE)  # whether anything answers
         _check_outside(storage)
     with storage.lock(), suppress(OtherStoreError):  # which may be replaced
         storage.check_writable()

@@ -13,7 +13,7 @@ from zarr.abc.store import Store
 
 from ..errors import StoreError
 from ..layout import DONE
-from .own import LEASE, LOCK, MANIFEST, RECIPE, TEMPORARY, is_foreign, own_files
+from .own import LEASE, LOCK, MANIFEST, RECIPE, TEMPORARY, is_foreign, is_record, own_files
 
 __all__ = ["BLOCK", "LEASE", "LOCK", "MANIFEST", "RECIPE", "TEMPORARY", "Storage", "is_held"]
 
@@ -164,8 +164,12 @@ class Storage(ABC):
         """
         self.check_clearable()
         named = [RECIPE, MANIFEST, *self.list(DONE)]
-        records = {name: data for name, data in self.read_many(named).items() if not is_foreign(data)}
-        if not records and (foreign := self.first(lambda name: name not in (LOCK, LEASE))):
+        found = self.read_many(named)
+        records = {name: data for name, data in found.items() if not is_foreign(data)}
+        # what is damaged is the store's only beside a file that is recognisably a store's
+        if not any(is_record(*file) for file in found.items()) and (
+            foreign := self.first(lambda name: name not in (LOCK, LEASE))
+        ):
             raise StoreError(f"{self} is no store (it has {foreign}); nothing is deleted")
         there = self.list()
         others = set(named) - records.keys()
@@ -224,7 +228,11 @@ class Storage(ABC):
             yield from map(one, names)
             return
         with ThreadPoolExecutor(self.parallel) as pool:
-            yield from pool.map(one, names)
+            try:
+                found = pool.map(one, names)
+            except RuntimeError as error:
+                raise self.trouble("read", error) from error
+            yield from found
 
 
 def is_held(storage: object, by: str = "another process", shared: str | None = None) -> StoreError:

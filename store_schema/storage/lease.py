@@ -7,7 +7,7 @@ import uuid
 from contextlib import suppress
 from typing import Protocol
 
-from ..errors import StoreError
+from ..errors import StoreError, check_threads
 from .base import is_held
 
 LEASE_SECONDS = 30.0
@@ -46,7 +46,12 @@ class Lease:
         self._acquire()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="fd3d-lease", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self.storage.delete(self.name)
+            check_threads(error)
+            raise
 
     def _content(self) -> bytes:
         self.number += 1

@@ -16,13 +16,14 @@ from typing import Any
 from zarr.abc.store import Store
 
 from ..checksum import checksums
-from ..errors import StoreError
+from ..errors import StoreError, want_of_threads
+from ..threads import start_zarr
 from .base import BLOCK, LOCK, TEMPORARY, Storage, is_held
 from .folders import left_as_found, make_folders, new_lock, sync, sync_folder, tidied
 from .interrupted import close, repeated
 from .lease import LEASE_SECONDS, Lease
 from .listing import walked
-from .own import FOLDERS, LEASE, MANIFEST, RECIPE, is_foreign, is_temporary
+from .own import FOLDERS, LEASE, MANIFEST, RECIPE, is_temporary
 from .regular import irregular, open_regular, parts, regular
 from .trouble import ABSENT, FULL, UNSUPPORTED, trouble, unwritable_lock
 from .writable import check_folders
@@ -54,6 +55,8 @@ class LocalStorage(Storage):
         return self.shown
 
     def trouble(self, verb: str, error: Exception) -> StoreError:
+        if (told := want_of_threads(error)) is not None:
+            return told
         if not isinstance(error, OSError):
             return StoreError(f"store {self} cannot be {verb}: {str(error) or type(error).__name__}; run again")
         free = None
@@ -326,8 +329,7 @@ class LocalStorage(Storage):
             found = self.read_many([RECIPE])
             if RECIPE not in found:
                 found = self.read_many([MANIFEST])
-            own = {name: data for name, data in found.items() if not is_foreign(data)}
-            check_folders(self, str(self.path), own)
+            check_folders(self, str(self.path), found)
         except OSError as error:
             raise self.trouble("written", error) from error
 
@@ -339,4 +341,5 @@ class LocalStorage(Storage):
             os.rmdir(self.path / TEMPORARY)
 
     def zarr_store(self) -> Store:
+        start_zarr()
         return FolderStore(self.path, read_only=True)

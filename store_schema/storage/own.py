@@ -30,8 +30,9 @@ def own_files(there: Iterable[str], records: Mapping[str, bytes]) -> list[str]:
 
     Args:
         there: names of all files below the store's folder.
-        records: contents of recipe, manifest and markers by name, whatever their state. A recipe's schema tells all names
-            that its dump may have written; of a store with an unknown schema the files are its own that a record lists.
+        records: contents of recipe, manifest and markers by name, whatever their state; those that are no record of a store
+            tell nothing. A recipe's schema tells all names that its dump may have written; of a store with an unknown schema
+            the files are its own that a record lists.
     """
     known, arrays = _names(records)
 
@@ -67,8 +68,7 @@ def _names(records: Mapping[str, bytes]) -> tuple[set[str], set[str]]:
     """Names of files and paths of arrays that records tell of."""
     arrays: set[str] = set()
     known = {MANIFEST, ARRAYS, CONSTANTS}
-    for data in records.values():
-        record = _record(data)
+    for record in [_record(data) for name, data in records.items() if is_record(name, data)]:
         listed = [record.get("files"), *_values(record.get("shards"))]
         known |= {name for files in listed if isinstance(files, dict) for name in files}
         try:
@@ -81,15 +81,23 @@ def _names(records: Mapping[str, bytes]) -> tuple[set[str], set[str]]:
     return known, arrays
 
 
+def is_record(name: str, data: bytes) -> bool:
+    """Whether a file is a recipe, manifest or marker of this project's stores: other programs have a ``manifest.json`` with ``files``, too."""
+    record = _record(data)
+    if name.startswith(f"{DONE}/"):
+        return isinstance(record.get("fingerprint"), str) and isinstance(record.get("files"), dict)
+    schema = record.get("schema")
+    return (
+        isinstance(record.get("schema_version"), int)
+        and isinstance(record.get("scenes"), dict)
+        and isinstance(schema, dict)
+        and {"bev", "pv", "queries"} <= schema.keys()
+    )
+
+
 def is_foreign(data: bytes) -> bool:
     """Whether a file of a record's name is another program's, such as a web page's ``manifest.json``; damaged ones are not."""
-    return bool(record := _record(data)) and not record.keys() & {
-        "schema",
-        "schema_version",
-        "scenes",
-        "shards",
-        "files",
-    }
+    return bool(record := _record(data)) and not record.keys() & {"schema_version", "scenes", "crc32c", "fingerprint"}
 
 
 def is_temporary(name: str) -> bool:

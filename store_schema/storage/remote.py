@@ -1,5 +1,6 @@
 """A store's files in an object store that fsspec knows."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -9,10 +10,13 @@ import zarr
 from zarr.abc.store import Store
 
 from ..checksum import checksums
-from ..errors import StoreError
+from ..errors import StoreError, check_threads, want_of_threads
+from ..threads import start_zarr
 from .base import BLOCK, LOCK, Storage
 from .lease import LEASE_SECONDS, Lease
 
+ANSWER = 30
+"""Seconds within which a server must answer the first request, and half of the seconds within which further bytes of a web server must come."""
 _FIRST = 100  # objects that are looked at before all are listed
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "ossfs", "obs", "b2", "r2", "tos")
 """Schemes of which the first part of a path is a bucket."""
@@ -29,20 +33,45 @@ class RemoteStorage(Storage):
     def __str__(self) -> str:
         return self.url
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_kept"}
+
     def filesystem(self) -> tuple[Any, str]:
-        """The fsspec file system and the store's path in it; fsspec keeps one per process."""
+        """The fsspec file system and the store's path in it; fsspec keeps one per process, and archives are kept here."""
+        kept = self.__dict__.get("_kept")
+        if kept is not None and kept[0] == os.getpid():  # forked processes would move each other's place in the file
+            return kept[1], kept[2]
         try:
             from fsspec.core import url_to_fs
 
             # other processes write too, so listings are not to be remembered
-            filesystem, root = url_to_fs(self.url, use_listings_cache=False, **self.options)
+            filesystem, root = url_to_fs(self.url, **self._arguments())
+            if not filesystem.cachable:  # an archive, which would be opened again for each request
+                object.__setattr__(self, "_kept", (os.getpid(), filesystem, root))
             return filesystem, root
         except ImportError as error:
             scheme = self.url.split("://")[0]
             needed = "fd3d[s3]" if scheme in ("s3", "s3a") else f"fsspec and its package for {scheme}"
             raise StoreError(f"store {self.url} needs {needed}: {error}; install it with pip") from error
+        except RuntimeError as error:
+            # fsspec, too, would wait for ever for a thread that was not started
+            from fsspec.asyn import reset_after_fork
+
+            reset_after_fork()
+            check_threads(error)
+            raise
         except (ValueError, TypeError) as error:
             raise StoreError(f"store {self.url} is not understood: {error}; give a path or a URL of fsspec") from error
+
+    def _arguments(self) -> dict[str, Any]:
+        """Arguments of the file system; fsspec gives a file of a web server five minutes, however large, and as long to a silent server."""
+        given = {"use_listings_cache": False, **self.options}
+        if self._is_http and "::" not in self.url:
+            from aiohttp import ClientTimeout
+
+            limits = ClientTimeout(total=None, sock_connect=ANSWER, sock_read=2 * ANSWER)
+            given["client_kwargs"] = {"timeout": limits, **given.get("client_kwargs", {})}
+        return given
 
     @contextmanager
     def _requests(self, verb: str) -> Iterator[tuple[Any, str]]:
@@ -61,6 +90,8 @@ class RemoteStorage(Storage):
             raise self.trouble(verb, error) from error
 
     def trouble(self, verb: str, error: Exception) -> StoreError:
+        if (told := want_of_threads(error)) is not None:
+            return told
         return StoreError(f"store {self} cannot be {verb}: {_first_line(error)}; check URL and access, then run again")
 
     @property
@@ -133,9 +164,10 @@ class RemoteStorage(Storage):
     def list(self, folder: str = "") -> dict[str, int]:
         with self._requests("read") as (fs, root), suppress(FileNotFoundError):  # no such bucket
             found = fs.find(f"{root}/{folder}".rstrip("/"), detail=True)
-            # a prefix is not always ended at a slash
-            inside = {path: entry for path, entry in found.items() if path.startswith(f"{root}/")}
-            return {path[len(root) + 1 :]: entry["size"] for path, entry in inside.items()}
+            # a prefix is not always ended at a slash; an archive's root is empty
+            start = f"{root}/".lstrip("/")
+            inside = {path.lstrip("/"): entry for path, entry in found.items() if path.lstrip("/").startswith(start)}
+            return {path.removeprefix(start): entry["size"] for path, entry in inside.items()}
         return {}
 
     def first(self, wanted: Callable[[str], bool]) -> str | None:
@@ -155,7 +187,7 @@ class RemoteStorage(Storage):
             found = self.list()
             return {name: found[name] for name in wanted if name in found}
         with self._requests("read") as (fs, root), suppress(FileNotFoundError):
-            return {name: fs.info(f"{root}/{name}")["size"] for name in wanted}
+            return {name: _info(fs, f"{root}/{name}")["size"] for name in wanted}
         return {}
 
     def stamp(self, name: str) -> Any:
@@ -182,6 +214,7 @@ class RemoteStorage(Storage):
             raise StoreError(
                 f"store {self} can only be read, since HTTP has no way to write; dump to a folder or an object store, and serve that"
             )
+        self.exists(LOCK)  # which is not waited for long where nothing answers
         lease = Lease(self, LOCK, LEASE_SECONDS)
         try:
             yield lease.check
@@ -195,9 +228,28 @@ class RemoteStorage(Storage):
         """Do nothing: an object that was not sent whole does not exist."""
 
     def zarr_store(self) -> Store:
-        return zarr.storage.FsspecStore.from_url(
-            self.url, {"use_listings_cache": False, **self.options}, read_only=True
-        )
+        start_zarr()
+        return zarr.storage.FsspecStore.from_url(self.url, self._arguments(), read_only=True)
+
+
+def _info(fs: Any, path: str) -> dict[str, Any]:
+    """Facts of an object: the first request to a server, so it is not tried again and again for minutes.
+
+    Raises:
+        TimeoutError: the server did not answer in time.
+    """
+    from fsspec.asyn import AsyncFileSystem, sync
+
+    if not isinstance(fs, AsyncFileSystem) or not fs.async_impl:
+        found: dict[str, Any] = fs.info(path)
+        return found
+    try:
+        found = sync(fs.loop, fs._info, path, timeout=ANSWER)
+    except TimeoutError as error:
+        client = getattr(getattr(fs, "_s3", None), "meta", None)
+        where = getattr(client, "endpoint_url", None) or "its server"
+        raise TimeoutError(f"{where} did not answer within {ANSWER} s") from error
+    return found
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,6 +5,8 @@ import logging
 import os
 import signal
 import socket
+import threading
+import time
 import warnings
 from dataclasses import replace
 from unittest.mock import Mock
@@ -183,6 +185,40 @@ def test_an_unreachable_scheduler_gets_one_line(scenes, settings, expert_config,
             cluster=ClusterSettings(address="tcp://127.0.0.1:9"),
         )
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("reply", [None, b"HTTP/1.0 400 Bad request\r\n\r\n"], ids=["nothing", "another protocol"])
+def test_what_listens_and_is_no_scheduler_gets_one_line(reply: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT", 1)
+    with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as stack:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while reply:
+                    connection = stack.enter_context(server.accept()[0])
+                    connection.sendall(reply)
+
+        threading.Thread(target=answer, daemon=True).start()
+        begun = time.monotonic()
+        with pytest.raises(FD3DError, match=f"^no dask scheduler answers at {address} [(].+[)]; start one") as told:
+            make_engine(ClusterSettings(address=address)).__enter__()
+        assert time.monotonic() - begun < 20 and "\n" not in str(told.value)
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_scheduler_without_workers_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cluster, "SILENT", 0.2)
+    monkeypatch.setattr(cluster, "WORKERS", 1)
+    with LocalCluster(n_workers=0, dashboard_address=None, processes=False, protocol="tcp") as empty:
+        with pytest.raises(FD3DError, match="has no workers; start some with 'dask worker'"):
+            make_engine(ClusterSettings(address=empty.scheduler_address)).__enter__()
+        told = (
+            f"warning: the scheduler at {empty.scheduler_address} has no workers yet; waiting up to 1 s for the first"
+        )
+    assert told in "".join(capsys.readouterr())
 
 
 def test_two_clusters_at_once_share_no_port() -> None:

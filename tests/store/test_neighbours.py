@@ -17,6 +17,8 @@ from store_schema.storage import LocalStorage
 from store_schema.storage.trouble import trouble
 from tests.store.synthetic import CONSTANTS, SCENES, SCHEMA, STATISTICS, digest, make_frame, write, writer
 
+NESTED = {"night", "deep", "begun", "inner"}
+
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
@@ -72,6 +74,21 @@ def test_a_link_to_anywhere_else_is_one_line_of_verify(made: Path, tmp_path: Pat
     assert verify(made).problems == ["everything is not in manifest.json; delete it"]
     write(made)
     assert len(list((tmp_path / "disk").rglob("file"))) == 3
+
+
+def test_another_store_within_is_named_once_and_not_to_be_deleted(made: Path) -> None:
+    for place in ("night", "bev/deep/er", "night/inner", "begun"):
+        shutil.copytree(made, made / place, ignore=lambda folder, names: NESTED & {*names})
+    (made / "begun/manifest.json").unlink()
+    (made / "web").mkdir()
+    (made / "web/manifest.json").write_text('{"name": "my page"}')
+    told = "is another store; move it out of this one"
+    assert verify(made).problems == [
+        f"begun {told}",
+        f"night {told}",
+        f"bev/deep/er {told}",
+        "web/manifest.json is not in manifest.json; delete it",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,20 @@
 
 import logging
 import os
+import pickle
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline.dumping.early import place_of
 from store_schema import StoreError, StoreReader, StoreWriter, open_storage, verify
 from store_schema.storage import LOCK, RemoteStorage, remote
 from tests.store import crash
@@ -195,6 +200,37 @@ def test_a_server_that_is_not_there_is_one_line():
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture
+def mute(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server that takes connections, and says nothing."""
+    monkeypatch.setattr(remote, "ANSWER", 1)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_server_that_does_not_answer_is_one_line(mute, monkeypatch):
+    for package in ("s3fs", "aiohttp"):
+        pytest.importorskip(package, reason=f"{package} is not installed (extra 's3')")
+    for name, value in (("ENDPOINT_URL", mute), ("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    web, s3 = f"{mute}/store", open_storage("s3://nowhere/store")
+    told = f"{mute} did not answer within 1 s; check URL and access, then run again"
+    for call, line in (
+        (lambda: StoreReader(s3), f"store s3://nowhere/store cannot be read: {told}"),
+        (lambda: place_of(str(s3)), f"store s3://nowhere/store cannot be read: {told}"),
+        (lambda: s3.lock().__enter__(), f"store s3://nowhere/store cannot be read: {told}"),
+        (lambda: StoreReader(web), f"store {web} cannot be read: {told.replace(mute, 'its server')}"),
+    ):
+        begun = time.monotonic()
+        with pytest.raises(StoreError) as caught:
+            call()
+        assert str(caught.value) == line and time.monotonic() - begun < 10
+    begun = time.monotonic()
+    with pytest.raises(StoreError, match=f"store {web} cannot be read: "):
+        open_storage(web).read("manifest.json")
+    assert time.monotonic() - begun < 10
+
+
 def test_other_urls(tmp_path):
     pytest.importorskip("fsspec", reason="fsspec is not installed")
     crash.dump(f"file://{tmp_path}/a%20store", 1)
@@ -203,6 +239,24 @@ def test_other_urls(tmp_path):
     assert verify("memory://store").problems == []
     with pytest.raises(StoreError, match="is not understood: .*; give a path or a URL"):
         open_storage("nonsense://x")
+
+
+@pytest.mark.parametrize("inside", ["", "a/store"])
+def test_a_store_in_an_archive(tmp_path, local, monkeypatch, inside):
+    pytest.importorskip("fsspec", reason="fsspec is not installed")
+    shutil.copytree(local, tmp_path / "all" / inside)
+    archive = shutil.make_archive(str(tmp_path / "store"), "zip", tmp_path / "all")
+    url = f"zip://{inside}::{archive}"
+    assert open_storage(url).list() == open_storage(local).list()
+    assert verify(url).problems == []
+    reader, near = StoreReader(url), StoreReader(local)
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteStorage, "read", lambda storage, name: pytest.fail(f"{name} is read again"))
+        for token in near.tokens:
+            for name, want in near.read(token).items():
+                np.testing.assert_array_equal(reader.read(token)[name], want)
+    again = pickle.loads(pickle.dumps(reader))
+    assert again.read(near.tokens[0]).keys() == near.read(near.tokens[0]).keys()
 
 
 def test_without_the_package_the_extra_is_named():
@@ -235,6 +289,13 @@ def test_a_store_at_a_buckets_root_and_data_beside_a_store_are_never_deleted(ser
     open_storage(url).clear()
     assert [fs.cat_file(path) for path in beside] == [b"precious"] * 2
     assert list(open_storage(url).list()) == ["mine.txt"]
+
+
+def test_another_store_within_one_on_s3_is_named_once(url, local):
+    crash.dump(url, SCENES)
+    for name in crash.digest(local):
+        open_storage(url).write(f"night/{name}", (local / name).read_bytes())
+    assert verify(url).problems == ["night is another store; move it out of this one"]
 
 
 def test_a_store_replaced_on_s3_is_noticed_and_an_object_that_is_gone_is_not_zeros(url):

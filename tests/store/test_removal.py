@@ -1,5 +1,6 @@
 """Only a store's own files are ever deleted, under the lock, the manifest first and the recipe last."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -98,6 +99,41 @@ def test_a_folder_that_is_no_store_is_not_emptied(tmp_path):
     assert (tmp_path / "letter.txt").read_text() == "mine"
     open_storage(tmp_path / "none").clear()
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {
+            "manifest.json": {"version": 1, "packages": {}, "files": {"app.R": {"checksum": "a"}, "data/a.csv": {}}},
+            "app.R": "code",
+            "data/a.csv": "1,2",
+        },
+        {"recipe.json": {"schema": {"x": 1}, "files": {"notes.txt": 1}}, "notes.txt": "mine", "zarr.json": {}},
+        {"manifest.json": "{half", "zarr.json": {}, "bev/c/0/0": "mine"},
+        {
+            "recipe.json": {"schema_version": 1, "schema": {"x": 1}, "scenes": {}, "files": {"a": 1}},
+            "a": "mine",
+            ".done/b": {},
+        },
+    ],
+    ids=["RStudio Connect", "a recipe", "half a manifest", "a recipe with a version"],
+)
+def test_records_of_other_programs_make_no_store(tmp_path: Path, files: dict[str, str | dict]) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    before = digest(tmp_path)
+    with pytest.raises(StoreError, match=r"is no store \(it has .*\); nothing is deleted"):
+        open_storage(tmp_path).clear()
+    assert digest(tmp_path) == before
+
+
+def test_a_foreign_manifest_in_a_store_lists_no_file_of_the_store(made: Path) -> None:
+    (made / "manifest.json").write_text(json.dumps({"files": {"app.R": {}}, "version": 1}))
+    (made / "app.R").write_text("mine")
+    open_storage(made).clear()
+    assert set(digest(made)) == {"app.R", "manifest.json"}
 
 
 def test_links_to_folders_stay_and_what_they_lead_to_is_the_stores_only(tmp_path):
