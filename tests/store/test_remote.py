@@ -213,6 +213,9 @@ def test_a_server_that_does_not_answer_is_one_line(mute, monkeypatch):
         pytest.importorskip(package, reason=f"{package} is not installed (extra 's3')")
     for name, value in (("ENDPOINT_URL", mute), ("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b")):
         monkeypatch.setenv(f"AWS_{name}", value)
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()  # made with the endpoint of another test
     web, s3 = f"{mute}/store", open_storage("s3://nowhere/store")
     told = f"{mute} did not answer within 1 s; check URL and access, then run again"
     for call, line in (
@@ -229,6 +232,7 @@ def test_a_server_that_does_not_answer_is_one_line(mute, monkeypatch):
     with pytest.raises(StoreError, match=f"store {web} cannot be read: "):
         open_storage(web).read("manifest.json")
     assert time.monotonic() - begun < 10
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_other_urls(tmp_path):
