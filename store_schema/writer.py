@@ -92,6 +92,10 @@ class StoreWriter:
         """Scenes of each shard."""
         return self.layout.plan
 
+    def shard_scenes(self, shard: int) -> list[str]:
+        """Scenes of one shard, in the order of its rows: an entry of :attr:`plan`, under the name of earlier revisions."""
+        return self.plan[shard]
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the store's lock, by :meth:`__enter__` too, so that what is found out about the store still holds when it is opened."""

@@ -232,7 +232,7 @@ from tests.store.synthetic import CONSTANTS, SCENES, STATISTICS, make_frame, wri
 with writer(Path("store")) as store:
     store.write_constants(CONSTANTS)
     for shard in store.pending():
-        store.write_shard(shard, {t: make_frame(t) for name in store.plan[shard] for t in SCENES[name]})
+        store.write_shard(shard, {t: make_frame(t) for name in store.shard_scenes(shard) for t in SCENES[name]})
         if not Path("healthy").exists():
             sys.exit(9)
     store.finalise(STATISTICS)
