@@ -1,10 +1,12 @@
 """Rule of the focal areas: the queries that count, and the margins around their boxes."""
 
 from dataclasses import asdict, dataclass, replace
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pipeline.errors import FD3DError, SettingError
+
+if TYPE_CHECKING:  # commands refuse before the seconds that this import takes
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class FocalRule:
             if getattr(self, name) < 0:
                 raise SettingError(f"{name} is {getattr(self, name)}; it must not be negative")
 
-    def counts(self, score: Tensor) -> Tensor:
+    def counts(self, score: "Tensor") -> "Tensor":
         """Queries that span areas, bool in the shape of their scores: those of at least ``min_score``, and above 0, since a detector
         with fewer detections than queries fills up with scores of 0."""
         return (score >= self.min_score) & (score > 0)
