@@ -254,9 +254,7 @@ def test_a_foreign_checkpoint_is_not_converted(files: Path, project: Path, sourc
             FD3DError, match=f"{name}.py is none of this project's detectors, so nothing is converted; use"
         ):
             convert_checkpoint(checkpoint, tmp_path / "out.pth", config, "new", foreign.CLASSES)
-    with pytest.raises(
-        FD3DError, match="declare classes and boxes in the adapter of"
-    ):  # stated in the profile
+    with pytest.raises(FD3DError, match="declare classes and boxes in the adapter of"):  # stated in the profile
         plan = StudentPlan(project / "configs/world/apprentice.py")
         take_or_train(config, checkpoint, RunSettings(), source, tmp_path / "out.pth", plan, boxes="new")
     assert not list(tmp_path.iterdir())

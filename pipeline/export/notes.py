@@ -142,7 +142,7 @@ class Notes:
         else:
             return
         raise FD3DError(
-            f"{path} was exported for {differs}; export the detector again with 'fd3d export --index' for an index of these data, or give data of the file's rig"
+            f"{path} was exported for {differs}; give data of the file's rig, or export a detector that was trained for these with 'fd3d export --index'"
         )
 
     def check_config(self, cfg: Config, path: object) -> None:

@@ -62,6 +62,10 @@ class RemoteStorage(Storage):
             raise
         except (ValueError, TypeError) as error:
             raise StoreError(f"store {self.url} is not understood: {error}; give a path or a URL of fsspec") from error
+        except Exception as error:
+            if "::" not in self.url:
+                raise
+            raise self.trouble("read", error) from error  # an archive, which is opened here
 
     def _arguments(self) -> dict[str, Any]:
         """Arguments of the file system; fsspec gives a file of a web server five minutes, however large, and as long to a silent server."""

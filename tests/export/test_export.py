@@ -212,7 +212,7 @@ def test_a_file_is_for_the_cameras_that_it_was_exported_for(files, exported, wor
     ):
         with pytest.raises(
             FD3DError,
-            match=f"onnx was exported for {told}.*again with 'fd3d export --index' for an index of these data",
+            match=f"onnx was exported for {told}.*trained for these with 'fd3d export --index'",
         ):
             detector.check_rig(*given)
     notes = ExportedDetector(exported["bevformer"][0]).notes

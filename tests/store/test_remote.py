@@ -263,6 +263,21 @@ def test_a_store_in_an_archive(tmp_path, local, monkeypatch, inside):
     assert again.read(near.tokens[0]).keys() == near.read(near.tokens[0]).keys()
 
 
+@pytest.mark.parametrize(
+    ("content", "told"), [(None, "No such file or directory: .*s.zip"), (b"PK", "File is not a zip file")]
+)
+def test_an_archive_that_is_none_is_one_line(tmp_path, content, told):
+    pytest.importorskip("fsspec", reason="fsspec is not installed")
+    if content is not None:
+        (tmp_path / "s.zip").write_bytes(content)
+    for look in (verify, StoreReader):
+        with pytest.raises(
+            StoreError,
+            match=f"^store zip://::.*s.zip cannot be read: .*{told}.*; check URL and access, then run again$",
+        ):
+            look(f"zip://::{tmp_path}/s.zip")
+
+
 def test_without_the_package_the_extra_is_named():
     pytest.importorskip("fsspec", reason="fsspec is not installed")
     code = (
