@@ -221,7 +221,7 @@ def test_a_file_is_for_the_cameras_that_it_was_exported_for(files, exported, wor
         detector.check_rig(index.cameras, index.reference, sizes, None, 90.0)
     nameless = replace(notes, cameras=(), reference=None)
     nameless.check_rig([f"ring_{i}" for i in range(6)], "ego", "x.onnx", sizes)
-    with pytest.raises(FD3DError, match="x.onnx was exported for 6 cameras; the data have 1 .front.; export"):
+    with pytest.raises(FD3DError, match="x.onnx was exported for 6 cameras; the data have 1 .front.; give data"):
         nameless.check_rig(["front"], "ego", "x.onnx")
     older = json.loads(notes.dumped())
     del older["lidar_turn"]
@@ -236,7 +236,7 @@ def test_a_scene_of_other_images_is_refused_before_any_is_decoded(files, exporte
         write_arrays(file, arrays)
     place = dict(index=tmp_path / "half.npz", onnx=exported["bevformer"][0])
     scene = next(iter(index.scenes))
-    with pytest.raises(FD3DError, match="images of 160x288 of CAM_FRONT; the data have 80x144; export the detector"):
+    with pytest.raises(FD3DError, match="images of 160x288 of CAM_FRONT; the data have 80x144; give data"):
         next(detect_scene(files["bevformer"][0], None, world, scene, tmp_path / "out", **place))
 
 
