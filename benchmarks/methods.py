@@ -24,6 +24,7 @@ import typer  # noqa: E402
 from mmdet3d.registry import DATASETS, MODELS  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.dataset import pseudo_collate  # noqa: E402
+from mmengine.logging import MMLogger  # noqa: E402
 from mmengine.optim import build_optim_wrapper  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -116,6 +117,7 @@ def main(
     params: Annotated[Path, typer.Option(help="Profile.")] = Path("params.yaml"),
 ) -> None:
     """Print medians and, turn by turn, the ratio to the plain student; a step is the mean over as many as ``every`` says."""
+    MMLogger.get_current_instance().setLevel("WARNING")  # else a line per parameter
     torch.set_num_threads(1)
     profile = read_profile(params)
     pair = profile.family(family)

@@ -4,10 +4,15 @@ import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Self
 
 from tqdm import tqdm
 
 from pipeline.errors import FD3DError
+
+_SECONDS = 0.5
+"""Between two looks whether the queue is asked to end."""
 
 
 class Stopped(Exception):
@@ -39,6 +44,38 @@ class Task:
     """Whether the task is wanted itself, not only needed by others."""
 
 
+class _Requests:
+    """Requests to end the process (SIGINT, SIGTERM, SIGHUP), kept until they are answered.
+
+    A handler that raises at once may do so within a destructor or a callback, whose exceptions Python only prints.
+    """
+
+    def __enter__(self) -> Self:
+        self.received: int | None = None
+        self.handlers: dict[int, Any] = {}
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            handler = signal.getsignal(number)
+            if handler is not signal.SIG_IGN:  # nohup ignores SIGHUP, a shell SIGINT of what it runs in the background
+                self.handlers[number] = handler
+                signal.signal(number, self._keep)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def _keep(self, number: int, _: FrameType | None) -> None:
+        self.received = number
+
+    def answer(self) -> None:
+        """Let the handler that was there before answer a request; raises KeyboardInterrupt if it does not."""
+        if self.received is not None:
+            handler = self.handlers[self.received]
+            if callable(handler):
+                handler(self.received, None)
+            raise KeyboardInterrupt
+
+
 class Queue:
     """Queue that runs tasks in their order, as far as what they need is there.
 
@@ -63,33 +100,29 @@ class Queue:
         pending = list(tasks)
         waiting = {task.name for task in pending}
         running: dict[Future, Task] = {}
-        previous = signal.getsignal(signal.SIGTERM)
-        if previous is signal.SIG_DFL:  # the command line has a handler of its own
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            with ThreadPoolExecutor(self.jobs) as pool:
-                try:
-                    while pending or running:
-                        for task in list(pending):
-                            broken = [need for need in task.needs if need in self.failed]
-                            if broken:
-                                pending.remove(task)
-                                waiting.discard(task.name)
-                                self._failed(task, f"{broken[0]} failed")
-                            elif len(running) < self.jobs and not any(need in waiting for need in task.needs):
-                                pending.remove(task)
-                                running[pool.submit(task.run)] = task
-                        finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                        for future in finished:
-                            task = running.pop(future)
+        with _Requests() as requests, ThreadPoolExecutor(self.jobs) as pool:
+            try:
+                while pending or running:
+                    for task in list(pending):
+                        broken = [need for need in task.needs if need in self.failed]
+                        if broken:
+                            pending.remove(task)
                             waiting.discard(task.name)
-                            self._ended(task, future)
-                except BaseException:
-                    self.stop()
-                    raise
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-            self.bar.close()
+                            self._failed(task, f"{broken[0]} failed")
+                        elif len(running) < self.jobs and not any(need in waiting for need in task.needs):
+                            pending.remove(task)
+                            running[pool.submit(task.run)] = task
+                    finished, _ = wait(running, timeout=_SECONDS, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        task = running.pop(future)
+                        waiting.discard(task.name)
+                        self._ended(task, future)
+                    requests.answer()
+            except BaseException:
+                self.stop()
+                raise
+            finally:
+                self.bar.close()
 
     def _ended(self, task: Task, future: Future) -> None:
         try:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from pipeline.errors import FD3DError
 from pipeline.settings import merged
 from pipeline.study.grid import Grid, chosen
+from pipeline.study.queue import Outcome, Queue, Task
 from pipeline.study.runner import Sweep
 from pipeline.study.table import COLUMNS, put_lines, read_table
 from stages.cli import app
@@ -449,6 +450,23 @@ def test_a_stopped_sweep_ends_its_trainings_and_goes_on(place, project):
         line["seed"]: line["seconds"] for line in read_table(Path("results/evidence.csv")) if line["row"] == "plain"
     }
     assert seconds == {"0": "", "1": "5"}  # a resumed training does not know how long its first part took
+
+
+def test_a_request_to_end_is_not_lost_where_exceptions_are():
+    class Asks:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def one() -> None:
+        queue.bar.update = lambda: Asks() and None  # deleted at once, in this thread
+
+    done, stopped = Outcome(), []
+    queue = Queue(1, lambda: stopped.append(True), done, 2)
+    tasks = [Task("one", [], one, counts=True), Task("two", ["one"], lambda: None, counts=True)]
+    with pytest.raises(KeyboardInterrupt):
+        queue.run(tasks)
+    assert done.done == ["one"] and stopped == [True]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_training_whose_sweep_was_killed_is_still_claimed(place, project):
