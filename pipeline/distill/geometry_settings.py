@@ -8,6 +8,7 @@ from pipeline.errors import FD3DError, SettingError
 from pipeline.focal.rule import FocalRule
 
 _RAY = {"counts_with": "ray_along"}  # see pipeline.study.hashes.deciding
+_MATCH = {"counts_with": "match"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class GeometrySettings:
     """Distance across the ray beyond which query and annotation are two objects, metres."""
     log_range: float = 0.5
     """Absolute logarithm of the ratio of two ranges beyond which query and annotation are two objects."""
-    log_size: float = 0.7
+    log_size: float = field(default=0.7, metadata=_MATCH)
     """The same for the ratio of two sides: 0.7 is a factor of two in length, width or height. Classes may differ, as a car and a
     small truck do, and sizes are what cameras see well."""
     unmatched: float = 0.0

@@ -20,6 +20,7 @@ from ..generators import FeatureGenerator, Reader, start_at_zero
 from ..geometry import object_grid
 from ..head import DistillationHead
 from ..losses import block_mask, fine_grained_loss, masked_generation_loss, query_trust, relation_loss
+from ..mixing import check_mixed, loss_on_mixed
 from ..sampling import Reading, bev_reading, camera_positions, camera_reading, project_values
 from ..settings import DistillSettings
 from ..stored import CachedFrame, dense_bev
@@ -63,6 +64,9 @@ class FocalDistiller(Distiller):
         else:
             self.layers = self.chosen("layers", self.head.num_layers, "the trainable head")
         self.fine = self._what_queries_read(bev_size is not None)
+        if self.settings.w_mixed:
+            has_bev = bev_size is not None
+            check_mixed(self.schema, self.levels, self.adapted, bev_channels if has_bev else None, pv_channels)
         if self.schema.bev and self.bev_size is not None:
             self.bev_generator = FeatureGenerator(bev_channels, self.schema.bev[2])
         self.pv_generators = nn.ModuleList(FeatureGenerator(pv_channels, self.schema.pv[i][2]) for i in self.levels)
@@ -136,7 +140,8 @@ class FocalDistiller(Distiller):
     def distillation_losses(
         self, outputs: StudentOutputs, frames: list[CachedFrame], data_samples: list[Det3DDataSample]
     ) -> dict[str, Tensor]:
-        """loss_pv, loss_bev and loss_fine, as far as both sides allow; with a trainable head also loss_head."""
+        """loss_pv, loss_bev and loss_fine, as far as both sides allow; with a trainable head also loss_head, and loss_mixed where
+        it has weight."""
         s, metas = self.settings, [sample.frames[-1] for sample in data_samples]
         device = (outputs.pv[0] if outputs.bev is None else outputs.bev).device
         truth = gt_tensors(data_samples, device)
@@ -147,19 +152,22 @@ class FocalDistiller(Distiller):
             spans = [None for _ in frames]
         if self.head is None:
             targets = self.targets(frames, metas, device, spans, truth)
-            return self.focal_losses(outputs.bev, outputs.pv, targets, metas)
-        found = self.head(torch.stack([dense_bev(frame, self.schema, device)[0] for frame in frames]), *truth)
-        trust = query_trust(found.score, max(s.trust_threshold, s.rule.min_score), s.trust_power)
-        if spans is None:
-            spans = [Spans(*span) for span in zip(found.boxes, trust, strict=True)]
-        targets = self.targets(frames, metas, device, spans)
-        targets = replace(
-            targets, trust=trust, placed=trust, queries={"sampling": found.sampling, "attention": found.attention}
-        )
-        layers = list(self.layers)
-        projection = found.value_weight[layers], found.value_bias[layers]
-        losses = self.focal_losses(outputs.bev, outputs.pv, targets, metas, projection)
-        return losses | {"loss_head": s.w_head * found.loss}
+            losses = self.focal_losses(outputs.bev, outputs.pv, targets, metas)
+        else:
+            found = self.head(torch.stack([dense_bev(frame, self.schema, device)[0] for frame in frames]), *truth)
+            trust = query_trust(found.score, max(s.trust_threshold, s.rule.min_score), s.trust_power)
+            if spans is None:
+                spans = [Spans(*span) for span in zip(found.boxes, trust, strict=True)]
+            targets = self.targets(frames, metas, device, spans)
+            queries = {"sampling": found.sampling, "attention": found.attention}
+            targets = replace(targets, trust=trust, placed=trust, queries=queries)
+            layers = list(self.layers)
+            projection = found.value_weight[layers], found.value_bias[layers]
+            losses = self.focal_losses(outputs.bev, outputs.pv, targets, metas, projection)
+            losses["loss_head"] = s.w_head * found.loss
+        if s.w_mixed:
+            losses["loss_mixed"] = s.w_mixed * loss_on_mixed(self, outputs, targets, data_samples, truth)
+        return losses
 
     def targets(
         self,

@@ -10,6 +10,7 @@ from torch import Tensor
 from pipeline.errors import FD3DError
 
 from ..detector import Frames, MultiCameraDetector, gt_tensors, stack_meta
+from ..query_head import HeadOutput
 from ..views import view_sizes
 
 
@@ -57,6 +58,11 @@ class BEVFormer(MultiCameraDetector):
             [bool(f["has_history"]) and history is not None for f in frames], device=features[0].device
         )
         return self.encode(features, frames, history, flags)
+
+    def detect_on(self, bev: Tensor | None, levels: list[Tensor], samples: list[Det3DDataSample]) -> HeadOutput:
+        """See :meth:`~pipeline.models.detector.MultiCameraDetector.detect_on`."""
+        assert bev is not None
+        return self.pts_bbox_head(bev.flatten(2).transpose(1, 2))
 
     def loss(self, inputs: dict[str, Tensor], data_samples: list[Det3DDataSample], **kwargs: Any) -> dict[str, Tensor]:
         """Detection losses of a batch; inputs.img (B, Q, V, 3, H, W)."""

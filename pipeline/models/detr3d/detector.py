@@ -17,9 +17,13 @@ class DETR3D(MultiCameraDetector):
 
     def detect(self, img: Tensor, samples: list[Det3DDataSample]) -> HeadOutput:
         """Head output for images (B, Q, V, 3, H, W)."""
-        frames = [sample.frames[-1] for sample in samples]
-        lidar2img, own = stack_meta(frames, "lidar2img", img.device), view_sizes(frames, img.device)
-        return self.pts_bbox_head(self.extract_feat(img[:, -1]), lidar2img, frames[0]["pad_hw"], own)
+        return self.detect_on(None, self.extract_feat(img[:, -1]), samples)
+
+    def detect_on(self, bev: Tensor | None, levels: list[Tensor], samples: list[Det3DDataSample]) -> HeadOutput:
+        """See :meth:`~pipeline.models.detector.MultiCameraDetector.detect_on`."""
+        frames, device = [sample.frames[-1] for sample in samples], levels[0].device
+        lidar2img, own = stack_meta(frames, "lidar2img", device), view_sizes(frames, device)
+        return self.pts_bbox_head(levels, lidar2img, frames[0]["pad_hw"], own)
 
     def loss(self, inputs: dict[str, Tensor], data_samples: list[Det3DDataSample], **kwargs: Any) -> dict[str, Tensor]:
         """Detection losses of a batch; inputs.img (B, Q, V, 3, H, W)."""

@@ -1,0 +1,90 @@
+"""Mixed maps, the expert's features inside the areas and the student's own elsewhere, on which the student's head learns too."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmdet3d.structures import Det3DDataSample
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from pipeline.errors import FD3DError
+from store_schema import StoreSchema
+
+from .base import Distiller, StudentOutputs
+from .cells import map_of
+from .targets import CellTargets, ChannelScale, ExpertTargets
+
+
+def mixed_map(own: Tensor, target: CellTargets, scale: ChannelScale) -> Tensor:
+    """Mixed map (N, C, h, w), without gradients.
+
+    Where the expert's grid is finer, a cell of the student's takes the mean of the expert's cells inside it that lie in the areas.
+
+    Args:
+        own: the student's map (N, C, h, w).
+        target: the expert's features (n, C) at the cells of the areas, of maps N x H x W.
+        scale: channel statistics by which the targets are standardised.
+    """
+    size = (own.shape[-2], own.shape[-1])
+    theirs = map_of(scale.restore_rows(target.values), target.cells)
+    share = adaptive_avg_pool2d(target.cells.mask[:, None].float(), size)
+    mean = adaptive_avg_pool2d(theirs.float(), size) / share.clamp(min=1e-6)
+    return torch.where(share > 0, mean, own.detach().float())
+
+
+def loss_on_mixed(
+    distiller: Distiller,
+    outputs: StudentOutputs,
+    targets: ExpertTargets,
+    samples: list[Det3DDataSample],
+    truth: tuple[list[Tensor], list[Tensor]],
+) -> Tensor:
+    """Sum of the student's detection losses on mixed maps, whose gradient reaches the student's head alone.
+
+    A head that starts from the expert's reads the expert's features from the first step on. While it learns on both, it
+    remains a reader of the features that the other losses draw the student's maps to. The idea is that of FD3D's distillation head
+    (Zeng et al., CVPR 2023), which detects on the expert's map beside the student; one head for both sides is ours, as
+    SimKD's reused classifier (Chen et al., CVPR 2022) is one.
+
+    Args:
+        distiller: whose student has a head that reads a BEV map or, without one, the pyramid.
+        outputs: tapped outputs of the student.
+        samples, truth: of the batch, with annotated boxes (n, 9), LiDAR frame, and class numbers (n,).
+    """
+    bev, levels = outputs.bev, [level.detach() for level in outputs.pv]
+    if bev is not None and targets.bev is not None:
+        bev = mixed_map(bev, targets.bev, distiller.scale("bev"))
+    else:
+        for slot, level in enumerate(distiller.levels):
+            levels[level] = mixed_map(levels[level], targets.pv[slot], distiller.scale(f"pv/{level}"))
+    levels = [level.unflatten(0, (len(samples), -1)) for level in levels]
+    student: Any = distiller.student
+    found = student.pts_bbox_head.output_loss(student.detect_on(bev, levels, samples), *truth)
+    return torch.stack(list(found.values())).sum()
+
+
+def check_mixed(
+    schema: StoreSchema, levels: Sequence[int], adapted: bool, bev_channels: int | None, pv_channels: int
+) -> None:
+    """Refuse mixed maps that the student's head cannot read.
+
+    Args:
+        levels: pyramid levels that are distilled.
+        adapted: whether the student is a detector of another project.
+        bev_channels: channels of the student's BEV map, None for a student without one, whose head reads the pyramid.
+        pv_channels: channels of the student's pyramid.
+
+    Raises:
+        FD3DError: the student is another project's, or expert and student differ in what the head reads.
+    """
+    if adapted:
+        raise FD3DError("distill.w_mixed is for students of this project, whose heads read any map; set it to 0")
+    name, have, want = "BEV map", bev_channels, schema.bev[2] if schema.bev else 0
+    if have is None:
+        name, have, want = "pyramid", pv_channels, next((schema.pv[level][2] for level in levels), 0)
+    if have != want:
+        held = f"has {want} channels" if want else "has none"
+        raise FD3DError(
+            f"distill.w_mixed is set, but the student's {name} has {have} channels and the expert {held}; set it to 0"
+        )

@@ -1,0 +1,106 @@
+"""The student's head on mixed maps: the expert's features inside the areas, the student's own elsewhere."""
+
+import pytest
+import torch
+
+from pipeline.distill.cells import Cells
+from pipeline.distill.mixing import check_mixed, mixed_map
+from pipeline.distill.settings import DistillSettings
+from pipeline.distill.targets import CellTargets, ChannelScale
+from pipeline.errors import FD3DError
+from store_schema import StoreReader
+from tests.distill.steps import APPRENTICES, batch_of, distiller
+
+SCALE = ChannelScale(torch.tensor([10.0]), torch.tensor([2.0]))  # a standardised 1 is a 12
+
+
+def mixed(cells, values, own):
+    """A map of one channel, 4 x 4 cells of the expert's with standardised ``values`` at ``cells``."""
+    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    for row, column in cells:
+        mask[0, row, column] = True
+    target = CellTargets(Cells(mask), torch.tensor(values)[:, None], torch.ones(len(cells)))
+    return mixed_map(own, target, SCALE)[0, 0]
+
+
+def test_the_experts_cells_stand_in_the_students_map():
+    own = torch.arange(16.0).view(1, 1, 4, 4)
+    found = mixed([(0, 1), (3, 2)], [1.0, -1.0], own)
+    assert found[0, 1] == 12 and found[3, 2] == 8
+    found[0, 1], found[3, 2] = 1, 14
+    assert found.equal(own[0, 0])
+
+
+def test_a_coarser_cell_takes_the_mean_of_those_of_its_cells_that_are_there():
+    own = torch.tensor([[[[-1.0, -2.0], [-3.0, -4.0]]]])
+    # two of the first cell's four: (12 + 16) / 2; all of the last cell's: (10 + 12 + 14 + 20) / 4
+    found = mixed([(0, 0), (1, 1), (2, 2), (2, 3), (3, 2), (3, 3)], [1.0, 3.0, 0.0, 1.0, 2.0, 5.0], own)
+    assert found.tolist() == [[14.0, -2.0], [-3.0, 14.0]]
+
+
+def test_a_finer_map_repeats_the_experts_cell():
+    found = mixed([(0, 0)], [1.0], torch.zeros(1, 1, 8, 8))
+    assert (found[:2, :2] == 12).all() and found.sum() == 4 * 12
+
+
+@pytest.mark.parametrize(("family", "layout"), [("bevformer", "focal"), ("bevformer", "dense"), ("detr3d", "dense")])
+def test_the_loss_trains_the_students_head_alone(project, store, dense_stores, source, family, layout):
+    store = dense_stores[family] if layout == "dense" else store
+    cfg, model = distiller(project, store, family, w_mixed=0.5)
+    batch = batch_of(model, cfg, source, store)
+    loss = model(**batch, mode="loss")["loss_mixed"]
+    assert loss > 0
+    named = dict(model.named_parameters())
+    gradients = torch.autograd.grad(loss, [p for p in named.values() if p.requires_grad], allow_unused=True)
+    names = [name for name, p in named.items() if p.requires_grad]
+    reached = {
+        name for name, found in zip(names, gradients, strict=True) if found is not None and found.abs().sum() > 0
+    }
+    assert reached and all(name.startswith("student.pts_bbox_head.") for name in reached)
+    assert any(".decoder." in name for name in reached) and any(".heatmap_queries." in name for name in reached)
+    twice = distiller(project, store, family, w_mixed=1.0)[1]
+    assert twice(**batch, mode="loss")["loss_mixed"].item() == pytest.approx(2 * loss.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("family", APPRENTICES)
+def test_without_weight_nothing_changes(project, dense_stores, source, family):
+    store = dense_stores[family]
+    cfg, model = distiller(project, store, family)
+    batch = batch_of(model, cfg, source, store)
+    with_weight = distiller(project, store, family, w_mixed=1.0)[1]
+    losses = []
+    for one in (model, with_weight):
+        torch.manual_seed(1)
+        losses.append(one(**batch, mode="loss"))
+    assert "loss_mixed" not in losses[0] and set(losses[1]) == {*losses[0], "loss_mixed"}
+    assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])
+
+
+def test_a_head_reads_the_expert_better_where_its_own_maps_are_noise(project, dense_stores, source):
+    """With the expert's head and only noise of the student's own, objects are found by what is mixed in."""
+    store = dense_stores["bevformer"]
+    cfg, model = distiller(project, store, w_mixed=1.0)
+    batch = batch_of(model, cfg, source, store)
+    state = torch.load(project / "checkpoints/world_expert.pth", weights_only=True)["state_dict"]
+    own = model.student.state_dict()
+    model.student.load_state_dict(own | {k: v for k, v in state.items() if k in own and v.shape == own[k].shape})
+    seen = model(**batch, mode="loss")
+    plain = sum(value for name, value in seen.items() if name not in ("loss_pv", "loss_bev", "loss_fine", "loss_mixed"))
+    assert seen["loss_mixed"] < plain
+
+
+def test_what_the_head_cannot_read_is_refused(project, dense_stores):
+    bevformer, detr3d = (StoreReader(dense_stores[family]).schema for family in APPRENTICES)
+    check_mixed(bevformer, (0, 1, 2), False, 64, 64)
+    check_mixed(detr3d, (0, 1, 2), False, None, 64)
+    for given, message in (
+        ((bevformer, (0,), True, 64, 64), "for students of this project"),
+        ((bevformer, (0,), False, 32, 64), "BEV map has 32 channels and the expert has 64"),
+        ((detr3d, (0,), False, 64, 64), "BEV map has 64 channels and the expert has none"),
+        ((detr3d, (0,), False, None, 32), "pyramid has 32 channels and the expert has 64"),
+        ((detr3d, (), False, None, 64), "pyramid has 64 channels and the expert has none"),
+    ):
+        with pytest.raises(FD3DError, match=message):
+            check_mixed(*given)
+    with pytest.raises(FD3DError, match="w_mixed is -1.0; it must not be negative"):
+        DistillSettings.from_dict({"w_mixed": -1.0})
