@@ -40,51 +40,45 @@ def loss_on_mixed(
     samples: list[Det3DDataSample],
     truth: tuple[list[Tensor], list[Tensor]],
 ) -> Tensor:
-    """Sum of the student's detection losses on mixed maps, whose gradient reaches the student's head alone.
+    """Sum of the student's detection losses on mixed pyramids, whose gradient reaches the student's head alone.
 
     A head that starts from the expert's reads the expert's features from the first step on. While it learns on both, it
-    remains a reader of the features that the other losses draw the student's maps to. The idea is that of FD3D's distillation head
-    (Zeng et al., CVPR 2023), which detects on the expert's map beside the student; one head for both sides is ours, as
-    SimKD's reused classifier (Chen et al., CVPR 2022) is one.
+    remains a reader of the features that the other losses draw the student's pyramid to. The idea is that of FD3D's distillation
+    head (Zeng et al., CVPR 2023), which detects on the expert's map beside the student; one head for both sides is ours, as
+    the reused classifier of SimKD (Chen et al., CVPR 2022) is the teacher's. The pyramid is mixed and not the BEV map, so that
+    BEVFormer's encoder, which is a part of its head, learns too, and a wrong depth of the expert's does no harm.
 
     Args:
-        distiller: whose student has a head that reads a BEV map or, without one, the pyramid.
+        distiller: whose student is a detector of this project.
         outputs: tapped outputs of the student.
         samples, truth: of the batch, with annotated boxes (n, 9), LiDAR frame, and class numbers (n,).
     """
-    bev, levels = outputs.bev, [level.detach() for level in outputs.pv]
-    if bev is not None and targets.bev is not None:
-        bev = mixed_map(bev, targets.bev, distiller.scale("bev"))
-    else:
-        for slot, level in enumerate(distiller.levels):
-            levels[level] = mixed_map(levels[level], targets.pv[slot], distiller.scale(f"pv/{level}"))
-    levels = [level.unflatten(0, (len(samples), -1)) for level in levels]
+    levels = [level.detach() for level in outputs.pv]
+    for slot, level in enumerate(distiller.levels):
+        levels[level] = mixed_map(levels[level], targets.pv[slot], distiller.scale(f"pv/{level}"))
     student: Any = distiller.student
-    found = student.pts_bbox_head.output_loss(student.detect_on(bev, levels, samples), *truth)
-    return torch.stack(list(found.values())).sum()
+    out = student.detect_on([level.unflatten(0, (len(samples), -1)) for level in levels], samples)
+    return torch.stack(list(student.pts_bbox_head.output_loss(out, *truth).values())).sum()
 
 
-def check_mixed(
-    schema: StoreSchema, levels: Sequence[int], adapted: bool, bev_channels: int | None, pv_channels: int
-) -> None:
+def check_mixed(schema: StoreSchema, levels: Sequence[int], adapted: bool, channels: int) -> None:
     """Refuse mixed maps that the student's head cannot read.
 
     Args:
         levels: pyramid levels that are distilled.
         adapted: whether the student is a detector of another project.
-        bev_channels: channels of the student's BEV map, None for a student without one, whose head reads the pyramid.
-        pv_channels: channels of the student's pyramid.
+        channels: channels of the student's pyramid.
 
     Raises:
-        FD3DError: the student is another project's, or expert and student differ in what the head reads.
+        FD3DError: the student is another project's, or expert and student differ in the channels of a level.
     """
     if adapted:
-        raise FD3DError("distill.w_mixed is for students of this project, whose heads read any map; set it to 0")
-    name, have, want = "BEV map", bev_channels, schema.bev[2] if schema.bev else 0
-    if have is None:
-        name, have, want = "pyramid", pv_channels, next((schema.pv[level][2] for level in levels), 0)
-    if have != want:
-        held = f"has {want} channels" if want else "has none"
-        raise FD3DError(
-            f"distill.w_mixed is set, but the student's {name} has {have} channels and the expert {held}; set it to 0"
-        )
+        raise FD3DError("distill.w_mixed is for students of this project, whose heads read any pyramid; set it to 0")
+    if not levels:
+        raise FD3DError("distill.w_mixed is set, but no level of the pyramid is distilled; set it to 0")
+    for level in levels:
+        if schema.pv[level][2] != channels:
+            raise FD3DError(
+                f"distill.w_mixed is set, but the student's pyramid has {channels} channels and level {level} of the expert's "
+                f"{schema.pv[level][2]}; set it to 0"
+            )

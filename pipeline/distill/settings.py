@@ -112,8 +112,8 @@ class DistillSettings(MethodSettings):
     """Weight of fine-grained distillation, where the store includes the queries' readings and the student has the map
     that is read."""
     w_mixed: float = field(default=0.0, metadata={"counts_with": "w_mixed"})  # see pipeline.study.hashes.deciding
-    """Weight of the student's detection loss on mixed maps: the expert's features inside the areas, the student's own elsewhere.
-    The student's head then learns to read both; for students of this project."""
+    """Weight of the student's detection loss on mixed pyramids: the expert's features inside the areas, the student's own
+    elsewhere. The student's head then learns to read both; for students of this project."""
     mask_ratio: float = 0.5
     """Share of blocks hidden inside the areas before generation."""
     block: int = 2

@@ -60,13 +60,8 @@ class MultiCameraDetector(Base3DDetector):
         levels = self.img_neck(self.img_backbone(flat))
         return [level.unflatten(0, img.shape[:2]) for level in levels]
 
-    def detect_on(self, bev: Tensor | None, levels: list[Tensor], samples: list[Det3DDataSample]) -> HeadOutput:
-        """Head output for maps of the samples' last frames.
-
-        Args:
-            bev: BEV map (B, C, H, W), which BEVFormer's head reads.
-            levels: pyramid levels (B, V, C, Hl, Wl), which DETR3D's head reads.
-        """
+    def detect_on(self, levels: list[Tensor], samples: list[Det3DDataSample]) -> HeadOutput:
+        """Head output for pyramid levels (B, V, C, Hl, Wl) of the samples' last frames, without history."""
         raise NotImplementedError
 
     def with_instances(self, samples: list[Det3DDataSample], out: HeadOutput) -> list[Det3DDataSample]:

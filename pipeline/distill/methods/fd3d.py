@@ -65,8 +65,7 @@ class FocalDistiller(Distiller):
             self.layers = self.chosen("layers", self.head.num_layers, "the trainable head")
         self.fine = self._what_queries_read(bev_size is not None)
         if self.settings.w_mixed:
-            has_bev = bev_size is not None
-            check_mixed(self.schema, self.levels, self.adapted, bev_channels if has_bev else None, pv_channels)
+            check_mixed(self.schema, self.levels, self.adapted, pv_channels)
         if self.schema.bev and self.bev_size is not None:
             self.bev_generator = FeatureGenerator(bev_channels, self.schema.bev[2])
         self.pv_generators = nn.ModuleList(FeatureGenerator(pv_channels, self.schema.pv[i][2]) for i in self.levels)

@@ -59,10 +59,9 @@ class BEVFormer(MultiCameraDetector):
         )
         return self.encode(features, frames, history, flags)
 
-    def detect_on(self, bev: Tensor | None, levels: list[Tensor], samples: list[Det3DDataSample]) -> HeadOutput:
+    def detect_on(self, levels: list[Tensor], samples: list[Det3DDataSample]) -> HeadOutput:
         """See :meth:`~pipeline.models.detector.MultiCameraDetector.detect_on`."""
-        assert bev is not None
-        return self.pts_bbox_head(bev.flatten(2).transpose(1, 2))
+        return self.pts_bbox_head(self._step(levels, samples, -1, None))
 
     def loss(self, inputs: dict[str, Tensor], data_samples: list[Det3DDataSample], **kwargs: Any) -> dict[str, Tensor]:
         """Detection losses of a batch; inputs.img (B, Q, V, 3, H, W)."""

@@ -17,9 +17,9 @@ class DETR3D(MultiCameraDetector):
 
     def detect(self, img: Tensor, samples: list[Det3DDataSample]) -> HeadOutput:
         """Head output for images (B, Q, V, 3, H, W)."""
-        return self.detect_on(None, self.extract_feat(img[:, -1]), samples)
+        return self.detect_on(self.extract_feat(img[:, -1]), samples)
 
-    def detect_on(self, bev: Tensor | None, levels: list[Tensor], samples: list[Det3DDataSample]) -> HeadOutput:
+    def detect_on(self, levels: list[Tensor], samples: list[Det3DDataSample]) -> HeadOutput:
         """See :meth:`~pipeline.models.detector.MultiCameraDetector.detect_on`."""
         frames, device = [sample.frames[-1] for sample in samples], levels[0].device
         lidar2img, own = stack_meta(frames, "lidar2img", device), view_sizes(frames, device)
