@@ -9,8 +9,10 @@ use, and the CUDA context. A measured peak is higher (docs/planning.md).
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
+from mmdet3d.structures import Det3DDataSample
 from mmengine.config import Config
 from torch import Tensor, nn
 
@@ -38,7 +40,8 @@ class TrainingMemory:
     activations: int
     """Tensors that autograd keeps for the backward pass."""
     distillation: int = 0
-    """At most: FD3D's generators with their optimiser, targets and activations, as if whole maps were generated."""
+    """At most: FD3D's generators with their optimiser, targets and activations, as if whole maps were generated, and the head's
+    pass on a mixed pyramid."""
 
     @property
     def total(self) -> int:
@@ -64,7 +67,7 @@ def kept_for_backward(held: Iterable[Tensor]) -> Iterator[list[torch.UntypedStor
 
 
 def training_memory(
-    cfg: Config, cameras: Cameras, batch_size: int, schema: StoreSchema | None = None
+    cfg: Config, cameras: Cameras, batch_size: int, schema: StoreSchema | None = None, mixed: bool = False
 ) -> TrainingMemory:
     """Memory of a detector's training.
 
@@ -73,6 +76,7 @@ def training_memory(
         cameras: calibrated cameras, which decide image sizes and the cells that cameras see.
         batch_size: frames that one process takes at once.
         schema: store of a distilled training.
+        mixed: whether the distilled student's head learns on mixed pyramids too.
 
     Raises:
         FD3DError: the config is no detector of this project, or its pyramid does not lie on the store's.
@@ -90,6 +94,8 @@ def training_memory(
         mapped = taps.read("bev").transpose(1, 2).unflatten(-1, bev) if bev else None
         history = 0 if mapped is None or cfg.queue_length == 1 else _bytes([mapped])
         distillation = 0 if schema is None else _distillation(levels, mapped, schema, batch_size)
+        if schema is not None and mixed:
+            distillation += _mixed(model, levels, batch["data_samples"])
     return TrainingMemory(
         weights=_bytes([*model.parameters(), *model.buffers()]),
         optimiser=_optimiser(model),
@@ -128,6 +134,14 @@ def _distillation(levels: Sequence[Tensor], bev: Tensor | None, schema: StoreSch
     # the BEV targets are there twice, standardised and as stored
     twice = _bytes(targets[-1:]) if bev is not None and schema.bev is not None else 0
     return total + _bytes([*modules.parameters(), *modules.buffers(), *targets]) + twice + _optimiser(modules)
+
+
+def _mixed(model: Any, levels: Sequence[Tensor], samples: list[Det3DDataSample]) -> int:
+    """Bytes that the head's pass on a mixed pyramid keeps, the pyramid included."""
+    pyramid = [level.detach().unflatten(0, (len(samples), -1)) for level in levels]
+    with kept_for_backward([*model.parameters(), *model.buffers()]) as kept:
+        model.detect_on(pyramid, samples)
+    return sum(storage.nbytes() for storage in kept)
 
 
 def _optimiser(model: nn.Module) -> int:

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from pipeline.cost.cameras import rig_cameras
 from pipeline.cost.memory import kept_for_backward, training_memory
+from pipeline.cost.plan import expert_schema
 from pipeline.data.geometry import lidar2img
+from pipeline.dumping.settings import DumpSettings
+from pipeline.focal.rule import FocalRule
 from pipeline.models.attention import DeformableSampler
 from pipeline.models.build import build_detector, load_config
 
@@ -91,3 +94,17 @@ def test_activations_are_those_of_a_training_step(project: Path, name: str, monk
     assert estimate.images == batch["inputs"]["img"].numel() * 4
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert estimate.optimiser == 3 * 4 * trained  # gradient and two moments
+
+
+@pytest.mark.parametrize("name", ["bevformer/tiny.py", "detr3d/r50.py"])
+def test_a_pass_on_a_mixed_pyramid_is_that_of_a_real_head(project: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    cfg = small(project, name)
+    schema = expert_schema(cfg, CAMERAS, DumpSettings(FocalRule()))
+    with_head, without = (training_memory(cfg, CAMERAS, BATCH, schema, mixed).distillation for mixed in (True, False))
+    model = build_detector(cfg).train()
+    monkeypatch.setattr(DeformableSampler, "forward", lambda self, *inputs: Sampled.apply(*inputs))
+    batch = real_batch(model, cfg)
+    pyramid = [level.detach() for level in model.extract_feat(batch["inputs"]["img"][:, -1])]
+    with kept_for_backward([*model.parameters(), *model.buffers()]) as kept:
+        model.detect_on(pyramid, batch["data_samples"])
+    assert with_head - without == pytest.approx(sum(storage.nbytes() for storage in kept), rel=0.03)
