@@ -12,7 +12,7 @@ from pipeline.distill.settings import FD3D, METHODS, PLAIN, DistillSettings, Met
 from pipeline.dumping.settings import ClusterSettings, DumpSettings
 from pipeline.errors import FD3DError, SettingError
 from pipeline.focal.rule import FocalRule
-from pipeline.settings import from_mapping, mapping, merged, read_yaml
+from pipeline.settings import from_mapping, mapping, parse_over, read_yaml
 from pipeline.training.settings import Initial, RunSettings, Validation
 
 RUNS, METRICS = Path("runs"), Path("metrics/detectors")
@@ -318,10 +318,7 @@ def _family(name: Any, values: Any, distill: dict[str, Any]) -> Family:
     if "distill" not in values:  # dvc.yaml depends on the setting, and DVC on its being there
         raise FD3DError(f"{where} has no distill; write 'distill: {{}}' for the section's values")
     own = mapping(values["distill"], f"{where}.distill")
-    try:
-        settings = DistillSettings.from_dict(merged(distill, own))
-    except FD3DError as error:
-        raise FD3DError(f"{where}: {error}" if own else str(error)) from error
+    settings = parse_over(DistillSettings.from_dict, distill, own, where)
     published = from_mapping(Published, values.get("published"), f"{where}.published")
     return Family(name, expert, student, settings, published)
 

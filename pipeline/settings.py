@@ -5,9 +5,9 @@ import dataclasses
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -16,6 +16,7 @@ from pipeline.errors import FD3DError, SettingError
 from pipeline.files import refuse_irregular
 
 _WORDS = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text", Path: "a path"}
+_Parsed = TypeVar("_Parsed")
 _LONGEST_NAME = 255  # bytes of a file's name that file systems take
 
 
@@ -45,6 +46,25 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         old = out.get(key)
         out[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else copy.deepcopy(value)
     return out
+
+
+def parse_over(
+    parse: Callable[[dict[str, Any]], _Parsed], base: Mapping[str, Any], over: Mapping[str, Any], where: str
+) -> _Parsed:
+    """What ``parse`` makes of ``base`` with the values of ``over``.
+
+    Raises:
+        FD3DError: from ``parse``; it begins with ``where``, the place of ``over``, unless ``base`` alone has the same fault.
+    """
+    try:
+        return parse(merged(base, over))
+    except FD3DError as error:
+        try:
+            parse(dict(base))
+        except FD3DError as fault:
+            if str(fault) == str(error):
+                raise error from None
+        raise FD3DError(f"{where}: {error}") from error
 
 
 def mapping(values: Any, where: str, known: typing.Collection[str] | None = None) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from mmdet3d.structures import Det3DDataSample
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 
 from pipeline.errors import FD3DError
 from store_schema import StoreSchema
@@ -19,18 +18,13 @@ from .targets import CellTargets, ChannelScale, ExpertTargets
 def mixed_map(own: Tensor, target: CellTargets, scale: ChannelScale) -> Tensor:
     """Mixed map (N, C, h, w), without gradients.
 
-    Where the expert's grid is finer, a cell of the student's takes the mean of the expert's cells inside it that lie in the areas.
-
     Args:
-        own: the student's map (N, C, h, w).
-        target: the expert's features (n, C) at the cells of the areas, of maps N x H x W.
+        own: the student's map (N, C, H, W).
+        target: the expert's features (n, C) at the cells of the areas, of maps N x H x W, the student's grid.
         scale: channel statistics by which the targets are standardised.
     """
-    size = (own.shape[-2], own.shape[-1])
     theirs = map_of(scale.restore_rows(target.values), target.cells)
-    share = adaptive_avg_pool2d(target.cells.mask[:, None].float(), size)
-    mean = adaptive_avg_pool2d(theirs.float(), size) / share.clamp(min=1e-6)
-    return torch.where(share > 0, mean, own.detach().float())
+    return torch.where(target.cells.mask[:, None], theirs.float(), own.detach().float())
 
 
 def loss_on_mixed(

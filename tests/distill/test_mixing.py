@@ -31,18 +31,6 @@ def test_the_experts_cells_stand_in_the_students_map():
     assert found.equal(own[0, 0])
 
 
-def test_a_coarser_cell_takes_the_mean_of_those_of_its_cells_that_are_there():
-    own = torch.tensor([[[[-1.0, -2.0], [-3.0, -4.0]]]])
-    # two of the first cell's four: (12 + 16) / 2; all of the last cell's: (10 + 12 + 14 + 20) / 4
-    found = mixed([(0, 0), (1, 1), (2, 2), (2, 3), (3, 2), (3, 3)], [1.0, 3.0, 0.0, 1.0, 2.0, 5.0], own)
-    assert found.tolist() == [[14.0, -2.0], [-3.0, 14.0]]
-
-
-def test_a_finer_map_repeats_the_experts_cell():
-    found = mixed([(0, 0)], [1.0], torch.zeros(1, 1, 8, 8))
-    assert (found[:2, :2] == 12).all() and found.sum() == 4 * 12
-
-
 @pytest.mark.parametrize(("family", "layout"), [("bevformer", "focal"), ("bevformer", "dense"), ("detr3d", "dense")])
 def test_the_loss_trains_the_students_head_alone(project, store, dense_stores, source, family, layout):
     store = dense_stores[family] if layout == "dense" else store
