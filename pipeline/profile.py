@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -290,16 +291,15 @@ def parse_profile(values: Mapping[str, Any], path: Path) -> Profile:
     cluster: ClusterSettings = from_mapping(ClusterSettings, dump.pop("cluster", None), "dump.cluster")
     settings: DumpSettings = from_mapping(DumpSettings, dump, "dump", rule=rule)
     distill = mapping(values["distill"], "distill")
-    families = {n: _family(n, family, distill) for n, family in mapping(values["families"], "families").items()}
-    for family in families.values():
-        _check_stored(family.distill, settings)
+    parsed = mapping(values["families"], "families").items()
+    families = {name: _family(name, family, distill, settings) for name, family in parsed}
     world: WorldConfig = from_mapping(WorldConfig, values.get("world"), "world")
     if data.generated and data.version != world.version:
         raise FD3DError(f"data.version is {data.version}, but data.generate writes world.version, {world.version}")
     return Profile(path, data, world, families, rule, settings, cluster, methods=_methods(values.get("methods")))
 
 
-def _family(name: Any, values: Any, distill: dict[str, Any]) -> Family:
+def _family(name: Any, values: Any, distill: dict[str, Any], dump: DumpSettings) -> Family:
     where = f"families.{name}"
     if not isinstance(name, str) or not re.fullmatch(r"(?!(evaluate|look)$)[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise FD3DError(
@@ -318,7 +318,7 @@ def _family(name: Any, values: Any, distill: dict[str, Any]) -> Family:
     if "distill" not in values:  # dvc.yaml depends on the setting, and DVC on its being there
         raise FD3DError(f"{where} has no distill; write 'distill: {{}}' for the section's values")
     own = mapping(values["distill"], f"{where}.distill")
-    settings = parse_over(DistillSettings.from_dict, distill, own, where)
+    settings = parse_over(partial(_distill_settings, dump), distill, own, where)
     published = from_mapping(Published, values.get("published"), f"{where}.published")
     return Family(name, expert, student, settings, published)
 
@@ -333,15 +333,17 @@ def _methods(values: Any) -> dict[str, MethodSettings | PlainSettings]:
     return {name: from_mapping(kind, values.get(name), f"methods.{name}") for name, kind in kinds.items()}
 
 
-def _check_stored(distill: DistillSettings, dump: DumpSettings) -> None:
-    """Refuse settings of FD3D that need what the dump will not store; stage 2 checks them against the store itself.
+def _distill_settings(dump: DumpSettings, values: dict[str, Any]) -> DistillSettings:
+    """Settings of FD3D; those that need what the dump will not store are refused. Stage 2 checks them against the store itself.
 
     Raises:
         FD3DError: naming the setting and what the store will cover.
     """
+    distill = DistillSettings.from_dict(values)
     dump.rule.of_store(dump.layout).check_covers(distill.rule)
     if distill.dense and dump.layout != "dense":
         raise FD3DError(f"{distill.dense}, but dump.layout is {dump.layout}, which stores focal cells; set it to dense")
     layers = list(distill.layers or ())
     if (most := dump.layers) is not None and distill.head == "frozen" and any(n >= most for n in layers):
         raise FD3DError(f"distill.layers is {layers}, but dump.layers stores the last {most}; layers 0..{most - 1}")
+    return distill

@@ -54,16 +54,12 @@ def parse_over(
     """What ``parse`` makes of ``base`` with the values of ``over``.
 
     Raises:
-        FD3DError: from ``parse``; it begins with ``where``, the place of ``over``, unless ``base`` alone has the same fault.
+        FD3DError: from ``parse``; of ``base`` alone where ``base`` has a fault, else with ``where``, the place of ``over``, before it.
     """
     try:
         return parse(merged(base, over))
     except FD3DError as error:
-        try:
-            parse(dict(base))
-        except FD3DError as fault:
-            if str(fault) == str(error):
-                raise error from None
+        parse(dict(base))
         raise FD3DError(f"{where}: {error}") from error
 
 

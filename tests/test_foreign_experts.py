@@ -25,6 +25,7 @@ from pipeline.errors import FD3DError
 from pipeline.evaluation.predict import predict
 from pipeline.expert import DetectorAdapter, MonocularAdapter, MultiViewAdapter
 from pipeline.expert.detections import Detections, class_numbers, detections, joined, lidar_boxes
+from pipeline.expert.maps import Maps, check_channels
 from pipeline.focal.rule import FocalRule
 from pipeline.models.build import build_detector, load_config
 from pipeline.models.checkpoints import convert_checkpoint, load_checkpoint
@@ -377,12 +378,30 @@ def test_a_student_that_has_nothing_in_common_is_named_by_the_expert_stage(
         expert, bare / "multiview.pth", student, source, "MultiViewDfM fails on what MultiViewAdapter gives and takes"
     )
     foreign.write_student(tmp_path, project)
+    told = "w_mixed is for students of this project, and .*student.py is another project's"
+    refused(expert, bare / "multiview.pth", student, source, told, own_only=("w_mixed",))
     with open(student, "a") as file:
         file.write('\nadapter["classes"] = [*classes[:9], None]\n')
     ours = project / "configs/world/expert.py"
     checkpoint = project / "checkpoints/world_expert.pth"
     refused(ours, checkpoint, student, source, r"pyramid has 3 levels, that of .* 2, .* set distill.levels to \[0, 1\]")
     take_or_train(ours, checkpoint, RunSettings(), source, tmp_path / "o/d.pth", StudentPlan(student, levels=(0, 1)))
+
+
+@pytest.mark.parametrize(("name", "levels"), [("w_mixed", None), ("residual", (0,))])
+def test_a_setting_that_needs_equal_channels_is_refused_by_the_expert_stage(
+    name: str, levels: tuple[int, ...] | None, bare: Path, project: Path, source: FrameSource, tmp_path: Path
+) -> None:
+    expert, plan = foreign.write_foreign(tmp_path, "fcos3d"), {"levels": levels, "equal_channels": (name,)}
+    told = f"distill.{name} is set, but the pyramid level 0 of .*detr3d_apprentice.py has 64 channels and the expert's 16; leave it out"
+    refused(expert, bare / "fcos3d.pth", project / "configs/world/detr3d_apprentice.py", source, told, **plan)
+
+
+def test_channels_of_bev_maps_are_the_residuals_alone() -> None:
+    ours, theirs = (Maps((), (channels, 8, 8), (), {}) for channels in (64, 32))
+    check_channels(theirs, ours, StudentPlan(Path("student.py"), equal_channels=("w_mixed",)))
+    with pytest.raises(FD3DError, match="distill.residual is set, but the BEV map of student.py has 64 channels"):
+        check_channels(theirs, ours, StudentPlan(Path("student.py"), equal_channels=("w_mixed", "residual")))
 
 
 # Boxes

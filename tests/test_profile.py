@@ -89,6 +89,12 @@ def changed(*places: tuple[str, Any]) -> dict[str, Any]:
         ("world.sed", 1, r"unknown setting world.sed; known: .*seed"),
         ("families.detr3d.student", {}, r"unknown setting families.detr3d.student; known: apprentice, distill, expert"),
         ("families.detr3d.apprentice.train.sed", 1, r"unknown setting families.detr3d.apprentice.train.sed; known"),
+        (
+            "families.detr3d.distill.areas",
+            "everywhere",
+            r"^families.detr3d: distill.areas is everywhere, but dump.layout is",
+        ),
+        ("families.detr3d.distill.layers", [-1], r"^families.detr3d: distill.layers is \[-1\]; give different numbers"),
         ("families.detr3d.distill.wfine", 1, r"families.detr3d: unknown setting distill.wfine"),
         ("methods.magic", {}, r"unknown method methods.magic; known: plain, cwd, fgd"),
         ("methods.fd3d", {}, r"unknown method methods.fd3d; .*fd3d's settings are the section 'distill'"),
@@ -163,6 +169,12 @@ def changed(*places: tuple[str, Any]) -> dict[str, Any]:
 def test_a_wrong_setting_is_named(place: str, value: Any, told: str):
     with pytest.raises(FD3DError, match=told):
         parse_profile(changed((place, value)), Path("params.yaml"))
+
+
+def test_a_fault_of_the_section_that_a_family_overrides_is_the_sections():
+    values = changed(("distill.w_pv", -1), ("distill.w_bev", -1), ("families.bevformer.distill", {"w_pv": 3.0}))
+    with pytest.raises(FD3DError, match=r"^distill.w_pv is -1.0; it must not be negative"):
+        parse_profile(values, Path("params.yaml"))
 
 
 def test_a_profile_without_a_section_that_dvc_asks_for_is_refused_by_every_command(tmp_path: Path):

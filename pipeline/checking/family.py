@@ -136,7 +136,7 @@ def _check_store(profile: Profile, pair: Family, above: Config, cfg: Config, dat
     made = distiller_config(cfg, pair.store, FD3D, settings) | {"store": store}
     with torch.random.fork_rng(), torch.device("meta"):
         MODELS.build(made)
-    if data is not None and data.image_hw is not None and settings.w_pv:
+    if data is not None and data.image_hw is not None:
         _check_grids(pair, settings, data.image_hw)
 
 

@@ -8,7 +8,7 @@ from pipeline.cost.early import Outlook
 from pipeline.cost.memory import TrainingMemory, training_memory
 from pipeline.cost.plan import RATIOS, Measured, StorePlan, coverage_of, expert_schema, plan_store, plan_work, table
 from pipeline.data.augment import read_augment
-from pipeline.distill.settings import FD3D
+from pipeline.distill.mixing import check_mixed
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError, counted
 from pipeline.expert.declared import is_foreign
@@ -97,7 +97,11 @@ def family_lines(profile: Profile, family: Family, outlook: Outlook) -> list[str
     outlook = replace(outlook, epochs=round(course.updates * course.batch / outlook.frames) or 1)
     sizes = [run.batch_size or read_schedule(cfg).batch_size for _, cfg, run, _ in trainings]
     memory: dict[str, TrainingMemory] = {}
-    mixed = profile.method(FD3D, family).w_mixed > 0
+    mixed = family.distill.w_mixed > 0
+    if mixed:
+        foreign = is_foreign(student)
+        levels = range(len(schema.pv)) if family.distill.levels is None else family.distill.levels
+        check_mixed(schema, levels, foreign, 0 if foreign else student.model.img_neck.out_channels)
     # the distilled training first, which is refused where the pyramids' grids differ
     for (name, cfg, _, read), size in [*zip(trainings, sizes, strict=True)][::-1]:
         if not is_foreign(cfg):

@@ -217,6 +217,7 @@ class Distiller(BaseModel):
             return losses
         frames = self.expert_frames(inputs, data_samples)
         found = self.distillation_losses(self.student_outputs(), frames, data_samples)
+        self.taps.forget()  # of another pass that a loss made
         return losses | {name: self.settings.every * loss for name, loss in found.items()}
 
     def begin_update(self, number: int) -> None:

@@ -40,7 +40,7 @@ def loss_on_mixed(
     remains a reader of the features that the other losses draw the student's pyramid to. The idea is that of FD3D's distillation
     head (Zeng et al., CVPR 2023), which detects on the expert's map beside the student; one head for both sides is ours, as
     the reused classifier of SimKD (Chen et al., CVPR 2022) is the teacher's. The pyramid is mixed and not the BEV map, so that
-    BEVFormer's encoder, which is a part of its head, learns too, and a wrong depth of the expert's does no harm.
+    BEVFormer's encoder, which is a part of its head, learns too, and the features stay right where the expert's depth is wrong.
 
     Args:
         distiller: whose student is a detector of this project.

@@ -132,6 +132,28 @@ def check_common(expert: Maps, student: Maps, config: Path | str, levels: Sequen
         )
 
 
+def check_channels(expert: Maps, student: Maps, plan: StudentPlan) -> None:
+    """Refuse maps of other channels where a setting adds or mixes the two sides' features.
+
+    Raises:
+        FD3DError: naming the setting, the map and both numbers.
+    """
+    maps = {
+        f"pyramid level {level}": (ours[1], theirs[1])
+        for level, (ours, theirs) in enumerate(zip(student.pv, expert.pv, strict=False))
+        if plan.levels is None or level in plan.levels
+    }
+    if student.bev and expert.bev:
+        maps["BEV map"] = student.bev[0], expert.bev[0]
+    for setting in plan.equal_channels:
+        for name, (have, want) in maps.items():
+            if have != want and (name != "BEV map" or setting == "residual"):
+                raise FD3DError(
+                    f"{plan.section}.{setting} is set, but the {name} of {plan.config} has {have} channels and the expert's {want}; "
+                    "leave it out"
+                )
+
+
 def check_foreign(cfg: Config, checkpoint: Path, source: FrameSource, plan: StudentPlan) -> None:
     """Run a detector of another project on one frame, and compare the maps of expert and student, before stage 1 takes its hours.
 
@@ -146,4 +168,7 @@ def check_foreign(cfg: Config, checkpoint: Path, source: FrameSource, plan: Stud
         return
     trainable_model(student, source)
     expert = measured(cfg, source, checkpoint) if is_foreign(cfg) else maps_of(cfg, source)
-    check_common(expert, maps_of(student, source), plan.config, plan.levels, plan.section)
+    ours = maps_of(student, source)
+    check_common(expert, ours, plan.config, plan.levels, plan.section)
+    if plan.equal_channels:
+        check_channels(expert, ours, plan)

@@ -17,6 +17,7 @@ from pipeline.errors import FD3DError, counted, warn_once
 
 from .build import build_detector, load_config
 from .conventions import declared_classes, other_classes
+from .detector import MultiCameraDetector
 from .pretrained import inherit_weights, inherits_head
 from .reading import read_checkpoint
 
@@ -35,6 +36,10 @@ class StudentPlan:
     """Decoder layers of the fine-grained loss; None for all."""
     section: str = "distill"
     """Section of the profile that the last three come from, in messages."""
+    own_only: tuple[str, ...] = ()
+    """Settings that are on and need a student of this project."""
+    equal_channels: tuple[str, ...] = ()
+    """Settings that are on and need as many channels on the student's pyramid as on the expert's."""
     reach: Callable[[float], None] | None = None
     """Check that a store's areas on the BEV map reach far enough for cells of a side, metres; None where no store is planned."""
 
@@ -46,8 +51,14 @@ class StudentPlan:
             stored: rule of the areas that the planned store covers.
         """
         reach = None if stored is None else partial(distill.geometry.check_reach, distill.rule, stored)
-        chosen = {name: getattr(distill, name, None) for name in ("levels", "layers")}  # not every method has them
-        return cls(config, distill.inherit, section=distill.section, reach=reach, **chosen)
+        chosen: dict[str, Any] = {
+            name: getattr(distill, name, None) for name in ("levels", "layers")
+        }  # not every method has them
+        mixed = ("w_mixed",) if getattr(distill, "w_mixed", 0) else ()
+        head = ("head",) if getattr(distill, "head", "frozen") == "trainable" else ()
+        residual = ("residual",) if getattr(distill, "residual", False) else ()
+        needs: dict[str, Any] = {"own_only": mixed + head, "equal_channels": mixed + residual}
+        return cls(config, distill.inherit, section=distill.section, reach=reach, **chosen, **needs)
 
 
 def check_rig(
@@ -182,10 +193,14 @@ def planned_student(plan: StudentPlan, expert: Path, weights: Path | None = None
 
     Raises:
         FD3DError: a module to inherit, a level or a layer does not exist, the planned store ends before what re-anchored
-            targets read, or the expert's weights do not fit; naming the setting.
+            targets read, a setting is for students of this project only, or the expert's weights do not fit; naming the setting.
     """
     configs = cfg, above = load_config(plan.config), load_config(expert)
     model = build_detector(cfg)
+    if plan.own_only and not isinstance(model, MultiCameraDetector):
+        raise FD3DError(
+            f"{plan.section}.{plan.own_only[0]} is for students of this project, and {plan.config} is another project's; leave it out"
+        )
     names = dict(model.named_modules()).keys() - {""}
     if unknown := [module for module in plan.inherit if module not in names]:
         known = ", ".join(name for name, _ in model.named_children())

@@ -10,6 +10,8 @@ from pipeline.data.index import FrameIndex
 from pipeline.data.origin import origin_of
 from pipeline.errors import FD3DError
 
+LOSSES = ("loss_pv", "loss_bev", "loss_fine", "loss_relation", "loss_mixed")
+"""Losses of FD3D that reach the student."""
 ROLES = ("expert", "plain", "fd3d")
 
 
@@ -35,7 +37,7 @@ def without_losses(curve: Path) -> bool:
         return False
     with open(curve, newline="") as file:
         rows = list(csv.DictReader(file))
-    terms = [row[name] for row in rows for name in ("loss_pv", "loss_bev", "loss_fine") if row.get(name)]
+    terms = [row[name] for row in rows for name in LOSSES if row.get(name)]
     return bool(terms) and all(float(term) == 0 for term in terms)
 
 

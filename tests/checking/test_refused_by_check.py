@@ -13,8 +13,10 @@ from pipeline.data import CLASSES
 from pipeline.errors import FD3DError
 from pipeline.models.reading import read_checkpoint
 from stages.check import check
+from tests import foreign
 
 TRAINED = ("families.bevformer.expert.checkpoint", None)
+FOREIGN = [("families.bevformer.apprentice.config", "own/student.py")]
 OTHER = ("families.bevformer.expert.config", "configs/world/detr3d_expert.py")
 REFUSED: dict[str, tuple[list[tuple[str, Any]], str]] = {
     "level": ([("distill.levels", [7])], r"families.bevformer: distill.levels is \[7\]; this family has levels 0..2"),
@@ -84,6 +86,22 @@ REFUSED: dict[str, tuple[list[tuple[str, Any]], str]] = {
         [("world.width", 320), ("families.bevformer.apprentice.config", "own/large.py")],
         r"families.bevformer: pyramid level 0 of the student is \(\d+, \d+\), of the expert \(\d+, \d+\); choose image sizes",
     ),
+    "sizes of a pyramid without weight": (
+        [("world.width", 320), ("families.bevformer.apprentice.config", "own/large.py"), ("distill.w_pv", 0)],
+        r"families.bevformer: pyramid level 0 of the student is \(\d+, \d+\), of the expert \(\d+, \d+\); choose image sizes",
+    ),
+    "mixed pyramids of another project's student": (
+        [*FOREIGN, ("families.bevformer.distill", {"inherit": [], "levels": [0, 1], "w_mixed": 1.0})],
+        r"families.bevformer: distill.w_mixed is for students of this project, and own/student.py is another project's; leave it out",
+    ),
+    "trainable head of another project's student": (
+        [
+            *FOREIGN,
+            ("dump.layout", "dense"),
+            ("families.bevformer.distill", {"inherit": [], "levels": [0, 1], "head": "trainable"}),
+        ],
+        r"families.bevformer: distill.head is for students of this project, and own/student.py is another project's; leave it out",
+    ),
     "snapshot": (
         [("families.detr3d.apprentice.train.snapshots", [10**6])],
         r"families.detr3d: train.snapshots has 1000000, but the training has the updates 1 to 1600",
@@ -116,6 +134,8 @@ def profile(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (tmp_path / name).symlink_to(project / name)
     (tmp_path / "own").mkdir()
     (tmp_path / "own/large.py").write_text("_base_ = '../configs/world/apprentice.py'\nimage = dict(scale=1.0)\n")
+
+    foreign.write_student(tmp_path / "own", project)
 
     def write(*places: tuple[str, Any]) -> Path:
         values = yaml.safe_load((project / "params.yaml").read_text())

@@ -180,6 +180,19 @@ def test_a_family_s_plan_has_hours_and_memory_of_its_trainings(project, monkeypa
     assert fd3d[-1] == pytest.approx(plain[-1] + fd3d[4], abs=0.02) and fd3d[4] > 0
 
 
+def test_a_plan_refuses_mixed_pyramids_of_other_channels(project, tmp_path, monkeypatch):
+    monkeypatch.chdir(project)
+    student = tmp_path / "student.py"
+    base = project / "configs/world/detr3d_apprentice.py"
+    student.write_text(f"_base_ = {str(base)!r}\nmodel = dict(img_neck=dict(out_channels=32))\n")
+    values = read_yaml(project / "params.yaml")
+    values["families"]["detr3d"]["apprentice"]["config"] = str(student)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    options = ["--family", "detr3d", "--frames", "9", "--params", str(tmp_path / "params.yaml")]
+    done = CliRunner().invoke(app, ["plan", *options, "--height", "160", "--width", "288"])
+    assert "student's pyramid has 32 channels and level 0 of the expert's 64" in str(done.exception)
+
+
 @pytest.fixture
 def indexed(project, tmp_path, monkeypatch, world_index):
     """The active profile with another index, as a file."""

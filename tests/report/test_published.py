@@ -83,6 +83,7 @@ def test_the_gain_is_told_beside_the_published_gain(outputs, monkeypatch, projec
         ("step,loss,loss_pv,loss_bev,loss_fine\n1,2,0.0,0.0,0.0\n2,1,0.0,0.0,0.0\n", False),
         ("step,loss,loss_pv,loss_fine\n1,2,,\n2,1,0.0,0.0\n", False),  # every second update distils, no BEV map
         ("step,loss,loss_pv,loss_bev,loss_fine\n1,2,0.0,0.0,0.0\n2,1,0.0,0.1,0.0\n", True),
+        ("step,loss,loss_pv,loss_mixed\n1,2,0.0,0.5\n", True),
         ("step,loss\n1,2\n", True),
         ("", True),  # a training too short for a row
     ],
