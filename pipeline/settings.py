@@ -54,12 +54,13 @@ def parse_over(
     """What ``parse`` makes of ``base`` with the values of ``over``.
 
     Raises:
-        FD3DError: from ``parse``; of ``base`` alone where ``base`` has a fault, else with ``where``, the place of ``over``, before it.
+        FD3DError: from ``parse``; of ``base`` alone where ``base`` has a fault, which ``over`` may hide, else with ``where``, the
+            place of ``over``, before it.
     """
+    parse(dict(base))
     try:
         return parse(merged(base, over))
     except FD3DError as error:
-        parse(dict(base))
         raise FD3DError(f"{where}: {error}") from error
 
 

@@ -27,7 +27,10 @@ def plan(
     ] = None,
     height: Annotated[int | None, typer.Option(min=1, help="Rows of the original images; default: 900.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Columns of the original images; default: 1600.")] = None,
-    index: Annotated[Path | None, typer.Option(help="Frame index of the cameras; default: nuScenes' rig.")] = None,
+    index: Annotated[
+        Path | None,
+        typer.Option(help="Frame index of cameras and frames; default: nuScenes' rig, and the profile's frames."),
+    ] = None,
     params: Annotated[Path, typer.Option(help="Profile.")] = Path("params.yaml"),
 ) -> None:
     """Print bytes, files and expert hours of a store beside online distillation; for families also training memory and hours."""
@@ -42,7 +45,7 @@ def plan(
     from pipeline.cost.early import Outlook, check_configs
 
     gpus = (workers,) if workers else (1,) if config else (1, 8)
-    scenes = {} if frames else training_scenes(profile)
+    scenes = {} if frames else training_scenes(profile, index)
     count = frames or sum(map(len, scenes.values()))
     cameras = rig_cameras(height or 900, width or 1600) if index is None else frame_cameras(index)
     outlook = Outlook(count, cameras, rate, train_rate, gpus, students, epochs, like, coverage, scenes)

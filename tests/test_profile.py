@@ -175,6 +175,9 @@ def test_a_fault_of_the_section_that_a_family_overrides_is_the_sections():
     values = changed(("distill.w_pv", -1), ("distill.w_bev", -1), ("families.bevformer.distill", {"w_pv": 3.0}))
     with pytest.raises(FD3DError, match=r"^distill.w_pv is -1.0; it must not be negative"):
         parse_profile(values, Path("params.yaml"))
+    hidden = changed(("distill.w_mixed", "x"))  # both families have another
+    with pytest.raises(FD3DError, match=r"^distill.w_mixed is 'x'; it must be a finite number"):
+        parse_profile(hidden, Path("params.yaml"))
 
 
 def test_a_profile_without_a_section_that_dvc_asks_for_is_refused_by_every_command(tmp_path: Path):

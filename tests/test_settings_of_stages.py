@@ -42,7 +42,7 @@ CHECKED_ONLY = {
         *(
             f"{of}.{name}"
             for of in ("distill", f"families.{FAMILY}.distill")
-            for name in ("inherit", "levels", "layers")
+            for name in ("inherit", "levels", "layers", "head", "residual", "w_mixed")
         ),
         f"families.{FAMILY}.apprentice",
     ),
@@ -60,7 +60,7 @@ WITH: dict[str, dict[str, Any]] = {
     r".*\.(areas|head)": {"dump.layout": "dense"},
     r"distill\.geometry\.(reanchor|pyramid|w_relation|ray_.*)": {"distill.geometry.match": True},
     r"distill\.geometry\.ray_across": {"distill.geometry.ray_along": 0.2},
-    r"distill\.w_mixed": {f"families.{FAMILY}.distill": {}},
+    r"(families\..*\.)?distill\.w_mixed": {f"families.{FAMILY}.distill": {}},
     r"(.*)\.expert\.init": {r"\1.expert.checkpoint": None},
     r"(.*\.published\.plain)\..*": {r"\1": {"NDS": 2, "mAP": 2}},
     r"data\.root|(data|world)\.version": {"data.generate": []},

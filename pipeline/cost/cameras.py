@@ -60,19 +60,20 @@ def frame_cameras(index: str | Path, token: str | None = None) -> Cameras:
     )
 
 
-def training_scenes(profile: Profile) -> dict[str, list[int]]:
-    """Rows of the profile's index by scene of the training split, in the store's order.
+def training_scenes(profile: Profile, index: Path | None = None) -> dict[str, list[int]]:
+    """Rows of an index, by default the profile's, by scene of the training split, in the store's order.
 
     Raises:
         FD3DError: there is no index, or it lacks the split.
     """
-    if not profile.data.index.is_file():
+    path = index or profile.data.index
+    if not path.is_file():
         raise FD3DError(
-            f"{profile.data.index} does not exist, so the number of frames is unknown; give --frames (28130 for nuScenes' train), or "
+            f"{path} does not exist, so the number of frames is unknown; give --frames (28130 for nuScenes' train), or "
             "run 'fd3d index'"
         )
-    index = FrameIndex.load(profile.data.index)
-    rows = set(index.select(profile.data.train))
+    frames = FrameIndex.load(path)
+    rows = set(frames.select(profile.data.train))
     return {
-        name: found for name in sorted(index.scenes) if (found := [row for row in index.scenes[name] if row in rows])
+        name: found for name in sorted(frames.scenes) if (found := [row for row in frames.scenes[name] if row in rows])
     }

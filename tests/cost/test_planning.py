@@ -12,6 +12,7 @@ from pipeline.cost.cameras import rig_cameras
 from pipeline.cost.complexity import on_meta
 from pipeline.cost.early import pyramid_of
 from pipeline.cost.plan import Measured, coverage_of, expert_schema, plan_store, plan_work
+from pipeline.data.index import FrameIndex
 from pipeline.distill.base import Taps
 from pipeline.dumping.settings import DumpSettings
 from pipeline.errors import FD3DError
@@ -237,9 +238,14 @@ def test_a_last_shard_that_is_hardly_filled_tells_nothing_of_another_store(tmp_p
     assert Measured.of(write_store(tmp_path / "one", 1, 1)).fill == 1.0
 
 
-def test_frames_that_nothing_tells_are_asked_for(indexed, tmp_path):
+def test_frames_that_nothing_tells_are_asked_for_and_those_of_an_index_taken(indexed, world_index, tmp_path):
     done = CliRunner().invoke(app, ["plan", "--params", indexed(tmp_path / "none.npz")])
     assert isinstance(done.exception, FD3DError) and "give --frames" in str(done.exception)
+    named = CliRunner().invoke(app, ["plan", "--params", indexed(), "--index", str(tmp_path / "other.npz")])
+    assert isinstance(named.exception, FD3DError) and str(named.exception).startswith(str(tmp_path / "other.npz"))
+    given = ["--index", str(world_index), "--rate", "1", "--train-rate", "1"]
+    done = CliRunner().invoke(app, ["plan", "--params", indexed(tmp_path / "none.npz"), *given])
+    assert done.exit_code == 0 and f", {len(FrameIndex.load(world_index).select('world_train'))} frames" in done.output
 
 
 @pytest.mark.parametrize(
