@@ -101,7 +101,10 @@ def family_lines(profile: Profile, family: Family, outlook: Outlook) -> list[str
     if mixed:
         foreign = is_foreign(student)
         levels = range(len(schema.pv)) if family.distill.levels is None else family.distill.levels
-        check_mixed(schema, levels, foreign, 0 if foreign else student.model.img_neck.out_channels)
+        try:
+            check_mixed(schema, levels, foreign, 0 if foreign else student.model.img_neck.out_channels)
+        except FD3DError as error:
+            raise FD3DError(f"families.{family.name}: {error}") from error
     # the distilled training first, which is refused where the pyramids' grids differ
     for (name, cfg, _, read), size in [*zip(trainings, sizes, strict=True)][::-1]:
         if not is_foreign(cfg):

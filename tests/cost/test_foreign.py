@@ -71,7 +71,7 @@ def test_families_with_such_detectors_are_planned(tmp_path, project, monkeypatch
     (family,) = [profile["families"]["bevformer"]]
     family["expert"] |= {"config": str(write_foreign(tmp_path, "multiview")), "checkpoint": "expert.pth"}
     family["apprentice"]["config"] = str(write_student(tmp_path, project))
-    profile["families"] = {"mine": family}
+    profile["families"] = {"mine": family | {"distill": {}}}
     profile["distill"]["inherit"] = []
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(profile))
     done = CliRunner().invoke(app, ["plan", "--params", str(tmp_path / "params.yaml"), "--frames", "100", *SIZE])
