@@ -83,7 +83,7 @@ def family_lines(profile: Profile, family: Family, outlook: Outlook) -> list[str
     """Store, expert hours, and memory and hours of the trainings of a family of the profile.
 
     Raises:
-        FD3DError: a config of the family is no detector of this project.
+        FD3DError: the expert's config is no detector of this project, or expert and student do not fit; naming which.
     """
     expert, student = (load_config(one.config) for one in (family.expert, family.apprentice))
     schema = expert_schema(expert, outlook.cameras, profile.dump)

@@ -16,7 +16,7 @@ from .targets import CellTargets, ChannelScale, ExpertTargets
 
 
 def mixed_map(own: Tensor, target: CellTargets, scale: ChannelScale) -> Tensor:
-    """Mixed map (N, C, h, w), without gradients.
+    """Mixed map (N, C, H, W), without gradients.
 
     Args:
         own: the student's map (N, C, H, W).

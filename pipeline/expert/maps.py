@@ -135,6 +135,9 @@ def check_common(expert: Maps, student: Maps, config: Path | str, levels: Sequen
 def check_channels(expert: Maps, student: Maps, plan: StudentPlan) -> None:
     """Refuse maps of other channels where a setting adds or mixes the two sides' features.
 
+    Args:
+        plan: with the settings ``equal_channels`` and the levels that are compared.
+
     Raises:
         FD3DError: naming the setting, the map and both numbers.
     """

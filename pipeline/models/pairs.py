@@ -39,7 +39,7 @@ class StudentPlan:
     own_only: tuple[str, ...] = ()
     """Settings that are on and need a student of this project."""
     equal_channels: tuple[str, ...] = ()
-    """Settings that are on and need as many channels on the student's pyramid as on the expert's."""
+    """Settings that are on and need as many channels on the student's maps as on the expert's; ``w_mixed`` on the pyramid alone."""
     reach: Callable[[float], None] | None = None
     """Check that a store's areas on the BEV map reach far enough for cells of a side, metres; None where no store is planned."""
 
