@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from mmdet3d.structures import Det3DDataSample
-from torch import Tensor
+from mmengine.dist import all_reduce
+from mmengine.logging import MMLogger
+from torch import Tensor, nn
 
 from pipeline.errors import FD3DError
 from store_schema import StoreSchema
@@ -13,6 +15,57 @@ from store_schema import StoreSchema
 from .base import Distiller, StudentOutputs
 from .cells import map_of
 from .targets import CellTargets, ChannelScale, ExpertTargets
+
+BLOCK = 50  # steps between two judgements of the gate
+FIRST = 200  # steps before the first: a student needs some to explain anything
+
+
+class MixingGate(nn.Module):
+    """Whether the student's head learns on mixed pyramids, by how much of the expert's features the generators explain.
+
+    What mixing gains is a head that reads features which the student's come to resemble. Where the generators do not make the
+    expert's features from the student's, there is no resemblance, and mixing teaches the head something else: noise, if the
+    expert's features are noisy. The measure is of the student and of the targets alone; that the expert's boxes are wrong, in depth
+    say, does not change it.
+
+    Args:
+        limit: share of the squared error of the channels' means that the generators may leave, as the mean of a block of steps, from
+            the first judgement on; 0 for a gate that never closes.
+    """
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit, self.closed = limit, False
+        self.steps: int | None = None  # None until it is read of the buffer, which a resumed training fills
+        if limit:
+            self.register_buffer(
+                "seen", torch.zeros(4)
+            )  # errors of a block, those of the means, all steps, whether closed
+
+    def see(self, errors: Tensor, of_means: Tensor) -> None:
+        """Count a step: errors of the generated features by level, and what the channels' means would have made of them."""
+        if not self.limit:
+            return
+        if self.steps is None:
+            _, _, steps, closed = self.seen.tolist()
+            self.steps, self.closed = int(steps), bool(closed)
+        self.steps += 1
+        self.seen[:3] += torch.stack((errors.sum(), of_means.sum(), torch.ones_like(errors[0]))).detach()
+        if self.steps % BLOCK == 0:
+            self._judge()
+
+    def _judge(self) -> None:
+        all_reduce(self.seen, "mean")  # processes see different frames, and must come to one end
+        left, of_means, _, _ = self.seen.tolist()
+        self.seen[:2] = 0
+        if self.steps < FIRST or self.closed == (left > self.limit * of_means):
+            return
+        self.closed = not self.closed
+        self.seen[3] = self.closed
+        MMLogger.get_current_instance().info(
+            f"mixing {'pauses' if self.closed else 'goes on'} after {self.steps} steps: the generators leave {left / of_means:.2f} of the "
+            f"expert's pyramid unexplained (distill.mixed_limit is {self.limit:g})"
+        )
 
 
 def mixed_map(own: Tensor, target: CellTargets, scale: ChannelScale) -> Tensor:

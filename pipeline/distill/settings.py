@@ -114,6 +114,9 @@ class DistillSettings(MethodSettings):
     w_mixed: float = field(default=0.0, metadata={"counts_with": "w_mixed"})  # see pipeline.study.hashes.deciding
     """Weight of the student's detection loss on mixed pyramids: the expert's features inside the areas, the student's own
     elsewhere. The student's head then learns to read both; for students of this project."""
+    mixed_limit: float = field(default=0.0, metadata={"counts_with": "mixed_limit"})
+    """Mixing pauses while the generators leave more than this share of the expert's pyramid unexplained, as with an expert whose
+    features are noisy, from step 200 on; 0: it never pauses."""
     mask_ratio: float = 0.5
     """Share of blocks hidden inside the areas before generation."""
     block: int = 2
@@ -158,6 +161,11 @@ class DistillSettings(MethodSettings):
                     "back to its default"
                 )
         self._at_least("block", 1)
+        self._at_least("mixed_limit", 0)
+        if self.mixed_limit and self.w_mixed and not self.w_pv:
+            raise FD3DError(
+                "distill.mixed_limit judges mixing by generators that w_pv trains, and w_pv is 0; set one of the two"
+            )
 
     @property
     def least_scores(self) -> dict[str, float]:

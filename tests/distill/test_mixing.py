@@ -1,10 +1,12 @@
 """The student's head on mixed maps: the expert's features inside the areas, the student's own elsewhere."""
 
+import numpy as np
 import pytest
 import torch
 
+from pipeline.distill import mixing
 from pipeline.distill.cells import Cells
-from pipeline.distill.mixing import check_mixed, mixed_map
+from pipeline.distill.mixing import MixingGate, check_mixed, mixed_map
 from pipeline.distill.settings import DistillSettings
 from pipeline.distill.targets import CellTargets, ChannelScale
 from pipeline.errors import FD3DError
@@ -52,17 +54,19 @@ def test_the_loss_trains_the_students_head_alone(project, store, dense_stores, s
 
 
 @pytest.mark.parametrize("family", APPRENTICES)
-def test_without_weight_nothing_changes(project, dense_stores, source, family):
+def test_without_weight_or_limit_nothing_changes(project, dense_stores, source, family):
     store = dense_stores[family]
     cfg, model = distiller(project, store, family)
     batch = batch_of(model, cfg, source, store)
     with_weight = distiller(project, store, family, w_mixed=1.0)[1]
+    with_limit = distiller(project, store, family, w_mixed=1.0, mixed_limit=0.8)[1]
     losses = []
-    for one in (model, with_weight):
+    for one in (model, with_weight, with_limit):
         torch.manual_seed(1)
         losses.append(one(**batch, mode="loss"))
     assert "loss_mixed" not in losses[0] and set(losses[1]) == {*losses[0], "loss_mixed"}
     assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])
+    assert all(torch.equal(losses[1][name], losses[2][name]) for name in losses[1])
 
 
 def test_a_head_reads_the_expert_better_where_its_own_maps_are_noise(project, dense_stores, source):
@@ -76,6 +80,66 @@ def test_a_head_reads_the_expert_better_where_its_own_maps_are_noise(project, de
     seen = model(**batch, mode="loss")
     plain = sum(value for name, value in seen.items() if name not in ("loss_pv", "loss_bev", "loss_fine", "loss_mixed"))
     assert seen["loss_mixed"] < plain
+
+
+def with_noise(frame, noise, draw):
+    """A dense frame of the store with noise on the pyramid, in deviations of its channels."""
+    dirty = dict(frame)
+    for name, values in frame.items():
+        if name.startswith("pv/"):
+            spread = values.astype(np.float32).std(axis=(0, 1, 2))
+            dirty[name] = (values + noise * spread * draw.normal(size=values.shape)).astype(values.dtype)
+    return dirty
+
+
+@pytest.mark.parametrize(("noise", "closes"), [(0.0, False), (2.0, True)])
+def test_mixing_pauses_where_the_generators_explain_little(project, dense_stores, source, monkeypatch, noise, closes):
+    """Some steps on two frames: the generators learn the features of an expert, and not the noise on them."""
+    monkeypatch.setattr(mixing, "BLOCK", 5)
+    monkeypatch.setattr(mixing, "FIRST", 25)
+    store = dense_stores["detr3d"]
+    cfg, model = distiller(project, store, "detr3d", residual=True, mask_ratio=0.0, w_mixed=1.0, mixed_limit=0.8)
+    batch, draw = batch_of(model, cfg, source, store), np.random.default_rng(0)
+    clean = [sample.expert for sample in batch["data_samples"]]
+    step = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    mixed = []
+    for _ in range(26):
+        for sample, frame in zip(batch["data_samples"], clean, strict=True):
+            sample.set_metainfo({"expert": with_noise(frame, noise, draw)})
+        losses = model(**batch, mode="loss")
+        mixed.append(losses["loss_mixed"].item())
+        step.zero_grad()
+        (losses["loss_pv"] + losses["loss_mixed"]).backward()
+        step.step()
+    assert min(mixed[:24]) > 0 and model.mixing.closed is closes
+    assert (mixed[-1] == 0) is closes
+
+
+def test_the_gate_closes_and_opens():
+    def see(gate, errors, of_means, steps=mixing.BLOCK):
+        for _ in range(steps):
+            gate.see(torch.tensor(errors), torch.tensor(of_means))
+
+    gate, never = MixingGate(0.8), MixingGate(0.0)
+    for one in (gate, never):
+        see(one, [3.0, 3.0], [1.0, 1.0], mixing.FIRST - mixing.BLOCK)  # a student explains nothing at its start
+        assert not one.closed
+        see(one, [1.0, 0.7], [1.0, 1.0])  # 0.85: the sum of all levels counts
+    assert gate.closed and not never.closed and not never.state_dict()
+    again = MixingGate(0.8)  # of a resumed training
+    again.load_state_dict(gate.state_dict())
+    for one in (gate, again):
+        see(one, [0.5, 0.7], [1.0, 1.0], mixing.BLOCK - 1)  # 0.6, and the errors before count no more
+        assert one.closed
+        see(one, [0.5, 0.7], [1.0, 1.0], 1)
+        assert not one.closed
+
+
+def test_a_limit_without_what_it_judges_by_is_refused():
+    with pytest.raises(FD3DError, match="mixed_limit judges mixing by generators that w_pv trains, and w_pv is 0"):
+        DistillSettings.from_dict({"w_mixed": 1.0, "mixed_limit": 0.8, "w_pv": 0.0})
+    with pytest.raises(FD3DError, match="mixed_limit is -1.0; it must not be negative"):
+        DistillSettings.from_dict({"mixed_limit": -1.0})
 
 
 def test_what_the_head_cannot_read_is_refused(project, dense_stores):

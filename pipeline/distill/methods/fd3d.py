@@ -20,7 +20,7 @@ from ..generators import FeatureGenerator, Reader, start_at_zero
 from ..geometry import object_grid
 from ..head import DistillationHead
 from ..losses import block_mask, fine_grained_loss, masked_generation_loss, query_trust, relation_loss
-from ..mixing import check_mixed, loss_on_mixed
+from ..mixing import MixingGate, check_mixed, loss_on_mixed
 from ..sampling import Reading, bev_reading, camera_positions, camera_reading, project_values
 from ..settings import DistillSettings
 from ..stored import CachedFrame, dense_bev
@@ -66,6 +66,7 @@ class FocalDistiller(Distiller):
         self.fine = self._what_queries_read(bev_size is not None)
         if self.settings.w_mixed:
             check_mixed(self.schema, self.levels, self.adapted, pv_channels)
+            self.mixing = MixingGate(self.settings.mixed_limit)
         if self.schema.bev and self.bev_size is not None:
             self.bev_generator = FeatureGenerator(bev_channels, self.schema.bev[2])
         self.pv_generators = nn.ModuleList(FeatureGenerator(pv_channels, self.schema.pv[i][2]) for i in self.levels)
@@ -164,7 +165,9 @@ class FocalDistiller(Distiller):
             projection = found.value_weight[layers], found.value_bias[layers]
             losses = self.focal_losses(outputs.bev, outputs.pv, targets, metas, projection)
             losses["loss_head"] = s.w_head * found.loss
-        if s.w_mixed:
+        if s.w_mixed and self.mixing.closed:  # 0 rather than nothing, or logs would go on with the last values
+            losses["loss_mixed"] = targets.trust.new_zeros(())
+        elif s.w_mixed:
             losses["loss_mixed"] = s.w_mixed * loss_on_mixed(self, outputs, targets, data_samples, truth)
         return losses
 
@@ -236,7 +239,11 @@ class FocalDistiller(Distiller):
         share = 1.0 if targets.share is None else targets.share
         losses: dict[str, Tensor] = {}
         if self.levels:
-            losses["loss_pv"] = s.w_pv * torch.stack([errors[f"pv/{level}"] for level in self.levels]).sum()
+            pyramid = torch.stack([errors[f"pv/{level}"] for level in self.levels])
+            losses["loss_pv"] = s.w_pv * pyramid.sum()
+            if s.w_mixed and s.mixed_limit:
+                means = [masked_generation_loss(torch.zeros_like(t.values), t.values, t.weight) for t in targets.pv]
+                self.mixing.see(pyramid, torch.stack(means))
         if "bev" in errors:
             losses["loss_bev"] = s.w_bev * share * errors["bev"]
         if readings:
