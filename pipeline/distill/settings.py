@@ -164,7 +164,7 @@ class DistillSettings(MethodSettings):
         self._at_least("mixed_limit", 0)
         if self.mixed_limit and self.w_mixed and not self.w_pv:
             raise FD3DError(
-                "distill.mixed_limit judges mixing by generators that w_pv trains, and w_pv is 0; set one of the two"
+                "distill.mixed_limit judges mixing by generators that w_pv trains, and w_pv is 0; set mixed_limit to 0"
             )
 
     @property
