@@ -62,7 +62,7 @@ class MixingGate(nn.Module):
             return
         self.closed = not self.closed
         self.seen[3] = self.closed
-        MMLogger.get_current_instance().info(
+        MMLogger.get_current_instance().warning(  # a training whose log level is lower says nothing else
             f"mixing {'pauses' if self.closed else 'goes on'} after {self.steps} steps: the generators leave {left / of_means:.2f} of the "
             f"expert's pyramid unexplained (distill.mixed_limit is {self.limit:g})"
         )

@@ -1,5 +1,7 @@
 """The student's head on mixed maps: the expert's features inside the areas, the student's own elsewhere."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -115,7 +117,10 @@ def test_mixing_pauses_where_the_generators_explain_little(project, dense_stores
     assert (mixed[-1] == 0) is closes
 
 
-def test_the_gate_closes_and_opens():
+def test_the_gate_closes_and_opens(monkeypatch):
+    told = []
+    monkeypatch.setattr(mixing.MMLogger, "get_current_instance", lambda: SimpleNamespace(warning=told.append))
+
     def see(gate, errors, of_means, steps=mixing.BLOCK):
         for _ in range(steps):
             gate.see(torch.tensor(errors), torch.tensor(of_means))
@@ -133,6 +138,13 @@ def test_the_gate_closes_and_opens():
         assert one.closed
         see(one, [0.5, 0.7], [1.0, 1.0], 1)
         assert not one.closed
+    assert told == [
+        f"mixing {told_of} of the expert's pyramid unexplained (distill.mixed_limit is 0.8)"
+        for told_of in (
+            "pauses after 200 steps: the generators leave 0.85",
+            *["goes on after 250 steps: the generators leave 0.60"] * 2,
+        )
+    ]
 
 
 def test_a_limit_without_what_it_judges_by_is_refused():
