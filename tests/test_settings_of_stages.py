@@ -60,7 +60,7 @@ WITH: dict[str, dict[str, Any]] = {
     r".*\.(areas|head)": {"dump.layout": "dense"},
     r"distill\.geometry\.(reanchor|pyramid|w_relation|ray_.*)": {"distill.geometry.match": True},
     r"distill\.geometry\.ray_across": {"distill.geometry.ray_along": 0.2},
-    r"(families\..*\.)?distill\.(w_mixed|mixed_limit)": {f"families.{FAMILY}.distill": {}},
+    r"(families\..*\.)?distill\.w_mixed": {f"families.{FAMILY}.distill": {}},
     r"(.*)\.expert\.init": {r"\1.expert.checkpoint": None},
     r"(.*\.published\.plain)\..*": {r"\1": {"NDS": 2, "mAP": 2}},
     r"data\.root|(data|world)\.version": {"data.generate": []},

@@ -7,8 +7,8 @@ from typing import ClassVar
 from pipeline.errors import FD3DError, SettingError
 from pipeline.focal.rule import FocalRule
 
-_RAY = {"counts_with": "ray_along"}  # see pipeline.study.hashes.deciding
-_MATCH = {"counts_with": "match"}
+_RAY = {"counts_with": ("ray_along",)}  # see pipeline.study.hashes.deciding
+_MATCH = {"counts_with": ("match",)}
 
 
 @dataclass(frozen=True)

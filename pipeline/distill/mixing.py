@@ -16,8 +16,8 @@ from .base import Distiller, StudentOutputs
 from .cells import map_of
 from .targets import CellTargets, ChannelScale, ExpertTargets
 
-BLOCK = 50  # steps between two judgements of the gate
-FIRST = 200  # steps before the first: a student needs some to explain anything
+BLOCK = 50  # updates between two judgements of the gate
+FIRST = 200  # updates before the first: a student needs some to explain anything
 
 
 class MixingGate(nn.Module):
@@ -29,41 +29,46 @@ class MixingGate(nn.Module):
     say, does not change it.
 
     Args:
-        limit: share of the squared error of the channels' means that the generators may leave, as the mean of a block of steps, from
-            the first judgement on; 0 for a gate that never closes.
+        limit: share of the squared error of the channels' means that the generators may leave, over the updates of a block; 0 for a
+            gate that never closes.
     """
 
     def __init__(self, limit: float) -> None:
         super().__init__()
-        self.limit, self.closed = limit, False
-        self.steps: int | None = None  # None until it is read of the buffer, which a resumed training fills
+        self.limit = limit
+        self._closed: bool | None = (
+            None if limit else False
+        )  # None until it is read of the buffer, which a resumed training fills
         if limit:
-            self.register_buffer(
-                "seen", torch.zeros(4)
-            )  # errors of a block, those of the means, all steps, whether closed
+            self.register_buffer("seen", torch.zeros(3))  # errors of a block, those of the means, whether closed
+
+    @property
+    def closed(self) -> bool:
+        """Whether mixing pauses."""
+        if self._closed is None:
+            self._closed = bool(self.seen[2])
+        return self._closed
 
     def see(self, errors: Tensor, of_means: Tensor) -> None:
-        """Count a step: errors of the generated features by level, and what the channels' means would have made of them."""
-        if not self.limit:
-            return
-        if self.steps is None:
-            _, _, steps, closed = self.seen.tolist()
-            self.steps, self.closed = int(steps), bool(closed)
-        self.steps += 1
-        self.seen[:3] += torch.stack((errors.sum(), of_means.sum(), torch.ones_like(errors[0]))).detach()
-        if self.steps % BLOCK == 0:
-            self._judge()
+        """Count a batch: errors (L,) of the generated features by level, and what the channels' means would have made of them."""
+        if self.limit:
+            self.seen[:2] += torch.stack((errors.sum(), of_means.sum())).detach()
 
-    def _judge(self) -> None:
-        all_reduce(self.seen, "mean")  # processes see different frames, and must come to one end
-        left, of_means, _, _ = self.seen.tolist()
-        self.seen[:2] = 0
-        if self.steps < FIRST or self.closed == (left > self.limit * of_means):
+    def begin_update(self, number: int) -> None:
+        """Judge the block of updates that ends before update ``number``, from 0 on."""
+        if not self.limit or number % BLOCK:
             return
-        self.closed = not self.closed
-        self.seen[3] = self.closed
+        closed = self.closed
+        all_reduce(self.seen, "mean")  # processes see different frames, and must come to one end
+        left, of_means, _ = self.seen.tolist()
+        self.seen[:2] = 0
+        # a block without any area tells nothing
+        if number < FIRST or not of_means or closed == (left > self.limit * of_means):
+            return
+        self._closed = not closed
+        self.seen[2] = self._closed
         MMLogger.get_current_instance().warning(  # a training whose log level is lower says nothing else
-            f"mixing {'pauses' if self.closed else 'goes on'} after {self.steps} steps: the generators leave {left / of_means:.2f} of the "
+            f"mixing {'pauses' if self._closed else 'goes on'} after {number} updates: the generators leave {left / of_means:.2f} of the "
             f"expert's pyramid unexplained (distill.mixed_limit is {self.limit:g})"
         )
 

@@ -111,12 +111,12 @@ class DistillSettings(MethodSettings):
     w_fine: float = 1.0
     """Weight of fine-grained distillation, where the store includes the queries' readings and the student has the map
     that is read."""
-    w_mixed: float = field(default=0.0, metadata={"counts_with": "w_mixed"})  # see pipeline.study.hashes.deciding
+    w_mixed: float = field(default=0.0, metadata={"counts_with": ("w_mixed",)})  # see pipeline.study.hashes.deciding
     """Weight of the student's detection loss on mixed pyramids: the expert's features inside the areas, the student's own
     elsewhere. The student's head then learns to read both; for students of this project."""
-    mixed_limit: float = field(default=0.0, metadata={"counts_with": "mixed_limit"})
-    """Mixing pauses while the generators leave more than this share of the expert's pyramid unexplained, as with an expert whose
-    features are noisy, from step 200 on; 0: it never pauses."""
+    mixed_limit: float = field(default=0.0, metadata={"counts_with": ("w_mixed", "w_pv", "mixed_limit")})
+    """Mixing pauses, from update 200 on, while the generators leave more than this share of the expert's pyramid unexplained, as
+    with an expert whose features are noisy. 0, or a ``w_pv`` of 0, which trains no generators: it never pauses."""
     mask_ratio: float = 0.5
     """Share of blocks hidden inside the areas before generation."""
     block: int = 2
@@ -150,7 +150,7 @@ class DistillSettings(MethodSettings):
         super().__post_init__()
         for name in ("trust_power", "size_power"):
             self._at_least(name, 0)
-        self._share("mask_ratio", "trust_threshold")
+        self._share("mixed_limit", "mask_ratio", "trust_threshold")
         for name, known in (("areas", AREAS), ("head", HEADS)):
             if getattr(self, name) not in known:
                 raise FD3DError(f"distill.{name} is '{getattr(self, name)}'; use {' or '.join(known)}")
@@ -161,11 +161,6 @@ class DistillSettings(MethodSettings):
                     "back to its default"
                 )
         self._at_least("block", 1)
-        self._at_least("mixed_limit", 0)
-        if self.mixed_limit and self.w_mixed and not self.w_pv:
-            raise FD3DError(
-                "distill.mixed_limit judges mixing by generators that w_pv trains, and w_pv is 0; set mixed_limit to 0"
-            )
 
     @property
     def least_scores(self) -> dict[str, float]:

@@ -175,7 +175,8 @@ def loss_figure(curves: dict[str, Path]) -> Figure:
         for term in rows[0] if rows else ():
             if term != "step" and not term.startswith(("d0", "d1", "grad")):
                 axes.plot([float(r["step"]) for r in rows], [float(r[term] or "nan") for r in rows], label=term)
-        axes.set(title=name, xlabel="step", yscale="log")
+        axes.set(title=name, xlabel="step")
+        axes.set_yscale("log", nonpositive="mask")  # a loss that pauses is 0
         if axes.lines:  # not of a training too short for a row
             axes.legend(fontsize=7)
     return figure

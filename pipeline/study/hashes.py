@@ -19,13 +19,13 @@ def short_hash(value: Any) -> str:
 def deciding(settings: Any) -> dict[str, Any]:
     """A settings dataclass as plain values, without the settings that do nothing.
 
-    A field whose metadata has ``counts_with`` is left out while the setting of that name is 0 or false: a part that is off and
+    A field whose metadata has ``counts_with`` is left out while a setting of these names is 0 or false: a part that is off and
     was added later leaves the hashes of earlier trainings as they are.
     """
     found = {}
     for field in dataclasses.fields(settings):
-        switch, value = field.metadata.get("counts_with"), getattr(settings, field.name)
-        if switch is None or getattr(settings, switch):
+        switches, value = field.metadata.get("counts_with", ()), getattr(settings, field.name)
+        if all(getattr(settings, name) for name in switches):
             found[field.name] = deciding(value) if dataclasses.is_dataclass(value) else value
     return found
 

@@ -8,10 +8,12 @@ import torch
 
 from pipeline.distill import mixing
 from pipeline.distill.cells import Cells
-from pipeline.distill.mixing import MixingGate, check_mixed, mixed_map
+from pipeline.distill.methods import fd3d
+from pipeline.distill.mixing import MixingGate, check_mixed, loss_on_mixed, mixed_map
 from pipeline.distill.settings import DistillSettings
 from pipeline.distill.targets import CellTargets, ChannelScale
 from pipeline.errors import FD3DError
+from pipeline.study.hashes import deciding
 from store_schema import StoreReader
 from tests.distill.steps import APPRENTICES, batch_of, distiller
 
@@ -96,62 +98,107 @@ def with_noise(frame, noise, draw):
 
 @pytest.mark.parametrize(("noise", "closes"), [(0.0, False), (2.0, True)])
 def test_mixing_pauses_where_the_generators_explain_little(project, dense_stores, source, monkeypatch, noise, closes):
-    """Some steps on two frames: the generators learn the features of an expert, and not the noise on them."""
+    """Some updates on two frames: the generators learn the features of an expert, and not the noise on them."""
     monkeypatch.setattr(mixing, "BLOCK", 5)
     monkeypatch.setattr(mixing, "FIRST", 25)
+    passes = []
+
+    def counted(*given):
+        passes.append(given)
+        return loss_on_mixed(*given)
+
+    monkeypatch.setattr(fd3d, "loss_on_mixed", counted)
     store = dense_stores["detr3d"]
-    cfg, model = distiller(project, store, "detr3d", residual=True, mask_ratio=0.0, w_mixed=1.0, mixed_limit=0.8)
+    settings = {"residual": True, "mask_ratio": 0.0, "w_pv": 3.0, "w_mixed": 1.0, "mixed_limit": 0.7}
+    cfg, model = distiller(project, store, "detr3d", **settings)
     batch, draw = batch_of(model, cfg, source, store), np.random.default_rng(0)
     clean = [sample.expert for sample in batch["data_samples"]]
     step = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     mixed = []
-    for _ in range(26):
+    for number in range(27):
         for sample, frame in zip(batch["data_samples"], clean, strict=True):
             sample.set_metainfo({"expert": with_noise(frame, noise, draw)})
+        model.begin_update(number)
         losses = model(**batch, mode="loss")
         mixed.append(losses["loss_mixed"].item())
         step.zero_grad()
-        (losses["loss_pv"] + losses["loss_mixed"]).backward()
+        (losses["loss_pv"] / 3 + losses["loss_mixed"]).backward()
         step.step()
-    assert min(mixed[:24]) > 0 and model.mixing.closed is closes
-    assert (mixed[-1] == 0) is closes
+    assert min(mixed[:25]) > 0 and model.mixing.closed is closes
+    assert (mixed[25:] == [0, 0]) is closes and len(passes) == (25 if closes else 27)  # a pause saves the second pass
+    assert not model.mixing.seen.requires_grad
 
 
-def test_the_gate_closes_and_opens(monkeypatch):
-    told = []
-    monkeypatch.setattr(mixing.MMLogger, "get_current_instance", lambda: SimpleNamespace(warning=told.append))
-
-    def see(gate, errors, of_means, steps=mixing.BLOCK):
-        for _ in range(steps):
+def train(gate, errors, of_means, first, updates=mixing.BLOCK, batches=1):
+    """Updates ``first`` and on, of several batches each."""
+    for number in range(first, first + updates):
+        gate.begin_update(number)
+        for _ in range(batches):
             gate.see(torch.tensor(errors), torch.tensor(of_means))
 
+
+@pytest.fixture
+def told(monkeypatch) -> list[str]:
+    """What the gates tell."""
+    lines: list[str] = []
+    monkeypatch.setattr(mixing.MMLogger, "get_current_instance", lambda: SimpleNamespace(warning=lines.append))
+    return lines
+
+
+@pytest.mark.parametrize("batches", [1, 8])
+def test_the_gate_closes_and_opens(told, batches):
     gate, never = MixingGate(0.8), MixingGate(0.0)
     for one in (gate, never):
-        see(one, [3.0, 3.0], [1.0, 1.0], mixing.FIRST - mixing.BLOCK)  # a student explains nothing at its start
+        train(one, [3.0, 3.0], [1.0, 1.0], 0, 150, batches)  # a student explains nothing at its start
+        train(one, [1.0, 0.7], [1.0, 1.0], 150, 50, batches)  # 0.85: the sum of all levels counts
         assert not one.closed
-        see(one, [1.0, 0.7], [1.0, 1.0])  # 0.85: the sum of all levels counts
+        train(one, [0.5, 0.7], [1.0, 1.0], 200, 30, batches)  # 0.6
     assert gate.closed and not never.closed and not never.state_dict()
-    again = MixingGate(0.8)  # of a resumed training
-    again.load_state_dict(gate.state_dict())
+    again = MixingGate(0.8)  # of a training that is resumed within a block
+    again.load_state_dict({name: value.clone() for name, value in gate.state_dict().items()})
     for one in (gate, again):
-        see(one, [0.5, 0.7], [1.0, 1.0], mixing.BLOCK - 1)  # 0.6, and the errors before count no more
+        train(one, [0.5, 0.7], [1.0, 1.0], 230, 20, batches)
         assert one.closed
-        see(one, [0.5, 0.7], [1.0, 1.0], 1)
+        train(one, [0.0, 0.0], [0.0, 0.0], 250, 50, batches)
         assert not one.closed
-    assert told == [
-        f"mixing {told_of} of the expert's pyramid unexplained (distill.mixed_limit is 0.8)"
-        for told_of in (
-            "pauses after 200 steps: the generators leave 0.85",
-            *["goes on after 250 steps: the generators leave 0.60"] * 2,
-        )
-    ]
+        train(one, [1.0, 0.7], [1.0, 1.0], 300, 50, batches)  # the block before had no area: it tells nothing
+        assert not one.closed
+        train(one, [0.0, 0.0], [0.0, 0.0], 350, 51, batches)
+        assert one.closed
+    opens = "mixing goes on after 250 updates: the generators leave 0.60 of the expert's pyramid unexplained (distill.mixed_limit is 0.8)"
+    first, second = (
+        opens.replace("goes on after 250", f"pauses after {n}").replace("0.60", "0.85") for n in (200, 350)
+    )
+    assert told == [first, *[opens, second] * 2]
 
 
-def test_a_limit_without_what_it_judges_by_is_refused():
-    with pytest.raises(FD3DError, match="mixed_limit judges mixing by generators that w_pv trains, and w_pv is 0"):
-        DistillSettings.from_dict({"w_mixed": 1.0, "mixed_limit": 0.8, "w_pv": 0.0})
-    with pytest.raises(FD3DError, match="mixed_limit is -1.0; it must not be negative"):
-        DistillSettings.from_dict({"mixed_limit": -1.0})
+def test_processes_come_to_one_end(told, monkeypatch):
+    """Another process saw worse features: both close, by the mean of both."""
+
+    def with_another(seen, op):
+        assert op == "mean"
+        seen[:2] = (seen[:2] + torch.tensor([50.0, 50.0])) / 2
+
+    monkeypatch.setattr(mixing, "all_reduce", with_another)
+    gate = MixingGate(0.7)
+    train(gate, [0.5], [1.0], 150, 51)
+    assert gate.closed and "leave 0.75" in told[0]
+
+
+def test_the_limit_is_a_share(project, dense_stores):
+    for wrong in (-0.1, 1.1):
+        with pytest.raises(FD3DError, match=f"mixed_limit is {wrong}; it must be in 0..1"):
+            DistillSettings.from_dict({"mixed_limit": wrong})
+    with_w_pv, without = ({"w_mixed": 1.0, "mixed_limit": 0.7, "w_pv": w_pv} for w_pv in (1.0, 0.0))
+    assert distiller(project, dense_stores["detr3d"], "detr3d", **with_w_pv)[1].mixing.limit == 0.7
+    assert distiller(project, dense_stores["detr3d"], "detr3d", **without)[1].mixing.limit == 0  # nothing to judge by
+
+
+def test_a_limit_that_does_nothing_is_in_no_hash():
+    plain, mixed = deciding(DistillSettings()), deciding(DistillSettings(w_mixed=1.0))
+    assert deciding(DistillSettings(mixed_limit=0.7)) == plain and "mixed_limit" not in plain | mixed
+    assert deciding(DistillSettings(w_mixed=1.0, w_pv=0.0, mixed_limit=0.7)).keys() == mixed.keys()
+    assert deciding(DistillSettings(w_mixed=1.0, mixed_limit=0.7)) == mixed | {"mixed_limit": 0.7}
 
 
 def test_what_the_head_cannot_read_is_refused(project, dense_stores):

@@ -66,7 +66,7 @@ class FocalDistiller(Distiller):
         self.fine = self._what_queries_read(bev_size is not None)
         if self.settings.w_mixed:
             check_mixed(self.schema, self.levels, self.adapted, pv_channels)
-            self.mixing = MixingGate(self.settings.mixed_limit)
+            self.mixing = MixingGate(self.settings.mixed_limit if self.settings.w_pv else 0.0)
         if self.schema.bev and self.bev_size is not None:
             self.bev_generator = FeatureGenerator(bev_channels, self.schema.bev[2])
         self.pv_generators = nn.ModuleList(FeatureGenerator(pv_channels, self.schema.pv[i][2]) for i in self.levels)
@@ -136,6 +136,12 @@ class FocalDistiller(Distiller):
                 "take all, or set distill.w_fine to 0"
             )
         return self.schema.reading
+
+    def begin_update(self, number: int) -> None:
+        """See :class:`~pipeline.distill.base.Distiller`; whether the head learns on mixed pyramids is judged here too."""
+        super().begin_update(number)
+        if self.settings.w_mixed:
+            self.mixing.begin_update(number)
 
     def distillation_losses(
         self, outputs: StudentOutputs, frames: list[CachedFrame], data_samples: list[Det3DDataSample]
@@ -241,7 +247,7 @@ class FocalDistiller(Distiller):
         if self.levels:
             pyramid = torch.stack([errors[f"pv/{level}"] for level in self.levels])
             losses["loss_pv"] = s.w_pv * pyramid.sum()
-            if s.w_mixed and s.mixed_limit:
+            if s.w_mixed and self.mixing.limit:
                 means = [masked_generation_loss(torch.zeros_like(t.values), t.values, t.weight) for t in targets.pv]
                 self.mixing.see(pyramid, torch.stack(means))
         if "bev" in errors:
