@@ -47,6 +47,8 @@ class MixingGate(nn.Module):
         """Whether mixing pauses."""
         if self._closed is None:
             self._closed = bool(self.seen[2])
+            if self._closed:
+                self._tell("mixing still pauses")
         return self._closed
 
     def see(self, errors: Tensor, of_means: Tensor) -> None:
@@ -62,15 +64,19 @@ class MixingGate(nn.Module):
         all_reduce(self.seen, "mean")  # processes see different frames, and must come to one end
         left, of_means, _ = self.seen.tolist()
         self.seen[:2] = 0
-        # a block without any area tells nothing
-        if number < FIRST or not of_means or closed == (left > self.limit * of_means):
+        if number < FIRST or not of_means:  # a block without any area tells nothing
             return
-        self._closed = not closed
+        self._closed = left > self.limit * of_means
         self.seen[2] = self._closed
-        MMLogger.get_current_instance().warning(  # a training whose log level is lower says nothing else
-            f"mixing {'pauses' if self._closed else 'goes on'} after {number} updates: the generators leave {left / of_means:.2f} of the "
-            f"expert's pyramid unexplained (distill.mixed_limit is {self.limit:g})"
-        )
+        if number == FIRST or self._closed != closed:
+            self._tell(
+                f"mixing {'pauses' if self._closed else 'goes on'} after {number} updates: the generators leave {left / of_means:.2f} of "
+                f"the expert's pyramid unexplained (distill.mixed_limit is {self.limit:g})"
+            )
+
+    @staticmethod
+    def _tell(text: str) -> None:
+        MMLogger.get_current_instance().warning(text)  # a training shows no lower level where nobody asks for it
 
 
 def mixed_map(own: Tensor, target: CellTargets, scale: ChannelScale) -> Tensor:

@@ -169,7 +169,13 @@ def test_the_gate_closes_and_opens(told, batches):
     first, second = (
         opens.replace("goes on after 250", f"pauses after {n}").replace("0.60", "0.85") for n in (200, 350)
     )
-    assert told == [first, *[opens, second] * 2]
+    assert told == [first, opens, second, "mixing still pauses", opens, second]
+
+
+def test_the_first_judgement_is_told_also_where_nothing_changes(told):
+    gate = MixingGate(0.7)
+    train(gate, [0.4], [1.0], 0, 401)
+    assert [line[:66] for line in told] == ["mixing goes on after 200 updates: the generators leave 0.40 of the"]
 
 
 def test_processes_come_to_one_end(told, monkeypatch):
