@@ -36,9 +36,8 @@ class MixingGate(nn.Module):
     def __init__(self, limit: float) -> None:
         super().__init__()
         self.limit = limit
-        self._closed: bool | None = (
-            None if limit else False
-        )  # None until it is read of the buffer, which a resumed training fills
+        # None until it is read of the buffer, which a resumed training fills
+        self._closed: bool | None = None if limit else False
         if limit:
             self.register_buffer("seen", torch.zeros(3))  # errors of a block, those of the means, whether closed
 

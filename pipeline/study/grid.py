@@ -150,6 +150,9 @@ class Grid:
         row = mapping(row, where, _ROW_KEYS | _OVERRIDES)
         method = row.get("method", name)
         overrides = _for_family({key: row[key] for key in _OVERRIDES if key in row}, family)
+        of_families = mapping(overrides.pop("families", {}), f"{where}.families", self.profile["families"])
+        if family in of_families:
+            overrides["families"] = {family: of_families[family]}
         recipe = None if method == PLAIN else row.get("store", store)
         recipe = recipe if recipe is None else name_of(recipe, f"{where}.store")
         if recipe is not None and recipe not in self.stores:

@@ -138,6 +138,21 @@ def test_a_list_of_experts_is_a_row_for_each_and_their_own_evaluation(place):
     assert grid.store_folder("bevformer", "steps-500", "focal") == Path("runs/bevformer/stores/focal-steps-500")
 
 
+def test_a_row_may_have_values_of_one_family(place, project):
+    profile = yaml.safe_load((project / "params.yaml").read_text())
+    for name, configs in (("bevformer", ("expert", "apprentice")), ("detr3d", ("detr3d_expert", "detr3d_apprentice"))):
+        for role, config in zip(("expert", "apprentice"), configs, strict=True):
+            profile["families"][name][role]["config"] = str(project / f"configs/world/{config}.py")
+    Path("profile.yaml").write_text(yaml.safe_dump(profile))
+    limits = {"distill": {"mixed_limit": 0.7}, "families": {"detr3d": {"distill": {"mixed_limit": 0.6}}}}
+    grid = read(main={"store": "focal", "rows": {"fd3d": limits}})
+    found = {t.family: grid.parsed(t).method("fd3d", grid.parsed(t).family(t.family)) for t in grid.trainings[2:]}
+    assert {family: settings.mixed_limit for family, settings in found.items()} == {"bevformer": 0.7, "detr3d": 0.6}
+    alone = read(main={"store": "focal", "rows": {"fd3d": {"distill": {"mixed_limit": 0.7}}}})
+    bevformer, detr3d = ([g.trainings[i].identity() for g in (grid, alone)] for i in (2, 3))
+    assert bevformer[0] == bevformer[1] and detr3d[0] != detr3d[1]
+
+
 def test_a_group_without_rows_is_refused(place):
     with pytest.raises(FD3DError, match=r"experiments.empty has no rows; give at least one row"):
         read(empty={"rows": None})
@@ -178,6 +193,7 @@ def test_parameters_are_the_profile_with_the_rows_overrides_and_the_stores_recip
             {"families": {"FAMILY": {"apprentice": {"inherit": 1}}}},
             "rows.fd3d: unknown setting families.bevformer.apprentice.inherit",
         ),
+        ({"families": {"nobody": {}}}, "unknown setting experiments.main.rows.fd3d.families.nobody; known: bevformer"),
     ],
 )
 def test_an_unknown_name_in_a_grid_is_refused(place, row, message):
