@@ -50,10 +50,15 @@ class MixingGate(nn.Module):
                 self._tell("mixing still pauses")
         return self._closed
 
-    def see(self, errors: Tensor, of_means: Tensor) -> None:
-        """Count a batch: errors (L,) of the generated features by level, and what the channels' means would have made of them."""
-        if self.limit:
-            self.seen[:2] += torch.stack((errors.sum(), of_means.sum())).detach()
+    def see(self, errors: Tensor, of_means: Tensor) -> Tensor:
+        """Count a batch of a gate with a limit; the share () that is left unexplained in this batch, 0 in one without any area.
+
+        Args:
+            errors, of_means: squared errors (L,) by level of the generated features, and of the channels' means in their place.
+        """
+        seen = torch.stack((errors.sum(), of_means.sum())).detach()
+        self.seen[:2] += seen
+        return seen[0] / seen[1].clamp_min(torch.finfo(seen.dtype).tiny)
 
     def begin_update(self, number: int) -> None:
         """Judge the block of updates that ends before update ``number``, from 0 on."""

@@ -98,6 +98,25 @@ def test_a_student_whose_losses_were_all_zero_gained_nothing_by_them(outputs, cu
     assert summary["small"]["fd3d"].get("distilled", True) is gain
 
 
+@pytest.mark.parametrize(
+    ("paused", "told"),
+    [
+        ((), None),  # no mixed pyramids
+        (("0.5", "0.5", "0.4", "0.4"), None),
+        (("0.5", "0.0", "0.0", "0.0"), "mixing paused in 75% of the steps"),
+        (("0.0", "", "0.0", ""), "mixing paused in 100% of the steps"),  # every second row distils
+    ],
+)
+def test_a_pause_of_mixing_is_told(outputs, paused, told):
+    file = outputs["runs"] / "small/fd3d/losses.csv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{i},2,0.5,{value}" for i, value in enumerate(paused)] or ["1,2,0.5"]
+    file.write_text("\n".join(["step,loss,loss_pv" + (",loss_mixed" if paused else ""), *lines]) + "\n")
+    summary = summarise(["small"], **outputs)
+    assert ("mixing_paused" in summary["small"]["fd3d"]) is (told is not None)
+    assert f"; {told or 'the expert is'}" in markdown(summary) and (told is None) is ("paused" not in markdown(summary))
+
+
 def test_an_expert_below_its_student_and_without_a_training_is_told_so(outputs):
     summary = summarise(["small"], **outputs)
     expert = summary["small"]["expert"]
