@@ -2,7 +2,8 @@
 
 Steps (forward, backward, optimiser) of the plain student and of every method by turns, in one process with one thread, on the same
 batches; images are decoded and targets read before. Without ``--store``, a small world is generated and dumped twice: methods
-that compare whole maps read the dense store, the others the focal one.
+that compare whole maps read the dense store, the others the focal one. FD3D is timed as the profile has it, and with mixed pyramids
+where the profile has none, or without.
 
 ``--published N`` takes a pair of the FD3D paper at nuScenes' image size instead (:func:`benchmarks.cost.published_cases`): random
 weights, a focal store, and so only methods that read one.
@@ -44,11 +45,11 @@ from pipeline.profile import Profile, read_profile  # noqa: E402
 from store_schema import StoreReader  # noqa: E402
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-Methods = Mapping[str, tuple[Path, Any]]
-"""Store and settings by method; those of ``plain`` are not used."""
+Rows = Mapping[str, tuple[str, Path, Any]]
+"""Method, store and settings by the name that is printed."""
 
 
-def small_world(folder: Path, profile: Profile, family: str, methods: list[str]) -> tuple[FrameSource, Methods]:
+def small_world(folder: Path, profile: Profile, family: str, methods: list[str]) -> tuple[FrameSource, Rows]:
     """Two generated scenes, and every method with the store that the method reads."""
     pair, frames = profile.family(family), 6
     source = make_world(folder, 2, frames, profile.world.height, profile.world.width)
@@ -56,44 +57,58 @@ def small_world(folder: Path, profile: Profile, family: str, methods: list[str])
     for layout in set(layouts.values()):
         settings = replace(profile.dump, layout=layout, frames_per_shard=frames)
         dump(pair.expert.config, pair.expert.checkpoint, source, folder / layout, settings, workers=0)
-    return source, {method: (folder / layout, profile.method(method, pair)) for method, layout in layouts.items()}
+    return source, {
+        method: (method, folder / layout, profile.method(method, pair)) for method, layout in layouts.items()
+    }
 
 
-def time_steps(
-    cfg: Config, source: FrameSource, methods: Methods, steps: int, batches: int = 4
-) -> dict[str, list[float]]:
-    """Seconds of every step by method, ``plain`` first, after a step of each on every batch that is not counted.
+def with_other_mixing(rows: Rows) -> Rows:
+    """The rows, and after FD3D's the same with mixed pyramids, or without where they are mixed already."""
+    found = {}
+    for name, (method, store, settings) in rows.items():
+        found[name] = method, store, settings
+        if method == FD3D:
+            other = replace(settings, w_mixed=0.0 if settings.w_mixed else 1.0)
+            found[f"{name}, w_mixed {other.w_mixed:g}"] = method, store, other
+    return found
+
+
+def time_steps(cfg: Config, source: FrameSource, rows: Rows, steps: int, batches: int = 4) -> dict[str, list[float]]:
+    """Seconds of every step by row, ``plain`` first, after a step of each on every batch that is not counted.
 
     Args:
         cfg: config of the student.
         source: frames, of which those that the stores include are trained on; at most ``batches`` batches of the latest.
-        methods: methods beside ``plain``.
+        rows: rows beside ``plain``.
     """
     size, items = cfg.schedule.batch_size, {}
-    for store in dict.fromkeys(store for store, _ in methods.values()):
+    for store in dict.fromkeys(store for _, store, _ in rows.values()):
         dataset, held = DATASETS.build(frame_dataset(cfg, source, True, cached_targets(store))), StoreReader(store)
         places = [i for i, row in enumerate(dataset.rows) if dataset.index[row].token in held.tokens][-batches * size :]
         loaded = [dataset[i] for i in places]
         items[store] = [pseudo_collate(loaded[k : k + size]) for k in range(0, len(loaded), size)]
     models: dict[str, tuple[nn.Module, Any, Path]] = {}
     torch.manual_seed(0)
-    for method in (PLAIN, *methods):
-        store, settings = methods.get(method, next(iter(methods.values())))
-        config = cfg.model if method == PLAIN else distiller_config(cfg, store, method, settings)
+    _, first, _ = next(iter(rows.values()))
+    configs = {PLAIN: (cfg.model, first)} | {
+        name: (distiller_config(cfg, store, method, settings), store)
+        for name, (method, store, settings) in rows.items()
+    }
+    for name, (config, store) in configs.items():
         model = MODELS.build(config).to(best_device()).train()
-        models[method] = (model, build_optim_wrapper(model, cfg.optim_wrapper), store)
-    seconds: dict[str, list[float]] = {method: [] for method in models}
+        models[name] = (model, build_optim_wrapper(model, cfg.optim_wrapper), store)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
     warm_up = len(next(iter(items.values())))
     for i in range(warm_up + steps):
-        for method, (model, optimizer, store) in models.items():
+        for name, (model, optimizer, store) in models.items():
             if isinstance(model, Distiller):
                 model.begin_update(i)
             started = time.perf_counter()
             model.train_step(items[store][i % len(items[store])], optimizer)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            seconds[method].append(time.perf_counter() - started)
-    return {method: found[warm_up:] for method, found in seconds.items()}
+            seconds[name].append(time.perf_counter() - started)
+    return {name: found[warm_up:] for name, found in seconds.items()}
 
 
 def _means(seconds: list[float], count: int) -> list[float]:
@@ -126,22 +141,23 @@ def main(
         if published is not None:
             case, *_ = next(published_cases(Path(temporary), [PAIRS[published]]))
             cfg, source, name, batches = load_config(case.apprentice_config), case.source, case.name, 1
-            stores: Methods = {FD3D: (case.store, case.settings)}
+            rows: Rows = {FD3D: (FD3D, case.store, case.settings)}
         else:
             cfg, name, batches = load_config(pair.apprentice.config), pair.name, 4
             if store is None:
-                source, stores = small_world(Path(temporary), profile, pair.name, wanted)
+                source, rows = small_world(Path(temporary), profile, pair.name, wanted)
             else:
                 source = profile.data.source("train")
-                stores = {method: (store, profile.method(method, pair)) for method in wanted}
-        seconds = time_steps(cfg, source, stores, steps, batches)
+                rows = {method: (method, store, profile.method(method, pair)) for method in wanted}
+        rows = with_other_mixing(rows)
+        seconds = time_steps(cfg, source, rows, steps, batches)
     size, threads = cfg.schedule.batch_size, torch.get_num_threads()
     print(f"{name}: {size} frames a step, {steps} steps of each by turns, {threads} thread, {best_device()}")
-    for method, found in seconds.items():
-        every = 1 if method == PLAIN else stores[method][1].every
+    for name, found in seconds.items():
+        every = 1 if name == PLAIN else rows[name][2].every
         found, plain = (_means(times, every) for times in (found, seconds[PLAIN]))
         ratio = statistics.median(a / b for a, b in zip(found, plain, strict=True))
-        print(f"{method:10} {statistics.median(found) * 1e3:8.1f} ms a step, {ratio:.3f} x plain")
+        print(f"{name:18} {statistics.median(found) * 1e3:8.1f} ms a step, {ratio:.3f} x plain")
 
 
 if __name__ == "__main__":
