@@ -80,6 +80,7 @@ def train_apprentice(
         out,
         run,
         export=lambda trained: trained.student_state_dict(),
+        facts_of=lambda trained: trained.facts(),
         init=init,
         inheritance=Inheritance(expert, settings.inherit) if settings.inherit else None,
         targets=targets,

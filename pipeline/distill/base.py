@@ -224,6 +224,10 @@ class Distiller(BaseModel):
         """Distil in update ``number``, from 0 on, or leave it a plain one, as the setting ``every`` says."""
         self.distils = number % self.settings.every == 0
 
+    def facts(self) -> dict[str, Any]:
+        """Plain values for ``train.json`` that the method knows after a training."""
+        return {}
+
     def expert_frames(self, inputs: dict[str, Tensor], data_samples: list[Det3DDataSample]) -> list[CachedFrame]:
         """Rows of the expert for every sample's current frame: read from the store by the data pipeline, or made now by an
         online expert from the frames that the data pipeline has decoded."""

@@ -1,5 +1,6 @@
 """Mixed maps, the expert's features inside the areas and the student's own elsewhere, on which the student's head learns too."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ class MixingGate(nn.Module):
         self._closed: bool | None = None if limit else False
         if limit:
             self.register_buffer("seen", torch.zeros(3))  # errors of a block, those of the means, whether closed
+            self.register_buffer("past", torch.tensor([0.0, torch.nan]))  # updates that began closed, share last judged
 
     @property
     def closed(self) -> bool:
@@ -50,20 +52,27 @@ class MixingGate(nn.Module):
                 self._tell("mixing still pauses")
         return self._closed
 
-    def see(self, errors: Tensor, of_means: Tensor) -> Tensor:
-        """Count a batch of a gate with a limit; the share () that is left unexplained in this batch, 0 in one without any area.
-
-        Args:
-            errors, of_means: squared errors (L,) by level of the generated features, and of the channels' means in their place.
-        """
-        seen = torch.stack((errors.sum(), of_means.sum())).detach()
-        self.seen[:2] += seen
-        return seen[0] / seen[1].clamp_min(torch.finfo(seen.dtype).tiny)
+    def see(self, errors: Tensor, of_means: Tensor) -> None:
+        """Count a batch: errors (L,) of the generated features by level, and what the channels' means would have made of them."""
+        if self.limit:
+            self.seen[:2] += torch.stack((errors.sum(), of_means.sum())).detach()
 
     def begin_update(self, number: int) -> None:
         """Judge the block of updates that ends before update ``number``, from 0 on."""
-        if not self.limit or number % BLOCK:
+        if not self.limit:
             return
+        if number % BLOCK == 0:
+            self._judge(number)
+        self.past[0] += self.closed
+
+    def facts(self) -> dict[str, Any]:
+        """``mixing_paused``: updates without mixing; ``unexplained``: the share last judged, None before the first judgement."""
+        if not self.limit:
+            return {}
+        paused, share = self.past.tolist()
+        return {"mixing_paused": int(paused), "unexplained": None if math.isnan(share) else round(share, 3)}
+
+    def _judge(self, number: int) -> None:
         closed = self.closed
         all_reduce(self.seen, "mean")  # processes see different frames, and must come to one end
         left, of_means, _ = self.seen.tolist()
@@ -71,7 +80,7 @@ class MixingGate(nn.Module):
         if number < FIRST or not of_means:  # a block without any area tells nothing
             return
         self._closed = left > self.limit * of_means
-        self.seen[2] = self._closed
+        self.seen[2], self.past[1] = self._closed, left / of_means
         if number == FIRST or self._closed != closed:
             self._tell(
                 f"mixing {'pauses' if self._closed else 'goes on'} after {number} updates: the generators leave {left / of_means:.2f} of "

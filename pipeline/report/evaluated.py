@@ -33,22 +33,12 @@ def without_losses(curve: Path) -> bool:
 
     A training that is too short for a row, or whose rows have no such loss, tells nothing.
     """
-    terms = [row[name] for row in _rows(curve) for name in LOSSES if row.get(name)]
-    return bool(terms) and all(float(term) == 0 for term in terms)
-
-
-def share_paused(curve: Path) -> float:
-    """Share of the rows of ``losses.csv`` during which mixing paused (``distill.mixed_limit``); 0 without mixed pyramids."""
-    terms = [row["loss_mixed"] for row in _rows(curve) if row.get("loss_mixed")]
-    return sum(float(term) == 0 for term in terms) / max(len(terms), 1)
-
-
-def _rows(curve: Path) -> list[dict[str, str]]:
-    """Rows of a CSV, none where there is no file."""
     if not curve.is_file():
-        return []
+        return False
     with open(curve, newline="") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    terms = [row[name] for row in rows for name in LOSSES if row.get(name)]
+    return bool(terms) and all(float(term) == 0 for term in terms)
 
 
 def check_outputs(families: Sequence[str], runs: Path, metrics: Path) -> None:

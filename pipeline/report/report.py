@@ -22,7 +22,6 @@ from pipeline.report.evaluated import (
     check_outputs,
     check_submission,
     metrics_file,
-    share_paused,
     shown_roles,
     without_losses,
 )
@@ -54,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 Summary = dict[str, dict[str, dict[str, Any]]]
 """Metrics, seed and training seconds by family and role; where there are published numbers, these and the differences; ``distilled``
-is False for a distilled student whose losses were 0 in every step, ``mixing_paused`` the share of steps in which mixing paused, if any."""
+is False for a distilled student whose losses were 0 in every step, ``mixing_paused`` the number of its ``updates`` in which mixing paused, if any."""
 
 
 def summarise(
@@ -80,8 +79,8 @@ def summarise(
             }
             if role == "fd3d" and without_losses(runs / family / role / "losses.csv"):
                 out[family][role]["distilled"] = False
-            if role == "fd3d" and (paused := share_paused(runs / family / role / "losses.csv")):
-                out[family][role]["mixing_paused"] = round(paused, 2)
+            if facts.get("mixing_paused"):
+                out[family][role] |= {"mixing_paused": facts["mixing_paused"], "updates": facts["steps"]}
             scores = getattr((published or {}).get(family), role, None)
             for name in _COMPARED if scores is not None else ():
                 known = getattr(scores, name)
@@ -142,9 +141,11 @@ def _compared(roles: Mapping[str, Mapping[str, Any]]) -> str:
         else:
             level = f"{-gain:.2f} NDS below" if gain < 0 else "level with"
             told.append(f"FD3D adds nothing: the distilled student is {level} the plain student{beside}")
-    if paused := roles.get("fd3d", {}).get("mixing_paused"):
+    distilled = roles.get("fd3d", {})
+    if paused := distilled.get("mixing_paused"):
         told.append(
-            f"mixing paused in {paused:.0%} of the steps, as the generators left too much of the expert's pyramid unexplained (distill.mixed_limit)"
+            f"mixing paused in {paused:,} of {distilled['updates']:,} updates, as the generators left too much of the expert's pyramid "
+            "unexplained (distill.mixed_limit)"
         )
     if "expert" in found:
         student = "plain" if "plain" in found else "fd3d"

@@ -149,10 +149,11 @@ class Grid:
         """A row's trainings with their labels and experts: one, or one for each of its experts."""
         row = mapping(row, where, _ROW_KEYS | _OVERRIDES)
         method = row.get("method", name)
-        overrides = _for_family({key: row[key] for key in _OVERRIDES if key in row}, family)
-        of_families = mapping(overrides.pop("families", {}), f"{where}.families", self.profile["families"])
-        if family in of_families:
-            overrides["families"] = {family: of_families[family]}
+        overrides = _for_family({key: row[key] for key in _OVERRIDES - {"families"} if key in row}, family)
+        by_name = mapping(row.get("families"), f"{where}.families", {_FAMILY, *self.profile["families"]})
+        values = {name: mapping(found, f"{where}.families.{name}") for name, found in by_name.items()}
+        of_family = _for_family(merged(values.get(_FAMILY, {}), values.get(family, {})), family)
+        overrides = overrides | {"families": {family: of_family}} if of_family else overrides
         recipe = None if method == PLAIN else row.get("store", store)
         recipe = recipe if recipe is None else name_of(recipe, f"{where}.store")
         if recipe is not None and recipe not in self.stores:

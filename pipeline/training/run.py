@@ -77,6 +77,7 @@ def train(
     settings: RunSettings,
     *,
     export: Callable[[nn.Module], dict[str, torch.Tensor]] = lambda model: model.state_dict(),
+    facts_of: Callable[[Any], dict[str, Any]] = lambda model: {},
     init: Initial = RANDOM,
     inheritance: Inheritance | None = None,
     targets: Sequence[dict] = (),
@@ -95,6 +96,7 @@ def train(
         out: checkpoint of the finished detector; its ``config.py``, ``losses.csv``, ``validation.csv`` (the header alone
             without validations) and mmengine's work files go beside it.
         export: function that gives the state dict to save of the trained model.
+        facts_of: function that gives further facts of the trained model, plain values by name.
         init: pretrained file that backbone and neck start from.
         inheritance: weights of an expert that modules start from. All other modules start from random weights.
         targets: transforms that load the expert's targets, see :func:`~pipeline.data.frames.frame_pipeline`.
@@ -104,7 +106,7 @@ def train(
 
     Returns:
         seed, seconds of training in this process without its validations, steps, processes, batch, seconds_per_step and
-        peak_memory_mb (:class:`~pipeline.training.hooks.StepTimes`), and of the last validation NDS, mAP and scenes; the
+        peak_memory_mb (:class:`~pipeline.training.hooks.StepTimes`), of the last validation NDS, mAP and scenes, and ``facts_of``; the
         checkpoint has them under ``training``.
 
     Raises:
@@ -238,6 +240,7 @@ def train(
         "batch": course.batch,
         **times.facts(),
         **validate.facts,
+        **facts_of(unwrapped(trained)),
     }
     told = f"{facts['seconds_per_step']:g} s a step (median), " if "seconds_per_step" in facts else ""
     tell(f"{told}at most {facts['peak_memory_mb']:,} MB of memory a process")

@@ -99,22 +99,24 @@ def test_a_student_whose_losses_were_all_zero_gained_nothing_by_them(outputs, cu
 
 
 @pytest.mark.parametrize(
-    ("paused", "told"),
+    ("facts", "told"),
     [
-        ((), None),  # no mixed pyramids
-        (("0.5", "0.5", "0.4", "0.4"), None),
-        (("0.5", "0.0", "0.0", "0.0"), "mixing paused in 75% of the steps"),
-        (("0.0", "", "0.0", ""), "mixing paused in 100% of the steps"),  # every second row distils
+        ({}, "the expert is"),  # no limit, or an older training
+        ({"mixing_paused": 0, "unexplained": 0.4}, "the expert is"),
+        (
+            {"mixing_paused": 1400, "unexplained": 0.8},
+            "mixing paused in 1,400 of 1,600 updates, as the generators left too much of the expert's pyramid unexplained (distill.mixed_limit); the expert is",
+        ),
     ],
 )
-def test_a_pause_of_mixing_is_told(outputs, paused, told):
-    file = outputs["runs"] / "small/fd3d/losses.csv"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"{i},2,0.5,{value}" for i, value in enumerate(paused)] or ["1,2,0.5"]
-    file.write_text("\n".join(["step,loss,loss_pv" + (",loss_mixed" if paused else ""), *lines]) + "\n")
+def test_a_pause_of_mixing_is_told(outputs, facts, told):
+    file = outputs["runs"] / "small/fd3d/train.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"steps": 1600} | facts))
     summary = summarise(["small"], **outputs)
-    assert ("mixing_paused" in summary["small"]["fd3d"]) is (told is not None)
-    assert f"; {told or 'the expert is'}" in markdown(summary) and (told is None) is ("paused" not in markdown(summary))
+    assert f"to the plain student; {told}" in markdown(summary)
+    assert summary["small"]["fd3d"].get("mixing_paused", 0) == facts.get("mixing_paused", 0)
+    del summary["small"]["plain"]  # told of a student that is alone, too
+    assert ("paused" in markdown(summary)) is ("paused" in told)
 
 
 def test_an_expert_below_its_student_and_without_a_training_is_told_so(outputs):

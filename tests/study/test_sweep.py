@@ -16,8 +16,10 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+from pipeline.distill.settings import DistillSettings
 from pipeline.errors import FD3DError
-from pipeline.settings import merged
+from pipeline.profile import parse_profile
+from pipeline.settings import merged, read_yaml
 from pipeline.study.grid import Grid, chosen
 from pipeline.study.queue import Outcome, Queue, Task
 from pipeline.study.runner import Sweep
@@ -148,9 +150,17 @@ def test_a_row_may_have_values_of_one_family(place, project):
     grid = read(main={"store": "focal", "rows": {"fd3d": limits}})
     found = {t.family: grid.parsed(t).method("fd3d", grid.parsed(t).family(t.family)) for t in grid.trainings[2:]}
     assert {family: settings.mixed_limit for family, settings in found.items()} == {"bevformer": 0.7, "detr3d": 0.6}
-    alone = read(main={"store": "focal", "rows": {"fd3d": {"distill": {"mixed_limit": 0.7}}}})
-    bevformer, detr3d = ([g.trainings[i].identity() for g in (grid, alone)] for i in (2, 3))
-    assert bevformer[0] == bevformer[1] and detr3d[0] != detr3d[1]
+    both = limits | {"families": {"detr3d": {"distill": {"mixed_limit": 0.6}}, "bevformer": {"distill": {}}}}
+    both["families"]["FAMILY"] = {
+        "apprentice": {"train": {"amp": True}}
+    }  # of all, whatever its place; a family's own win
+    grid = read(main={"store": "focal", "rows": {"fd3d": both}})
+    pairs = {t.family: grid.params(t)["families"][t.family] for t in grid.trainings[2:]}
+    assert all(pair["apprentice"]["train"]["amp"] is True for pair in pairs.values())
+    assert pairs["detr3d"]["distill"] == {"mixed_limit": 0.6} and not pairs["bevformer"]["distill"]
+    nothing: list[dict[str, Any]] = [{}, {"bevformer": None, "detr3d": {}}]
+    first, second = (read(main={"store": "focal", "rows": {"fd3d": limits | {"families": of}}}) for of in nothing)
+    assert [t.identity() for t in first.trainings] == [t.identity() for t in second.trainings]
 
 
 def test_a_group_without_rows_is_refused(place):
@@ -193,7 +203,8 @@ def test_parameters_are_the_profile_with_the_rows_overrides_and_the_stores_recip
             {"families": {"FAMILY": {"apprentice": {"inherit": 1}}}},
             "rows.fd3d: unknown setting families.bevformer.apprentice.inherit",
         ),
-        ({"families": {"nobody": {}}}, "unknown setting experiments.main.rows.fd3d.families.nobody; known: bevformer"),
+        ({"families": {"nobody": {}}}, "rows.fd3d.families.nobody; known: FAMILY, bevformer"),
+        ({"families": {"bevformer": [1]}}, r"rows.fd3d.families.bevformer is \[1\]; it must be a mapping"),
     ],
 )
 def test_an_unknown_name_in_a_grid_is_refused(place, row, message):
@@ -555,6 +566,12 @@ def test_the_shipped_grid_is_readable(project, monkeypatch):
         for with_ray, without in (("fd3d-ray", "match"), ("fd3d-geometry-ray", "fd3d-geometry")):
             base = dev[family, f"{without}-object-0.2"]
             assert dev[family, f"{with_ray}-object-0.2"] == merged(base, {"geometry": {"ray_along": 0.2}})
+    default = parse_profile(read_yaml(Path("params.yaml")), Path("params.yaml"))
+    for training in grid.trainings:  # the limit that dev chose is the default profile's
+        if any(row.row.startswith("fd3d-mixed-limit") for row in training.rows):
+            own, theirs = (p.method("fd3d", p.family(training.family)) for p in (grid.parsed(training), default))
+            assert isinstance(own, DistillSettings) and isinstance(theirs, DistillSettings)
+            assert (own.w_mixed, own.mixed_limit) == (theirs.w_mixed, theirs.mixed_limit)
     for training in grid.trainings:  # no student copies a part of the expert but its head
         if training.method != "expert":
             profile = grid.parsed(training)

@@ -1,5 +1,6 @@
 """What a training starts from: pretrained and inherited weights, and what is refused before it."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from mmengine.config import Config
 
 from pipeline.data import CLASSES
 from pipeline.data.source import FrameSource
+from pipeline.distill import mixing
 from pipeline.distill.apprentice import train_apprentice
 from pipeline.distill.settings import DistillSettings
 from pipeline.errors import FD3DError
@@ -170,10 +172,16 @@ def test_conventions_of_another_projects_checkpoint_are_for_the_adapter(tmp_path
 
 
 def test_a_student_with_other_input_than_the_expert_learns_from_its_store(
-    project, source, store, expert_checkpoint, tmp_path
+    project, source, store, expert_checkpoint, tmp_path, monkeypatch
 ):
+    """And its facts tell in how many updates mixing paused, here in all but the first."""
+    monkeypatch.setattr(mixing, "BLOCK", 1)
+    monkeypatch.setattr(mixing, "FIRST", 1)
     config, out = student(tmp_path, project, CAFFE_INPUT), tmp_path / "run/detector.pth"
-    train_apprentice(
-        config, "fd3d", DistillSettings(), source=source, store=store, expert=expert_checkpoint, out=out, run=RUN
+    settings = DistillSettings(w_mixed=1.0, mixed_limit=0.01)
+    facts = train_apprentice(
+        config, "fd3d", settings, source=source, store=store, expert=expert_checkpoint, out=out, run=RUN
     )
     load_checkpoint(build_detector(load_config(config)), out)
+    assert facts["mixing_paused"] == facts["steps"] - 1 and facts["unexplained"] > 0.01
+    assert json.loads(out.with_name("train.json").read_text()) == facts

@@ -143,11 +143,15 @@ class FocalDistiller(Distiller):
         if self.settings.w_mixed:
             self.mixing.begin_update(number)
 
+    def facts(self) -> dict[str, Any]:
+        """See :class:`~pipeline.distill.base.Distiller`; how many updates did not mix, where ``mixed_limit`` is set."""
+        return self.mixing.facts() if self.settings.w_mixed else {}
+
     def distillation_losses(
         self, outputs: StudentOutputs, frames: list[CachedFrame], data_samples: list[Det3DDataSample]
     ) -> dict[str, Tensor]:
         """loss_pv, loss_bev and loss_fine, as far as both sides allow; with a trainable head also loss_head, and loss_mixed where
-        it has weight. Beside loss_mixed with a limit is what the limit is for, ``unexplained``, which is no loss."""
+        it has weight."""
         s, metas = self.settings, [sample.frames[-1] for sample in data_samples]
         device = (outputs.pv[0] if outputs.bev is None else outputs.bev).device
         truth = gt_tensors(data_samples, device)
@@ -249,7 +253,7 @@ class FocalDistiller(Distiller):
             losses["loss_pv"] = s.w_pv * pyramid.sum()
             if s.w_mixed and self.mixing.limit:
                 means = [masked_generation_loss(torch.zeros_like(t.values), t.values, t.weight) for t in targets.pv]
-                losses["unexplained"] = self.mixing.see(pyramid, torch.stack(means))  # logged; no loss, by its name
+                self.mixing.see(pyramid, torch.stack(means))
         if "bev" in errors:
             losses["loss_bev"] = s.w_bev * share * errors["bev"]
         if readings:
