@@ -49,7 +49,7 @@ class MixingGate(nn.Module):
         if self._closed is None:
             self._closed = bool(self.seen[2])
             if self._closed:
-                self._tell("mixing still pauses")
+                self._tell(f"mixing still pauses: {self._left()}")
         return self._closed
 
     def see(self, errors: Tensor, of_means: Tensor) -> None:
@@ -82,10 +82,13 @@ class MixingGate(nn.Module):
         self._closed = left > self.limit * of_means
         self.seen[2], self.past[1] = self._closed, left / of_means
         if number == FIRST or self._closed != closed:
-            self._tell(
-                f"mixing {'pauses' if self._closed else 'goes on'} after {number} updates: the generators leave {left / of_means:.2f} of "
-                f"the expert's pyramid unexplained (distill.mixed_limit is {self.limit:g})"
-            )
+            does = "pauses" if self._closed else "starts again" if closed else "goes on"
+            self._tell(f"mixing {does} after {number} updates: {self._left()}")
+
+    def _left(self) -> str:
+        """The share that was judged last, in words."""
+        share = self.past[1].item()
+        return f"the generators leave {share:.2f} of the expert's pyramid unexplained (distill.mixed_limit is {self.limit:g})"
 
     @staticmethod
     def _tell(text: str) -> None:

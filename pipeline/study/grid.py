@@ -39,6 +39,19 @@ def _for_family(value: Any, family: str) -> Any:
     return value.replace(_FAMILY, family) if isinstance(value, str) else value
 
 
+def _over(values: Any, base: Any, where: str) -> Params:
+    """Values to lay over ``base``; nothing in place of a mapping is an empty one, so that no section of the profile is lost.
+
+    Raises:
+        FD3DError: another value in place of a mapping.
+    """
+    sections = base if isinstance(base, dict) else {}
+    return {
+        name: _over(value, sections[name], f"{where}.{name}") if isinstance(sections.get(name), dict) else value
+        for name, value in mapping(values, where).items()
+    }
+
+
 class Grid:
     """A grid file and the profile that it stands on.
 
@@ -149,11 +162,7 @@ class Grid:
         """A row's trainings with their labels and experts: one, or one for each of its experts."""
         row = mapping(row, where, _ROW_KEYS | _OVERRIDES)
         method = row.get("method", name)
-        overrides = _for_family({key: row[key] for key in _OVERRIDES - {"families"} if key in row}, family)
-        by_name = mapping(row.get("families"), f"{where}.families", {_FAMILY, *self.profile["families"]})
-        values = {name: mapping(found, f"{where}.families.{name}") for name, found in by_name.items()}
-        of_family = _for_family(merged(values.get(_FAMILY, {}), values.get(family, {})), family)
-        overrides = overrides | {"families": {family: of_family}} if of_family else overrides
+        overrides = self._overrides(where, row, family)
         recipe = None if method == PLAIN else row.get("store", store)
         recipe = recipe if recipe is None else name_of(recipe, f"{where}.store")
         if recipe is not None and recipe not in self.stores:
@@ -166,6 +175,19 @@ class Grid:
             read = self._same_weights(expert) if method == PLAIN else expert
             label = f"{name}-{expert}" if several else name
             yield Training(family, method, 0, read, recipe, overrides), label, expert
+
+    def _overrides(self, where: str, row: Params, family: str) -> Params:
+        """A row's values for a family: those of ``FAMILY`` under ``families`` first, those of the family's name on top."""
+        families = self.profile["families"]
+        of_all = {key: _over(row.get(key), self.profile.get(key), f"{where}.{key}") for key in ("distill", "methods")}
+        of_all = {key: values for key, values in of_all.items() if values}
+        by_name = mapping(row.get("families"), f"{where}.families", {_FAMILY, *families})
+        own = {
+            name: _over(found, families.get(name, families[family]), f"{where}.families.{name}")
+            for name, found in by_name.items()
+        }
+        of_family = merged(own.get(_FAMILY, {}), own.get(family, {}))
+        return _for_family(of_all | ({"families": {family: of_family}} if of_family else {}), family)
 
     def _check(self, training: Training) -> None:
         """Parse all settings of a training, and see that its store is one that its method reads.

@@ -59,7 +59,7 @@ class LearningRate(Hook):
 
 
 class LossCurve(Hook):
-    """Write every logged loss term to a CSV file, one row per ``interval`` updates, averaged over all processes.
+    """Write every logged loss term to a CSV file, one row per ``interval`` updates and one of a rest, averaged over all processes.
 
     Rows and the sums of a row that is begun are kept with the checkpoints: the curve of a resumed training is that of one
     which was never stopped, even where the file is gone.
@@ -94,8 +94,15 @@ class LossCurve(Hook):
             self.sums[name] = self.sums.get(name, 0.0) + _number(value)
         self.count += 1
         update, rest = divmod(runner.iter + 1, self.accumulate)
-        if rest or update % self.interval:
-            return
+        if not rest and update % self.interval == 0:
+            self._add_row(update)
+
+    def after_train(self, runner: Runner) -> None:
+        """Write what is left as a shorter last row: a training of fewer updates than the interval has a curve too."""
+        if self.count:
+            self._add_row(runner.iter // self.accumulate)
+
+    def _add_row(self, update: int) -> None:
         self._average()
         self.rows.append({"step": update} | {name: round(v / self.count, 5) for name, v in self.sums.items()})
         self.sums, self.count = {}, 0

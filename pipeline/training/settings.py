@@ -38,7 +38,8 @@ class RunSettings:
     cache_mb: int = 0
     """Memory of each of the ``workers`` for the expert's targets, MB."""
     curve_every: int | None = None
-    """Optimiser steps averaged into one row of ``losses.csv``; default: a twentieth of the schedule, at most 50."""
+    """Optimiser steps averaged into one row of ``losses.csv``; default: a twentieth of the schedule, at most 50. The last row
+    may be of fewer."""
     snapshots: tuple[int, ...] = ()
     """Optimiser steps whose weights are kept besides the last ones, as ``detector-STEP.pth``."""
     validate_every: int | None = None

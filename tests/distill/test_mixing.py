@@ -181,11 +181,18 @@ def test_the_gate_closes_and_opens(told, batches):
         assert not one.closed
         train(one, [0.0, 0.0], [0.0, 0.0], 350, 51, batches)
         assert one.closed
-    opens = "mixing goes on after 250 updates: the generators leave 0.60 of the expert's pyramid unexplained (distill.mixed_limit is 0.8)"
+    opens = "mixing starts again after 250 updates: the generators leave 0.60 of the expert's pyramid unexplained (distill.mixed_limit is 0.8)"
     first, second = (
-        opens.replace("goes on after 250", f"pauses after {n}").replace("0.60", "0.85") for n in (200, 350)
+        opens.replace("starts again after 250", f"pauses after {n}").replace("0.60", "0.85") for n in (200, 350)
     )
-    assert told == [first, opens, second, "mixing still pauses", opens, second]
+    assert told == [
+        first,
+        opens,
+        second,
+        first.replace("after 200 updates", "").replace("pauses ", "still pauses"),
+        opens,
+        second,
+    ]
     assert (
         gate.facts() == again.facts() == {"mixing_paused": 101, "unexplained": 0.85}
     )  # 50, a block, and the last update

@@ -158,6 +158,10 @@ def test_a_row_may_have_values_of_one_family(place, project):
     pairs = {t.family: grid.params(t)["families"][t.family] for t in grid.trainings[2:]}
     assert all(pair["apprentice"]["train"]["amp"] is True for pair in pairs.values())
     assert pairs["detr3d"]["distill"] == {"mixed_limit": 0.6} and not pairs["bevformer"]["distill"]
+    for empty in ({"distill": None}, {"distill": {"rule": None}}, {"families": {"FAMILY": {"expert": None}}}):
+        kept = read(main={"store": "focal", "rows": {"fd3d": empty}})
+        assert all(kept.params(t)["distill"]["rule"] == kept.profile["distill"]["rule"] for t in kept.trainings[2:])
+        assert all(kept.params(t)["families"][t.family]["expert"]["checkpoint"] for t in kept.trainings[2:])
     nothing: list[dict[str, Any]] = [{}, {"bevformer": None, "detr3d": {}}]
     first, second = (read(main={"store": "focal", "rows": {"fd3d": limits | {"families": of}}}) for of in nothing)
     assert [t.identity() for t in first.trainings] == [t.identity() for t in second.trainings]
@@ -204,6 +208,8 @@ def test_parameters_are_the_profile_with_the_rows_overrides_and_the_stores_recip
             "rows.fd3d: unknown setting families.bevformer.apprentice.inherit",
         ),
         ({"families": {"nobody": {}}}, "rows.fd3d.families.nobody; known: FAMILY, bevformer"),
+        ({"families": {"bevformer": {"expert": 1}}}, r"rows.fd3d.families.bevformer.expert is 1; it must be a mapping"),
+        ({"distill": {"rule": [1]}}, r"rows.fd3d.distill.rule is \[1\]; it must be a mapping"),
         ({"families": {"bevformer": [1]}}, r"rows.fd3d.families.bevformer is \[1\]; it must be a mapping"),
     ],
 )

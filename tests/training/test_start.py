@@ -177,11 +177,17 @@ def test_a_student_with_other_input_than_the_expert_learns_from_its_store(
     """And its facts tell in how many updates mixing paused, here in all but the first."""
     monkeypatch.setattr(mixing, "BLOCK", 1)
     monkeypatch.setattr(mixing, "FIRST", 1)
-    config, out = student(tmp_path, project, CAFFE_INPUT), tmp_path / "run/detector.pth"
+    config, out, run = (
+        student(tmp_path, project, CAFFE_INPUT),
+        tmp_path / "run/detector.pth",
+        replace(RUN, curve_every=3),
+    )
     settings = DistillSettings(w_mixed=1.0, mixed_limit=0.01)
     facts = train_apprentice(
-        config, "fd3d", settings, source=source, store=store, expert=expert_checkpoint, out=out, run=RUN
+        config, "fd3d", settings, source=source, store=store, expert=expert_checkpoint, out=out, run=run
     )
     load_checkpoint(build_detector(load_config(config)), out)
     assert facts["mixing_paused"] == facts["steps"] - 1 and facts["unexplained"] > 0.01
     assert json.loads(out.with_name("train.json").read_text()) == facts
+    rows = out.with_name("losses.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "3", "4"]  # the rest of an interval is a row, too
