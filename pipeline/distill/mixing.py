@@ -49,7 +49,8 @@ class MixingGate(nn.Module):
         if self._closed is None:
             self._closed = bool(self.seen[2])
             if self._closed:
-                self._tell(f"mixing still pauses: {self._left()}")
+                judged = not self.past[1].isnan()  # it is not in checkpoints of earlier revisions
+                self._tell(f"mixing still pauses{': ' + self._left() if judged else ''}")
         return self._closed
 
     def see(self, errors: Tensor, of_means: Tensor) -> None:
@@ -66,7 +67,7 @@ class MixingGate(nn.Module):
         self.past[0] += self.closed
 
     def facts(self) -> dict[str, Any]:
-        """``mixing_paused``: updates without mixing; ``unexplained``: the share last judged, None before the first judgement."""
+        """``mixing_paused``: updates that began while mixing paused; ``unexplained``: the share last judged, None before the first judgement."""
         if not self.limit:
             return {}
         paused, share = self.past.tolist()

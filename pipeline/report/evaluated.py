@@ -31,7 +31,7 @@ def shown_roles(family: str, runs: Path, metrics: Path) -> tuple[str, ...]:
 def without_losses(curve: Path) -> bool:
     """Whether FD3D's losses were 0 in every step of a training, by its ``losses.csv``: the student is a plain one then.
 
-    A training that is too short for a row, or whose rows have no such loss, tells nothing.
+    A curve without rows, or whose rows have no such loss, tells nothing.
     """
     if not curve.is_file():
         return False

@@ -40,16 +40,16 @@ def _for_family(value: Any, family: str) -> Any:
 
 
 def _over(values: Any, base: Any, where: str) -> Params:
-    """Values to lay over ``base``; nothing in place of a mapping is an empty one, so that no section of the profile is lost.
+    """Values to lay over ``base``, without sections that are empty or nothing: no section of the base is lost to them.
 
     Raises:
-        FD3DError: another value in place of a mapping.
+        FD3DError: another value in place of a section.
     """
-    sections = base if isinstance(base, dict) else {}
-    return {
-        name: _over(value, sections[name], f"{where}.{name}") if isinstance(sections.get(name), dict) else value
-        for name, value in mapping(values, where).items()
-    }
+    sections = {name: section for name, section in (base or {}).items() if isinstance(section, dict)}
+    out = dict(mapping(values, where))
+    for name in sections.keys() & out.keys():
+        out[name] = _over(out[name], sections[name], f"{where}.{name}")
+    return {name: value for name, value in out.items() if name not in sections or value}
 
 
 class Grid:
@@ -161,7 +161,7 @@ class Grid:
     ) -> Iterator[tuple[Training, str, str]]:
         """A row's trainings with their labels and experts: one, or one for each of its experts."""
         row = mapping(row, where, _ROW_KEYS | _OVERRIDES)
-        method = row.get("method", name)
+        method = name_of(row.get("method", name), f"{where}.method")
         overrides = self._overrides(where, row, family)
         recipe = None if method == PLAIN else row.get("store", store)
         recipe = recipe if recipe is None else name_of(recipe, f"{where}.store")
@@ -178,16 +178,19 @@ class Grid:
 
     def _overrides(self, where: str, row: Params, family: str) -> Params:
         """A row's values for a family: those of ``FAMILY`` under ``families`` first, those of the family's name on top."""
-        families = self.profile["families"]
-        of_all = {key: _over(row.get(key), self.profile.get(key), f"{where}.{key}") for key in ("distill", "methods")}
-        of_all = {key: values for key, values in of_all.items() if values}
-        by_name = mapping(row.get("families"), f"{where}.families", {_FAMILY, *families})
-        own = {
-            name: _over(found, families.get(name, families[family]), f"{where}.families.{name}")
-            for name, found in by_name.items()
-        }
-        of_family = merged(own.get(_FAMILY, {}), own.get(family, {}))
-        return _for_family(of_all | ({"families": {family: of_family}} if of_family else {}), family)
+        profile, pair = self.profile, self.profile["families"][family]
+        distill = merged(profile.get("distill") or {}, pair.get("distill") or {})
+        found = {"distill": _over(row.get("distill"), distill, f"{where}.distill")}
+        found["methods"] = _over(row.get("methods"), profile.get("methods"), f"{where}.methods")
+        base = pair | {"distill": merged(distill, found["distill"])}
+        own: Params = {}
+        by_name = mapping(row.get("families"), f"{where}.families", {_FAMILY, *profile["families"]})
+        for name, values in by_name.items():
+            mapping(values, f"{where}.families.{name}")
+        for name in (_FAMILY, family):
+            own = merged(own, _over(by_name.get(name), merged(base, own), f"{where}.families.{name}"))
+        found["families"] = {family: own} if own else {}
+        return _for_family({key: values for key, values in found.items() if values}, family)
 
     def _check(self, training: Training) -> None:
         """Parse all settings of a training, and see that its store is one that its method reads.

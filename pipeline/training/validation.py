@@ -170,7 +170,7 @@ class Validate(Hook):
         validator: None validates never.
     """
 
-    priority = "LOW"  # after the losses' row, before the checkpoint that has both
+    priority = "LOW"  # after the losses' row (but for a rest of the last updates), before the checkpoint that has both
 
     def __init__(
         self,

@@ -203,8 +203,18 @@ def test_the_first_judgement_is_told_also_where_nothing_changes(told):
     gate = MixingGate(0.7)
     train(gate, [0.4], [1.0], 0, 401)
     assert gate.facts() == {"mixing_paused": 0, "unexplained": 0.4}
+    train(gate, [0.3], [1.0], 401, 100)
+    assert gate.facts() == {"mixing_paused": 0, "unexplained": 0.3}  # told or not
     assert MixingGate(0.7).facts() == {"mixing_paused": 0, "unexplained": None}
     assert [line[:66] for line in told] == ["mixing goes on after 200 updates: the generators leave 0.40 of the"]
+
+
+def test_a_gate_of_an_earlier_revision_goes_on(told):
+    """Its state does not say what share was judged, and mmengine loads what is there."""
+    gate = MixingGate(0.7)
+    gate.load_state_dict({"seen": torch.tensor([0.0, 0.0, 1.0])}, strict=False)
+    train(gate, [0.9], [1.0], 300, 20)
+    assert gate.closed and told == ["mixing still pauses"] and gate.facts()["unexplained"] is None
 
 
 def test_processes_come_to_one_end(told, monkeypatch):

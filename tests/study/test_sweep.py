@@ -150,21 +150,40 @@ def test_a_row_may_have_values_of_one_family(place, project):
     grid = read(main={"store": "focal", "rows": {"fd3d": limits}})
     found = {t.family: grid.parsed(t).method("fd3d", grid.parsed(t).family(t.family)) for t in grid.trainings[2:]}
     assert {family: settings.mixed_limit for family, settings in found.items()} == {"bevformer": 0.7, "detr3d": 0.6}
-    both = limits | {"families": {"detr3d": {"distill": {"mixed_limit": 0.6}}, "bevformer": {"distill": {}}}}
-    both["families"]["FAMILY"] = {
-        "apprentice": {"train": {"amp": True}}
-    }  # of all, whatever its place; a family's own win
-    grid = read(main={"store": "focal", "rows": {"fd3d": both}})
-    pairs = {t.family: grid.params(t)["families"][t.family] for t in grid.trainings[2:]}
-    assert all(pair["apprentice"]["train"]["amp"] is True for pair in pairs.values())
-    assert pairs["detr3d"]["distill"] == {"mixed_limit": 0.6} and not pairs["bevformer"]["distill"]
-    for empty in ({"distill": None}, {"distill": {"rule": None}}, {"families": {"FAMILY": {"expert": None}}}):
-        kept = read(main={"store": "focal", "rows": {"fd3d": empty}})
-        assert all(kept.params(t)["distill"]["rule"] == kept.profile["distill"]["rule"] for t in kept.trainings[2:])
-        assert all(kept.params(t)["families"][t.family]["expert"]["checkpoint"] for t in kept.trainings[2:])
-    nothing: list[dict[str, Any]] = [{}, {"bevformer": None, "detr3d": {}}]
-    first, second = (read(main={"store": "focal", "rows": {"fd3d": limits | {"families": of}}}) for of in nothing)
-    assert [t.identity() for t in first.trainings] == [t.identity() for t in second.trainings]
+    profile["families"]["detr3d"]["distill"] = {"geometry": {"match": True}}
+    Path("profile.yaml").write_text(yaml.safe_dump(profile))
+    of_all = {"apprentice": {"train": {"amp": True}}, "distill": {"mixed_limit": 0.5, "w_fine": 7.0}}
+    limits["families"] = {"detr3d": {"distill": {"mixed_limit": 0.6, "geometry": {"reanchor": True}}}, "FAMILY": of_all}
+    grid = read(main={"store": "focal", "rows": {"fd3d": limits}})
+    parsed = {t.family: grid.parsed(t) for t in grid.trainings[2:]}
+    assert all(profile.family(family).apprentice.train.amp for family, profile in parsed.items())
+    found = {family: profile.method("fd3d", profile.family(family)) for family, profile in parsed.items()}
+    # the family's own values win over those of all, which win over the row's; whatever their place
+    assert {family: (s.mixed_limit, s.w_fine) for family, s in found.items()} == {
+        "bevformer": (0.5, 7),
+        "detr3d": (0.6, 7),
+    }
+    assert [(s.geometry.match, s.geometry.reanchor) for s in found.values()] == [(False, False), (True, True)]
+    path = {"families": {"FAMILY": {"expert": {"checkpoint": "checkpoints/FAMILY.pth"}}}}
+    grid = read(main={"rows": {"plain": path}})
+    assert grid.trainings[2].overrides["families"]["bevformer"]["expert"]["checkpoint"] == "checkpoints/bevformer.pth"
+
+
+def test_nothing_in_place_of_a_section_changes_nothing(place):
+    rows = [
+        {},
+        {"distill": None, "methods": None, "families": None},
+        {"distill": {"rule": None}},
+        {"families": {"FAMILY": None, "bevformer": {}}},
+        {"families": {"bevformer": {"distill": {"rule": None}, "expert": None}}},
+        {"families": {"FAMILY": {"distill": {"rule": {}}}}},
+    ]
+    grids = [read(main={"store": "focal", "rows": {"fd3d": row}}) for row in rows]
+    assert len({grid.trainings[1].identity() for grid in grids}) == 1
+    assert all(grid.params(grid.trainings[1]) == grids[0].params(grids[0].trainings[1]) for grid in grids)
+    below = {"distill": {"geometry": {"match": True}}, "families": {"bevformer": {"distill": {"geometry": None}}}}
+    grid = read(main={"store": "focal", "rows": {"fd3d": below}})  # nor takes it back what the row gives
+    assert grid.params(grid.trainings[1])["distill"]["geometry"] == {"match": True}
 
 
 def test_a_group_without_rows_is_refused(place):
@@ -209,6 +228,8 @@ def test_parameters_are_the_profile_with_the_rows_overrides_and_the_stores_recip
         ),
         ({"families": {"nobody": {}}}, "rows.fd3d.families.nobody; known: FAMILY, bevformer"),
         ({"families": {"bevformer": {"expert": 1}}}, r"rows.fd3d.families.bevformer.expert is 1; it must be a mapping"),
+        ({"method": [1]}, r"rows.fd3d.method is \[1\]"),
+        ({"methods": {"mgd": [1]}}, r"rows.fd3d: methods.mgd is \[1\]; it must be a mapping"),
         ({"distill": {"rule": [1]}}, r"rows.fd3d.distill.rule is \[1\]; it must be a mapping"),
         ({"families": {"bevformer": [1]}}, r"rows.fd3d.families.bevformer is \[1\]; it must be a mapping"),
     ],

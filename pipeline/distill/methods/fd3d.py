@@ -144,7 +144,7 @@ class FocalDistiller(Distiller):
             self.mixing.begin_update(number)
 
     def facts(self) -> dict[str, Any]:
-        """See :class:`~pipeline.distill.base.Distiller`; how many updates did not mix, where ``mixed_limit`` is set."""
+        """See :class:`~pipeline.distill.base.Distiller`; how long mixing paused, where ``mixed_limit`` is set."""
         return self.mixing.facts() if self.settings.w_mixed else {}
 
     def distillation_losses(
