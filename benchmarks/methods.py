@@ -6,7 +6,7 @@ that compare whole maps read the dense store, the others the focal one. FD3D is 
 where the profile has none, or without.
 
 ``--published N`` takes a pair of the FD3D paper at nuScenes' image size instead (:func:`benchmarks.cost.published_cases`): random
-weights, a focal store, and so only methods that read one.
+weights, a focal store, and so only methods that read one, and FD3D without mixed pyramids.
 """
 
 import os
@@ -149,7 +149,7 @@ def main(
             else:
                 source = profile.data.source("train")
                 rows = {method: (method, store, profile.method(method, pair)) for method in wanted}
-        rows = with_other_mixing(rows)
+            rows = with_other_mixing(rows)
         seconds = time_steps(cfg, source, rows, steps, batches)
     size, threads = cfg.schedule.batch_size, torch.get_num_threads()
     print(f"{name}: {size} frames a step, {steps} steps of each by turns, {threads} thread, {best_device()}")
