@@ -28,8 +28,10 @@ def name_of(value: Any, where: str) -> str:
     Raises:
         FD3DError: it is none.
     """
-    if not isinstance(value, str) or not re.fullmatch(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*", value):
-        raise FD3DError(f"{where} is {value!r:.80}; a name is a text without slashes that does not begin with a dot")
+    if not isinstance(value, str) or not re.fullmatch(r"[^./\\|\x00-\x1f][^/\\|\x00-\x1f]*", value):
+        raise FD3DError(
+            f"{where} is {value!r:.80}; a name is a text without slashes and bars that does not begin with a dot"
+        )
     return value
 
 

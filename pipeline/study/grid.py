@@ -12,9 +12,9 @@ from pipeline.profile import Profile, parse_profile
 from pipeline.settings import mapping, merged, read_yaml
 from pipeline.study.checks import name_of, names_of, seeds_of
 from pipeline.study.hashes import deciding, resolved_config, sha256, short_hash
+from pipeline.study.overrides import FAMILY, check_effect, for_family, over
 from pipeline.study.training import EXPERT, SPLITS, VAL, Expert, Params, Row, Training
 
-_FAMILY = "FAMILY"  # stands for the row's family in an override's key or text
 _ROW_KEYS = {"method", "store", "expert"}
 _OVERRIDES = {"distill", "methods", "families"}
 _GRID_KEYS = {"profile", "runs", "table", "experts", "stores", "experiments"}
@@ -29,27 +29,6 @@ _INCIDENTAL = {
     "validate_scenes",
     "tensorboard",
 }
-
-
-def _for_family(value: Any, family: str) -> Any:
-    if isinstance(value, dict):
-        return {_for_family(k, family): _for_family(v, family) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_for_family(v, family) for v in value]
-    return value.replace(_FAMILY, family) if isinstance(value, str) else value
-
-
-def _over(values: Any, base: Any, where: str) -> Params:
-    """Values to lay over ``base``, without sections that are empty or nothing: no section of the base is lost to them.
-
-    Raises:
-        FD3DError: another value in place of a section.
-    """
-    sections = {name: section for name, section in (base or {}).items() if isinstance(section, dict)}
-    out = dict(mapping(values, where))
-    for name in sections.keys() & out.keys():
-        out[name] = _over(out[name], sections[name], f"{where}.{name}")
-    return {name: value for name, value in out.items() if name not in sections or value}
 
 
 class Grid:
@@ -79,8 +58,9 @@ class Grid:
             for name, v in mapping(values["experts"], "experts").items()
         }
         for name, expert in self.experts.items():
-            if type(expert.get("snapshot", 1)) is not int or not isinstance(expert.get("config", ""), str):
-                raise FD3DError(f"experts.{name} is {expert!r:.80}; snapshot is a whole number, config a path")
+            steps, config = expert.get("snapshot", 1), expert.get("config", "a path")
+            if type(steps) is not int or steps < 1 or not isinstance(config, str) or not config.strip():
+                raise FD3DError(f"experts.{name} is {expert!r:.80}; snapshot is a number from 1 on, config a path")
         self.stores = {
             name_of(name, "a name in stores"): mapping(v, f"stores.{name}", ("focal", "dump"))
             for name, v in mapping(values["stores"], "stores").items()
@@ -101,9 +81,12 @@ class Grid:
         found: dict[str, Training] = {}
         lines: set[tuple[Any, ...]] = set()
         for training, row in self._expanded(groups):
-            line = (row.group, row.row, training.family, training.method, training.seed)
+            line = (row.group, row.row, training.family, training.seed)
             if line in lines:
-                raise FD3DError(f"experiments.{row.group}.rows has '{row.row}' twice; row names are unique in a group")
+                raise FD3DError(
+                    f"experiments.{row.group}.rows has '{row.row}' twice; row names are unique in a group, whose experts have "
+                    f"rows of their own: '{EXPERT}' and '{EXPERT}-NAME'"
+                )
             lines.add(line)
             found.setdefault(training.identity(), training).rows.append(row)
         return sorted(found.values(), key=lambda t: (t.seed, t.method != EXPERT))
@@ -115,7 +98,8 @@ class Grid:
             body = mapping(body, where, _GROUP_KEYS)
             seeds = seeds_of(body.get("seeds", [0]), f"{where}.seeds")
             split = self._split(body.get("split", VAL), f"{where}.split")
-            for family in names_of(body.get("families", list(self.profile["families"])), f"{where}.families"):
+            families = names_of(body.get("families", list(self.profile["families"])), f"{where}.families")
+            for family in families:
                 if family not in self.profile["families"]:
                     raise FD3DError(f"{where}.families: unknown family '{family}' in {self.profile_path}")
                 used: dict[str, None] = {}
@@ -138,6 +122,15 @@ class Grid:
                 for training, of_student, seed in students:
                     made = Training(family, training.method, seed, training.expert, training.store, training.overrides)
                     yield made, of_student
+            for name, row in rows.items():
+                for family in mapping(row, f"{where}.rows.{name}").get("families") or {}:
+                    if family in self.profile["families"] and family not in families:
+                        # values that are wrong must not wait for the day when the group trains this family
+                        for training, label, expert in self._row(
+                            f"{where}.rows.{name}", name, row, family, body.get("store")
+                        ):
+                            training.rows.append(Row(group, label, split, expert))
+                            self._check(training)
 
     def _split(self, split: Any, where: str) -> str:
         """Split of a group; refused where the profile's data does not name it."""
@@ -163,10 +156,13 @@ class Grid:
         row = mapping(row, where, _ROW_KEYS | _OVERRIDES)
         method = name_of(row.get("method", name), f"{where}.method")
         overrides = self._overrides(where, row, family)
-        recipe = None if method == PLAIN else row.get("store", store)
-        recipe = recipe if recipe is None else name_of(recipe, f"{where}.store")
-        if recipe is not None and recipe not in self.stores:
+        recipe = row.get("store", store)
+        if recipe is not None and name_of(recipe, f"{where}.store") not in self.stores:
             raise FD3DError(f"unknown store '{recipe}' in {where}; known: {', '.join(self.stores)}")
+        if method == PLAIN:
+            recipe = None
+        elif recipe is None:
+            raise FD3DError(f"{where} has no store, which method '{method}' reads; known: {', '.join(self.stores)}")
         several = isinstance(row.get("expert"), list)
         named = row.get("expert", self._first_expert)
         for expert in names_of(named, f"{where}.expert") if several else [name_of(named, f"{where}.expert")]:
@@ -180,26 +176,30 @@ class Grid:
         """A row's values for a family: those of ``FAMILY`` under ``families`` first, those of the family's name on top."""
         profile, pair = self.profile, self.profile["families"][family]
         distill = merged(profile.get("distill") or {}, pair.get("distill") or {})
-        found = {"distill": _over(row.get("distill"), distill, f"{where}.distill")}
-        found["methods"] = _over(row.get("methods"), profile.get("methods"), f"{where}.methods")
+        found = {"distill": over(row.get("distill"), distill, f"{where}.distill")}
+        found["methods"] = over(row.get("methods"), profile.get("methods"), f"{where}.methods")
         base = pair | {"distill": merged(distill, found["distill"])}
         own: Params = {}
-        by_name = mapping(row.get("families"), f"{where}.families", {_FAMILY, *profile["families"]})
+        by_name = mapping(row.get("families"), f"{where}.families", {FAMILY, *profile["families"]})
         for name, values in by_name.items():
-            mapping(values, f"{where}.families.{name}")
-        for name in (_FAMILY, family):
-            own = merged(own, _over(by_name.get(name), merged(base, own), f"{where}.families.{name}"))
+            check_effect(mapping(values, f"{where}.families.{name}"), f"{where}.families.{name}")
+        for name in (FAMILY, family):
+            own = merged(own, over(by_name.get(name), merged(base, own), f"{where}.families.{name}"))
         found["families"] = {family: own} if own else {}
-        return _for_family({key: values for key, values in found.items() if values}, family)
+        return for_family({key: values for key, values in found.items() if values}, family)
 
     def _check(self, training: Training) -> None:
-        """Parse all settings of a training, and see that its store is one that its method reads.
+        """Parse all settings of a training, and see that its expert's config is there and its store one that its method reads.
 
         Raises:
             FD3DError: naming the row.
         """
         try:
             profile = self.parsed(training)
+            if "config" in self.experts[training.expert]:
+                config = self.expert(training.family, training.expert).config
+                if not config.is_file():
+                    raise FD3DError(f"config {config} of expert '{training.expert}' does not exist")
             if training.method == EXPERT:
                 return
             settings = profile.method(training.method, profile.family(training.family))
@@ -226,7 +226,7 @@ class Grid:
 
     def expert(self, family: str, name: str) -> Expert:
         """Config and weights of an expert; its files may not be there yet."""
-        folder, values = self.trained_expert(family), _for_family(self.experts[name], family)
+        folder, values = self.trained_expert(family), for_family(self.experts[name], family)
         steps = values.get("snapshot")
         return Expert(
             name,
@@ -324,22 +324,27 @@ def chosen(
     """Trainings that a choice names; an empty choice of a kind names all.
 
     Raises:
-        FD3DError: a group, family or row of that name is not in the grid.
+        FD3DError: a group, family, row or seed is not in the grid, or no training has all that is chosen.
     """
     trainings = list(trainings)
-    known = {
+    known: dict[str, tuple[Collection[Any], set[Any]]] = {
         "group": (groups, {row.group for t in trainings for row in t.rows}),
         "family": (families, {t.family for t in trainings}),
         "row": (rows, {row.row for t in trainings for row in t.rows}),
+        "seed": (seeds, {t.seed for t in trainings}),
     }
     for kind, (wanted, have) in known.items():
         for name in wanted:
             if name not in have:
-                raise FD3DError(f"the grid has no {kind} '{name}'; it has {', '.join(sorted(have))}")
-    return [
+                raise FD3DError(f"the grid has no {kind} '{name}'; it has {', '.join(map(str, sorted(have)))}")
+    found = [
         t
         for t in trainings
         if (not families or t.family in families)
         and (not seeds or t.seed in seeds)
         and any((not groups or r.group in groups) and (not rows or r.row in rows) for r in t.rows)
     ]
+    if trainings and not found:
+        told = [f"{kind} {', '.join(map(str, wanted))}" for kind, (wanted, _) in known.items() if wanted]
+        raise FD3DError(f"the grid has no training of {' and '.join(told)}")
+    return found

@@ -103,11 +103,12 @@ class Comparison:
 
     def fd3d_beside(self, result: Result) -> Result | None:
         """FD3D as profiled, of the same expert."""
-        return self.find(FD3D) or self.find(f"{FD3D}-{result.expert}")
+        found = map(self.find, (FD3D, f"{FD3D}-{result.expert}"))
+        return next((row for row in found if row and row.expert == result.expert), None)
 
     def start_beside(self, result: Result) -> Result | None:
-        """Row of the start from the same expert's weights alone."""
-        names = [name for start in STARTS for name in (start, f"{start}-{result.expert}")]
+        """Row of the start from the same expert's weights alone; the group's one start where no expert has its own."""
+        names = [name for start in STARTS for name in (f"{start}-{result.expert}", start)]
         return next((found for name in names if (found := self.find(name))), None)
 
     def gain(self, result: Result, seeds: Collection[int] | None = None) -> Interval:
@@ -127,11 +128,12 @@ class Comparison:
         return self.gain(result).mean / gap if gap > 0 else None
 
     def best_other(self) -> Result | None:
-        """The other distiller that FD3D leads least, or trails most, on the seeds that both have."""
+        """The other distiller of the same expert that FD3D leads least, or trails most, on the seeds that both have."""
         fd3d = self.find(FD3D)
         if fd3d is None:
             return None
-        others = [r for r in self.students if r.method not in (PLAIN, FD3D) and r.nds.keys() & fd3d.nds.keys()]
+        others = [r for r in self.students if r.method not in (PLAIN, FD3D) and r.expert == fd3d.expert]
+        others = [r for r in others if r.nds.keys() & fd3d.nds.keys()]
         return min(others, key=lambda r: paired(fd3d.nds, r.nds).mean, default=None)
 
 
@@ -147,8 +149,8 @@ def comparisons(lines: Sequence[Line]) -> list[Comparison]:
 def _place(result: Result) -> tuple[bool, int, list[tuple[float, str]]]:
     """Sorts students: plain, FD3D, the others by name with the numbers in it as numbers."""
     first = {PLAIN: 0, FD3D: 1}.get(result.row, 2)
-    parts = re.findall(r"([\d.]+)|([^\d.]+)", result.row)
-    return result.method == EXPERT, first, [(float(number) if number else -1.0, text) for number, text in parts]
+    parts = re.split(r"(\d+(?:\.\d+)?)", result.row)  # texts and numbers by turns
+    return result.method == EXPERT, first, [(float(p), "") if i % 2 else (-1.0, p) for i, p in enumerate(parts)]
 
 
 def _result(lines: Sequence[Line]) -> Result:

@@ -71,7 +71,7 @@ def markdown(lines: Sequence[Line], figures: Mapping[tuple[str, str], str]) -> s
     out = [
         "NDS and mAP in per cent by the devkit; mean over seeds ± half the 95 % interval (Student's t); one seed has none. Gains and "
         "differences are paired by seed. *Of the gap*: the mean gain over what the expert has above the plain student. "
-        f"*Over the start*: over the row `{start}` of the same expert.",
+        f"*Over the start*: over the row `{start}` of the same expert, or over the group's only one.",
         "",
         f"Revisions: {', '.join(revisions)}; {dates[0]} to {dates[-1]}. "
         "Any row again: `fd3d sweep --group GROUP --family FAMILY --row ROW --seed SEED --force`.",

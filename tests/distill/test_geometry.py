@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pipeline.distill.geometry import Anchors, match_along_rays, projected_overlap, ray_trust, reanchored
+from pipeline.distill.geometry import Anchors, match_along_rays, object_grid, projected_overlap, ray_trust, reanchored
 from pipeline.distill.geometry_settings import GeometrySettings
 from pipeline.distill.placing import place_queries
 from pipeline.focal.areas import bev_footprints, query_weights
@@ -180,6 +180,12 @@ def test_gates_end_what_can_be_one_object():
     assert match([at(20, 0)], [at(20, 5.0)]) == [0]  # 1.75 m
     assert match([at(20, 0)], [at(34, 0)]) == [-1]  # ln 1.7 = 0.53
     assert match([at(20, 0)], [at(32, 0)]) == [0]  # ln 1.6 = 0.47
+    assert match([at(34, 0)], [at(20, 0)]) == [-1] and match([at(32, 0)], [at(20, 0)]) == [0]  # and too far
+
+
+def test_the_distance_across_the_ray_is_at_the_annotations_range():
+    # 5 degrees are 1.75 m at 20 m, and 2.44 m at the range that the query claims
+    assert match([at(28, 0)], [at(20, 5)]) == [0]
 
 
 def test_another_size_is_another_object():
@@ -223,6 +229,8 @@ def test_a_duplicate_takes_no_object_beside_its_own():
     assert match([at(20, 0), at(21, 0)], [at(20, 0), at(20, 5)], overlap=overlap) == [0, 0]
     # what is about as likely is a second object
     assert sorted(match([at(20, 0), at(21, 0)], [at(20, 0), at(20, 0.5)], overlap=[[1.0, 0.7], [0.9, 0.8]])) == [0, 1]
+    # and so is what costs 0.5 to 0.6 more, which is less than another class
+    assert match([at(20, 0), at(21, 0)], [at(20, 0), at(20, 0.5)], overlap=[[1.0, 0.3], [0.9, 0.4]]) == [0, 1]
 
 
 def test_a_query_without_a_pair_takes_nobodys_annotation():
@@ -328,19 +336,62 @@ def placed(boxes, true_boxes, trust, **settings):
     boxes, true_boxes = torch.tensor(boxes), torch.tensor(true_boxes)
     labels, true_labels = (torch.zeros(len(b), dtype=torch.long) for b in (boxes, true_boxes))
     geometry = GeometrySettings(match=True, **settings)
-    return place_queries(boxes, labels, torch.tensor(trust), true_boxes, true_labels, meta, geometry)[1]
+    return place_queries(boxes, labels, torch.tensor(trust), true_boxes, true_labels, meta, geometry)
+
+
+def weights(boxes, true_boxes, trust, **settings):
+    return placed(boxes, true_boxes, trust, **settings)[1]
+
+
+def test_queries_that_agreement_takes_all_trust_from_are_matched_all_the_same():
+    # 6 m too far: beyond 4 m agreement is 0, and re-anchoring is for just such boxes
+    anchors, weight = placed([at(36, 10)], [at(30, 10)], [0.8], agreement_power=1.0)
+    assert anchors.matched.tolist() == [True] and weight.tolist() == [0.0]
+
+
+@pytest.mark.parametrize(("power", "weight"), [(1.0, 0.5), (2.0, 0.25)])
+def test_agreement_counts_to_its_power(power, weight):
+    # 1.5 m off: of nuScenes' distances 0.5, 1, 2 and 4 m two hold
+    assert weights([at(31.5, 10)], [at(30, 10)], [1.0], agreement_power=power).tolist() == pytest.approx([weight])
+
+
+def test_boxes_are_compared_within_the_image_and_not_the_padding():
+    """The query reaches below the image. Up to there the query is annotation 0; with the padding, annotation 1."""
+    # x of the image is -y / x, y is -z / x, in hundreds of pixels
+    camera = torch.tensor(
+        [[200.0, -100.0, 0.0, 0.0], [100.0, 0.0, -100.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
+    )
+    boxes = torch.tensor([box(20.0, 0.0, 1.0, 10.0, z=-11.0, height=22.0)])
+    true = torch.tensor(
+        [box(20.0, 0.0, 1.0, 10.0, z=-3.0, height=8.0), box(20.0, 0.0, 1.0, 10.0, z=-11.0, height=14.0)]
+    )
+    labels, true_labels = torch.zeros(1, dtype=torch.long), torch.zeros(2, dtype=torch.long)
+    geometry = GeometrySettings(match=True, log_size=2.0)
+    meta = {"lidar2img": camera[None], "pad_hw": (250, 400)}
+
+    def found(**more):
+        return place_queries(boxes, labels, torch.ones(1), true, true_labels, meta | more, geometry)[0].target
+
+    assert torch.equal(found(), true[1:]) and torch.equal(found(view_hw=(115, 400)), true[:1])
+
+
+def test_a_boxs_places_are_turned_with_it():
+    places = object_grid(torch.tensor([box(1.0, 2.0, 4.0, 2.0, math.pi / 2)]))[0]
+    # along the box is y: rear right, centre, front left
+    for place, there in ((0, (2.0, 0.0)), (4, (1.0, 2.0)), (8, (0.0, 4.0))):
+        assert places[place].tolist() == pytest.approx(there, abs=1e-5)
 
 
 def test_matched_queries_are_trusted_along_the_ray_and_unmatched_ones_as_told():
     boxes = [at(36, 45), at(30, 45), box(0.0, -40.0)]  # 6 m too far, in its place, a false positive
     trust = [0.8, 0.5, 0.4]
-    soft = placed(boxes, [at(30, 45)], trust, ray_along=0.2, unmatched=0.5)
+    soft = weights(boxes, [at(30, 45)], trust, ray_along=0.2, unmatched=0.5)
     assert soft.tolist() == pytest.approx([0.8 * math.exp(-0.5), 0.5, 0.2], rel=1e-5)
     # what lies on its annotation keeps its very bits
-    assert soft[1] == 0.5 and placed(boxes, [at(30, 45)], trust, ray_along=0.2)[2] == 0
+    assert soft[1] == 0.5 and weights(boxes, [at(30, 45)], trust, ray_along=0.2)[2] == 0
 
 
 def test_no_trust_along_the_ray_leaves_trust_as_it_is():
     boxes, trust = [at(36, 45), at(30, 45), at(29, 47)], [0.8, 0.5, 0.1]
-    assert torch.equal(placed(boxes, [at(30, 45)], trust), torch.tensor(trust))
-    assert torch.equal(placed(boxes, [at(30, 45)], trust, ray_across=0.1), torch.tensor(trust))
+    assert torch.equal(weights(boxes, [at(30, 45)], trust), torch.tensor(trust))
+    assert torch.equal(weights(boxes, [at(30, 45)], trust, ray_across=0.1), torch.tensor(trust))

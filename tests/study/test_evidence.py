@@ -127,6 +127,47 @@ def test_what_is_added_to_the_start_is_paired_by_seed_and_of_the_same_expert():
     assert cells["cwd-noisy"] == cells["plain-inherit-early"] == cells["plain"] == ""
 
 
+def test_students_are_compared_with_those_of_the_same_expert_alone():
+    noisy = {"expert": "noise-2"}
+    lines = [line("plain", 0, 20), line("fd3d", 0, 30), line("cwd", 0, 28), line("cwd-noise-2", 0, 29, **noisy)]
+    (found,) = comparisons(lines)
+    assert [row and row.row for row in map(found.fd3d_beside, found.results)] == ["fd3d", "fd3d", "fd3d", None]
+    assert found.best_other().row == "cwd"  # cwd-noise-2 comes nearer to FD3D, but is of another expert
+    (found,) = comparisons([*lines, line("fd3d-noise-2", 0, 29.5, **noisy)])
+    assert {row.row: found.fd3d_beside(row).row for row in found.students if row.row.endswith("noise-2")} == {
+        "cwd-noise-2": "fd3d-noise-2",
+        "fd3d-noise-2": "fd3d-noise-2",
+    }
+
+
+def test_an_experts_own_start_goes_before_the_groups():
+    early = {"expert": "steps-500"}
+    lines = [line("start", 0, 25), line("start-steps-500", 0, 22, **early), line("cwd-steps-500", 0, 24, **early)]
+    (found,) = comparisons([*lines, line("cwd", 0, 27), line("cwd-noise-2", 0, 26, expert="noise-2")])
+    beside = {row.row: found.start_beside(row).row for row in found.results if row.method == "cwd"}
+    assert beside == {"cwd": "start", "cwd-noise-2": "start", "cwd-steps-500": "start-steps-500"}
+
+
+def test_rows_are_sorted_by_the_numbers_in_their_names():
+    names = ["cwd-v1.2.3", "cwd.b", "cwd-10", "cwd-9", "cwd-0.25", "cwd-0.3", "cwd"]
+    (found,) = comparisons([line(name, 0, 20, method="cwd") for name in names])
+    assert [row.row for row in found.results] == [
+        "cwd",
+        "cwd-0.25",
+        "cwd-0.3",
+        "cwd-9",
+        "cwd-10",
+        "cwd-v1.2.3",
+        "cwd.b",
+    ]
+
+
+def test_a_store_is_as_large_as_its_largest_line_tells():
+    sizes = enumerate((0, 2_000_000, 1_000_000))  # a store that was deleted, and an old line, tell less
+    (found,) = comparisons([line("fd3d", seed, 20, store_bytes=size) for seed, size in sizes])
+    assert found.results[0].store_bytes == 2_000_000
+
+
 def test_seconds_of_several_devices_have_no_mean(tmp_path):
     lines = [line("plain", seed, 20, device=device) for seed, device in enumerate(("cpu", "GPU", "cpu"))]
     put_lines(tmp_path / "evidence.csv", lines)
@@ -174,7 +215,7 @@ def test_the_start_of_an_older_table_is_its_own(tmp_path):
     newer = [line(row, 0, nds) for row, nds in (("plain", 20), ("start", 23), ("fd3d", 25))]
     for lines, start, gain in ((older, "plain-inherit", "+3.00"), (newer, "start", "+2.00")):
         text = markdown(lines, {})
-        assert f"over the row `{start}` of the same expert" in text
+        assert f"over the row `{start}` of the same expert, or over the group's only one" in text
         (fd3d,) = (row.split("|") for row in text.splitlines() if row.startswith("| fd3d"))
         assert fd3d[7].strip() == gain
 

@@ -140,12 +140,19 @@ def test_a_list_of_experts_is_a_row_for_each_and_their_own_evaluation(place):
     assert grid.store_folder("bevformer", "steps-500", "focal") == Path("runs/bevformer/stores/focal-steps-500")
 
 
-def test_a_row_may_have_values_of_one_family(place, project):
+@pytest.fixture
+def two_families(place: Path, project: Path) -> dict[str, Any]:
+    """The profile of two families, also in the place."""
     profile = yaml.safe_load((project / "params.yaml").read_text())
     for name, configs in (("bevformer", ("expert", "apprentice")), ("detr3d", ("detr3d_expert", "detr3d_apprentice"))):
         for role, config in zip(("expert", "apprentice"), configs, strict=True):
             profile["families"][name][role]["config"] = str(project / f"configs/world/{config}.py")
     Path("profile.yaml").write_text(yaml.safe_dump(profile))
+    return profile
+
+
+def test_a_row_may_have_values_of_one_family(two_families):
+    profile = two_families
     limits = {"distill": {"mixed_limit": 0.7}, "families": {"detr3d": {"distill": {"mixed_limit": 0.6}}}}
     grid = read(main={"store": "focal", "rows": {"fd3d": limits}})
     found = {t.family: grid.parsed(t).method("fd3d", grid.parsed(t).family(t.family)) for t in grid.trainings[2:]}
@@ -164,9 +171,28 @@ def test_a_row_may_have_values_of_one_family(place, project):
         "detr3d": (0.6, 7),
     }
     assert [(s.geometry.match, s.geometry.reanchor) for s in found.values()] == [(False, False), (True, True)]
-    path = {"families": {"FAMILY": {"expert": {"checkpoint": "checkpoints/FAMILY.pth"}}}}
+    path = {"families": {"FAMILY": {"apprentice": {"init": "checkpoints/FAMILY.pth"}}}}
     grid = read(main={"rows": {"plain": path}})
-    assert grid.trainings[2].overrides["families"]["bevformer"]["expert"]["checkpoint"] == "checkpoints/bevformer.pth"
+    assert grid.trainings[2].overrides["families"]["bevformer"]["apprentice"]["init"] == "checkpoints/bevformer.pth"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"distill": {"mixed_limt": 0.6}}, r"rows.fd3d: .*unknown setting distill.mixed_limt"),
+        ({"distill": {"mixed_limit": 60}}, r"rows.fd3d: .*mixed_limit"),
+        ({"distil": {}, "apprentice": 5}, r"rows.fd3d.families.detr3d.apprentice is 5; it must be a mapping"),
+        ({"expert": {"checkpoint": "x.pth"}}, r"families.detr3d.expert has no effect in a row; name the expert"),
+        ({"apprentice": {"train": {"seed": 7}}}, r"detr3d.apprentice.train.seed has no effect in a row; the group's"),
+    ],
+)
+@pytest.mark.parametrize("families", [["bevformer"], ["bevformer", "detr3d"]])
+def test_values_of_a_family_are_checked_though_the_group_does_not_train_it(two_families, families, values, message):
+    right = {"detr3d": {"distill": {"mixed_limit": 0.6}}}
+    grid = read(main={"families": families, "store": "focal", "rows": {"fd3d": {"families": right}}})
+    assert {t.family for t in grid.trainings} == set(families)
+    with pytest.raises(FD3DError, match=message):
+        read(main={"families": families, "store": "focal", "rows": {"fd3d": {"families": {"detr3d": values}}}})
 
 
 def test_nothing_in_place_of_a_section_changes_nothing(place):
@@ -177,6 +203,7 @@ def test_nothing_in_place_of_a_section_changes_nothing(place):
         {"families": {"FAMILY": None, "bevformer": {}}},
         {"families": {"bevformer": {"distill": {"rule": None}, "expert": None}}},
         {"families": {"FAMILY": {"distill": {"rule": {}}}}},
+        {"distill": {"geometry": {}}},  # which the profile does not have
     ]
     grids = [read(main={"store": "focal", "rows": {"fd3d": row}}) for row in rows]
     assert len({grid.trainings[1].identity() for grid in grids}) == 1
@@ -236,7 +263,7 @@ def test_parameters_are_the_profile_with_the_rows_overrides_and_the_stores_recip
 )
 def test_an_unknown_name_in_a_grid_is_refused(place, row, message):
     with pytest.raises(FD3DError, match=message):
-        read(main={"rows": {"fd3d": row}})
+        read(main={"store": "focal", "rows": {"fd3d": row}})
 
 
 @pytest.mark.parametrize(
@@ -260,6 +287,16 @@ def test_an_unknown_name_in_a_grid_is_refused(place, row, message):
         ({"split": ["dev"]}, r"experiments.main.split is \['dev'\]; use val or dev"),
         ({"split": "dev"}, r"experiments.main.split is dev, but profile.yaml has no data.dev; name a split there"),
         ({"rows": {"a/b": {"method": "plain"}}}, r"a row's name in experiments.main.rows is 'a/b'; a name is"),
+        ({"rows": {"a|b": {"method": "plain"}}}, r"a row's name in experiments.main.rows is 'a\|b'; a name is"),
+        # without a store a student would read whatever lies where the profile's own store belongs
+        ({"rows": {"fd3d": {}}}, r"rows.fd3d has no store, which method 'fd3d' reads; known: focal, dense"),
+        ({"store": "focal", "rows": {"fd3d": {"store": None}}}, r"rows.fd3d has no store, which"),
+        ({"rows": {"plain": {"store": "nope"}}}, r"unknown store 'nope' in experiments.main.rows.plain; known: focal"),
+        ({"store": "nope"}, r"unknown store 'nope' in experiments.main.rows.plain; known: focal"),
+        (
+            {"store": "focal", "rows": {"expert": {"method": "fd3d"}}},
+            r"rows has 'expert' twice; .* 'expert' and 'expert-NAME'",
+        ),
     ],
 )
 def test_wrong_names_and_seeds_are_refused(place, main, message):
@@ -270,6 +307,26 @@ def test_wrong_names_and_seeds_are_refused(place, main, message):
 def test_a_choice_that_is_not_there_is_refused(place):
     with pytest.raises(FD3DError, match="no row 'fd4d'; it has expert, fd3d, mgd, plain, pv"):
         chosen(read().trainings, (), (), ["fd4d"], ())
+    with pytest.raises(FD3DError, match="no seed '9'; it has 0, 1"):
+        chosen(read().trainings, (), (), (), [9])
+    with pytest.raises(FD3DError, match="no training of group main and row pv"):
+        chosen(read().trainings, ["main"], (), ["pv"], ())
+    assert chosen([], (), (), (), ()) == []
+
+
+@pytest.mark.parametrize(
+    ("expert", "message"),
+    [
+        ({"config": "configs/FAMILY_nope.py"}, "config configs/bevformer_nope.py of expert 'worse' does not exist"),
+        ({"config": ""}, "experts.worse is .*; snapshot is a number from 1 on, config a path"),
+        ({"snapshot": 0}, "experts.worse is .*; snapshot is a number from 1 on, config a path"),
+    ],
+)
+def test_a_wrong_expert_is_refused_before_any_training(place, expert, message):
+    grid = yaml.safe_load(GRID) | {"experiments": {"main": {"rows": {"fd3d": {"expert": "worse", "store": "focal"}}}}}
+    Path("sweep.yaml").write_text(yaml.safe_dump(grid | {"experts": {"trained": {}, "worse": expert}}))
+    with pytest.raises(FD3DError, match=message):
+        read()
 
 
 def hashes(**rows: object) -> dict[str, str]:
@@ -419,6 +476,7 @@ def test_the_start_from_a_corrupted_experts_weights_is_trained_once(place):
     start = {"method": "plain", "methods": {"plain": {"inherit": ["pts_bbox_head"]}}, "expert": list(values["experts"])}
     values["experiments"] = {"imperfect": {"rows": {"start": start}}}
     Path("sweep.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    Path("noise.py").touch()
     students = [t for t in Grid(Path("sweep.yaml")).trainings if t.method == "plain"]
     assert [[(row.row, row.expert) for row in t.rows] for t in students] == [
         [("start-trained", "trained"), ("start-noise-1", "noise-1")],
