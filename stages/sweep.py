@@ -1,6 +1,7 @@
 """``sweep``: the trainings of a grid, into one table of results."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -32,11 +33,18 @@ def sweep(
     trainings = chosen(read.trainings, group or (), family or (), row or (), seed or ())
     work = Sweep(read, jobs or os.cpu_count() or 1, force, keep)
     if dry_run:
+        done = 0
         for training in trainings:
+            ready = work.is_done(training)
+            done += ready
             missing = ", ".join(work.missing(training))
-            state = "done" if work.is_done(training) else "to run" + (f"; first: {missing}" if missing else "")
+            state = "done" if ready else "to run" + (f"; first: {missing}" if missing else "")
             others = "".join(f" = {row.group}/{row.row}" for row in training.rows[1:])
             print(f"{training.name}{others}: {state}")
+        print(
+            f"{counted(len(trainings), 'training')}, {done} done (known once index and expert are there)",
+            file=sys.stderr,
+        )
         return
     made = work.run(trainings)
     print(

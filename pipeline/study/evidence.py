@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.distill.settings import FD3D, PLAIN
 from pipeline.errors import FD3DError
 from pipeline.files import between_markers, write_atomically
-from pipeline.study.plots import curves_figure, differences_figure, gains_figure, kind_of, save
+from pipeline.study.plots import curve_panels, curves_figure, differences_figure, gains_figure, save
 from pipeline.study.statistics import MAIN, Comparison, comparisons
 from pipeline.study.table import read_table
 from pipeline.study.tables import MARKERS, markdown
@@ -34,7 +34,7 @@ def build_evidence(table: Path, figures: Path, document: Path) -> str:
     for comparison in comparisons(lines):
         by_group.setdefault((comparison.group, comparison.split), []).append(comparison)
     for (group, split), found in by_group.items():
-        curves = [c for c in found if any(kind_of(r.expert) for r in c.students)]
+        curves = [c for c in found if curve_panels([c])]
         shown = [c for c in found if any(r.row != PLAIN for r in c.students) and c.find(PLAIN)]
         if not shown:
             continue

@@ -69,10 +69,9 @@ def curves_figure(compared: Sequence[Comparison]) -> Figure:
     """Gain over the plain student against the expert's quality, a panel per family and kind of expert.
 
     Experts are named KIND-NUMBER and placed at their own NDS. All points of a panel are of the seeds that they share: a seed moves
-    the plain student more than most experts move a distilled one.
+    the plain student more than most experts move a distilled one. Kinds without a curve of two points have no panel.
     """
-    kinds = [(c, match[1]) for c in compared for match in (kind_of(r.expert) for r in c.students) if match]
-    panels = [panel for i, panel in enumerate(kinds) if panel not in kinds[:i]]
+    panels = curve_panels(compared)
     names = sorted({r.series for c, _ in panels for r in c.students} - {FD3D})
     colors = {name: f"C{i + i // 3}" for i, name in enumerate(names)} | {FD3D: "tab:red"}  # skips C3, which is that red
     figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
@@ -101,6 +100,13 @@ def curves_figure(compared: Sequence[Comparison]) -> Figure:
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     return figure
+
+
+def curve_panels(compared: Sequence[Comparison]) -> list[tuple[Comparison, str]]:
+    """Families and kinds of expert with a row of two experts whose own NDS are known."""
+    kinds = [(c, match[1]) for c in compared for match in (kind_of(r.expert) for r in c.students) if match]
+    panels = [panel for i, panel in enumerate(kinds) if panel not in kinds[:i]]
+    return [(found, kind) for found, kind in panels if any(len(c) > 1 for c in _curves(found, kind).values())]
 
 
 def _curves(found: Comparison, kind: str) -> dict[str, list[tuple[float, Result]]]:

@@ -193,6 +193,19 @@ def test_a_curve_runs_over_the_experts_own_quality(tmp_path):
     assert [axes.get_legend_handles_labels()[1] for axes in panels] == [["fd3d"], ["fd3d"]]
 
 
+def test_a_kind_of_expert_without_a_curve_has_no_panel(tmp_path):
+    lines = [line("plain", 0, 20, "imperfect"), line("expert", 0, 31, "imperfect", method="expert")]
+    for expert in ("trained", "noise-1", "steps-500", "steps-1000"):
+        lines.append(line(f"fd3d-{expert}", 0, 24, "imperfect", expert))
+    lines.append(line("expert-steps-500", 0, 24, "imperfect", "steps-500", method="expert"))
+    found = comparisons(lines)  # nobody knows how good the noisy expert is
+    assert [axes.get_title() for axes in curves_figure(found).axes] == ["bevformer: steps (seed 0)"]
+    put_lines(tmp_path / "evidence.csv", [row for row in lines if row["expert"] != "steps-500"])
+    (tmp_path / "results.md").write_text("\n".join(MARKERS))
+    build_evidence(tmp_path / "evidence.csv", tmp_path, tmp_path / "results.md")
+    assert "no seed in common" not in (tmp_path / "evidence_imperfect_val.svg").read_text()
+
+
 def test_splits_of_a_group_are_told_apart(tmp_path):
     dev = [line(row, 0, nds, "main", split="dev") for row, nds in (("plain", 10), ("fd3d", 11))]
     put_lines(tmp_path / "evidence.csv", [*MAIN, *dev])

@@ -692,3 +692,4 @@ def test_a_real_sweep_on_a_tiny_world(
     assert facts["method"] == "fd3d" and facts["steps"] == 4
     done = CliRunner().invoke(app, ["sweep", "--grid", "sweep.yaml", "--dry-run"])
     assert [line.rsplit(": ")[1] for line in done.stdout.splitlines()] == ["done"] * 3
+    assert "3 trainings, 3 done" in done.stderr
